@@ -1,0 +1,236 @@
+"""The definition of every op of `charlm.ops`, in plain PyTorch.
+
+Each function has the name, the signature and the meaning of its fast twin; where the two differ, this file is right
+and the kernel is wrong. Everything here is ordinary differentiable PyTorch: it runs on any device and in any floating
+dtype, and autograd, double backward and `torch.func` work through it. Tests run it in float64 and call that the truth.
+
+Shape letters: N rows, T context length, V vocabulary size or number of classes, D embedding dimension, H hidden
+dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["cross_entropy", "embedding_linear", "linear_cross_entropy", "mlp_cross_entropy"]
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "none": _identity,
+}
+
+
+def embedding_linear(
+    ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "tanh"
+) -> Tensor:
+    """The first layer of a neural language model: embed the T tokens of a context, concatenate, apply a dense layer.
+
+    Equal to `activation(F.linear(F.embedding(ids, embedding).flatten(-2), weight, bias))`.
+
+    Args:
+        ids: (..., T), any integer dtype and any strides, values in [0, V); any leading dimensions, also none.
+        embedding: (V, D), one row per token.
+        weight: (H, T*D); columns t*D to (t+1)*D act on position t.
+        bias: (H,) or None.
+        activation: "tanh", "relu", "gelu" (exact, with erf), "silu" or "none".
+
+    Returns:
+        (..., H) in the dtype of `embedding`.
+
+    Raises:
+        IndexError: an id is outside [0, V).
+        ValueError: `activation` is unknown.
+
+    Source: Bengio et al. 2003, "A Neural Probabilistic Language Model", section 2, the term tanh(d + H x); GELU:
+    Hendrycks and Gimpel 2016, arXiv:1606.08415; SiLU: Elfwing et al. 2017, arXiv:1702.03118.
+    """
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
+    contexts = F.embedding(ids.long(), embedding).flatten(-2)
+    return _ACTIVATIONS[activation](F.linear(contexts, weight, bias))
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+) -> Tensor:
+    """`F.cross_entropy` with two more options: a soft cap on the logits and a penalty on their log-partition function.
+
+    With logits z (`input`, or `softcap * tanh(input / softcap)`) the loss of a row whose class is y is
+
+        weight[y] * (logsumexp(z) - z[y]) + z_loss * logsumexp(z)**2
+
+    and zero, penalty included, where y is `ignore_index`. Class probabilities p replace the first term by
+    sum_v weight[v] * p[v] * (logsumexp(z) - z[v]); label smoothing e replaces p by (1 - e) * p + e / V, where a class
+    index stands for its one-hot row. `reduction="mean"` divides the sum over rows by the sum of weight[y] over the rows
+    that are not ignored, or by the number of rows if `target` holds probabilities. With the defaults of `softcap` and
+    `z_loss` this is `F.cross_entropy`, edge results included: the mean over no rows is NaN, their sum is 0.
+
+    Args:
+        input: (V,), (N, V) or (N, V, d1, ...), floating.
+        target: class indices, any integer dtype, of shape (), (N,) or (N, d1, ...), each in [0, V) or `ignore_index`;
+            or class probabilities in the shape and dtype of `input`.
+        weight: (V,) a factor per class in the dtype of `input`, or None; not differentiated.
+        ignore_index: class index whose rows count for nothing; applies to class indices only.
+        reduction: "mean", "sum" or "none".
+        label_smoothing: e in [0, 1].
+        softcap: positive bound on the absolute value of the logits, or None.
+        z_loss: coefficient of the squared logsumexp.
+
+    Returns:
+        A scalar, or with `reduction="none"` one loss per row in the shape of class indices; the dtype of `input`.
+
+    Raises:
+        IndexError: a class index is outside [0, V) and is not `ignore_index`.
+        ValueError: `softcap` is not positive.
+        ValueError or RuntimeError: whatever `F.cross_entropy` refuses (shapes, dtypes, `reduction`, `label_smoothing`).
+
+    Source: label smoothing: Szegedy et al. 2015, arXiv:1512.00567, section 7; soft cap: Gemma 2 report 2024,
+    arXiv:2408.00118, section 2; z-loss: Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, section 5.
+    """
+    logits = _softcapped(input, softcap)
+    has_probabilities = target.is_floating_point()
+    target = target if has_probabilities else target.long()
+
+    def loss(reduction: str) -> Tensor:
+        return F.cross_entropy(
+            logits,
+            target,
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+
+    if z_loss == 0.0:
+        return loss(reduction)
+
+    row_losses = loss("none")
+    penalties = z_loss * logits.logsumexp(dim=0 if logits.dim() == 1 else 1).square()
+    if has_probabilities:
+        row_losses = row_losses + penalties
+        denominator = torch.tensor(row_losses.numel(), dtype=row_losses.dtype, device=row_losses.device)
+    else:
+        kept = target != ignore_index
+        row_losses = row_losses + torch.where(kept, penalties, 0.0)
+        row_weights = torch.ones_like(row_losses) if weight is None else weight[target.masked_fill(~kept, 0)]
+        denominator = torch.where(kept, row_weights, 0.0).sum()
+
+    if reduction == "none":
+        return row_losses
+    return row_losses.sum() if reduction == "sum" else row_losses.sum() / denominator
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+) -> Tensor:
+    """`cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)`: the output layer and its loss in one.
+
+    All leading dimensions of `input` are rows; the classes are the last dimension of logits and of probabilities.
+
+    Args:
+        input: (..., D), any leading dimensions, also none.
+        linear_weight: (V, D).
+        target: class indices (...), any integer dtype, or class probabilities (..., V).
+        linear_bias: (V,) or None.
+        weight, reduction, ignore_index, label_smoothing, softcap, z_loss: as in `cross_entropy`.
+
+    Returns:
+        A scalar, or with `reduction="none"` the losses in the shape (...); the dtype of `input`.
+
+    Raises:
+        As `cross_entropy`; RuntimeError where the shapes of `input`, `linear_weight` and `linear_bias` do not fit.
+
+    Source: `torch.nn.functional.linear_cross_entropy`; without the logits in memory: Wijmans et al. 2024, "Cut Your
+    Losses in Large-Vocabulary Language Models", arXiv:2411.09009.
+    """
+    logits = F.linear(input, linear_weight, linear_bias)
+    vocab_size = logits.shape[-1]
+    loss = cross_entropy(
+        logits.reshape(-1, vocab_size),
+        target.reshape(-1, vocab_size) if target.is_floating_point() else target.reshape(-1),
+        weight,
+        ignore_index,
+        reduction,
+        label_smoothing,
+        softcap=softcap,
+        z_loss=z_loss,
+    )
+    return loss.reshape(logits.shape[:-1]) if reduction == "none" else loss
+
+
+def mlp_cross_entropy(
+    ids: Tensor,
+    target: Tensor,
+    embedding: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    *,
+    reduction: str = "mean",
+    softcap: float | None = None,
+) -> Tensor:
+    """The loss of the whole Bengio/makemore network: embed, concatenate, tanh layer, output layer, cross-entropy.
+
+    Equal to `linear_cross_entropy(embedding_linear(ids, embedding, weight1, bias1), weight2, target, linear_bias=bias2)`
+    with the options given.
+
+    Args:
+        ids: (..., T), any integer dtype, values in [0, V).
+        target: (...), any integer dtype, values in [0, V).
+        embedding: (V, D).
+        weight1: (H, T*D).
+        bias1: (H,) or None.
+        weight2: (V, H).
+        bias2: (V,) or None.
+        reduction: "mean", "sum" or "none".
+        softcap: positive bound on the absolute value of the logits, or None; 1.0 gives logits = tanh(W2 h + b2).
+
+    Returns:
+        A scalar, or with `reduction="none"` the losses in the shape (...); the dtype of `embedding`.
+
+    Raises:
+        As `embedding_linear` and `linear_cross_entropy`.
+
+    Source: Bengio et al. 2003, "A Neural Probabilistic Language Model", section 2, without direct connections.
+    """
+    hidden = embedding_linear(ids, embedding, weight1, bias1)
+    return linear_cross_entropy(hidden, weight2, target, linear_bias=bias2, reduction=reduction, softcap=softcap)
+
+
+def _softcapped(logits: Tensor, softcap: float | None) -> Tensor:
+    if softcap is None:
+        return logits
+    if not softcap > 0.0:
+        raise ValueError(f"softcap must be positive, got {softcap}")
+    return softcap * torch.tanh(logits / softcap)
