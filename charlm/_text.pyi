@@ -1,0 +1,55 @@
+"""Text to tokens, line framing and the index of distinct contexts (csrc/text).
+
+Tokens are uint8, int16 or int32, by `token_size` 1, 2 or 4; every other array is int64 unless it says otherwise. Arrays
+come in as contiguous buffers and go out as bytearrays. The text is UTF-8, its lines are separated by "\\n", stripped of
+trailing white space, and left out where blank.
+"""
+
+from typing_extensions import Buffer
+
+class InvalidUtf8(ValueError):
+    """Its argument is the byte offset of what is not UTF-8."""
+
+class UnknownCharacter(ValueError):
+    """Its argument is the byte offset of a character that has no token."""
+
+class UnknownToken(ValueError):
+    """Its argument is the position of a token that stands for no character."""
+
+class Codec:
+    """Token i stands for characters[i]; the characters are sorted and distinct."""
+
+    def __init__(self, characters: str) -> None: ...
+    @property
+    def token_size(self) -> int:
+        """Bytes of the smallest token type that holds every token."""
+
+    def encode(self, utf8: bytes) -> bytearray:
+        """The tokens, one per character."""
+
+    def encode_lines(self, utf8: bytes) -> tuple[bytearray, bytearray]:
+        """The tokens of all lines, one line after the other, and where each line ends in them."""
+
+    def decode(self, tokens: Buffer) -> str: ...
+
+def find_not_text(data: bytes) -> int:
+    """The offset of the first byte that is NUL or not UTF-8, -1 if there is none."""
+
+def distinct_characters(utf8: bytes, *, by_line: bool) -> str:
+    """The distinct characters, sorted: of the whole text or, `by_line`, of its lines only."""
+
+def frame_lines(
+    token_size: int, tokens: Buffer, ends: Buffer, order: Buffer, context_length: int, boundary: int
+) -> tuple[bytearray, bytearray]:
+    """The lines order[0], order[1], ..., each as `context_length` boundaries and its tokens, then one boundary; and the
+    number of examples up to and including each line. `tokens` and `ends` are those of `Codec.encode_lines`.
+    """
+
+def distinct_contexts(
+    token_size: int, tokens: Buffer, ends: Buffer, context_length: int
+) -> tuple[bytearray, bytearray, bytearray, bytearray, bytearray]:
+    """Where each of U distinct contexts first starts (U,), the context of each example (N,), and the counts of their
+    targets in CSR form: row_ptr (U+1,), targets (nnz,) as tokens, counts (nnz,).
+
+    `ends` is the number of examples up to and including each line. The second array is int32 up to 2^31 - 1 examples.
+    """

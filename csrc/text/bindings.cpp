@@ -1,0 +1,215 @@
+// The Python module charlm._text. Arrays come in as buffers and go out as bytearrays, which torch.frombuffer reads in
+// place: neither torch nor NumPy is needed. Types and meaning: charlm/_text.pyi. The algorithms run without the GIL.
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <iterator>
+#include <limits>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "characters.h"
+#include "codec.h"
+#include "contexts.h"
+#include "frame.h"
+#include "utf8.h"
+
+namespace py = pybind11;
+
+namespace charlm::text {
+namespace {
+
+// The memory of a one-dimensional contiguous buffer as elements of T. The caller keeps the buffer alive.
+template <typename T>
+std::span<const T> view_as(const py::buffer_info& info) {
+  const auto bytes = static_cast<size_t>(info.size * info.itemsize);
+  if (info.ndim != 1 || (info.size > 1 && info.strides[0] != info.itemsize)) {
+    throw std::invalid_argument("expected a contiguous one-dimensional buffer");
+  }
+  if (bytes % sizeof(T) != 0 || reinterpret_cast<uintptr_t>(info.ptr) % alignof(T) != 0) {
+    throw std::invalid_argument("expected a buffer of whole, aligned elements of " + std::to_string(sizeof(T)) +
+                                " bytes");
+  }
+  return {static_cast<const T*>(info.ptr), bytes / sizeof(T)};
+}
+
+// A bytearray of `size` uninitialised elements of T, and a view of them.
+template <typename T>
+std::pair<py::bytearray, std::span<T>> allocate(int64_t size) {
+  if (size < 0 || size > std::numeric_limits<Py_ssize_t>::max() / static_cast<int64_t>(sizeof(T))) {
+    throw std::bad_alloc();
+  }
+  PyObject* object = PyByteArray_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size * sizeof(T)));
+  if (object == nullptr) throw py::error_already_set();
+  auto bytes = py::reinterpret_steal<py::bytearray>(object);
+  return {bytes, {reinterpret_cast<T*>(PyByteArray_AS_STRING(object)), static_cast<size_t>(size)}};
+}
+
+template <typename T>
+py::bytearray to_bytearray(const std::vector<T>& values) {
+  return py::bytearray(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
+}
+
+// Calls f with a zero of the token type of that size.
+template <typename F>
+auto with_token_type(int token_size, F f) {
+  switch (token_size) {
+    case 1:
+      return f(uint8_t{0});
+    case 2:
+      return f(int16_t{0});
+    case 4:
+      return f(int32_t{0});
+    default:
+      throw std::invalid_argument("token_size must be 1, 2 or 4, got " + std::to_string(token_size));
+  }
+}
+
+py::str to_str(const std::u32string& text) {
+  PyObject* object = PyUnicode_FromKindAndData(PyUnicode_4BYTE_KIND, text.data(), static_cast<Py_ssize_t>(text.size()));
+  if (object == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::str>(object);
+}
+
+py::bytearray encode(const Codec& codec, const py::bytes& utf8) {
+  const std::string_view text = utf8;
+  return with_token_type(codec.token_size(), [&](auto zero) {
+    auto [bytes, tokens] = allocate<decltype(zero)>(count_characters(text));
+    {
+      py::gil_scoped_release release;
+      codec.encode(text, tokens);
+    }
+    return bytes;
+  });
+}
+
+py::tuple encode_lines(const Codec& codec, const py::bytes& utf8) {
+  const std::string_view text = utf8;
+  std::vector<int64_t> ends;
+  {
+    py::gil_scoped_release release;
+    ends = Codec::line_ends(text);
+  }
+  return with_token_type(codec.token_size(), [&](auto zero) {
+    auto [bytes, tokens] = allocate<decltype(zero)>(ends.empty() ? 0 : ends.back());
+    {
+      py::gil_scoped_release release;
+      codec.encode_lines(text, tokens);
+    }
+    return py::make_tuple(bytes, to_bytearray(ends));
+  });
+}
+
+py::str decode(const Codec& codec, const py::buffer& tokens) {
+  const py::buffer_info info = tokens.request();
+  return with_token_type(codec.token_size(), [&](auto zero) {
+    std::string text;
+    {
+      py::gil_scoped_release release;
+      text = codec.decode(view_as<decltype(zero)>(info));
+    }
+    return py::str(text);
+  });
+}
+
+int64_t first_not_text(const py::bytes& data) {
+  const std::string_view text = data;
+  py::gil_scoped_release release;
+  return find_not_text(text);
+}
+
+py::str characters_of(const py::bytes& utf8, bool by_line) {
+  const std::string_view text = utf8;
+  std::u32string characters;
+  {
+    py::gil_scoped_release release;
+    characters = distinct_characters(text, by_line);
+  }
+  return to_str(characters);
+}
+
+py::tuple frame(int token_size, const py::buffer& tokens, const py::buffer& ends, const py::buffer& order,
+                int64_t context_length, int64_t boundary) {
+  const py::buffer_info tokens_info = tokens.request();
+  const py::buffer_info ends_info = ends.request();
+  const py::buffer_info order_info = order.request();
+  return with_token_type(token_size, [&](auto zero) {
+    using Token = decltype(zero);
+    const auto all_tokens = view_as<Token>(tokens_info);
+    const auto all_ends = view_as<int64_t>(ends_info);
+    const auto lines = view_as<int64_t>(order_info);
+    const int64_t characters = all_ends.empty() ? 0 : all_ends.back();
+    auto [bytes, framed] = allocate<Token>(framed_size(characters, std::ssize(lines), context_length));
+    auto [end_bytes, framed_ends] = allocate<int64_t>(std::ssize(lines));
+    {
+      py::gil_scoped_release release;
+      frame_lines<Token>(all_tokens, all_ends, lines, context_length, static_cast<Token>(boundary), framed,
+                         framed_ends);
+    }
+    return py::make_tuple(bytes, end_bytes);
+  });
+}
+
+py::tuple distinct_contexts(int token_size, const py::buffer& tokens, const py::buffer& ends, int64_t context_length) {
+  const py::buffer_info tokens_info = tokens.request();
+  const py::buffer_info ends_info = ends.request();
+  const auto all_ends = view_as<int64_t>(ends_info);
+  const int64_t examples = all_ends.empty() ? 0 : all_ends.back();
+  return with_token_type(token_size, [&](auto token) {
+    const auto run = [&](auto id) {
+      auto [index_bytes, index] = allocate<decltype(id)>(examples);
+      DistinctContexts<decltype(token)> distinct;
+      {
+        py::gil_scoped_release release;
+        distinct = find_distinct_contexts(view_as<decltype(token)>(tokens_info), all_ends, context_length, index);
+      }
+      return py::make_tuple(to_bytearray(distinct.starts), index_bytes, to_bytearray(distinct.row_ptr),
+                            to_bytearray(distinct.targets), to_bytearray(distinct.counts));
+    };
+    return examples <= std::numeric_limits<int32_t>::max() ? run(int32_t{0}) : run(int64_t{0});
+  });
+}
+
+}  // namespace
+}  // namespace charlm::text
+
+PYBIND11_MODULE(_text, m) {
+  using namespace charlm::text;
+  m.doc() = "Text to tokens, line framing and the index of distinct contexts.";
+
+  // The argument of each is the byte offset or the token position.
+  static py::handle invalid_utf8 = py::exception<InvalidUtf8>(m, "InvalidUtf8", PyExc_ValueError).release();
+  static py::handle unknown_character =
+      py::exception<UnknownCharacter>(m, "UnknownCharacter", PyExc_ValueError).release();
+  static py::handle unknown_token = py::exception<UnknownToken>(m, "UnknownToken", PyExc_ValueError).release();
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    const auto raise = [](py::handle type, int64_t where) { PyErr_SetObject(type.ptr(), py::int_(where).ptr()); };
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const InvalidUtf8& error) {
+      raise(invalid_utf8, error.offset);
+    } catch (const UnknownCharacter& error) {
+      raise(unknown_character, error.offset);
+    } catch (const UnknownToken& error) {
+      raise(unknown_token, error.position);
+    }
+  });
+
+  py::class_<Codec>(m, "Codec")
+      .def(py::init<std::u32string>(), py::arg("characters"))
+      .def_property_readonly("token_size", &Codec::token_size)
+      .def("encode", &encode, py::arg("utf8"))
+      .def("encode_lines", &encode_lines, py::arg("utf8"))
+      .def("decode", &decode, py::arg("tokens"));
+  m.def("find_not_text", &first_not_text, py::arg("data"));
+  m.def("distinct_characters", &characters_of, py::arg("utf8"), py::kw_only(), py::arg("by_line"));
+  m.def("frame_lines", &frame, py::arg("token_size"), py::arg("tokens"), py::arg("ends"), py::arg("order"),
+        py::arg("context_length"), py::arg("boundary"));
+  m.def("distinct_contexts", &distinct_contexts, py::arg("token_size"), py::arg("tokens"), py::arg("ends"),
+        py::arg("context_length"));
+}

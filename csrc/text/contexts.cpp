@@ -1,0 +1,148 @@
+#include "contexts.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+namespace charlm::text {
+namespace {
+
+// Contexts by their tokens, numbered in order of insertion. Open addressing with linear probing, at most half full; a
+// slot keeps the whole hash, so that growing needs no tokens and a probe seldom compares them.
+template <typename Token>
+class ContextTable {
+ public:
+  ContextTable(std::span<const Token> tokens, int64_t context_length)
+      : tokens_(tokens), context_length_(context_length), slots_(1024) {}
+
+  // The number of the context that starts at tokens[start].
+  int64_t number(int64_t start) {
+    const Token* context = tokens_.data() + start;
+    const uint64_t hash = hash_of(context);
+    size_t i = hash & (slots_.size() - 1);
+    for (; slots_[i].number >= 0; i = (i + 1) & (slots_.size() - 1)) {
+      if (slots_[i].hash == hash && equal(context, tokens_.data() + starts_[slots_[i].number])) return slots_[i].number;
+    }
+    const auto number = static_cast<int64_t>(starts_.size());
+    slots_[i] = {hash, number};
+    starts_.push_back(start);
+    if (2 * starts_.size() > slots_.size()) grow();
+    return number;
+  }
+
+  std::vector<int64_t>& starts() { return starts_; }
+
+ private:
+  struct Slot {
+    uint64_t hash = 0;
+    int64_t number = -1;
+  };
+
+  uint64_t hash_of(const Token* context) const {
+    uint64_t hash = 0;
+    for (int64_t t = 0; t < context_length_; ++t) {
+      hash = (hash ^ static_cast<uint64_t>(context[t] + 1)) * 0x9E3779B97F4A7C15;  // 2^64 / golden ratio
+      hash ^= hash >> 32;
+    }
+    return hash;
+  }
+
+  bool equal(const Token* a, const Token* b) const { return std::equal(a, a + context_length_, b); }
+
+  void grow() {
+    std::vector<Slot> slots(2 * slots_.size());
+    for (const Slot& slot : slots_) {
+      if (slot.number < 0) continue;
+      size_t i = slot.hash & (slots.size() - 1);
+      while (slots[i].number >= 0) i = (i + 1) & (slots.size() - 1);
+      slots[i] = slot;
+    }
+    slots_ = std::move(slots);
+  }
+
+  std::span<const Token> tokens_;
+  int64_t context_length_;
+  std::vector<Slot> slots_;
+  std::vector<int64_t> starts_;
+};
+
+// Calls visit(example, start) for every example, in order.
+template <typename Visit>
+void for_each_example(std::span<const int64_t> ends, int64_t context_length, Visit visit) {
+  int64_t example = 0;
+  for (size_t line = 0; line < ends.size(); ++line) {
+    const int64_t shift = static_cast<int64_t>(line) * (context_length - 1);
+    for (; example < ends[line]; ++example) visit(example, example + shift);
+  }
+}
+
+// Fills targets and counts from the targets of all examples, ordered by context (those of context u at row_ptr[u] to
+// row_ptr[u + 1]), and makes row_ptr point into them.
+template <typename Token>
+void count_targets(const std::vector<Token>& ordered, DistinctContexts<Token>& distinct) {
+  std::vector<int64_t> counts;  // (V,) of the context at hand
+  std::vector<Token> present;
+  for (size_t u = 0; u + 1 < distinct.row_ptr.size(); ++u) {
+    const int64_t begin = distinct.row_ptr[u];
+    const int64_t end = distinct.row_ptr[u + 1];
+    distinct.row_ptr[u] = static_cast<int64_t>(distinct.targets.size());
+    present.clear();
+    for (int64_t i = begin; i < end; ++i) {
+      const auto target = static_cast<size_t>(ordered[i]);
+      if (target >= counts.size()) counts.resize(target + 1);
+      if (counts[target]++ == 0) present.push_back(ordered[i]);
+    }
+    std::sort(present.begin(), present.end());
+    for (const Token target : present) {
+      distinct.targets.push_back(target);
+      distinct.counts.push_back(counts[static_cast<size_t>(target)]);
+      counts[static_cast<size_t>(target)] = 0;
+    }
+  }
+  distinct.row_ptr.back() = static_cast<int64_t>(distinct.targets.size());
+}
+
+}  // namespace
+
+template <typename Token, typename Id>
+DistinctContexts<Token> find_distinct_contexts(std::span<const Token> tokens, std::span<const int64_t> ends,
+                                               int64_t context_length, std::span<Id> index) {
+  const int64_t examples = ends.empty() ? 0 : ends.back();
+  if (static_cast<int64_t>(index.size()) != examples || !std::is_sorted(ends.begin(), ends.end())) {
+    throw std::out_of_range("ends must rise to the number of examples");
+  }
+  const auto last_start = examples - 1 + (static_cast<int64_t>(ends.size()) - 1) * (context_length - 1);
+  if (context_length < 1 || (examples > 0 && last_start + context_length >= static_cast<int64_t>(tokens.size()))) {
+    throw std::out_of_range("the examples lie outside the tokens");
+  }
+
+  DistinctContexts<Token> distinct;
+  ContextTable<Token> table(tokens, context_length);
+  for_each_example(ends, context_length,
+                   [&](int64_t example, int64_t start) { index[example] = static_cast<Id>(table.number(start)); });
+  distinct.starts = std::move(table.starts());
+
+  // Counting sort of the targets by context.
+  distinct.row_ptr.assign(distinct.starts.size() + 1, 0);
+  for (const Id number : index) ++distinct.row_ptr[static_cast<size_t>(number) + 1];
+  for (size_t u = 1; u < distinct.row_ptr.size(); ++u) distinct.row_ptr[u] += distinct.row_ptr[u - 1];
+  std::vector<int64_t> next(distinct.row_ptr.begin(), distinct.row_ptr.end() - 1);
+  std::vector<Token> ordered(index.size());
+  for_each_example(ends, context_length, [&](int64_t example, int64_t start) {
+    ordered[next[index[example]]++] = tokens[start + context_length];
+  });
+  count_targets(ordered, distinct);
+  return distinct;
+}
+
+#define CHARLM_INSTANTIATE(Token)                                                                                    \
+  template DistinctContexts<Token> find_distinct_contexts(std::span<const Token>, std::span<const int64_t>, int64_t, \
+                                                          std::span<int32_t>);                                       \
+  template DistinctContexts<Token> find_distinct_contexts(std::span<const Token>, std::span<const int64_t>, int64_t, \
+                                                          std::span<int64_t>);
+CHARLM_INSTANTIATE(uint8_t)
+CHARLM_INSTANTIATE(int16_t)
+CHARLM_INSTANTIATE(int32_t)
+#undef CHARLM_INSTANTIATE
+
+}  // namespace charlm::text
