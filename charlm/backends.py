@@ -1,0 +1,132 @@
+"""What executes training steps. A backend is one entry in `BACKENDS`; the trainer knows nothing else about it.
+
+Every backend gets the same batches and learning rates and updates the same parameters and optimizer state in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from charlm.data import Distinct, Split
+from charlm.models import LanguageModel
+
+# Logits of a full batch in memory at a time.
+_LOGITS_AT_ONCE = 1 << 21
+
+
+class Backend(Protocol):
+    """Runs training steps.
+
+    Args:
+        model: its parameters are updated in place.
+        optimizer: `torch.optim.SGD` or `AdamW` with initialised state, which is updated in place.
+        split: the training examples.
+        max_grad_norm: the norm of the whole gradient is clipped to this, as by `nn.utils.clip_grad_norm_`; or None.
+    """
+
+    def __init__(
+        self, model: LanguageModel, optimizer: torch.optim.Optimizer, split: Split, max_grad_norm: float | None
+    ) -> None: ...
+
+    def run(self, batch_indices: Tensor | None, learning_rates: Tensor) -> Tensor:
+        """S steps, one after the other.
+
+        Args:
+            batch_indices: (S, B) int64 on the CPU, the examples of every step; None takes the whole split each time.
+            learning_rates: (S,) float64 on the CPU.
+
+        Returns:
+            The mean loss of every step's batch before its update: (S,) in the model's dtype, on its device.
+        """
+        ...
+
+
+class EagerBackend:
+    """Plain PyTorch: the model's loss, `backward`, `optimizer.step`.
+
+    The whole split as a batch is its distinct contexts, with the counts of their targets over N as unnormalised class
+    probabilities: sum_c sum_v -(counts[c, v] / N) log p(v | c) is exactly the mean loss of all examples.
+    """
+
+    model_backend: ClassVar[str] = "eager"
+
+    def __init__(
+        self, model: LanguageModel, optimizer: torch.optim.Optimizer, split: Split, max_grad_norm: float | None
+    ) -> None:
+        model.backend = self.model_backend
+        self._model = model
+        self._optimizer = optimizer
+        self._split = split
+        self._max_grad_norm = max_grad_norm
+        self._loss: Callable[..., Tensor] = model.loss
+        self._parameters = list(model.parameters())
+        self._distinct: Distinct | None = None
+        self._only_part: list[tuple[Tensor, Tensor]] | None = None
+
+    def run(self, batch_indices: Tensor | None, learning_rates: Tensor) -> Tensor:
+        example = self._parameters[0]
+        losses = torch.zeros(len(learning_rates), dtype=example.dtype, device=example.device)
+        if batch_indices is not None:
+            contexts, targets = self._split.batch(batch_indices.flatten())
+            contexts = contexts.to(example.device).unflatten(0, batch_indices.shape)
+            targets = targets.to(example.device).unflatten(0, batch_indices.shape)
+        for step, learning_rate in enumerate(learning_rates.tolist()):
+            if batch_indices is not None:
+                losses[step] = self._update([(contexts[step], targets[step])], "mean", learning_rate)
+            else:
+                losses[step] = self._update(self._full_batch(), "sum", learning_rate)
+        return losses
+
+    def _update(self, parts: Iterable[tuple[Tensor, Tensor]], reduction: str, learning_rate: float) -> Tensor:
+        """One step on the sum of the losses of `parts`; returns that sum."""
+        self._optimizer.zero_grad()
+        total = torch.zeros((), dtype=self._parameters[0].dtype, device=self._parameters[0].device)
+        for contexts, targets in parts:
+            loss = self._loss(contexts, targets, reduction)
+            loss.backward()
+            total += loss.detach()
+        if self._max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        return total
+
+    def _full_batch(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """The distinct contexts (U, T) and their target probabilities (U, V), in parts that fit into memory."""
+        if self._distinct is None:
+            self._distinct = self._split.distinct()
+            if len(self._distinct) * self._model.vocab_size <= _LOGITS_AT_ONCE:
+                self._only_part = list(self._parts(self._distinct))
+        return self._only_part or self._parts(self._distinct)
+
+    def _parts(self, distinct: Distinct) -> Iterator[tuple[Tensor, Tensor]]:
+        example = self._parameters[0]
+        rows_at_once = max(1, _LOGITS_AT_ONCE // self._model.vocab_size)
+        for start in range(0, len(distinct), rows_at_once):
+            rows = slice(start, start + rows_at_once)
+            probabilities = distinct.counts[rows].double() / len(self._split)
+            yield distinct.contexts[rows].to(example.device), probabilities.to(example.device, example.dtype)
+
+
+class CompileBackend(EagerBackend):
+    """The eager backend with the model's loss, forward and backward, under `torch.compile`."""
+
+    def __init__(
+        self, model: LanguageModel, optimizer: torch.optim.Optimizer, split: Split, max_grad_norm: float | None
+    ) -> None:
+        super().__init__(model, optimizer, split, max_grad_norm)
+        self._loss = torch.compile(model.loss, dynamic=False, fullgraph=True)
+
+
+class OpsBackend(EagerBackend):
+    """The eager backend with `charlm.ops` in the model."""
+
+    model_backend = "ops"
+
+
+BACKENDS: dict[str, type[Backend]] = {"eager": EagerBackend, "compile": CompileBackend, "ops": OpsBackend}

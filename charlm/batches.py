@@ -1,0 +1,61 @@
+"""The random batches of a training run: a stream of example indices that does not depend on how it is read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Indices drawn at a time: 8 MiB.
+_BLOCK_ELEMENTS = 1 << 20
+
+
+class BatchSampler:
+    """Uniform examples, with replacement: step s uses row s of an endless sequence of (B,) index rows.
+
+    Rows come in blocks, each `torch.randint(num_examples, (S, B), generator=g)` on the CPU with S = 2^20 // B, at least
+    1. The first block is drawn from `g = torch.Generator().manual_seed(seed)`, and the state of g is remembered as it
+    was before the current block: with the step it determines everything that follows.
+
+    Args:
+        num_examples: N >= 1.
+        batch_size: B >= 1.
+        seed: of the generator.
+    """
+
+    def __init__(self, num_examples: int, batch_size: int, seed: int) -> None:
+        self._num_examples = num_examples
+        self._batch_size = batch_size
+        self._rows = max(1, _BLOCK_ELEMENTS // batch_size)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._start_block(0)
+
+    def read(self, step: int, steps: int) -> Tensor:
+        """The indices (S, B), int64, of the steps from `step` on; 1 <= S <= steps, as many as the block of `step` has.
+
+        Steps are read forwards: `step` is not before the current block.
+        """
+        while step >= self._start + self._rows:
+            # Drawing is what moves the generator on, also past a block of which no row was used.
+            self._indices()
+            self._start_block(self._start + self._rows)
+        offset = step - self._start
+        return self._indices()[offset : offset + steps]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`generator` (uint8), its state before the current block, and `start`, the first step of that block."""
+        return {"generator": self._state.clone(), "start": torch.tensor(self._start)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._generator.set_state(state["generator"])
+        self._start_block(int(state["start"]))
+
+    def _start_block(self, start: int) -> None:
+        self._start = start
+        self._state = self._generator.get_state()
+        self._block: Tensor | None = None
+
+    def _indices(self) -> Tensor:
+        if self._block is None:
+            shape = (self._rows, self._batch_size)
+            self._block = torch.randint(self._num_examples, shape, generator=self._generator)
+        return self._block

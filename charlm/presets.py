@@ -1,0 +1,178 @@
+"""Training configurations: every option of a run as data, and the named ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+
+from charlm import data
+from charlm.data import Dataset
+from charlm.models import MLP, CountBigram, LanguageModel, NeuralBigram
+from charlm.trainer import Trainer
+from charlm.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """All options of a training run; the defaults are the lecture's model and optimizer.
+
+    Model, data and trainer options have the meaning they have in `charlm.models`, `charlm.data.load` and
+    `charlm.Trainer`. `steps` is the length of the run, which schedules decay over. `seed` draws initial weights and
+    batches; the split has its own seed, so that runs with different seeds are measured on the same examples.
+    """
+
+    model: Literal["count-bigram", "bigram", "mlp"] = "mlp"
+    context_length: int = 3
+    embedding_dim: int = 10
+    hidden_dim: int = 200
+    direct: bool = False
+    softcap: float | None = None
+    smoothing: float = 0.0
+
+    path: str | None = None
+    mode: Literal["lines", "stream"] = "lines"
+    split: Literal["random", "makemore"] = "random"
+    split_seed: int = 42
+
+    steps: int = 200_000
+    batch_size: int | Literal["full"] = 32
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "step", "cosine", "linear"] = "constant"
+    warmup_steps: int = 0
+    milestones: tuple[int, ...] | None = None
+    decay_factor: float = 0.1
+    max_grad_norm: float | None = None
+    backend: str = "ops"
+    device: str | None = None
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if not _fits(value, hint):
+                raise ValueError(f"{name} must be {_described(hint)}, got {value!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options by name; JSON types, but for tuples, which JSON writes as lists."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> TrainingConfig:
+        """The inverse of `to_dict`, also after a round trip through JSON.
+
+        Raises:
+            ValueError: an option is unknown, or its value has the wrong type.
+        """
+        unknown = sorted(set(options) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown training options: {', '.join(unknown)}")
+        arguments: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+        }
+        return cls(**arguments)
+
+    def load_data(self, vocabulary: Vocabulary | None = None) -> Dataset:
+        """The dataset; a bigram reads one token, so its contexts have length 1."""
+        return data.load(
+            self.path,
+            context_length=self.context_length if self.model == "mlp" else 1,
+            mode=self.mode,
+            split=self.split,
+            seed=self.split_seed,
+            vocabulary=vocabulary,
+        )
+
+    def create_model(self, vocab_size: int) -> LanguageModel:
+        """The model with its initial weights drawn from `seed`."""
+        if self.model == "count-bigram":
+            return CountBigram(vocab_size, self.smoothing)
+        if self.model == "bigram":
+            return NeuralBigram(vocab_size)
+        return MLP(
+            vocab_size,
+            self.context_length,
+            self.embedding_dim,
+            self.hidden_dim,
+            direct=self.direct,
+            softcap=self.softcap,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def create_trainer(self, model: LanguageModel, dataset: Dataset) -> Trainer:
+        """The trainer; `steps` is its `total_steps`."""
+        return Trainer(
+            model,
+            dataset,
+            learning_rate=self.learning_rate,
+            optimizer=self.optimizer,
+            momentum=self.momentum,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            schedule=self.schedule,
+            total_steps=self.steps,
+            warmup_steps=self.warmup_steps,
+            milestones=self.milestones,
+            decay_factor=self.decay_factor,
+            max_grad_norm=self.max_grad_norm,
+            batch_size=self.batch_size,
+            backend=self.backend,
+            seed=self.seed,
+            device=self.device,
+        )
+
+
+def _fits(value: object, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        items = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        return len(value) == len(items) and all(map(_fits, value, items))
+    if arguments:
+        return any(_fits(value, argument) for argument in arguments)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _described(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin is tuple or not arguments:
+        return "None" if hint is type(None) else str(getattr(hint, "__name__", hint) if origin is None else hint)
+    return " or ".join(map(_described, arguments))
+
+
+PRESETS: dict[str, TrainingConfig] = {
+    # Karpathy, "Neural Networks: Zero to Hero", makemore parts 2 and 3: 11,897 parameters on names.
+    "makemore": TrainingConfig(schedule="step", milestones=(100_000,)),
+    # EurekaLabsAI/mlp, README and mlp_pytorch.py: one stream of tokens that crosses names.
+    "eureka": TrainingConfig(
+        embedding_dim=48,
+        hidden_dim=512,
+        mode="stream",
+        steps=50_000,
+        batch_size=128,
+        optimizer="adamw",
+        learning_rate=7e-4,
+        weight_decay=1e-4,
+        schedule="cosine",
+    ),
+    # A convex problem with 27 distinct contexts: whole-split steps come within 0.0001 of the counts.
+    "bigram": TrainingConfig(
+        model="bigram", steps=400, batch_size="full", optimizer="adamw", learning_rate=0.5, schedule="linear"
+    ),
+    "count-bigram": TrainingConfig(model="count-bigram", steps=0),
+}

@@ -1,0 +1,91 @@
+"""Learning-rate schedules: the rate is a pure function of the step, so stopping and resuming cannot change it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SCHEDULES = ("constant", "step", "cosine", "linear")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of every step, counted from 0.
+
+    With base rate r, w warm-up steps and n total steps, step s < w has the rate r (s + 1) / w; from then on
+
+        constant   r
+        step       r * decay_factor^(number of milestones <= s)
+        cosine     r (1 + cos(pi p)) / 2,  p = (s - w) / (n - w)
+        linear     r (1 - p)
+
+    where p stays at 1, and the rate at 0, after the last step.
+
+    Args:
+        name: "constant", "step", "cosine" or "linear".
+        learning_rate: r > 0.
+        total_steps: n; "cosine" and "linear" need it.
+        warmup_steps: w >= 0, less than n if n is given.
+        milestones: ascending steps at which "step" decays; None is once, after half of `total_steps`.
+        decay_factor: what "step" multiplies the rate by at a milestone.
+
+    Source: cosine: Loshchilov and Hutter 2017, "SGDR", arXiv:1608.03983; warm-up: Goyal et al. 2017, arXiv:1706.02677.
+    """
+
+    name: str
+    learning_rate: float
+    total_steps: int | None = None
+    warmup_steps: int = 0
+    milestones: Sequence[int] | None = None
+    decay_factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.name not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.name!r}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0.0):
+            raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
+        if not (math.isfinite(self.decay_factor) and self.decay_factor > 0.0):
+            raise ValueError(f"decay_factor must be a positive number, got {self.decay_factor}")
+        if self.total_steps is not None and self.total_steps < 1:
+            raise ValueError(f"total_steps must be at least 1, got {self.total_steps}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be at least 0, got {self.warmup_steps}")
+        if self.total_steps is not None and self.warmup_steps >= self.total_steps:
+            raise ValueError(f"warmup_steps must be less than total_steps={self.total_steps}, got {self.warmup_steps}")
+        if self.name in ("cosine", "linear") and self.total_steps is None:
+            raise ValueError(f"schedule {self.name!r} needs total_steps")
+        if self.name == "step" and self.milestones is None and self.total_steps is None:
+            raise ValueError("schedule 'step' needs milestones or total_steps")
+        if self.milestones is not None and list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must be ascending steps, got {list(self.milestones)}")
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of `step`."""
+        rate = float(self.learning_rate)
+        if step < self.warmup_steps:
+            return rate * (step + 1) / self.warmup_steps
+        if self.name == "step":
+            return rate * self.decay_factor ** sum(milestone <= step for milestone in self._milestones())
+        if self.name == "cosine":
+            return rate * (1.0 + math.cos(math.pi * self._progress(step))) / 2.0
+        if self.name == "linear":
+            return rate * (1.0 - self._progress(step))
+        return rate
+
+    def range(self, start: int, steps: int) -> Tensor:
+        """The learning rates (steps,) in float64 of the steps from `start` on."""
+        return torch.tensor([self(step) for step in range(start, start + steps)], dtype=torch.float64)
+
+    def _milestones(self) -> Sequence[int]:
+        if self.milestones is not None:
+            return self.milestones
+        assert self.total_steps is not None
+        return (self.total_steps // 2,)
+
+    def _progress(self, step: int) -> float:
+        assert self.total_steps is not None
+        return min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))

@@ -1,0 +1,253 @@
+"""The training loop: which batch, which learning rate, how far; the backend executes the steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from charlm import optimizers
+from charlm.backends import BACKENDS
+from charlm.batches import BatchSampler
+from charlm.data import Dataset, Distinct
+from charlm.evaluation import evaluate
+from charlm.models import LanguageModel
+from charlm.models.base import positive
+from charlm.schedules import Schedule
+
+# Steps go to the backend in chunks of about this long: the interval of progress reports and of looking for Ctrl-C.
+_CHUNK_SECONDS = 0.2
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss of a training step is infinite or NaN."""
+
+
+class Trainer:
+    """Trains a model on the `train` split of a dataset.
+
+    Batches, learning rates and updates are the same for every backend, so that loss curves agree up to rounding.
+    The model is trained in place; so is its `backend` set, which evaluation then uses too.
+
+    Args:
+        model: `NeuralBigram` or `MLP`.
+        dataset: from `charlm.data.load`, with the model's vocabulary size and context length.
+        learning_rate: base rate of the schedule, positive.
+        optimizer: "sgd" (`momentum`, coupled `weight_decay`, as `torch.optim.SGD`) or "adamw" (`betas`, `eps`,
+            decoupled `weight_decay`, as `torch.optim.AdamW`).
+        schedule: "constant", "step", "cosine" or "linear" with `total_steps`, `warmup_steps`, `milestones` and
+            `decay_factor`: see `charlm.schedules.Schedule`.
+        max_grad_norm: clips the norm of the whole gradient to this, or None.
+        batch_size: B examples drawn with replacement, or "full": the whole split in every step.
+        backend: "eager", "compile" or "ops".
+        seed: of the batches; initial weights are the model's own matter.
+        device: where to move the model; None leaves it where it is.
+
+    Attributes:
+        step: steps done so far.
+        optimizer: the `torch.optim` optimizer.
+
+    Raises:
+        ValueError: an argument is out of range, or model and dataset do not fit each other.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        dataset: Dataset,
+        *,
+        learning_rate: float,
+        optimizer: str = "sgd",
+        momentum: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        schedule: str = "constant",
+        total_steps: int | None = None,
+        warmup_steps: int = 0,
+        milestones: Sequence[int] | None = None,
+        decay_factor: float = 0.1,
+        max_grad_norm: float | None = None,
+        batch_size: int | str = 32,
+        backend: str = "ops",
+        seed: int = 42,
+        device: torch.device | str | None = None,
+    ) -> None:
+        _check_fit(model, dataset)
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        if max_grad_norm is not None and not max_grad_norm > 0.0:
+            raise ValueError(f"max_grad_norm must be a positive number or None, got {max_grad_norm}")
+        if isinstance(batch_size, str):
+            if batch_size != "full":
+                raise ValueError(f"batch_size must be a positive integer or 'full', got {batch_size!r}")
+            self._batches = None
+        else:
+            self._batches = BatchSampler(len(dataset.train), positive("batch_size", batch_size), seed)
+        self._schedule = Schedule(schedule, learning_rate, total_steps, warmup_steps, milestones, decay_factor)
+
+        self.model = model.to(device)
+        self.dataset = dataset
+        self.optimizer = optimizers.create(
+            self.model,
+            optimizer,
+            learning_rate=learning_rate,
+            momentum=momentum,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+        )
+        self._backend = BACKENDS[backend](self.model, self.optimizer, dataset.train, max_grad_norm)
+        self._distinct: dict[str, Distinct] = {}
+        self.step = 0
+
+    def run(self, steps: int, on_progress: Callable[[int, float], None] | None = None) -> Tensor:
+        """Trains `steps` more steps.
+
+        Args:
+            steps: at least 0. One call or many: the result is the same bit for bit.
+            on_progress: called as `on_progress(step, loss)` with the number of steps done and the loss of the last
+                one, a few times per second at most, and after the last step.
+
+        Returns:
+            The loss of every step's batch before its update: (steps,) in the model's dtype, on the CPU.
+
+        Raises:
+            NonFiniteLossError: a loss is infinite or NaN; the parameters are useless, go back to a checkpoint.
+            KeyboardInterrupt: Ctrl-C, raised between two steps: model, optimizer and `step` fit together.
+        """
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"steps must be an integer >= 0, got {steps!r}")
+        chunks = [torch.empty(0, dtype=next(self.model.parameters()).dtype)]
+        end = self.step + steps
+        chunk_steps = 1
+        reported = time.monotonic()
+        with _deferred_interrupt() as raise_if_interrupted:
+            while self.step < end:
+                started = time.monotonic()
+                chunks.append(self._run_chunk(min(chunk_steps, end - self.step)))
+                now = time.monotonic()
+                chunk_steps = _next_chunk(len(chunks[-1]), now - started)
+                if on_progress is not None and (self.step == end or now - reported >= _CHUNK_SECONDS):
+                    on_progress(self.step, chunks[-1][-1].item())
+                    reported = now
+                raise_if_interrupted()
+        return torch.cat(chunks)
+
+    def evaluate(self, split: str) -> float:
+        """The mean negative log-likelihood, in nats, of all examples of "train", "dev" or "test"."""
+        if split not in ("train", "dev", "test"):
+            raise ValueError(f"split must be one of train, dev, test, got {split!r}")
+        if split not in self._distinct:
+            self._distinct[split] = getattr(self.dataset, split).distinct()
+        return evaluate(self.model, self._distinct[split])
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all that training changes: `step`, and the tensors of `model`, `optimizer` and `batches`."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": optimizers.named_state(self.model, self.optimizer),
+            "batches": {} if self._batches is None else self._batches.state_dict(),
+        }
+        copies = {part: {name: value.detach().clone() for name, value in state[part].items()} for part in state}
+        return {"step": self.step, **copies}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where `state` was taken, bit for bit if the arguments of the trainer are the same.
+
+        Raises:
+            ValueError: a tensor is missing, unexpected, or has another shape or dtype; nothing was changed.
+        """
+        own: dict[str, dict[str, Tensor]] = {
+            "model": self.model.state_dict(),
+            "optimizer": optimizers.named_state(self.model, self.optimizer),
+            "batches": {} if self._batches is None else self._batches.state_dict(),
+        }
+        for part, tensors in own.items():
+            _check_same_structure(part, state[part], tensors)
+        with torch.no_grad():
+            for part in ("model", "optimizer"):
+                for name, tensor in own[part].items():
+                    tensor.copy_(state[part][name])
+        if self._batches is not None:
+            self._batches.load_state_dict(state["batches"])
+        self.step = int(state["step"])
+
+    def _run_chunk(self, steps: int) -> Tensor:
+        indices = None if self._batches is None else self._batches.read(self.step, steps)
+        steps = steps if indices is None else len(indices)
+        losses = self._backend.run(indices, self._schedule.range(self.step, steps)).cpu()
+        first = self.step
+        self.step += steps
+        finite = losses.isfinite()
+        if not finite.all():
+            bad = int(finite.logical_not().nonzero()[0])
+            raise NonFiniteLossError(
+                f"the loss of step {first + bad} is {losses[bad].item()}, at learning rate "
+                f"{self._schedule(first + bad):g}: lower learning_rate, or set max_grad_norm"
+            )
+        return losses
+
+
+def _check_fit(model: LanguageModel, dataset: Dataset) -> None:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"model has no parameters to train: a {type(model).__name__} is not trained in steps")
+    if model.vocab_size != len(dataset.vocabulary):
+        raise ValueError(
+            f"model has vocab_size={model.vocab_size}, but the vocabulary of the dataset has "
+            f"{len(dataset.vocabulary)} characters"
+        )
+    if model.context_length != dataset.context_length and not model.reads_longer_contexts:
+        raise ValueError(
+            f"model has context_length={model.context_length}, but the dataset has {dataset.context_length}"
+        )
+    if len(dataset.train) == 0:
+        raise ValueError("dataset has no training examples")
+
+
+def _check_same_structure(part: str, given: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    if given.keys() != own.keys():
+        raise ValueError(f"{part} state must have the tensors {sorted(own)}, got {sorted(given)}")
+    for name, tensor in own.items():
+        if given[name].shape != tensor.shape or given[name].dtype != tensor.dtype:
+            raise ValueError(
+                f"{part} state {name!r} must have shape {tuple(tensor.shape)} and dtype {tensor.dtype}, "
+                f"got {tuple(given[name].shape)} and {given[name].dtype}"
+            )
+
+
+def _next_chunk(steps: int, seconds: float) -> int:
+    """The number of steps that takes about `_CHUNK_SECONDS`; grows tenfold at most, as the first steps are slow."""
+    return max(1, min(10 * steps, int(steps * _CHUNK_SECONDS / max(seconds, 1e-9))))
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], None]]:
+    """Holds Ctrl-C back until the yielded function is called, so that it cannot stop an update halfway.
+
+    Python delivers signals to the main thread only; elsewhere, and where Ctrl-C is not handled in Python, this does
+    nothing.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield lambda: None
+        return
+    pending: list[tuple[int, FrameType | None]] = []
+
+    def raise_if_interrupted() -> None:
+        if pending:
+            handler(*pending.pop())
+
+    signal.signal(signal.SIGINT, lambda signum, frame: pending.append((signum, frame)))
+    try:
+        yield raise_if_interrupted
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    raise_if_interrupted()
