@@ -1,0 +1,49 @@
+# make train   set up, train on the embedded names, print sampled names
+# make test    set up, run the tests
+SHELL := /bin/bash
+PYTHON ?= python3
+TORCH_VERSION ?= 2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+# Re-run the set-up whenever a file that decides what is installed or compiled changes.
+BUILD_INPUTS := pyproject.toml setup.py $(shell find csrc -type f)
+
+.PHONY: train test bench lint format setup clean
+
+train: $(VENV)/.ready
+	$(BIN)/charlm train --out runs/names
+	$(BIN)/charlm sample runs/names -n 20
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest -n auto
+
+bench: $(VENV)/.ready
+	$(BIN)/python -m benchmarks
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+
+setup: $(VENV)/.ready
+
+# torch first and at one pinned version: every later install then finds its requirement satisfied.
+$(VENV)/.torch-$(TORCH_VERSION):
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==$(TORCH_VERSION)
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.torch-$(TORCH_VERSION) $(BUILD_INPUTS)
+	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel "pybind11>=2.13" ninja
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test,plot,dev]"
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info charlm/*.so

@@ -1,0 +1,5 @@
+"""Fused ops, each an autograd Function over C++ kernels; ``charlm.ops.reference`` has their plain-PyTorch twins."""
+
+from charlm.ops.cross_entropy import cross_entropy
+
+__all__ = ["cross_entropy"]

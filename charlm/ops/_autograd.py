@@ -1,0 +1,42 @@
+"""What the autograd Functions of several ops share."""
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+
+
+def reduction_code(reduction: str) -> int:
+    """The number that stands for a reduction in the op schemas."""
+    try:
+        return REDUCTIONS[reduction]
+    except (KeyError, TypeError):
+        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}") from None
+
+
+def softcap_code(softcap: float | None) -> float:
+    """The number that stands for a softcap in the op schemas: 0 for none."""
+    if softcap is None:
+        return 0.0
+    if not 0.0 < softcap < float("inf"):
+        raise ValueError(f"softcap must be positive and finite, or None, got {softcap!r}")
+    return float(softcap)
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd would record an op on these tensors; where not, ops skip the Function and its overhead."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def graph_is_kept() -> bool:
+    """Whether the running backward may run again (retain_graph=True), so that saved tensors must stay as they are."""
+    return torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph()
+
+
+def scale_saved(grad_output: Tensor, saved: Tensor) -> Tensor:
+    """grad_output * saved for a gradient computed during forward; reuses its memory where nobody reads it again."""
+    if graph_is_kept() or grad_output.device.type != "cpu":
+        return saved * grad_output
+    if grad_output.ndim == 0 and grad_output.item() == 1.0:
+        return saved
+    return saved.mul_(grad_output)

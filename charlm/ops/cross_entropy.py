@@ -1,0 +1,143 @@
+"""Softmax cross-entropy: the loss in one pass over the logits, its gradient while they are in cache."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from charlm.ops import _extension  # noqa: F401  registers the ops
+from charlm.ops._autograd import needs_gradient, reduction_code, scale_saved, softcap_code
+
+_forward = torch.ops.charlm.cross_entropy_forward.default
+_backward = torch.ops.charlm.cross_entropy_backward.default
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+) -> Tensor:
+    """Drop-in for :func:`torch.nn.functional.cross_entropy`, with a softcap and a z-loss.
+
+    ``loss = lse(z) - z[target] + z_loss * lse(z)**2`` per row, with ``z = input`` or
+    ``softcap * tanh(input / softcap)`` and ``lse = logsumexp``.
+
+    Args:
+        input: logits, (C,), (N, C) or (N, C, d1, ...), any strides; float32, float64, bfloat16 or float16 (the last
+            two are computed in float32). Never written to.
+        target: class indices, (), (N,) or (N, d1, ...), any integer dtype, each in [0, C) or ``ignore_index``; or
+            class probabilities of the shape and dtype of ``input``, which may require a gradient.
+        weight: weight of each class, (C,), floating point.
+        ignore_index: target value whose rows have loss and gradient 0 and do not count in the mean.
+        reduction: "none" (one loss a row), "mean" (weighted by ``weight[target]``) or "sum".
+        label_smoothing: in [0, 1], the share of the target spread evenly over the classes.
+        softcap: bounds the logits to (-softcap, softcap); None for none.
+        z_loss: weight of the squared log-partition, added to every row that is not ignored.
+
+    Returns:
+        A scalar, or for "none" a tensor of the shape of class-index targets; dtype of ``input``. The mean over no
+        rows is NaN, as in torch.
+
+    Raises:
+        IndexError: a target is out of range.
+        ValueError: an argument has the wrong shape, dtype, device or range.
+
+    Source:
+        Szegedy et al. 2016 (label smoothing); Gemma 2 2024 (softcap); Chowdhery et al. 2022, PaLM (z-loss).
+    """
+    options = (ignore_index, reduction_code(reduction), label_smoothing, softcap_code(softcap), z_loss)
+    if needs_gradient(input, target):
+        return _CrossEntropy.apply(input, target, weight, *options)
+    return _forward(input, target, weight, *options, False)[0]
+
+
+def _gradient_in_forward(input: Tensor, target: Tensor) -> bool:
+    """Whether forward also writes the gradient, in the one pass that has each row in cache.
+
+    Backward is then a multiplication by the upstream gradient, or nothing where that is 1. Not for float16 and bfloat16:
+    a loss scale must multiply the gradient before it is rounded, or what it should rescue has already become 0.
+    """
+    return input.requires_grad and not target.requires_grad and input.dtype in (torch.float32, torch.float64)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
+        in_forward = _gradient_in_forward(input, target)
+        loss, lse, gradient = _forward(input, target, weight, *options, in_forward)
+        if in_forward:
+            ctx.save_for_backward(gradient)
+            ctx.class_dim = min(1, input.ndim - 1)
+        else:
+            ctx.save_for_backward(input, target, weight, lse)
+        ctx.in_forward = in_forward
+        ctx.options = options
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        rest = (None,) * (1 + len(ctx.options))
+        if ctx.in_forward:
+            (gradient,) = ctx.saved_tensors
+            per_row = grad_output.unsqueeze(ctx.class_dim) if grad_output.ndim > 0 else grad_output
+            return scale_saved(per_row, gradient), None, *rest
+        input_needs, target_needs, *_ = ctx.needs_input_grad
+        input_gradient, target_gradient = _backward(
+            grad_output, *ctx.saved_tensors, *ctx.options, input_needs, target_needs
+        )
+        return input_gradient if input_needs else None, target_gradient if target_needs else None, *rest
+
+
+def _rows(input: Tensor) -> int:
+    return input.numel() // input.shape[min(1, input.ndim - 1)]
+
+
+@torch.library.register_fake("charlm::cross_entropy_forward")
+def _(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: int,
+    label_smoothing: float,
+    softcap: float,
+    z_loss: float,
+    compute_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    class_dim = min(1, input.ndim - 1)
+    row_shape = [*input.shape[:class_dim], *input.shape[class_dim + 1 :]]
+    compute_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return (
+        input.new_empty(row_shape if reduction == 0 else []),
+        input.new_empty([_rows(input)], dtype=compute_dtype),
+        torch.empty_like(input) if compute_gradient else input.new_empty([0]),
+    )
+
+
+@torch.library.register_fake("charlm::cross_entropy_backward")
+def _(
+    grad_output: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    lse: Tensor,
+    ignore_index: int,
+    reduction: int,
+    label_smoothing: float,
+    softcap: float,
+    z_loss: float,
+    input_gradient: bool,
+    target_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty_like(input) if input_gradient else input.new_empty([0]),
+        torch.empty_like(target) if target_gradient else input.new_empty([0]),
+    )

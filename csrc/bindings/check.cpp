@@ -1,0 +1,171 @@
+#include "bindings/check.h"
+
+#include <atomic>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace charlm {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+
+void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (bytes < 2 * kHugePage) return;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHugePage * kHugePage;
+  // Advice only: where the kernel declines, pages stay small.
+  if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+// Strides that cover memory without gaps or overlaps, in any order of dimensions.
+bool is_dense(const Tensor& tensor) {
+  if (tensor.is_contiguous()) return true;
+  const auto sizes = tensor.sizes();
+  const auto strides = tensor.strides();
+  int64_t expected = 1;
+  for (size_t seen = 0; seen < sizes.size(); ++seen) {
+    bool found = false;
+    for (size_t d = 0; d < sizes.size() && !found; ++d) {
+      if (sizes[d] != 1 && strides[d] == expected) {
+        expected *= sizes[d];
+        found = true;
+      }
+    }
+    if (!found) break;
+  }
+  return expected == tensor.numel();
+}
+
+std::atomic<const char*> branch{""};
+
+}  // namespace
+
+std::string shape_string(torch::headeronly::IntHeaderOnlyArrayRef shape) {
+  std::ostringstream stream;
+  stream << '(';
+  for (size_t d = 0; d < shape.size(); ++d) stream << (d > 0 ? ", " : "") << shape[d];
+  stream << (shape.size() == 1 ? ",)" : ")");
+  return stream.str();
+}
+
+std::string dtype_string(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Byte:
+      return "uint8";
+    default: {
+      std::string name = torch::headeronly::toString(type);
+      for (char& c : name) c = static_cast<char>(tolower(c));
+      return name;
+    }
+  }
+}
+
+bool is_integral(ScalarType type) {
+  return type == ScalarType::Long || type == ScalarType::Int || type == ScalarType::Short || type == ScalarType::Char ||
+         type == ScalarType::Byte || type == ScalarType::UInt16 || type == ScalarType::UInt32;
+}
+
+namespace {
+bool is_floating(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
+         type == ScalarType::Half;
+}
+}  // namespace
+
+void check_floating(const char* name, const Tensor& tensor) {
+  check(is_floating(tensor.scalar_type()), name, " must have dtype float32, float64, bfloat16 or float16, got ",
+        dtype_string(tensor.scalar_type()));
+}
+
+void check_integral(const char* name, const Tensor& tensor) {
+  check(is_integral(tensor.scalar_type()), name, " must have an integer dtype, got ",
+        dtype_string(tensor.scalar_type()));
+}
+
+void check_on_cpu(const char* name, const Tensor& tensor) {
+  check(tensor.is_cpu(), name, " must be on the CPU like the other arguments, got device type ",
+        static_cast<int>(tensor.device().type()));
+}
+
+void check_matches(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
+  check_on_cpu(name, tensor);
+  check(tensor.scalar_type() == other.scalar_type(), name, " must have the dtype of ", other_name, ", ",
+        dtype_string(other.scalar_type()), ", got ", dtype_string(tensor.scalar_type()));
+}
+
+Storage storage_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return Storage::kFloat64;
+    case ScalarType::BFloat16:
+      return Storage::kBFloat16;
+    case ScalarType::Half:
+      return Storage::kFloat16;
+    default:
+      return Storage::kFloat32;
+  }
+}
+
+ScalarType compute_type(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+Tensor allocate_strided(const int64_t* sizes, const int64_t* strides, int64_t dim, ScalarType type) {
+  // The C shim directly: the boxed aten::empty costs several times as much, which tiny tensors would notice.
+  AtenTensorHandle handle = nullptr;
+  const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dim, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  Tensor tensor(handle);
+  advise_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
+  return tensor;
+}
+
+Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
+  int64_t small[8];
+  std::vector<int64_t> large(sizes.size() > 8 ? sizes.size() : 0);
+  int64_t* strides = large.empty() ? small : large.data();
+  int64_t stride = 1;
+  for (int64_t d = static_cast<int64_t>(sizes.size()) - 1; d >= 0; --d) {
+    strides[d] = stride;
+    stride *= sizes[d] > 0 ? sizes[d] : 1;
+  }
+  return allocate_strided(sizes.data(), strides, static_cast<int64_t>(sizes.size()), type);
+}
+
+Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType type) {
+  return allocate(torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
+}
+
+Tensor allocate_like(const Tensor& tensor) {
+  if (!is_dense(tensor)) return torch::stable::empty_like(tensor);
+  return allocate_strided(tensor.sizes().data(), tensor.strides().data(), tensor.dim(), tensor.scalar_type());
+}
+
+Tensor contiguous_as(const Tensor& tensor, ScalarType type) {
+  const Tensor typed = tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+  return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
+}
+
+void took_branch(const char* name) { branch.store(name, std::memory_order_relaxed); }
+const char* last_branch() { return branch.load(std::memory_order_relaxed); }
+
+}  // namespace charlm

@@ -1,0 +1,51 @@
+// The options and the reduction that cross_entropy and linear_cross_entropy share.
+#pragma once
+
+#include "bindings/check.h"
+#include "kernels/cross_entropy.h"
+
+namespace charlm {
+
+enum class Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
+
+struct CrossEntropyOptions {
+  int64_t ignore_index;
+  Reduction reduction;
+  double label_smoothing, softcap, z_loss;
+};
+
+// Throws unless every option is in its range.
+CrossEntropyOptions cross_entropy_options(int64_t ignore_index, int64_t reduction, double label_smoothing,
+                                          double softcap, double z_loss);
+
+// Fills the options in; `weight` (C,) is converted into `holder`, which must outlive the problem.
+template <typename T>
+void set_options(const CrossEntropyOptions& options, const OptionalTensor& weight, OptionalTensor* holder,
+                 CrossEntropy<T>* problem);
+
+// Throws IndexError at the first target that is neither a class nor ignore_index. `shape` is the shape to name it in.
+template <typename T>
+void check_targets(const CrossEntropy<T>& problem, torch::headeronly::IntHeaderOnlyArrayRef shape);
+
+// What "mean" divides by: the weights of the targets that count, or the number of rows of probabilities.
+template <typename T>
+T mean_denominator(const CrossEntropy<T>& problem);
+
+// The factor every row's gradient carries under the reduction, before the upstream gradient.
+template <typename T>
+T gradient_scale(const CrossEntropy<T>& problem, Reduction reduction);
+
+// Row losses (N,) in the compute dtype to the op's result: `shape` for "none", otherwise a scalar; dtype `type`.
+template <typename T>
+Tensor reduce(const CrossEntropy<T>& problem, Reduction reduction, const Tensor& row_loss,
+              torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType type);
+
+// Sets the upstream gradient: per row under "none" (converted into `holder`), folded into the scale otherwise.
+template <typename T>
+void set_upstream(const Tensor& grad_output, Reduction reduction, OptionalTensor* holder, CrossEntropy<T>* problem);
+
+// All tiles of the problem, in parallel.
+template <typename T>
+void run_tiles(const CrossEntropy<T>& problem);
+
+}  // namespace charlm

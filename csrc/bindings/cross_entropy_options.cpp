@@ -1,0 +1,161 @@
+#include <cmath>
+#include <limits>
+
+#include "bindings/cross_entropy.h"
+
+namespace charlm {
+namespace {
+
+// "[3]" or "[1, 2]": the position of a flat index.
+std::string position_string(int64_t flat, torch::headeronly::IntHeaderOnlyArrayRef shape) {
+  std::vector<int64_t> index(shape.size());
+  for (size_t d = shape.size(); d-- > 0;) {
+    index[d] = flat % shape[d];
+    flat /= shape[d];
+  }
+  std::ostringstream stream;
+  for (size_t d = 0; d < index.size(); ++d) stream << (d == 0 ? "[" : ", ") << index[d];
+  if (!index.empty()) stream << ']';
+  return stream.str();
+}
+
+// In double and in a fixed order, over partial sums that let the additions overlap.
+template <typename T>
+double sum_of(const T* values, int64_t count) {
+  double partial[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    for (int lane = 0; lane < 8; ++lane) partial[lane] += values[i + lane];
+  }
+  for (; i < count; ++i) partial[i % 8] += values[i];
+  double total = 0;
+  for (double value : partial) total += value;
+  return total;
+}
+
+template <typename T>
+Tensor scalar_tensor(double value, ScalarType type) {
+  constexpr ScalarType compute = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
+  Tensor tensor = allocate({}, compute);
+  *tensor.mutable_data_ptr<T>() = static_cast<T>(value);
+  return type == compute ? tensor : torch::stable::to(tensor, type);
+}
+
+}  // namespace
+
+CrossEntropyOptions cross_entropy_options(int64_t ignore_index, int64_t reduction, double label_smoothing,
+                                          double softcap, double z_loss) {
+  check(reduction >= 0 && reduction <= 2, "reduction must be 0 (none), 1 (mean) or 2 (sum), got ", reduction);
+  check(label_smoothing >= 0 && label_smoothing <= 1, "label_smoothing must be between 0 and 1, got ", label_smoothing);
+  check(softcap >= 0 && std::isfinite(softcap), "softcap must be positive and finite, or None, got ", softcap);
+  check(z_loss >= 0 && std::isfinite(z_loss), "z_loss must be non-negative and finite, got ", z_loss);
+  return {ignore_index, static_cast<Reduction>(reduction), label_smoothing, softcap, z_loss};
+}
+
+template <typename T>
+void set_options(const CrossEntropyOptions& options, const OptionalTensor& weight, OptionalTensor* holder,
+                 CrossEntropy<T>* problem) {
+  problem->ignore_index = options.ignore_index;
+  problem->label_smoothing = static_cast<T>(options.label_smoothing);
+  problem->softcap = static_cast<T>(options.softcap);
+  problem->z_loss = static_cast<T>(options.z_loss);
+  problem->weight_sum = static_cast<T>(problem->classes);
+  if (!weight.has_value()) return;
+  check_floating("weight", *weight);
+  check_on_cpu("weight", *weight);
+  check(weight->dim() == 1 && weight->size(0) == problem->classes, "weight must have shape (C=", problem->classes,
+        ",), got ", shape_string(*weight));
+  *holder = contiguous_as(*weight, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
+  problem->weight = (*holder)->template const_data_ptr<T>();
+}
+
+template <typename T>
+void check_targets(const CrossEntropy<T>& problem, torch::headeronly::IntHeaderOnlyArrayRef shape) {
+  if (problem.target == nullptr) return;
+  const auto is_bad = [&](int64_t y) { return (y < 0 || y >= problem.classes) && y != problem.ignore_index; };
+  int64_t bad = 0;  // counted without a branch, so that the loop vectorises
+  for (int64_t n = 0; n < problem.rows; ++n) bad += is_bad(problem.target[n]);
+  if (bad == 0) [[likely]] {
+    return;
+  }
+  int64_t n = 0;
+  while (!is_bad(problem.target[n])) ++n;
+  throw std::out_of_range(concatenate("target", position_string(n, shape), " = ", problem.target[n],
+                                      " is out of range for ", problem.classes, " classes"));
+}
+
+template <typename T>
+T mean_denominator(const CrossEntropy<T>& problem) {
+  if (problem.target == nullptr) return static_cast<T>(problem.rows);
+  if (problem.weight == nullptr) {
+    int64_t count = 0;
+    for (int64_t n = 0; n < problem.rows; ++n) count += problem.target[n] != problem.ignore_index;
+    return static_cast<T>(count);
+  }
+  double total = 0;
+  for (int64_t n = 0; n < problem.rows; ++n) {
+    if (problem.target[n] != problem.ignore_index) total += problem.weight[problem.target[n]];
+  }
+  return static_cast<T>(total);
+}
+
+template <typename T>
+T gradient_scale(const CrossEntropy<T>& problem, Reduction reduction) {
+  return reduction == Reduction::kMean ? 1 / mean_denominator(problem) : 1;
+}
+
+template <typename T>
+Tensor reduce(const CrossEntropy<T>& problem, Reduction reduction, const Tensor& row_loss,
+              torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType type) {
+  if (reduction == Reduction::kNone) {
+    const Tensor shaped = torch::stable::view(row_loss, shape);
+    return type == row_loss.scalar_type() ? shaped : torch::stable::to(shaped, type);
+  }
+  double loss = sum_of(row_loss.const_data_ptr<T>(), problem.rows);
+  if (reduction == Reduction::kMean) loss /= mean_denominator(problem);  // nothing counted: 0 / 0, NaN as in torch
+  return scalar_tensor<T>(loss, type);
+}
+
+template <typename T>
+void set_upstream(const Tensor& grad_output, Reduction reduction, OptionalTensor* holder, CrossEntropy<T>* problem) {
+  check_on_cpu("grad_output", grad_output);
+  *holder = contiguous_as(grad_output, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
+  const T* values = (*holder)->template const_data_ptr<T>();
+  const int64_t expected = reduction == Reduction::kNone ? problem->rows : 1;
+  check(grad_output.numel() == expected, "grad_output must have ", expected, " elements, got shape ",
+        shape_string(grad_output));
+  problem->scale = gradient_scale(*problem, reduction);
+  if (reduction == Reduction::kNone) {
+    problem->row_scale = values;
+  } else {
+    problem->scale *= values[0];
+  }
+}
+
+template <typename T>
+void run_tiles(const CrossEntropy<T>& problem) {
+  const int64_t tile_rows = cross_entropy_tile_rows(problem.classes);
+  const int64_t tiles = (problem.rows + tile_rows - 1) / tile_rows;
+  const auto run = cpu::select<cpu::CrossEntropyKernels<T>>().tiles;
+  // About 64K exponentials are worth waking a thread for.
+  const int64_t grain = 1 + 65536 / (tile_rows * problem.classes);
+  parallel_for(tiles, grain, [&](int64_t first, int64_t last) {
+    const std::unique_ptr<T[]> scratch(new T[cpu::cross_entropy_scratch(problem)]);
+    run(problem, first, last, scratch.get());
+  });
+}
+
+#define CHARLM_INSTANTIATE(T)                                                                                        \
+  template void set_options(const CrossEntropyOptions&, const OptionalTensor&, OptionalTensor*, CrossEntropy<T>*);   \
+  template void check_targets(const CrossEntropy<T>&, torch::headeronly::IntHeaderOnlyArrayRef);                     \
+  template T mean_denominator(const CrossEntropy<T>&);                                                               \
+  template T gradient_scale(const CrossEntropy<T>&, Reduction);                                                      \
+  template Tensor reduce(const CrossEntropy<T>&, Reduction, const Tensor&, torch::headeronly::IntHeaderOnlyArrayRef, \
+                         ScalarType);                                                                                \
+  template void set_upstream(const Tensor&, Reduction, OptionalTensor*, CrossEntropy<T>*);                           \
+  template void run_tiles(const CrossEntropy<T>&);
+CHARLM_INSTANTIATE(float)
+CHARLM_INSTANTIATE(double)
+#undef CHARLM_INSTANTIATE
+
+}  // namespace charlm

@@ -1,0 +1,33 @@
+// Every op of charlm, by schema: the table of contents. Each is implemented in bindings/<op>.cpp for one device at a
+// time, has its fake in charlm/ops/<op>.py, and its formula in kernels/<op>.h.
+//
+// reduction is 0 "none", 1 "mean", 2 "sum"; softcap 0 means none. Gradients that are not asked for come back empty.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(charlm, library) {
+  library.def(
+      "cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int ignore_index, int reduction, "
+      "float label_smoothing, float softcap, float z_loss, bool compute_gradient) "
+      "-> (Tensor loss, Tensor lse, Tensor input_gradient)");
+  library.def(
+      "cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor lse, "
+      "int ignore_index, int reduction, float label_smoothing, float softcap, float z_loss, bool input_gradient, "
+      "bool target_gradient) -> (Tensor input_gradient, Tensor target_gradient)");
+  library.def(
+      "embedding_linear_forward(Tensor ids, Tensor embedding, Tensor weight, Tensor? bias, int activation) -> Tensor");
+  library.def(
+      "embedding_linear_backward(Tensor grad_output, Tensor output, Tensor ids, Tensor embedding, Tensor weight, "
+      "Tensor? bias, int activation, bool embedding_gradient, bool weight_gradient, bool bias_gradient) "
+      "-> (Tensor embedding_gradient, Tensor weight_gradient, Tensor bias_gradient)");
+  library.def(
+      "linear_cross_entropy_forward(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, "
+      "Tensor? weight, int ignore_index, int reduction, float label_smoothing, float softcap, float z_loss, "
+      "bool input_gradient, bool weight_gradient, bool bias_gradient) "
+      "-> (Tensor loss, Tensor lse, Tensor input_gradient, Tensor weight_gradient, Tensor bias_gradient)");
+  library.def(
+      "linear_cross_entropy_backward(Tensor grad_output, Tensor input, Tensor linear_weight, Tensor target, "
+      "Tensor? linear_bias, Tensor? weight, Tensor lse, int ignore_index, int reduction, float label_smoothing, "
+      "float softcap, float z_loss, bool input_gradient, bool weight_gradient, bool bias_gradient, "
+      "bool target_gradient) "
+      "-> (Tensor input_gradient, Tensor weight_gradient, Tensor bias_gradient, Tensor target_gradient)");
+}

@@ -1,0 +1,66 @@
+// The Python module charlm._C. Importing it registers the ops; its functions are for `charlm info`, bug reports and
+// tests. Limited API: one binary for every Python from 3.10.
+#include <Python.h>
+
+#include <cstring>
+
+#include "bindings/check.h"
+#include "kernels/isa.h"
+
+namespace charlm {
+namespace {
+
+PyObject* instruction_set(PyObject*, PyObject*) {
+  return PyUnicode_FromString(cpu::instruction_set_name(cpu::instruction_set()));
+}
+
+PyObject* instruction_sets(PyObject*, PyObject*) {
+  PyObject* names = PyList_New(0);
+  for (int i = 0; names != nullptr && i < cpu::kInstructionSets; ++i) {
+    const auto set = static_cast<cpu::InstructionSet>(i);
+    if (!cpu::machine_supports(set)) continue;
+    PyObject* name = PyUnicode_FromString(cpu::instruction_set_name(set));
+    if (name == nullptr || PyList_Append(names, name) != 0) Py_CLEAR(names);
+    Py_XDECREF(name);
+  }
+  return names;
+}
+
+PyObject* set_instruction_set(PyObject*, PyObject* argument) {
+  const char* wanted = PyUnicode_AsUTF8AndSize(argument, nullptr);
+  if (wanted == nullptr) return nullptr;
+  for (int i = 0; i < cpu::kInstructionSets; ++i) {
+    const auto set = static_cast<cpu::InstructionSet>(i);
+    if (std::strcmp(wanted, cpu::instruction_set_name(set)) == 0 && cpu::set_instruction_set(set)) Py_RETURN_NONE;
+  }
+  PyErr_Format(PyExc_ValueError, "instruction set '%s' is not one this machine can run", wanted);
+  return nullptr;
+}
+
+PyObject* last_branch_name(PyObject*, PyObject*) { return PyUnicode_FromString(last_branch()); }
+
+PyObject* build_info(PyObject*, PyObject*) {
+#if defined(__VERSION__)
+  const char* compiler = __VERSION__;
+#else
+  const char* compiler = "unknown";
+#endif
+  return Py_BuildValue("{s:s,s:k,s:O}", "compiler", compiler, "torch_target_version",
+                       static_cast<unsigned long>(TORCH_TARGET_VERSION >> 48), "cuda", Py_False);
+}
+
+PyMethodDef methods[] = {
+    {"instruction_set", instruction_set, METH_NOARGS, "Name of the instruction set the CPU kernels run on."},
+    {"instruction_sets", instruction_sets, METH_NOARGS, "Names of those this machine can run, the best last."},
+    {"set_instruction_set", set_instruction_set, METH_O, "Run the CPU kernels on the named set from now on."},
+    {"last_branch", last_branch_name, METH_NOARGS, "Which branch the last op took, '<op>/<branch>'."},
+    {"build_info", build_info, METH_NOARGS, "Compiler and options of this binary."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+}  // namespace charlm
+
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&charlm::module); }

@@ -1,0 +1,97 @@
+// Conversions between storage types and the compute types float and double, and the copies of rows into and out of
+// contiguous scratch that let every row kernel be written once, for contiguous float or double rows.
+#pragma once
+
+#include "kernels/cpu/vec.h"
+#include "kernels/storage.h"
+
+namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
+
+CHARLM_INLINE float bits_to_float(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+CHARLM_INLINE uint32_t float_to_bits(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+CHARLM_INLINE float to_compute(float value) { return value; }
+CHARLM_INLINE double to_compute(double value) { return value; }
+CHARLM_INLINE float to_compute(BFloat16 value) { return bits_to_float((uint32_t)value.bits << 16); }
+CHARLM_INLINE float to_compute(Float16 value) {
+  // Exponent and mantissa moved into place, then a multiplication by 2^112 corrects the bias and normalises denormals.
+  const uint32_t magnitude = (uint32_t)(value.bits & 0x7fff) << 13;
+  const uint32_t sign = (uint32_t)(value.bits & 0x8000) << 16;
+  const uint32_t finite = float_to_bits(bits_to_float(magnitude) * 0x1p112f);
+  return bits_to_float((magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : finite) | sign);
+}
+
+CHARLM_INLINE void from_compute(float value, float* out) { *out = value; }
+CHARLM_INLINE void from_compute(double value, double* out) { *out = value; }
+CHARLM_INLINE void from_compute(float value, BFloat16* out) {  // to nearest, ties to even
+  const uint32_t bits = float_to_bits(value);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  out->bits = (uint16_t)(value != value ? 0x7fc0u : rounded);
+}
+CHARLM_INLINE void from_compute(float value, Float16* out) {  // to nearest, ties to even
+  const uint32_t bits = float_to_bits(value);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  // Below 2^-14 the result is denormal: adding 0.5 aligns its last bit with float's, and the adder rounds.
+  const uint32_t denormal = float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  uint32_t result = magnitude < 0x38800000u ? denormal : normal;
+  result = magnitude >= 0x477ff000u ? 0x7c00u : result;  // rounds past 65504: infinity
+  result = magnitude > 0x7f800000u ? 0x7e00u : result;   // NaN
+  out->bits = (uint16_t)(result | sign);
+}
+
+// rows x columns values from strided storage to contiguous rows, and back. The loop over the smaller stride is
+// innermost.
+template <typename S, typename T>
+inline void pack_rows(const S* source, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns,
+                      T* out) {
+  if (column_stride == 1) {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < columns; ++c) out[r * columns + c] = to_compute(source[r * row_stride + c]);
+    }
+  } else {
+    for (int64_t c = 0; c < columns; ++c) {
+      for (int64_t r = 0; r < rows; ++r) out[r * columns + c] = to_compute(source[r * row_stride + c * column_stride]);
+    }
+  }
+}
+template <typename S, typename T>
+inline void unpack_rows(const T* in, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns, S* out) {
+  if (column_stride == 1) {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < columns; ++c) from_compute(in[r * columns + c], &out[r * row_stride + c]);
+    }
+  } else {
+    for (int64_t c = 0; c < columns; ++c) {
+      for (int64_t r = 0; r < rows; ++r) from_compute(in[r * columns + c], &out[r * row_stride + c * column_stride]);
+    }
+  }
+}
+
+// Calls function(S*) with the matrix's data as its storage type. T is the compute type: float64 is stored as itself.
+template <typename T, typename Function>
+CHARLM_INLINE void with_storage(const ClassMatrix& matrix, const Function& function) {
+  if constexpr (sizeof(T) == 8) {
+    function(static_cast<double*>(matrix.data));
+  } else {
+    switch (matrix.storage) {
+      case Storage::kBFloat16:
+        return function(static_cast<BFloat16*>(matrix.data));
+      case Storage::kFloat16:
+        return function(static_cast<Float16*>(matrix.data));
+      default:
+        return function(static_cast<float*>(matrix.data));
+    }
+  }
+}
+
+}  // namespace charlm::cpu::CHARLM_ISA_NAMESPACE

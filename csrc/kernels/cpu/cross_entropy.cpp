@@ -1,0 +1,278 @@
+#include "kernels/cross_entropy.h"
+
+#include "kernels/cpu/convert.h"
+#include "kernels/cpu/math.h"
+
+namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
+namespace {
+
+// Below this magnitude of all logits of a tile, exp needs no shift: neither e^z, nor sums of them, nor their ratios
+// leave the range of float. It saves the search for each row's maximum.
+constexpr float kUnshiftedLogit = 30.0f;
+
+// Contiguous rows of one matrix of a tile: in place where storage allows, otherwise in scratch.
+template <typename T>
+struct Rows {
+  T* data = nullptr;
+  int64_t stride = 0;
+  bool packed = false;
+
+  T* row(int64_t r) const { return data + r * stride; }
+};
+
+template <typename T>
+bool is_direct(const ClassMatrix& matrix) {
+  constexpr Storage same = sizeof(T) == 8 ? Storage::kFloat64 : Storage::kFloat32;
+  return matrix.storage == same && matrix.class_stride == 1 && matrix.inner == 1;
+}
+
+template <typename T>
+Rows<T> open_rows(const ClassMatrix& matrix, int64_t first, int64_t classes, T* scratch) {
+  if (matrix.data == nullptr) return {};
+  if (is_direct<T>(matrix))
+    return {static_cast<T*>(matrix.data) + matrix.row_offset(first), matrix.outer_stride, false};
+  return {scratch, classes, true};
+}
+
+// Runs of rows that stay within one outer index have one row stride; function(offset, row stride, first row, rows).
+template <typename Function>
+void for_each_run(const ClassMatrix& matrix, int64_t first, int64_t count, const Function& function) {
+  if (matrix.inner == 1) return function(matrix.row_offset(first), matrix.outer_stride, 0, count);
+  for (int64_t done = 0; done < count;) {
+    const int64_t left = matrix.inner - (first + done) % matrix.inner;
+    const int64_t rows = left < count - done ? left : count - done;
+    function(matrix.row_offset(first + done), matrix.inner_stride, done, rows);
+    done += rows;
+  }
+}
+
+template <typename T>
+void read_rows(const Rows<T>& rows, const ClassMatrix& matrix, int64_t first, int64_t count, int64_t classes) {
+  if (!rows.packed) return;
+  with_storage<T>(matrix, [&](auto* data) {
+    for_each_run(matrix, first, count, [&](int64_t offset, int64_t stride, int64_t done, int64_t run) {
+      pack_rows(data + offset, stride, matrix.class_stride, run, classes, rows.row(done));
+    });
+  });
+}
+
+template <typename T>
+void write_rows(const Rows<T>& rows, const ClassMatrix& matrix, int64_t first, int64_t count, int64_t classes) {
+  if (!rows.packed) return;
+  with_storage<T>(matrix, [&](auto* data) {
+    for_each_run(matrix, first, count, [&](int64_t offset, int64_t stride, int64_t done, int64_t run) {
+      unpack_rows(rows.row(done), stride, matrix.class_stride, run, classes, data + offset);
+    });
+  });
+}
+
+template <typename T, bool kCapped>
+struct Softcap {
+  T cap, inverse;
+
+  CHARLM_INLINE Vec<T> operator()(Vec<T> input) const {
+    if constexpr (kCapped) return tanh(input * inverse) * cap;
+    return input;
+  }
+  CHARLM_INLINE T operator()(T input) const { return (*this)(broadcast<T>(input))[0]; }
+  // d z / d input, from the input.
+  CHARLM_INLINE Vec<T> derivative(Vec<T> input) const {
+    const Vec<T> t = tanh(input * inverse);
+    return (T)1 - t * t;
+  }
+};
+
+template <typename T>
+bool all_below(const Rows<T>& logits, int64_t count, int64_t classes, T bound) {
+  Vec<T> largest = {};
+  IntVec<T> beyond = {};
+  for (int64_t r = 0; r < count; ++r) {
+    const T* row = logits.row(r);
+    for_each_vector<T>(classes, [&](int64_t c, int lanes) {
+      const Vec<T> z = load_lanes<T>(row + c, lanes, 0);
+      largest = maximum<T>(largest, absolute<T>(z));
+      beyond |= z != z;
+    });
+  }
+  for (int lane = 0; lane < kWidth<T>; ++lane) {
+    if (beyond[lane] != 0) return false;
+  }
+  return maximum_lane<T>(largest) < bound;
+}
+
+template <typename T>
+T row_maximum(const T* row, int64_t classes) {
+  Vec<T> largest = broadcast<T>(-(T)INFINITY);
+  for_each_vector<T>(classes, [&](int64_t c, int lanes) {
+    largest = maximum<T>(largest, load_lanes<T>(row + c, lanes, -(T)INFINITY));
+  });
+  return maximum_lane<T>(largest);
+}
+
+// sum_c exp(z_c - shift); each exp(z_c - shift) is kept in `exponentials` where that is not null.
+template <typename T, bool kCapped>
+CHARLM_INLINE T sum_of_exponentials(const T* row, int64_t classes, Softcap<T, kCapped> softcap, T shift,
+                                    T* exponentials) {
+  Vec<T> sum = {};
+  for_each_vector<T>(classes, [&](int64_t c, int lanes) {
+    const Vec<T> e = exp(softcap(load_lanes<T>(row + c, lanes, 0)) - shift);
+    if (exponentials != nullptr) store_lanes<T>(exponentials + c, e, lanes);
+    sum = sum + (lanes == kWidth<T> ? e : keep_lanes<T>(e, lanes));
+  });
+  return sum_lanes<T>(sum);
+}
+
+// The part of a_c that a whole row shares the formula of: class probabilities, or the smoothing of a class index.
+template <typename T>
+struct TargetRow {
+  const T* probability;  // null: class index
+  const T* weight;       // null: 1
+  T keep, spread;        // 1 - smoothing, smoothing / C
+
+  CHARLM_INLINE Vec<T> operator()(int64_t c, int lanes) const {
+    Vec<T> a = broadcast<T>(spread);
+    if (probability != nullptr) a = a + load_lanes<T>(probability + c, lanes, 0) * keep;
+    if (weight != nullptr) a = a * load_lanes<T>(weight + c, lanes, 0);
+    return lanes == kWidth<T> ? a : keep_lanes<T>(a, lanes);
+  }
+  bool is_zero() const { return probability == nullptr && spread == 0; }
+};
+
+// sum_c a_c and sum_c a_c (z_c - shift)
+template <typename T, bool kCapped>
+void target_sums(const T* row, int64_t classes, Softcap<T, kCapped> softcap, T shift, const TargetRow<T>& a, T* total,
+                 T* product) {
+  Vec<T> totals = {}, products = {};
+  for_each_vector<T>(classes, [&](int64_t c, int lanes) {
+    const Vec<T> z = softcap(load_lanes<T>(row + c, lanes, 0)) - shift;
+    totals = totals + a(c, lanes);
+    products = products + a(c, lanes) * (lanes == kWidth<T> ? z : keep_lanes<T>(z, lanes));
+  });
+  *total = sum_lanes<T>(totals);
+  *product = sum_lanes<T>(products);
+}
+
+template <typename T, bool kCapped>
+void tile(const CrossEntropy<T>& p, int64_t first, int64_t count, T* scratch) {
+  constexpr int kRows = (int)kCrossEntropyMaxTileRows;
+  const int64_t classes = p.classes, block = cross_entropy_tile_rows(classes) * classes;
+  const Softcap<T, kCapped> softcap{p.softcap, kCapped ? 1 / p.softcap : 0};
+  const T keep = 1 - p.label_smoothing, spread = p.label_smoothing / (T)classes;
+
+  const Rows<T> logits = open_rows<T>(p.input, first, classes, scratch);
+  const Rows<T> gradient = open_rows<T>(p.input_gradient, first, classes, scratch + block);
+  const Rows<T> probabilities = open_rows<T>(p.probabilities, first, classes, scratch + 2 * block);
+  const Rows<T> probabilities_gradient = open_rows<T>(p.probabilities_gradient, first, classes, scratch + 3 * block);
+  read_rows(logits, p.input, first, count, classes);
+  if (p.probabilities.data != nullptr) read_rows(probabilities, p.probabilities, first, count, classes);
+
+  // Per row; rows past `count` hold harmless values, since the loss is computed a vector of rows at a time.
+  alignas(64) T shift[kRows] = {}, sum[kRows], log_sum[kRows], lse[kRows], target_z[kRows] = {};
+  alignas(64) T index_weight[kRows] = {}, total[kRows] = {}, product[kRows] = {}, loss[kRows];
+  for (int r = 0; r < kRows; ++r) sum[r] = 1;
+  const auto ignored = [&](int64_t r) { return p.target != nullptr && p.target[first + r] == p.ignore_index; };
+  const auto target_row = [&](int64_t r) {
+    return TargetRow<T>{p.target == nullptr ? probabilities.row(r) : nullptr, p.weight, keep, spread};
+  };
+
+  const bool unshifted = !p.lse_is_known && (kCapped ? p.softcap < kUnshiftedLogit
+                                                     : all_below<T>(logits, count, classes, kUnshiftedLogit));
+  for (int64_t r = 0; r < count; ++r) {
+    if (p.lse_is_known) {
+      shift[r] = p.lse[first + r];
+    } else if (!unshifted) {
+      shift[r] = softcap(row_maximum<T>(logits.row(r), classes));  // softcap is monotonic
+    }
+    T* exponentials = gradient.data != nullptr ? gradient.row(r) : nullptr;
+    if (exponentials != nullptr || !p.lse_is_known) {
+      sum[r] = sum_of_exponentials<T, kCapped>(logits.row(r), classes, softcap, shift[r], exponentials);
+    }
+    if (p.lse_is_known) sum[r] = 1;
+    if (p.target != nullptr && !ignored(r)) {
+      target_z[r] = logits.row(r)[p.target[first + r]];
+      index_weight[r] = keep * (p.weight != nullptr ? p.weight[p.target[first + r]] : (T)1);
+    }
+    const TargetRow<T> a = target_row(r);
+    if (!a.is_zero()) {
+      target_sums<T, kCapped>(logits.row(r), classes, softcap, shift[r], a, &total[r], &product[r]);
+    }
+  }
+
+  for (int r = 0; r < kRows; r += kWidth<T>) {
+    const Vec<T> log_of_sum = log(load(sum + r));
+    store(log_sum + r, log_of_sum);
+    const Vec<T> row_lse = load(shift + r) + log_of_sum;
+    store(lse + r, row_lse);
+    if (p.loss == nullptr) continue;
+    // -log softmax_y. Without a shift log(sum / e^z) keeps the digits that log(sum) - z would cancel.
+    const Vec<T> z = softcap(load(target_z + r));
+    const Vec<T> nll = unshifted ? log(load(sum + r) * exp(-z)) : log_of_sum - (z - load(shift + r));
+    Vec<T> row_loss = load(index_weight + r) * nll + (load(total + r) * log_of_sum - load(product + r));
+    if (p.z_loss != 0) row_loss = row_loss + p.z_loss * row_lse * row_lse;
+    store(loss + r, row_loss);
+  }
+
+  for (int64_t r = 0; r < count; ++r) {
+    if (p.loss != nullptr) p.loss[first + r] = ignored(r) ? 0 : loss[r];
+    if (p.lse != nullptr && !p.lse_is_known) p.lse[first + r] = lse[r];
+    const T scale = p.scale * (p.row_scale != nullptr ? p.row_scale[first + r] : (T)1);
+    const TargetRow<T> a = target_row(r);
+    if (gradient.data != nullptr) {
+      T* out = gradient.row(r);
+      const T* row = logits.row(r);
+      const T factor = (index_weight[r] + total[r] + 2 * p.z_loss * lse[r]) * scale / sum[r];
+      if (ignored(r)) {
+        for_each_vector<T>(classes, [&](int64_t c, int lanes) { store_lanes<T>(out + c, Vec<T>{}, lanes); });
+      } else {
+        for_each_vector<T>(classes, [&](int64_t c, int lanes) {
+          Vec<T> g = load_lanes<T>(out + c, lanes, 0) * factor;
+          if (!a.is_zero()) g = g - a(c, lanes) * scale;
+          if constexpr (kCapped) g = g * softcap.derivative(load_lanes<T>(row + c, lanes, 0));
+          store_lanes<T>(out + c, g, lanes);
+        });
+        if (p.target != nullptr) {
+          const int64_t y = p.target[first + r];
+          const T slope = kCapped ? softcap.derivative(broadcast<T>(row[y]))[0] : (T)1;
+          out[y] -= index_weight[r] * scale * slope;
+        }
+      }
+    }
+    if (probabilities_gradient.data != nullptr) {
+      T* out = probabilities_gradient.row(r);
+      for_each_vector<T>(classes, [&](int64_t c, int lanes) {
+        Vec<T> g = lse[r] - softcap(load_lanes<T>(logits.row(r) + c, lanes, 0));
+        if (p.weight != nullptr) g = g * load_lanes<T>(p.weight + c, lanes, 0);
+        store_lanes<T>(out + c, g * (keep * scale), lanes);
+      });
+    }
+  }
+
+  if (gradient.data != nullptr) write_rows(gradient, p.input_gradient, first, count, classes);
+  if (probabilities_gradient.data != nullptr) {
+    write_rows(probabilities_gradient, p.probabilities_gradient, first, count, classes);
+  }
+}
+
+template <typename T>
+void tiles(const CrossEntropy<T>& problem, int64_t first, int64_t last, T* scratch) {
+  const int64_t tile_rows = cross_entropy_tile_rows(problem.classes);
+  for (int64_t t = first; t < last; ++t) {
+    const int64_t begin = t * tile_rows;
+    const int64_t count = problem.rows - begin < tile_rows ? problem.rows - begin : tile_rows;
+    problem.softcap != 0 ? tile<T, true>(problem, begin, count, scratch)
+                         : tile<T, false>(problem, begin, count, scratch);
+  }
+}
+
+}  // namespace
+
+template <>
+CrossEntropyKernels<float> kernels() {
+  return {tiles<float>};
+}
+template <>
+CrossEntropyKernels<double> kernels() {
+  return {tiles<double>};
+}
+
+}  // namespace charlm::cpu::CHARLM_ISA_NAMESPACE

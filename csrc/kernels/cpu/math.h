@@ -1,0 +1,108 @@
+// exp, log, tanh, erf and their relatives on vectors.
+//
+// float: polynomials and rationals, each within a few units in the last place (tests/test_cpu_math.py holds the
+// bounds). double: the C library lane by lane. It serves gradcheck and float64 references, where its last bit matters
+// and speed does not.
+#pragma once
+
+#include <math.h>
+
+#include "kernels/cpu/vec.h"
+
+namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
+
+template <double (*function)(double)>
+CHARLM_INLINE Vec<double> by_lane(Vec<double> x) {
+  for (int lane = 0; lane < kWidth<double>; ++lane) x[lane] = function(x[lane]);
+  return x;
+}
+
+// e^x. Cody-Waite reduction x = n ln 2 + r, |r| <= ln 2 / 2, a degree-6 polynomial for e^r, and n added to the exponent
+// bits. Results below the smallest normal number are flushed to 0: denormals would slow every product that follows.
+CHARLM_INLINE Vec<float> exp(Vec<float> x) {
+  const Vec<float> shifter = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec<float> shifted = x * 1.44269504088896341f + shifter;
+  const Vec<float> n = shifted - shifter;
+  Vec<float> r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  Vec<float> p = broadcast(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const IntVec<float> exponent = (IntVec<float>)shifted << 23;
+  Vec<float> result = (Vec<float>)((IntVec<float>)p + exponent);
+  result = x < -87.33654f ? Vec<float>{} : result;
+  return x > 88.37626f ? x + (float)INFINITY : result;
+}
+CHARLM_INLINE Vec<double> exp(Vec<double> x) { return by_lane<::exp>(x); }
+
+// ln x for x >= 0 (Cephes logf): x = 2^n m, sqrt(1/2) <= m < sqrt(2). Zero and denormals give -inf.
+CHARLM_INLINE Vec<float> log(Vec<float> x) {
+  const IntVec<float> bits = (IntVec<float>)x;
+  // Subtracting the bits of sqrt(1/2) leaves n in the exponent field with m in the wanted interval.
+  const IntVec<float> offset = bits - 0x3f3504f3;
+  const Vec<float> n = __builtin_convertvector(offset >> 23, Vec<float>);
+  const Vec<float> m = (Vec<float>)((offset & 0x007fffff) + 0x3f3504f3) - 1.0f;
+  Vec<float> p = broadcast(7.0376836292e-2f);
+  p = p * m - 1.1514610310e-1f;
+  p = p * m + 1.1676998740e-1f;
+  p = p * m - 1.2420140846e-1f;
+  p = p * m + 1.4249322787e-1f;
+  p = p * m - 1.6668057665e-1f;
+  p = p * m + 2.0000714765e-1f;
+  p = p * m - 2.4999993993e-1f;
+  p = p * m + 3.3333331174e-1f;
+  const Vec<float> m2 = m * m;
+  Vec<float> result = p * m * m2 - n * 2.12194440e-4f - 0.5f * m2 + m + n * 0.693359375f;
+  result = x < 1.17549435e-38f ? broadcast(-(float)INFINITY) : result;
+  return (x > 3.4028235e38f) | (x != x) ? x : result;
+}
+CHARLM_INLINE Vec<double> log(Vec<double> x) { return by_lane<::log>(x); }
+
+// tanh x: the odd rational 13/6 approximation that Eigen uses, saturated where the result rounds to 1.
+CHARLM_INLINE Vec<float> tanh(Vec<float> x) {
+  const Vec<float> limit = broadcast(7.90531110763549805f);
+  Vec<float> y = x > limit ? limit : x;
+  y = y < -limit ? -limit : y;
+  const Vec<float> y2 = y * y;
+  Vec<float> p = broadcast(-2.76076847742355e-16f);
+  p = p * y2 + 2.00018790482477e-13f;
+  p = p * y2 - 8.60467152213735e-11f;
+  p = p * y2 + 5.12229709037114e-08f;
+  p = p * y2 + 1.48572235717979e-05f;
+  p = p * y2 + 6.37261928875436e-04f;
+  p = p * y2 + 4.89352455891786e-03f;
+  Vec<float> q = broadcast(1.19825839466702e-06f);
+  q = q * y2 + 1.18534705686654e-04f;
+  q = q * y2 + 2.26843463243900e-03f;
+  q = q * y2 + 4.89352518554385e-03f;
+  return p * y / q;
+}
+CHARLM_INLINE Vec<double> tanh(Vec<double> x) { return by_lane<::tanh>(x); }
+
+// erf x: an odd rational on |x| < 4, saturated outside (there 1 - erf < 2^-25).
+CHARLM_INLINE Vec<float> erf(Vec<float> x) {
+  const Vec<float> limit = broadcast(3.832506856900711f);
+  Vec<float> y = x > limit ? limit : x;
+  y = y < -limit ? -limit : y;
+  const Vec<float> y2 = y * y;
+  Vec<float> a = broadcast(0.00022905065861350646f);
+  a = a * y2 + 0.0034082910107109506f;
+  a = a * y2 + 0.050955695062380861f;
+  a = a * y2 + 0.18520832239976145f;
+  a = a * y2 + 1.128379143519084f;
+  Vec<float> b = broadcast(-1.1791602954361697e-7f);
+  b = b * y2 + 0.000023547966471313185f;
+  b = b * y2 + 0.0010179625278914885f;
+  b = b * y2 + 0.014070470171167667f;
+  b = b * y2 + 0.11098505178285362f;
+  b = b * y2 + 0.49746925110067538f;
+  b = b * y2 + 1.0f;
+  return y * a / b;
+}
+CHARLM_INLINE Vec<double> erf(Vec<double> x) { return by_lane<::erf>(x); }
+
+}  // namespace charlm::cpu::CHARLM_ISA_NAMESPACE

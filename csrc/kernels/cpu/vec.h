@@ -1,0 +1,171 @@
+// Vectors of float and double, written with GCC/Clang vector extensions: the width is the only thing that changes
+// between instruction sets. Everything here has internal linkage per instruction set (namespace isa_<name>): a function
+// compiled for AVX-512 must never be the one the linker keeps for the baseline.
+#pragma once
+
+#include <stdint.h>
+
+#include "kernels/isa.h"
+
+#if !defined(CHARLM_ISA)
+#error "kernels/cpu is compiled once per instruction set, with CHARLM_ISA naming it"
+#endif
+#define CHARLM_CONCATENATE_(a, b) a##b
+#define CHARLM_CONCATENATE(a, b) CHARLM_CONCATENATE_(a, b)
+#define CHARLM_ISA_NAMESPACE CHARLM_CONCATENATE(isa_, CHARLM_ISA)
+
+#if defined(__AVX512F__)
+#define CHARLM_VECTOR_BYTES 64
+#include <immintrin.h>
+#elif defined(__AVX2__)
+#define CHARLM_VECTOR_BYTES 32
+#else
+#define CHARLM_VECTOR_BYTES 16
+#endif
+
+#define CHARLM_INLINE inline __attribute__((always_inline))
+
+namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
+
+template <typename T>
+struct VecTraits;
+template <>
+struct VecTraits<float> {
+  typedef float Vec __attribute__((vector_size(CHARLM_VECTOR_BYTES)));
+  typedef int32_t Int __attribute__((vector_size(CHARLM_VECTOR_BYTES)));
+};
+template <>
+struct VecTraits<double> {
+  typedef double Vec __attribute__((vector_size(CHARLM_VECTOR_BYTES)));
+  typedef int64_t Int __attribute__((vector_size(CHARLM_VECTOR_BYTES)));
+};
+
+template <typename T>
+using Vec = typename VecTraits<T>::Vec;
+// Integers of the same lane width: bit patterns, and the all-ones/zero masks that comparisons give.
+template <typename T>
+using IntVec = typename VecTraits<T>::Int;
+template <typename T>
+inline constexpr int kWidth = CHARLM_VECTOR_BYTES / sizeof(T);
+
+template <typename T>
+CHARLM_INLINE Vec<T> broadcast(T value) {
+  return Vec<T>{} + value;
+}
+
+template <typename T>
+CHARLM_INLINE Vec<T> load(const T* pointer) {
+  Vec<T> vector;
+  __builtin_memcpy(&vector, pointer, sizeof(vector));
+  return vector;
+}
+
+template <typename T>
+CHARLM_INLINE void store(T* pointer, Vec<T> vector) {
+  __builtin_memcpy(pointer, &vector, sizeof(vector));
+}
+
+// The first `count` < kWidth lanes come from memory, the others are `fill`; nothing past the last lane is touched.
+CHARLM_INLINE Vec<float> load_partial(const float* pointer, int count, float fill) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_mask_loadu_ps((__m512)broadcast(fill), (__mmask16)((1u << count) - 1), pointer);
+#else
+  Vec<float> vector = broadcast(fill);
+  for (int lane = 0; lane < count; ++lane) vector[lane] = pointer[lane];
+  return vector;
+#endif
+}
+CHARLM_INLINE Vec<double> load_partial(const double* pointer, int count, double fill) {
+#if defined(__AVX512F__)
+  return (Vec<double>)_mm512_mask_loadu_pd((__m512d)broadcast(fill), (__mmask8)((1u << count) - 1), pointer);
+#else
+  Vec<double> vector = broadcast(fill);
+  for (int lane = 0; lane < count; ++lane) vector[lane] = pointer[lane];
+  return vector;
+#endif
+}
+
+CHARLM_INLINE void store_partial(float* pointer, Vec<float> vector, int count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(pointer, (__mmask16)((1u << count) - 1), (__m512)vector);
+#else
+  for (int lane = 0; lane < count; ++lane) pointer[lane] = vector[lane];
+#endif
+}
+CHARLM_INLINE void store_partial(double* pointer, Vec<double> vector, int count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_pd(pointer, (__mmask8)((1u << count) - 1), (__m512d)vector);
+#else
+  for (int lane = 0; lane < count; ++lane) pointer[lane] = vector[lane];
+#endif
+}
+
+// kWidth lanes, or the last `count` of a row.
+template <typename T>
+CHARLM_INLINE Vec<T> load_lanes(const T* pointer, int count, T fill) {
+  return count == kWidth<T> ? load(pointer) : load_partial(pointer, count, fill);
+}
+template <typename T>
+CHARLM_INLINE void store_lanes(T* pointer, Vec<T> vector, int count) {
+  count == kWidth<T> ? store(pointer, vector) : store_partial(pointer, vector, count);
+}
+
+// A row one vector at a time: body(column, lanes), lanes == kWidth but for the last.
+template <typename T, typename Body>
+CHARLM_INLINE void for_each_vector(int64_t columns, const Body& body) {
+  int64_t c = 0;
+  for (; c + kWidth<T> <= columns; c += kWidth<T>) body(c, kWidth<T>);
+  if (c < columns) body(c, (int)(columns - c));
+}
+
+// The first `count` lanes; zero in the others.
+template <typename T>
+CHARLM_INLINE Vec<T> keep_lanes(Vec<T> vector, int count) {
+  IntVec<T> lane;
+  for (int i = 0; i < kWidth<T>; ++i) lane[i] = i;
+  return lane < count ? vector : Vec<T>{};
+}
+template <typename T>
+CHARLM_INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) {
+  return a > b ? a : b;
+}
+template <typename T>
+CHARLM_INLINE Vec<T> minimum(Vec<T> a, Vec<T> b) {
+  return a < b ? a : b;
+}
+template <typename T>
+CHARLM_INLINE Vec<T> absolute(Vec<T> a) {
+  return a < 0 ? -a : a;
+}
+
+// Horizontal sum and maximum: halve until one lane is left, always in the same order.
+template <typename T>
+CHARLM_INLINE T sum_lanes(Vec<T> vector) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_reduce_add_ps((__m512)vector);
+  } else {
+    return _mm512_reduce_add_pd((__m512d)vector);
+  }
+#else
+  T total = 0;
+  for (int lane = 0; lane < kWidth<T>; ++lane) total += vector[lane];
+  return total;
+#endif
+}
+template <typename T>
+CHARLM_INLINE T maximum_lane(Vec<T> vector) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_reduce_max_ps((__m512)vector);
+  } else {
+    return _mm512_reduce_max_pd((__m512d)vector);
+  }
+#else
+  T largest = vector[0];
+  for (int lane = 1; lane < kWidth<T>; ++lane) largest = vector[lane] > largest ? vector[lane] : largest;
+  return largest;
+#endif
+}
+
+}  // namespace charlm::cpu::CHARLM_ISA_NAMESPACE

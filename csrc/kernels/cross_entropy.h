@@ -1,0 +1,68 @@
+// Softmax cross-entropy over N rows of C logits, and its gradient.
+//
+//   z = input, or softcap * tanh(input / softcap)
+//   lse = log(sum_c exp(z_c))
+//   loss = sum_c a_c (lse - z_c) + z_loss * lse^2           a_c = (1 - smoothing) weight_y [c = y] + smoothing / C
+//   weight_c
+//                                                            or  weight_c ((1 - smoothing) probability_c + smoothing /
+//                                                            C)
+//   d loss / d z_c = softmax_c (sum_c a_c + 2 z_loss lse) - a_c
+//
+// Rows whose target is ignore_index have loss 0 and gradient 0.
+#pragma once
+
+#include <stdint.h>
+
+#include "kernels/isa.h"
+#include "kernels/storage.h"
+
+namespace charlm {
+
+template <typename T>  // the type computed in: float for all storage types but float64
+struct CrossEntropy {
+  int64_t rows = 0;     // N
+  int64_t classes = 0;  // C
+  ClassMatrix input;
+  ClassMatrix input_gradient;       // data null: no gradient is computed
+  const int64_t* target = nullptr;  // (N,), each in [0, C) or ignore_index; null: probabilities
+  int64_t ignore_index = -100;
+  ClassMatrix probabilities;           // used where target is null
+  ClassMatrix probabilities_gradient;  // data null: not computed
+  const T* weight = nullptr;           // (C,), null: all 1
+  T weight_sum = 0;                    // sum of weight, C where it is null
+  T label_smoothing = 0;
+  T softcap = 0;  // 0: none
+  T z_loss = 0;
+  T* loss = nullptr;  // (N,), null: not computed
+  T* lse = nullptr;   // (N,), written, or read where lse_is_known; null: not kept
+  bool lse_is_known = false;
+  const T* row_scale = nullptr;  // (N,), upstream gradient of each row; null: 1
+  T scale = 1;                   // every gradient is scale * row_scale * d loss / d input
+};
+
+// Rows are worked on in tiles cut by shape alone, so that results do not depend on the number of threads.
+inline constexpr int64_t kCrossEntropyMaxTileRows = 16;
+int64_t cross_entropy_tile_rows(int64_t classes);
+
+namespace cpu {
+template <typename T>
+struct CrossEntropyKernels {
+  // Tiles [first, last). scratch holds cross_entropy_scratch(problem) values, one block per concurrent call.
+  void (*tiles)(const CrossEntropy<T>& problem, int64_t first, int64_t last, T* scratch);
+};
+CHARLM_DECLARE_KERNELS(CrossEntropyKernels<float>)
+CHARLM_DECLARE_KERNELS(CrossEntropyKernels<double>)
+
+template <typename T>
+int64_t cross_entropy_scratch(const CrossEntropy<T>& problem) {
+  return 4 * cross_entropy_tile_rows(problem.classes) * problem.classes;
+}
+}  // namespace cpu
+
+// As many rows as keep a tile and its gradient within the first-level cache, at least one.
+inline int64_t cross_entropy_tile_rows(int64_t classes) {
+  const int64_t rows = 4096 / (classes > 0 ? classes : 1);
+  return rows < 1 ? 1 : rows > kCrossEntropyMaxTileRows ? kCrossEntropyMaxTileRows : rows;
+}
+
+}  // namespace charlm

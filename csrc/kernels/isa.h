@@ -1,0 +1,63 @@
+// The instruction set the CPU kernels run on.
+//
+// Every file of kernels/cpu is compiled once per instruction set into its own namespace charlm::cpu::<name>, and hands
+// its functions out as a table (a plain struct of function pointers). select<Table>() returns the table of the running
+// machine, so a binding writes `select<CrossEntropyKernels<float>>().forward(...)` and an op adds no dispatch code.
+#pragma once
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define CHARLM_INSTRUCTION_SETS(X) X(x86_64) X(x86_64_v3) X(x86_64_v4)
+#else
+#define CHARLM_INSTRUCTION_SETS(X) X(generic)
+#endif
+
+namespace charlm::cpu {
+
+#define CHARLM_ENUMERATOR(name) name,
+enum class InstructionSet : int { CHARLM_INSTRUCTION_SETS(CHARLM_ENUMERATOR) };
+#undef CHARLM_ENUMERATOR
+
+#define CHARLM_COUNT(name) +1
+inline constexpr int kInstructionSets = 0 CHARLM_INSTRUCTION_SETS(CHARLM_COUNT);
+#undef CHARLM_COUNT
+
+const char* instruction_set_name(InstructionSet set);
+bool machine_supports(InstructionSet set);
+
+// The set in use: the best the machine supports, unless set_instruction_set chose a lesser one (tests, bug reports).
+InstructionSet instruction_set();
+// Returns false, and changes nothing, when the machine does not support the set.
+bool set_instruction_set(InstructionSet set);
+
+#define CHARLM_DECLARE_NAMESPACE(name) \
+  namespace isa_##name {               \
+    template <typename Table>          \
+    Table kernels();                   \
+  }
+CHARLM_INSTRUCTION_SETS(CHARLM_DECLARE_NAMESPACE)
+#undef CHARLM_DECLARE_NAMESPACE
+
+// Declares the specialisations that kernels/cpu/<op>.cpp defines, one per instruction set.
+#define CHARLM_DECLARE_KERNELS_IN(name, ...) \
+  namespace isa_##name {                     \
+    template <>                              \
+    __VA_ARGS__ kernels<__VA_ARGS__>();      \
+  }
+#if defined(__x86_64__) || defined(_M_X64)
+#define CHARLM_DECLARE_KERNELS(...)                 \
+  CHARLM_DECLARE_KERNELS_IN(x86_64, __VA_ARGS__)    \
+  CHARLM_DECLARE_KERNELS_IN(x86_64_v3, __VA_ARGS__) \
+  CHARLM_DECLARE_KERNELS_IN(x86_64_v4, __VA_ARGS__)
+#else
+#define CHARLM_DECLARE_KERNELS(...) CHARLM_DECLARE_KERNELS_IN(generic, __VA_ARGS__)
+#endif
+
+template <typename Table>
+const Table& select() {
+#define CHARLM_TABLE(name) isa_##name::kernels<Table>(),
+  static const Table tables[kInstructionSets] = {CHARLM_INSTRUCTION_SETS(CHARLM_TABLE)};
+#undef CHARLM_TABLE
+  return tables[static_cast<int>(instruction_set())];
+}
+
+}  // namespace charlm::cpu

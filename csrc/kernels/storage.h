@@ -1,0 +1,30 @@
+// How a floating-point tensor is stored, and how its values become the float or double that kernels compute in.
+#pragma once
+
+#include <stdint.h>
+
+namespace charlm {
+
+enum class Storage { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+// An (N, C) matrix of class scores inside a tensor (outer, C, inner): row n = (n / inner, n % inner). Strides in
+// elements.
+struct ClassMatrix {
+  void* data = nullptr;
+  Storage storage = Storage::kFloat32;
+  int64_t inner = 1;
+  int64_t outer_stride = 0;
+  int64_t inner_stride = 0;
+  int64_t class_stride = 1;
+
+  int64_t row_offset(int64_t row) const { return row / inner * outer_stride + row % inner * inner_stride; }
+};
+
+}  // namespace charlm
