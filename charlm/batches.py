@@ -46,7 +46,13 @@ class BatchSampler:
         return {"generator": self._state.clone(), "start": torch.tensor(self._start)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._generator.set_state(state["generator"])
+        """Continues where `state` was taken; ValueError, and no change, if it is not a state of this class."""
+        if int(state["start"]) < 0:
+            raise ValueError(f"batches state 'start' must be at least 0, got {int(state['start'])}")
+        try:
+            self._generator.set_state(state["generator"])
+        except RuntimeError as error:
+            raise ValueError(f"batches state 'generator' is not the state of a generator: {error}") from error
         self._start_block(int(state["start"]))
 
     def _start_block(self, start: int) -> None:

@@ -157,7 +157,8 @@ def _described(hint: Any) -> str:
 
 PRESETS: dict[str, TrainingConfig] = {
     # Karpathy, "Neural Networks: Zero to Hero", makemore parts 2 and 3: 11,897 parameters on names.
-    "makemore": TrainingConfig(schedule="step", milestones=(100_000,)),
+    # The rate drops to a tenth halfway, at step 100,000.
+    "makemore": TrainingConfig(schedule="step"),
     # EurekaLabsAI/mlp, README and mlp_pytorch.py: one stream of tokens that crosses names.
     "eureka": TrainingConfig(
         embedding_dim=48,

@@ -93,7 +93,7 @@ class Trainer:
             self._batches = BatchSampler(len(dataset.train), positive("batch_size", batch_size), seed)
         self._schedule = Schedule(schedule, learning_rate, total_steps, warmup_steps, milestones, decay_factor)
 
-        self.model = model.to(device)
+        self.model = _moved(model, device)
         self.dataset = dataset
         self.optimizer = optimizers.create(
             self.model,
@@ -151,13 +151,13 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that training changes: `step`, and the tensors of `model`, `optimizer` and `batches`."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": optimizers.named_state(self.model, self.optimizer),
-            "batches": {} if self._batches is None else self._batches.state_dict(),
+        return {
+            "step": self.step,
+            **{
+                part: {name: value.detach().clone() for name, value in tensors.items()}
+                for part, tensors in self._tensors().items()
+            },
         }
-        copies = {part: {name: value.detach().clone() for name, value in state[part].items()} for part in state}
-        return {"step": self.step, **copies}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where `state` was taken, bit for bit if the arguments of the trainer are the same.
@@ -165,20 +165,26 @@ class Trainer:
         Raises:
             ValueError: a tensor is missing, unexpected, or has another shape or dtype; nothing was changed.
         """
-        own: dict[str, dict[str, Tensor]] = {
-            "model": self.model.state_dict(),
-            "optimizer": optimizers.named_state(self.model, self.optimizer),
-            "batches": {} if self._batches is None else self._batches.state_dict(),
-        }
+        own = self._tensors()
+        if state.keys() != {"step", *own}:
+            raise ValueError(f"state must have the keys {sorted(['step', *own])}, got {sorted(state)}")
         for part, tensors in own.items():
             _check_same_structure(part, state[part], tensors)
+        if self._batches is not None:
+            self._batches.load_state_dict(state["batches"])
         with torch.no_grad():
             for part in ("model", "optimizer"):
                 for name, tensor in own[part].items():
                     tensor.copy_(state[part][name])
-        if self._batches is not None:
-            self._batches.load_state_dict(state["batches"])
         self.step = int(state["step"])
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All that training changes but `step`: model and optimizer not as copies."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": optimizers.named_state(self.model, self.optimizer),
+            "batches": {} if self._batches is None else self._batches.state_dict(),
+        }
 
     def _run_chunk(self, steps: int) -> Tensor:
         indices = None if self._batches is None else self._batches.read(self.step, steps)
@@ -210,6 +216,13 @@ def _check_fit(model: LanguageModel, dataset: Dataset) -> None:
         )
     if len(dataset.train) == 0:
         raise ValueError("dataset has no training examples")
+
+
+def _moved(model: LanguageModel, device: torch.device | str | None) -> LanguageModel:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used: {error}") from error
 
 
 def _check_same_structure(part: str, given: dict[str, Tensor], own: dict[str, Tensor]) -> None:
