@@ -33,11 +33,11 @@ REDUCTIONS = ("mean", "sum", "none")
 TARGETS = ("indices", "ignored", "probabilities")
 
 # Every combination of the options of the two losses but `reduction`, and one in which all of them are at work.
-LOSS_OPTIONS = [
+LOSS_OPTIONS: list[dict[str, Any]] = [
     {"weighted": weighted, "label_smoothing": label_smoothing, "softcap": softcap, "z_loss": z_loss}
     for weighted, label_smoothing, softcap, z_loss in product([False, True], [0.0, 0.3], [None, 2.0], [0.0, 0.05])
 ]
-ALL_LOSS_OPTIONS = {"weighted": True, "label_smoothing": 0.1, "softcap": 5.0, "z_loss": 0.01}
+ALL_LOSS_OPTIONS: dict[str, Any] = {"weighted": True, "label_smoothing": 0.1, "softcap": 5.0, "z_loss": 0.01}
 
 # Allowed beyond PyTorch's own error, relative to the largest magnitude of the true tensor or of the terms that cancel
 # in it. The two small types round the result itself, so theirs is one unit in the last place.
@@ -233,7 +233,7 @@ def linear_cross_entropy_sample(
         "weight": _class_weights(vocab_size, dtype, seed + 4) if weighted else None,
         **options,
     }
-    differentiable = ("input", "linear_weight")
+    differentiable: tuple[str, ...] = ("input", "linear_weight")
     differentiable += ("linear_bias",) if bias else ()
     differentiable += ("target",) if targets == "probabilities" else ()
     return Sample("linear_cross_entropy", arguments, differentiable)

@@ -256,5 +256,5 @@ def test_an_unknown_instruction_set() -> None:
     with pytest.raises(ValueError, match="instruction set 'abacus'"):
         _C.set_instruction_set("abacus")
     with pytest.raises(TypeError):
-        _C.set_instruction_set(512)
+        _C.set_instruction_set(512)  # type: ignore[arg-type]
     assert _C.instruction_set() == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -25,8 +26,8 @@ from charlm import ops
 from charlm.ops import reference
 
 # More rows than tokens, so that the table is projected; more tokens than rows, so that rows are gathered, multiplied.
-PROJECTED = {"rows": 61, "vocab_size": 27}
-GATHERED = {"rows": 5, "vocab_size": 400}
+PROJECTED: dict[str, Any] = {"rows": 61, "vocab_size": 27}
+GATHERED: dict[str, Any] = {"rows": 5, "vocab_size": 400}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -40,7 +41,7 @@ def test_every_shape_in_every_dtype(shape: tuple[int, ...], dtype: torch.dtype, 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation(
-    activation: str, bias: bool, dtype: torch.dtype, sizes: dict[str, int], instruction_set: str
+    activation: str, bias: bool, dtype: torch.dtype, sizes: dict[str, Any], instruction_set: str
 ) -> None:
     check(embedding_linear_sample(**sizes, hidden_dim=35, dtype=dtype, bias=bias, activation=activation))
 
@@ -52,7 +53,7 @@ def test_any_leading_dimensions(leading: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("integer", INTEGER_DTYPES)
 @pytest.mark.parametrize("sizes", [PROJECTED, {**GATHERED, "vocab_size": 127}])
-def test_every_integer_dtype(integer: torch.dtype, sizes: dict[str, int]) -> None:
+def test_every_integer_dtype(integer: torch.dtype, sizes: dict[str, Any]) -> None:
     sample = embedding_linear_sample(**sizes)
     expected = evaluate(sample)
     actual = evaluate(sample.with_arguments(ids=sample.arguments["ids"].to(integer)))
@@ -80,7 +81,7 @@ def test_ids_with_any_strides(view: Callable[[Tensor], Tensor], integer: torch.d
 
 
 @pytest.mark.parametrize("sizes", [PROJECTED, GATHERED])
-def test_parameters_with_any_strides(sizes: dict[str, int]) -> None:
+def test_parameters_with_any_strides(sizes: dict[str, Any]) -> None:
     sample = embedding_linear_sample(**sizes)
     embedding, weight, bias = (sample.arguments[name] for name in ("embedding", "weight", "bias"))
     check(
@@ -94,7 +95,7 @@ def test_parameters_with_any_strides(sizes: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("sizes", [PROJECTED, GATHERED])
-def test_one_token_repeated_everywhere(sizes: dict[str, int]) -> None:
+def test_one_token_repeated_everywhere(sizes: dict[str, Any]) -> None:
     sample = embedding_linear_sample(**sizes)
     repeated = sample.with_arguments(ids=torch.full_like(sample.arguments["ids"], 7))
     check(repeated)
@@ -112,7 +113,7 @@ def test_large_values(activation: str) -> None:
 
 @pytest.mark.parametrize("sizes", [PROJECTED, GATHERED])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_nan_reaches_the_contexts_that_hold_its_token_and_no_others(activation: str, sizes: dict[str, int]) -> None:
+def test_nan_reaches_the_contexts_that_hold_its_token_and_no_others(activation: str, sizes: dict[str, Any]) -> None:
     sample = embedding_linear_sample(**sizes, activation=activation)
     embedding = sample.arguments["embedding"].clone()
     embedding[5, 1] = torch.nan
@@ -132,7 +133,7 @@ def test_nan_reaches_the_contexts_that_hold_its_token_and_no_others(activation: 
 @pytest.mark.parametrize("sizes", [{"rows": 6, "vocab_size": 4}, {"rows": 3, "vocab_size": 9}])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gradcheck(activation: str, bias: bool, sizes: dict[str, int]) -> None:
+def test_gradcheck(activation: str, bias: bool, sizes: dict[str, Any]) -> None:
     sample = embedding_linear_sample(
         **sizes, context_length=2, embedding_dim=2, hidden_dim=3, bias=bias, activation=activation
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,8 @@ from cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._C._profiler import _EventType
+from torch.profiler import ProfilerActivity
 
 from charlm import ops
 
@@ -177,6 +180,31 @@ def test_result_owns_its_memory() -> None:
     features.zero_()
     weight.zero_()
     assert same_bits(result, expected)
+
+
+def test_the_logits_are_never_in_memory() -> None:
+    """Forward and backward allocate the gradients and at most 5 % of what the logits would take."""
+    rows, vocab_size = 2048, 5003
+    sample = linear_cross_entropy_sample(rows, 8, vocab_size, dtype=torch.float32)
+    leaves = sample.leaves()
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile:
+        sample.call(ops.linear_cross_entropy, leaves).backward()
+    gradients = sum(leaf.numel() for leaf in leaves.values())
+    assert peak_allocation(profile) < 4 * (gradients + 0.05 * rows * vocab_size)
+
+
+def peak_allocation(profile: torch.profiler.profile) -> int:
+    """The most bytes of tensors that were alive at once and were allocated under the profiler."""
+    assert profile.profiler is not None
+    assert profile.profiler.kineto_results is not None
+    events = list(profile.profiler.kineto_results.experimental_event_tree())
+    changes = []
+    while events:
+        event = events.pop()
+        events.extend(event.children)
+        if event.tag == _EventType.Allocation:
+            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
+    return max(itertools.accumulate(change for _, change in sorted(changes)))
 
 
 @settings(max_examples=100, deadline=None)

@@ -60,7 +60,7 @@ def test_embedding_linear_is_its_op(bias: bool, activation: str) -> None:
 def test_cross_entropy_loss_is_its_op_and_torchs() -> None:
     logits, target = torch.randn(6, 4, 5), torch.randint(4, (6, 5))
     torch.testing.assert_close(CrossEntropyLoss()(logits, target), nn.CrossEntropyLoss()(logits, target))
-    options = {"ignore_index": 1, "reduction": "none", "label_smoothing": 0.2}
+    options: dict[str, Any] = {"ignore_index": 1, "reduction": "none", "label_smoothing": 0.2}
     torch.testing.assert_close(
         CrossEntropyLoss(class_weights(), **options)(logits, target),
         nn.CrossEntropyLoss(class_weights(), **options)(logits, target),
@@ -93,11 +93,11 @@ def test_initial_values_are_those_of_torch() -> None:
     linear = nn.Linear(90, 200)
     assert linear.bias is not None
     assert module.bias is not None
-    for ours, theirs in ((module.weight, linear.weight), (module.bias, linear.bias)):
-        assert ours.shape == theirs.shape
-        assert ours.abs().max().item() == pytest.approx(90**-0.5, rel=0.05)
-        assert ours.abs().max().item() <= 90**-0.5
-        assert ours.std().item() == pytest.approx((90**-0.5) / 3**0.5, rel=0.15)
+    for parameter, torchs in ((module.weight, linear.weight), (module.bias, linear.bias)):
+        assert parameter.shape == torchs.shape
+        assert parameter.abs().max().item() == pytest.approx(90**-0.5, rel=0.05)
+        assert parameter.abs().max().item() <= 90**-0.5
+        assert parameter.std().item() == pytest.approx((90**-0.5) / 3**0.5, rel=0.15)
 
     torch.manual_seed(3)
     theirs = nn.LinearCrossEntropyLoss(5, 4, bias=True).state_dict()
@@ -189,4 +189,4 @@ def test_repr() -> None:
 
 def test_deprecated_positions_of_torch_are_refused() -> None:
     with pytest.raises(TypeError, match="positional"):
-        CrossEntropyLoss(class_weights(), None, -1)  # type: ignore[misc]
+        CrossEntropyLoss(class_weights(), None, -1)  # type: ignore[call-arg,arg-type]
