@@ -45,10 +45,10 @@ class BatchSampler:
         """`generator` (uint8), its state before the current block, and `start`, the first step of that block."""
         return {"generator": self._state.clone(), "start": torch.tensor(self._start)}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continues where `state` was taken; ValueError, and no change, if it is not a state of this class."""
-        if int(state["start"]) < 0:
-            raise ValueError(f"batches state 'start' must be at least 0, got {int(state['start'])}")
+    def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
+        """Continues from `state`, taken at `step`; ValueError, and no change, if it is not a state of this class."""
+        if not 0 <= int(state["start"]) <= step:
+            raise ValueError(f"batches state 'start' must be in 0 .. step={step}, got {int(state['start'])}")
         try:
             self._generator.set_state(state["generator"])
         except RuntimeError as error:

@@ -168,15 +168,17 @@ class Trainer:
         own = self._tensors()
         if state.keys() != {"step", *own}:
             raise ValueError(f"state must have the keys {sorted(['step', *own])}, got {sorted(state)}")
+        if not isinstance(state["step"], int) or state["step"] < 0:
+            raise ValueError(f"state 'step' must be an integer >= 0, got {state['step']!r}")
         for part, tensors in own.items():
             _check_same_structure(part, state[part], tensors)
         if self._batches is not None:
-            self._batches.load_state_dict(state["batches"])
+            self._batches.load_state_dict(state["batches"], state["step"])
         with torch.no_grad():
             for part in ("model", "optimizer"):
                 for name, tensor in own[part].items():
                     tensor.copy_(state[part][name])
-        self.step = int(state["step"])
+        self.step = state["step"]
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         """All that training changes but `step`: model and optimizer not as copies."""

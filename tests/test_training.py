@@ -282,7 +282,9 @@ def test_a_state_that_does_not_fit_changes_nothing(dataset: data.Dataset) -> Non
         (make_trainer(dataset, batch_size="full", **OPTIMIZERS["adamw"]).state_dict(), "batches state must have"),
         (state("model", bias1=torch.zeros(3, dtype=torch.float64)), r"'bias1' must have shape \(16,\).*got \(3,\)"),
         (state("model", bias1=torch.zeros(16)), "'bias1' must have .*float64, got .*float32"),
-        (state("batches", start=torch.tensor(-1)), "'start' must be at least 0, got -1"),
+        ({**before.state_dict(), "step": -1}, "state 'step' must be an integer >= 0, got -1"),
+        (state("batches", start=torch.tensor(-1)), r"'start' must be in 0 \.\. step=3, got -1"),
+        (state("batches", start=torch.tensor(4)), r"'start' must be in 0 \.\. step=3, got 4"),
         (state("batches", generator=torch.full((5056,), 255, dtype=torch.uint8)), "'generator' is not the state"),
     ]:
         with pytest.raises(ValueError, match=message):
