@@ -67,8 +67,8 @@ class ContextTable {
 };
 
 // Calls visit(example, start) for every example, in order.
-template <typename Visit>
-void for_each_example(std::span<const int64_t> ends, int64_t context_length, Visit visit) {
+template <typename Index, typename Visit>
+void for_each_example(std::span<const Index> ends, int64_t context_length, Visit visit) {
   int64_t example = 0;
   for (size_t line = 0; line < ends.size(); ++line) {
     const int64_t shift = static_cast<int64_t>(line) * (context_length - 1);
@@ -104,27 +104,30 @@ void count_targets(const std::vector<Token>& ordered, DistinctContexts<Token>& d
 
 }  // namespace
 
-template <typename Token, typename Id>
-DistinctContexts<Token> find_distinct_contexts(std::span<const Token> tokens, std::span<const int64_t> ends,
-                                               int64_t context_length, std::span<Id> index) {
+template <typename Token, typename Index>
+DistinctContexts<Token> find_distinct_contexts(std::span<const Token> tokens, std::span<const Index> ends,
+                                               int64_t context_length, std::span<Index> index) {
   const int64_t examples = ends.empty() ? 0 : ends.back();
   if (static_cast<int64_t>(index.size()) != examples || !std::is_sorted(ends.begin(), ends.end())) {
     throw std::out_of_range("ends must rise to the number of examples");
   }
+  if (context_length < 1 || context_length > static_cast<int64_t>(tokens.size())) {
+    throw std::out_of_range("context_length must be from 1 to the number of tokens");
+  }
   const auto last_start = examples - 1 + (static_cast<int64_t>(ends.size()) - 1) * (context_length - 1);
-  if (context_length < 1 || (examples > 0 && last_start + context_length >= static_cast<int64_t>(tokens.size()))) {
+  if (examples > 0 && last_start + context_length >= static_cast<int64_t>(tokens.size())) {
     throw std::out_of_range("the examples lie outside the tokens");
   }
 
   DistinctContexts<Token> distinct;
   ContextTable<Token> table(tokens, context_length);
   for_each_example(ends, context_length,
-                   [&](int64_t example, int64_t start) { index[example] = static_cast<Id>(table.number(start)); });
+                   [&](int64_t example, int64_t start) { index[example] = static_cast<Index>(table.number(start)); });
   distinct.starts = std::move(table.starts());
 
   // Counting sort of the targets by context.
   distinct.row_ptr.assign(distinct.starts.size() + 1, 0);
-  for (const Id number : index) ++distinct.row_ptr[static_cast<size_t>(number) + 1];
+  for (const Index number : index) ++distinct.row_ptr[static_cast<size_t>(number) + 1];
   for (size_t u = 1; u < distinct.row_ptr.size(); ++u) distinct.row_ptr[u] += distinct.row_ptr[u - 1];
   std::vector<int64_t> next(distinct.row_ptr.begin(), distinct.row_ptr.end() - 1);
   std::vector<Token> ordered(index.size());
@@ -135,14 +138,15 @@ DistinctContexts<Token> find_distinct_contexts(std::span<const Token> tokens, st
   return distinct;
 }
 
-#define CHARLM_INSTANTIATE(Token)                                                                                    \
-  template DistinctContexts<Token> find_distinct_contexts(std::span<const Token>, std::span<const int64_t>, int64_t, \
-                                                          std::span<int32_t>);                                       \
-  template DistinctContexts<Token> find_distinct_contexts(std::span<const Token>, std::span<const int64_t>, int64_t, \
-                                                          std::span<int64_t>);
-CHARLM_INSTANTIATE(uint8_t)
-CHARLM_INSTANTIATE(int16_t)
-CHARLM_INSTANTIATE(int32_t)
+#define CHARLM_INSTANTIATE(Token, Index)                                                                           \
+  template DistinctContexts<Token> find_distinct_contexts(std::span<const Token>, std::span<const Index>, int64_t, \
+                                                          std::span<Index>);
+CHARLM_INSTANTIATE(uint8_t, int32_t)
+CHARLM_INSTANTIATE(uint8_t, int64_t)
+CHARLM_INSTANTIATE(int16_t, int32_t)
+CHARLM_INSTANTIATE(int16_t, int64_t)
+CHARLM_INSTANTIATE(int32_t, int32_t)
+CHARLM_INSTANTIATE(int32_t, int64_t)
 #undef CHARLM_INSTANTIATE
 
 }  // namespace charlm::text
