@@ -84,18 +84,12 @@ struct Softcap {
 
 template <typename T>
 bool all_below(const Rows<T>& logits, int64_t count, int64_t classes, T bound) {
-  Vec<T> largest = {};
-  IntVec<T> beyond = {};
+  Vec<T> largest = {};  // NaNs pass: they make a row's sum NaN whatever its shift
   for (int64_t r = 0; r < count; ++r) {
     const T* row = logits.row(r);
     for_each_vector<T>(classes, [&](int64_t c, int lanes) {
-      const Vec<T> z = load_lanes<T>(row + c, lanes, 0);
-      largest = maximum<T>(largest, absolute<T>(z));
-      beyond |= z != z;
+      largest = maximum<T>(absolute(load_lanes<T>(row + c, lanes, 0)), largest);
     });
-  }
-  for (int lane = 0; lane < kWidth<T>; ++lane) {
-    if (beyond[lane] != 0) return false;
   }
   return maximum_lane<T>(largest) < bound;
 }
@@ -203,7 +197,7 @@ void tile(const CrossEntropy<T>& p, int64_t first, int64_t count, T* scratch) {
     store(log_sum + r, log_of_sum);
     const Vec<T> row_lse = load(shift + r) + log_of_sum;
     store(lse + r, row_lse);
-    if (p.loss == nullptr) continue;
+    if (p.lse_is_known) continue;
     // -log softmax_y. Without a shift log(sum / e^z) keeps the digits that log(sum) - z would cancel.
     const Vec<T> z = softcap(load(target_z + r));
     const Vec<T> nll = unshifted ? log(load(sum + r) * exp(-z)) : log_of_sum - (z - load(shift + r));
@@ -213,8 +207,10 @@ void tile(const CrossEntropy<T>& p, int64_t first, int64_t count, T* scratch) {
   }
 
   for (int64_t r = 0; r < count; ++r) {
-    if (p.loss != nullptr) p.loss[first + r] = ignored(r) ? 0 : loss[r];
-    if (p.lse != nullptr && !p.lse_is_known) p.lse[first + r] = lse[r];
+    if (!p.lse_is_known) {
+      p.loss[first + r] = ignored(r) ? 0 : loss[r];
+      p.lse[first + r] = lse[r];
+    }
     const T scale = p.scale * (p.row_scale != nullptr ? p.row_scale[first + r] : (T)1);
     const TargetRow<T> a = target_row(r);
     if (gradient.data != nullptr) {
@@ -253,14 +249,88 @@ void tile(const CrossEntropy<T>& p, int64_t first, int64_t count, T* scratch) {
   }
 }
 
+// Few classes, the common case of a character model: contiguous rows, class indices, no smoothing and no cap. kWidth
+// rows of C logits are C whole vectors, so the exponentials and the scaling run over the flat block without a partial
+// vector; only the sums look at rows.
+constexpr int64_t kMaxNarrowClasses = 64;
+
+template <typename T>
+bool is_narrow(const CrossEntropy<T>& p) {
+  const auto flat = [&](const ClassMatrix& matrix) { return is_direct<T>(matrix) && matrix.outer_stride == p.classes; };
+  return p.classes <= kMaxNarrowClasses && p.target != nullptr && p.label_smoothing == 0 && p.softcap == 0 &&
+         !p.lse_is_known && flat(p.input) && (p.input_gradient.data == nullptr || flat(p.input_gradient));
+}
+
+// kWidth rows from `first`. row_of[j][lane] is the row that lane of vector j belongs to. Returns false where a logit is
+// too large to go without a shift; tile() then does the rows over.
+template <typename T>
+bool narrow_block(const CrossEntropy<T>& p, int64_t first, const IntVec<T>* row_of, T* scratch) {
+  constexpr int kRows = kWidth<T>;
+  const int64_t classes = p.classes;
+  const T* logits = static_cast<const T*>(p.input.data) + first * classes;
+  T* gradient = static_cast<T*>(p.input_gradient.data);
+  T* e = gradient != nullptr ? gradient + first * classes : scratch;
+
+  Vec<T> largest = {};
+  for (int64_t j = 0; j < classes; ++j) {
+    const Vec<T> z = load(logits + j * kRows);
+    largest = maximum<T>(absolute(z), largest);
+    store(e + j * kRows, exp_in_range(z));
+  }
+  if (!(maximum_lane<T>(largest) < kUnshiftedLogit)) return false;
+
+  alignas(64) T sum[kRows], target_z[kRows] = {}, counted[kRows] = {}, index_weight[kRows] = {};
+  for (int r = 0; r < kRows; ++r) {
+    Vec<T> total = {};
+    for_each_vector<T>(classes,
+                       [&](int64_t c, int lanes) { total = total + load_lanes<T>(e + r * classes + c, lanes, 0); });
+    sum[r] = sum_lanes<T>(total);
+    const int64_t y = p.target[first + r];
+    if (y == p.ignore_index) continue;
+    counted[r] = 1;
+    target_z[r] = logits[r * classes + y];
+    index_weight[r] = p.weight != nullptr ? p.weight[y] : (T)1;
+  }
+
+  const Vec<T> weight = load(index_weight), total = load(sum), lse = log(total);
+  const IntVec<T> counts = load(counted) != 0;
+  // log(sum / e^z) keeps the digits that log(sum) - z would cancel.
+  const Vec<T> row_loss = weight * log(total * exp_in_range(-load(target_z))) + p.z_loss * lse * lse;
+  store(p.loss + first, counts ? row_loss : Vec<T>{});
+  store(p.lse + first, lse);
+  if (gradient == nullptr) return true;
+
+  const Vec<T> factor = counts ? (weight + 2 * p.z_loss * lse) * p.scale / total : Vec<T>{};
+  for (int64_t j = 0; j < classes; ++j) {
+    store(e + j * kRows, load(e + j * kRows) * permute(factor, row_of[j]));
+  }
+  for (int r = 0; r < kRows; ++r) {
+    if (counted[r] != 0) {
+      e[r * classes + p.target[first + r]] -= index_weight[r] * p.scale;
+    } else {
+      for (int64_t c = 0; c < classes; ++c) e[r * classes + c] = 0;  // also where the row's logits are not numbers
+    }
+  }
+  return true;
+}
+
 template <typename T>
 void tiles(const CrossEntropy<T>& problem, int64_t first, int64_t last, T* scratch) {
   const int64_t tile_rows = cross_entropy_tile_rows(problem.classes);
+  const bool narrow = is_narrow(problem);
+  IntVec<T> row_of[kMaxNarrowClasses];
+  for (int64_t i = 0; narrow && i < problem.classes * kWidth<T>; ++i) {
+    row_of[i / kWidth<T>][i % kWidth<T>] = i / problem.classes;
+  }
+  const auto general = problem.softcap != 0 ? tile<T, true> : tile<T, false>;
   for (int64_t t = first; t < last; ++t) {
     const int64_t begin = t * tile_rows;
     const int64_t count = problem.rows - begin < tile_rows ? problem.rows - begin : tile_rows;
-    problem.softcap != 0 ? tile<T, true>(problem, begin, count, scratch)
-                         : tile<T, false>(problem, begin, count, scratch);
+    int64_t done = 0;
+    for (; narrow && done + kWidth<T> <= count; done += kWidth<T>) {
+      if (!narrow_block(problem, begin + done, row_of, scratch)) general(problem, begin + done, kWidth<T>, scratch);
+    }
+    if (done < count) general(problem, begin + done, count - done, scratch);
   }
 }
 
