@@ -207,7 +207,7 @@ def peak_allocation(profile: torch.profiler.profile) -> int:
     return max(itertools.accumulate(change for _, change in sorted(changes)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_any_shape_dtype_layout_and_options(data: st.DataObject) -> None:
     sample = linear_cross_entropy_sample(
