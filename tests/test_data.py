@@ -345,6 +345,17 @@ def test_makemore_figures(makemore: data.Dataset) -> None:
     assert torch.equal(distinct.contexts[distinct.index], makemore.all.contexts)
 
 
+@pytest.mark.parametrize(("context_length", "dtype"), [(8, torch.uint8), (9, torch.uint8), (5, torch.int16)])
+def test_many_distinct_contexts(makemore_names: Path, context_length: int, dtype: torch.dtype) -> None:
+    """Tokens that fill the 64 bits that the index compares at once, and more of them than that."""
+    whole = data.load(makemore_names, context_length=context_length).all
+    whole = data.Split(whole.tokens.to(dtype), whole.ends, context_length, whole.vocab_size)
+    distinct = whole.distinct()
+    assert torch.equal(distinct.contexts[distinct.index], whole.contexts)
+    assert len(torch.unique(distinct.contexts, dim=0)) == len(distinct)
+    assert len(distinct) > 20_000
+
+
 def test_makemore_examples_are_those_of_the_lecture(makemore: data.Dataset, makemore_names: Path) -> None:
     words = makemore_names.read_text().splitlines()
     random.seed(42)

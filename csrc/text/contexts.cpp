@@ -2,29 +2,30 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <type_traits>
 #include <utility>
 
 namespace charlm::text {
 namespace {
 
-// Contexts by their tokens, numbered in order of insertion. Open addressing with linear probing, at most half full; a
-// slot keeps the whole hash, so that growing needs no tokens and a probe seldom compares them.
+// Contexts by their tokens, numbered in order of insertion. Open addressing with linear probing, at most half full. A
+// slot keeps a 64-bit key: the tokens themselves where they fit, which settles every comparison, and otherwise their
+// hash.
 template <typename Token>
 class ContextTable {
  public:
   ContextTable(std::span<const Token> tokens, int64_t context_length)
-      : tokens_(tokens), context_length_(context_length), slots_(1024) {}
+      : tokens_(tokens), context_length_(context_length), tokens_fit_(context_length * sizeof(Token) <= 8) {}
 
   // The number of the context that starts at tokens[start].
   int64_t number(int64_t start) {
-    const Token* context = tokens_.data() + start;
-    const uint64_t hash = hash_of(context);
-    size_t i = hash & (slots_.size() - 1);
+    const uint64_t key = key_of(start);
+    size_t i = first_slot(key);
     for (; slots_[i].number >= 0; i = (i + 1) & (slots_.size() - 1)) {
-      if (slots_[i].hash == hash && equal(context, tokens_.data() + starts_[slots_[i].number])) return slots_[i].number;
+      if (slots_[i].key == key && (tokens_fit_ || equal(start, starts_[slots_[i].number]))) return slots_[i].number;
     }
     const auto number = static_cast<int64_t>(starts_.size());
-    slots_[i] = {hash, number};
+    slots_[i] = {key, number};
     starts_.push_back(start);
     if (2 * starts_.size() > slots_.size()) grow();
     return number;
@@ -34,35 +35,50 @@ class ContextTable {
 
  private:
   struct Slot {
-    uint64_t hash = 0;
+    uint64_t key = 0;
     int64_t number = -1;
   };
 
-  uint64_t hash_of(const Token* context) const {
-    uint64_t hash = 0;
-    for (int64_t t = 0; t < context_length_; ++t) {
-      hash = (hash ^ static_cast<uint64_t>(context[t] + 1)) * 0x9E3779B97F4A7C15;  // 2^64 / golden ratio
-      hash ^= hash >> 32;
+  static constexpr uint64_t kGoldenRatio = 0x9E3779B97F4A7C15;  // of 2^64: Knuth's multiplicative hashing
+
+  uint64_t key_of(int64_t start) const {
+    using Bits = std::make_unsigned_t<Token>;
+    const Token* context = tokens_.data() + start;
+    uint64_t key = 0;
+    if (tokens_fit_) {
+      for (int64_t t = 0; t < context_length_; ++t) key = key << (8 * sizeof(Token)) | static_cast<Bits>(context[t]);
+    } else {
+      for (int64_t t = 0; t < context_length_; ++t) {
+        key = (key ^ static_cast<Bits>(context[t])) * kGoldenRatio;
+        key ^= key >> 32;
+      }
     }
-    return hash;
+    return key;
   }
 
-  bool equal(const Token* a, const Token* b) const { return std::equal(a, a + context_length_, b); }
+  size_t first_slot(uint64_t key) const { return (key * kGoldenRatio) >> (64 - slot_bits_); }
+
+  bool equal(int64_t a, int64_t b) const {
+    return std::equal(tokens_.data() + a, tokens_.data() + a + context_length_, tokens_.data() + b);
+  }
 
   void grow() {
-    std::vector<Slot> slots(2 * slots_.size());
-    for (const Slot& slot : slots_) {
+    std::vector<Slot> old(2 * slots_.size());
+    old.swap(slots_);
+    ++slot_bits_;
+    for (const Slot& slot : old) {
       if (slot.number < 0) continue;
-      size_t i = slot.hash & (slots.size() - 1);
-      while (slots[i].number >= 0) i = (i + 1) & (slots.size() - 1);
-      slots[i] = slot;
+      size_t i = first_slot(slot.key);
+      while (slots_[i].number >= 0) i = (i + 1) & (slots_.size() - 1);
+      slots_[i] = slot;
     }
-    slots_ = std::move(slots);
   }
 
   std::span<const Token> tokens_;
   int64_t context_length_;
-  std::vector<Slot> slots_;
+  bool tokens_fit_;
+  int slot_bits_ = 10;
+  std::vector<Slot> slots_ = std::vector<Slot>(size_t{1} << slot_bits_);
   std::vector<int64_t> starts_;
 };
 
