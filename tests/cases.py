@@ -69,13 +69,17 @@ EMBEDDING_LINEAR_SHAPES = (
     (32, 3, 27, 10, 200),
     (4099, 3, 27, 10, 17),
     (515, 2, 65, 48, 65),
+    (5, 3, 27, 0, 9),
+    (61, 3, 27, 4, 0),
 )
 
 # (N, D, V)
 LINEAR_CROSS_ENTROPY_SHAPES = (
     *((7, 5, vocab_size) for vocab_size in VOCAB_SIZES),
     *((rows, 33, 27) for rows in (0, 1, 515)),
+    (5, 0, 27),
     (5, 1, 33),
+    (31, 67, 5003),
     (67, 31, 5003),
     (1031, 16, 65),
 )
@@ -157,7 +161,7 @@ def embedding_linear_sample(
     arguments = {
         "ids": torch.randint(vocab_size, (*leading, context_length), generator=generator(seed)),
         "embedding": normal(vocab_size, embedding_dim, dtype=dtype, seed=seed + 1),
-        "weight": (normal(hidden_dim, fan_in, seed=seed + 2) / fan_in**0.5).to(dtype),
+        "weight": (normal(hidden_dim, fan_in, seed=seed + 2) / max(fan_in, 1) ** 0.5).to(dtype),
         "bias": normal(hidden_dim, dtype=dtype, seed=seed + 3) if bias else None,
         "activation": activation,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,6 +60,13 @@ def test_every_combination_of_options(options: dict[str, Any], bias: bool, reduc
                 9, 5, 29, dtype=dtype, targets=targets, bias=bias, reduction=reduction, **options
             )
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("differentiable", [("input",), ("input", "linear_weight")])
+def test_a_large_weight_in_half_precision(differentiable: tuple[str, ...], dtype: torch.dtype) -> None:
+    sample = linear_cross_entropy_sample(3, 520, 5003, dtype=dtype, reduction="none")
+    check(replace(sample, differentiable=differentiable))
 
 
 @pytest.mark.parametrize("leading", [(), (1,), (2, 3), (2, 1, 5), (2, 0, 3)])
