@@ -108,10 +108,9 @@ class Sample:
         if name == "result" or self.arguments.get("reduction", "mean") != "mean":
             return 1.0
         target = self.arguments["target"]
-        rows = (
-            target.numel() // target.shape[min(1, target.dim() - 1)] if target.is_floating_point() else target.numel()
-        )
-        return 1.0 / max(rows, 1)
+        class_dim = -1 if self.op == "linear_cross_entropy" else min(1, target.dim() - 1)
+        classes = target.shape[class_dim] if target.is_floating_point() else 1
+        return 1.0 / max(target.numel() // classes, 1)
 
     def with_arguments(self, **changes: Any) -> Sample:
         return replace(self, arguments={**self.arguments, **changes})

@@ -191,14 +191,14 @@ def test_result_owns_its_memory() -> None:
 
 
 def test_the_logits_are_never_in_memory() -> None:
-    """Forward and backward allocate the gradients and at most 5 % of what the logits would take."""
+    """Forward and backward allocate the gradients, a few numbers per row, and at most 5 % of the logits' memory."""
     rows, vocab_size = 2048, 5003
     sample = linear_cross_entropy_sample(rows, 8, vocab_size, dtype=torch.float32)
     leaves = sample.leaves()
     with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile:
         sample.call(ops.linear_cross_entropy, leaves).backward()
     gradients = sum(leaf.numel() for leaf in leaves.values())
-    assert peak_allocation(profile) < 4 * (gradients + 0.05 * rows * vocab_size)
+    assert peak_allocation(profile) < 4 * (gradients + 8 * rows + 0.05 * rows * vocab_size)
 
 
 def peak_allocation(profile: torch.profiler.profile) -> int:
