@@ -31,7 +31,8 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
 def _facts() -> dict[str, Any]:
     import torch
 
-    from charlm import _C, __version__
+    from charlm import _C
+    from charlm._version import __version__
     from charlm.backends import BACKENDS
 
     build = _C.build_info()

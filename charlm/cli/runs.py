@@ -63,13 +63,14 @@ def evaluate(
     """
     if split is not None and split not in _SPLITS:
         raise ValueError(f"split must be one of {', '.join(_SPLITS)}, got {split!r}")
-    import charlm
+    from charlm import checkpoint
+    from charlm.evaluation import evaluate as mean_nll
 
-    loaded = charlm.checkpoint.load(run)
+    loaded = checkpoint.load(run)
     config = loaded.config if path is None else replace(loaded.config, path=str(path))
     dataset = config.load_data(loaded.vocabulary)
     names = _SPLITS[:3] if split is None else (split,)
-    losses = {name: charlm.evaluate(loaded.model, getattr(dataset, name)) for name in names}
+    losses = {name: mean_nll(loaded.model, getattr(dataset, name)) for name in names}
     if as_json:
         typer.echo(json.dumps({name: _json_numbers(measures(nll)) for name, nll in losses.items()}))
     else:

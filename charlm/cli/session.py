@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from charlm import checkpoint, evaluate
+from charlm import checkpoint
 from charlm.cli.console import OnProgress
 from charlm.data import Dataset
+from charlm.evaluation import evaluate
 from charlm.interrupts import deferred_interrupt
 from charlm.models import CountBigram, LanguageModel
 from charlm.presets import TrainingConfig

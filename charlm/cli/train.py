@@ -22,7 +22,7 @@ _CHANGEABLE = ("path", "steps", "backend", "device")
 # The preset that a model has without --preset.
 _PRESET_OF_MODEL = {"mlp": "makemore", "bigram": "bigram", "count-bigram": "count-bigram"}
 # The lecture's model trained in seconds, to about the same loss: what a newcomer gets, who asks for no preset.
-_QUICK = {
+_QUICK: dict[str, Any] = {
     "steps": 400,
     "batch_size": "full",
     "optimizer": "adamw",
@@ -161,12 +161,15 @@ def _configuration(preset: str | None, options: Mapping[str, Any]) -> TrainingCo
     """The preset, or that of the model, with the given options in place of its own."""
     from charlm.presets import PRESETS
 
-    if preset is None:
-        preset = _PRESET_OF_MODEL.get(options.get("model", "mlp"), "makemore")
-        options = {**_QUICK, **options} if preset == "makemore" else options
-    if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    return replace(PRESETS[preset], **options)
+    name = preset or _PRESET_OF_MODEL.get(options.get("model", "mlp"), "makemore")
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    base = PRESETS[name] if preset or name != "makemore" else replace(PRESETS[name], **_QUICK)
+    config = replace(base, **options)
+    if config.steps < base.steps and "warmup_steps" not in options:
+        # A shorter run has its share of the preset's warm-up.
+        config = replace(config, warmup_steps=base.warmup_steps * config.steps // base.steps)
+    return config
 
 
 def _check_changeable(options: Mapping[str, Any]) -> None:
