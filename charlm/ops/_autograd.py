@@ -23,6 +23,14 @@ def softcap_code(softcap: float | None) -> float:
     return float(softcap)
 
 
+def check_devices(**tensors: Tensor | None) -> None:
+    """Raises ValueError unless all tensors are on the device of the first. For fakes: kernels check for themselves."""
+    (first_name, first), *others = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+    for name, tensor in others:
+        if tensor.device != first.device:
+            raise ValueError(f"{name} must be on the device of {first_name}, {first.device}, got {tensor.device}")
+
+
 def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd would record an op on these tensors; where not, ops skip the Function and its overhead."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

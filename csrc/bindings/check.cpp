@@ -78,7 +78,8 @@ std::ostream& operator<<(std::ostream& stream, const DtypeString& part) {
 
 bool is_integral(ScalarType type) {
   return type == ScalarType::Long || type == ScalarType::Int || type == ScalarType::Short || type == ScalarType::Char ||
-         type == ScalarType::Byte || type == ScalarType::UInt16 || type == ScalarType::UInt32;
+         type == ScalarType::Byte || type == ScalarType::UInt16 || type == ScalarType::UInt32 ||
+         type == ScalarType::UInt64;
 }
 
 namespace {

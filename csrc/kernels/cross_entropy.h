@@ -34,7 +34,9 @@ struct CrossEntropy {
   T softcap = 0;  // 0: none
   T z_loss = 0;
   T* loss = nullptr;  // (N,), null where lse_is_known: the forward pass has given it
-  T* lse = nullptr;   // (N,), written, or read where lse_is_known
+  // (N,) each, written, or read where lse_is_known: lse = shift + log_sum, apart so that z - shift cancels exactly.
+  T* shift = nullptr;
+  T* log_sum = nullptr;
   bool lse_is_known = false;
   const T* row_scale = nullptr;  // (N,), upstream gradient of each row; null: 1
   T scale = 1;                   // every gradient is scale * row_scale * d loss / d input

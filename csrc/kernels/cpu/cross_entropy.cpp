@@ -169,7 +169,7 @@ struct Tile {
   const T keep = 1 - p.label_smoothing, spread = p.label_smoothing / (T)p.classes;
   Rows<T> logits, gradient, probabilities, probabilities_gradient;
   bool unshifted = false;
-  alignas(64) T shift[kRows] = {}, sum[kRows], lse[kRows], loss[kRows];
+  alignas(64) T shift[kRows] = {}, sum[kRows], log_sum[kRows] = {}, loss[kRows];
   // The target's logit and coefficient (1 - smoothing) weight_y; the other coefficients' sum, and sum a_c (z_c -
   // shift).
   alignas(64) T target_input[kRows] = {}, index_weight[kRows] = {}, total[kRows] = {}, product[kRows] = {};
@@ -212,10 +212,11 @@ struct Tile {
   }
 
   void take_known_lse() {
-    for (int r = 0; r < kRows; ++r) {
-      sum[r] = 1;
-      lse[r] = shift[r] = r < count ? p.lse[first + r] : 0;
+    for (int64_t r = 0; r < count; ++r) {
+      shift[r] = p.shift[first + r];
+      log_sum[r] = p.log_sum[first + r];
     }
+    for (int r = 0; r < kRows; r += kWidth<T>) store(sum + r, exp(load(log_sum + r)));
   }
 
   void choose_shifts() {
@@ -235,18 +236,19 @@ struct Tile {
 
   void write_losses() {
     for (int r = 0; r < kRows; r += kWidth<T>) {
-      const Vec<T> log_sum = log(load(sum + r)), row_lse = load(shift + r) + log_sum;
-      store(lse + r, row_lse);
+      const Vec<T> row_log_sum = log(load(sum + r)), lse = load(shift + r) + row_log_sum;
+      store(log_sum + r, row_log_sum);
       // -log softmax_y. Without a shift log(sum / e^z) keeps the digits that log(sum) - z would cancel.
       const Vec<T> z = softcap(load(target_input + r));
-      const Vec<T> nll = unshifted ? log(load(sum + r) * exp(-z)) : log_sum - (z - load(shift + r));
-      Vec<T> row_loss = load(index_weight + r) * nll + (load(total + r) * log_sum - load(product + r));
-      if (p.z_loss != 0) row_loss = row_loss + p.z_loss * row_lse * row_lse;
+      const Vec<T> nll = unshifted ? log(load(sum + r) * exp(-z)) : row_log_sum - (z - load(shift + r));
+      Vec<T> row_loss = load(index_weight + r) * nll + (load(total + r) * row_log_sum - load(product + r));
+      if (p.z_loss != 0) row_loss = row_loss + p.z_loss * lse * lse;
       store(loss + r, row_loss);
     }
     for (int64_t r = 0; r < count; ++r) {
       p.loss[first + r] = is_ignored(r) ? 0 : loss[r];
-      p.lse[first + r] = lse[r];
+      p.shift[first + r] = shift[r];
+      p.log_sum[first + r] = log_sum[r];
     }
   }
 
@@ -258,7 +260,7 @@ struct Tile {
     }
     const bool kept = keeps_exponentials();
     const TargetRow<T> a = target_row(r);
-    const T factor = (index_weight[r] + total[r] + 2 * p.z_loss * lse[r]) * scale / sum[r];
+    const T factor = (index_weight[r] + total[r] + 2 * p.z_loss * (shift[r] + log_sum[r])) * scale / sum[r];
     for_each_vector<T>(classes, [&](int64_t c, int lanes) {
       const Vec<T> in = load_lanes<T>((kept ? out : logits.row(r)) + c, lanes, 0);
       Vec<T> g = (kept ? in : exp(softcap(in) - shift[r])) * factor;
@@ -275,7 +277,7 @@ struct Tile {
   void write_probabilities_gradient(int64_t r, T scale) const {
     T* out = probabilities_gradient.row(r);
     for_each_vector<T>(classes, [&](int64_t c, int lanes) {
-      Vec<T> g = lse[r] - softcap(load_lanes<T>(logits.row(r) + c, lanes, 0));
+      Vec<T> g = log_sum[r] - (softcap(load_lanes<T>(logits.row(r) + c, lanes, 0)) - shift[r]);
       if (p.weight != nullptr) g = g * load_lanes<T>(p.weight + c, lanes, 0);
       store_lanes<T>(out + c, g * (keep * scale), lanes);
     });
@@ -350,7 +352,8 @@ bool narrow_block(const CrossEntropy<T>& p, int64_t first, const IntVec<T>* row_
   // log(sum / e^z) keeps the digits that log(sum) - z would cancel.
   const Vec<T> row_loss = weight * log(total * exp_in_range(-load(target_z))) + p.z_loss * lse * lse;
   store(p.loss + first, counts ? row_loss : Vec<T>{});
-  store(p.lse + first, lse);
+  store(p.shift + first, Vec<T>{});
+  store(p.log_sum + first, lse);
   if (p.input_gradient.data == nullptr) return true;
 
   T* gradient = static_cast<T*>(p.input_gradient.data) + first * classes;

@@ -83,7 +83,9 @@ CHARLM_INLINE Vec<float> tanh(Vec<float> x) {
   q = q * y2 + 1.18534705686654e-04f;
   q = q * y2 + 2.26843463243900e-03f;
   q = q * y2 + 4.89352518554385e-03f;
-  return p * y / q;
+  // Exactly 1 where tanh rounds to it: a saturated unit must have no gradient left.
+  const Vec<float> one = (Vec<float>)((IntVec<float>)broadcast(1.0f) | ((IntVec<float>)x & (int32_t)0x80000000));
+  return absolute(x) > 8.4f ? one : p * y / q;
 }
 CHARLM_INLINE Vec<double> tanh(Vec<double> x) { return by_lane<::tanh>(x); }
 
