@@ -4,6 +4,9 @@
 
 #include <algorithm>
 
+// Exported by the torch builds that contain MKL; null in the others.
+extern "C" int MKL_Set_Num_Threads_Local(int threads) __attribute__((weak));
+
 namespace charlm {
 
 Tensor matrix_view(const Tensor& base, int64_t offset, int64_t rows, int64_t columns, int64_t row_stride,
@@ -28,41 +31,51 @@ Tensor transposed(const Tensor& matrix) {
 
 namespace {
 
-// The inner dimension is cut as well: past 256 the library lets several threads share a sum, even where it has only
-// one.
-constexpr int64_t kTileRows = 128, kTileColumns = 256, kTileInner = 256;
+constexpr int64_t kTileRows = 128, kTileColumns = 256;
 
-void multiply_tile(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
-  const int64_t inner = a.size(1);
-  for (int64_t k = 0; k == 0 || k < inner; k += kTileInner) {
-    const int64_t end = std::min(k + kTileInner, inner);
-    const Tensor left = columns_of(a, k, end), right = rows_of(b, k, end);
-    if (accumulate || k > 0) {
-      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), left.get(), right.get(), 1.0, 1.0));
-    } else {
-      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), left.get(), right.get()));
-    }
+// One thread for this thread's MKL calls: torch tells MKL to use all of them even inside a parallel region, and MKL
+// then splits sums between them. Other BLAS libraries have no such function, and need none in a parallel region.
+class SerialProducts {
+ public:
+  SerialProducts() : threads_(MKL_Set_Num_Threads_Local != nullptr ? MKL_Set_Num_Threads_Local(1) : 0) {}
+  ~SerialProducts() {
+    if (MKL_Set_Num_Threads_Local != nullptr) MKL_Set_Num_Threads_Local(threads_);
   }
-}
+  SerialProducts(const SerialProducts&) = delete;
+  SerialProducts& operator=(const SerialProducts&) = delete;
 
-void multiply_tiles(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
+ private:
+  int threads_;
+};
+
+// product(tile of out, its rows of a, its columns of b)
+template <typename Product>
+void for_each_tile(const Tensor& out, const Tensor& a, const Tensor& b, const Product& product) {
   const int64_t rows = out.size(0), columns = out.size(1);
   const int64_t down = (rows + kTileRows - 1) / kTileRows, across = (columns + kTileColumns - 1) / kTileColumns;
-  // At least two items: a lone one would run outside of the parallel region, where torch's product uses all threads.
-  torch::stable::parallel_for(0, std::max<int64_t>(2, down * across), 1, [&](int64_t first, int64_t last) {
-    for (int64_t tile = first; tile < std::min(last, down * across); ++tile) {
+  parallel_for(down * across, 1, [&](int64_t first, int64_t last) {
+    const SerialProducts serial;
+    for (int64_t tile = first; tile < last; ++tile) {
       const int64_t r = tile / across * kTileRows, c = tile % across * kTileColumns;
       const int64_t r_end = std::min(r + kTileRows, rows), c_end = std::min(c + kTileColumns, columns);
-      multiply_tile(columns_of(rows_of(out, r, r_end), c, c_end), rows_of(a, r, r_end), columns_of(b, c, c_end),
-                    accumulate);
+      product(columns_of(rows_of(out, r, r_end), c, c_end), rows_of(a, r, r_end), columns_of(b, c, c_end));
     }
   });
 }
 
 }  // namespace
 
-void multiply(const Tensor& out, const Tensor& a, const Tensor& b) { multiply_tiles(out, a, b, false); }
+void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
+  for_each_tile(out, a, b, [](const Tensor& tile, const Tensor& rows, const Tensor& columns) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(tile.get(), rows.get(), columns.get()));
+  });
+}
 
-void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b) { multiply_tiles(out, a, b, true); }
+void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b) {
+  for_each_tile(out, a, b, [](const Tensor& tile, const Tensor& rows, const Tensor& columns) {
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_cpu_addmm_out(tile.get(), tile.get(), rows.get(), columns.get(), 1.0, 1.0));
+  });
+}
 
 }  // namespace charlm
