@@ -442,8 +442,10 @@ def test_measures() -> None:
 
 def test_info_has_what_a_bug_report_needs(run_charlm: CommandLine) -> None:
     facts = json.loads(run_charlm.output("info", "--json"))
-    assert facts["charlm"] == charlm.__version__
-    assert facts["packages"]["torch"] == torch.__version__
+    assert facts["versions"]["charlm"] == charlm.__version__
+    assert facts["versions"]["torch"] == torch.__version__
+    assert 1 <= facts["cores"] <= (os.cpu_count() or 1)
+    assert facts["processor"]
     assert facts["instruction_set"] in facts["instruction_sets"]
     assert facts["threads"] == torch.get_num_threads()
     assert facts["devices"][0] == "cpu"
@@ -452,6 +454,7 @@ def test_info_has_what_a_bug_report_needs(run_charlm: CommandLine) -> None:
     text = run_charlm.output("info")
     assert re.search(rf"^instruction_set +{facts['instruction_set']}$", text, re.MULTILINE)
     assert re.search(r"^build torch_target_version +2\.10$", text, re.MULTILINE)
+    assert re.search(rf"^torch +{re.escape(torch.__version__)}$", text, re.MULTILINE)
 
 
 # Progress
