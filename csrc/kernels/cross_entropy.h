@@ -42,9 +42,13 @@ struct CrossEntropy {
   T scale = 1;                   // every gradient is scale * row_scale * d loss / d input
 };
 
-// Rows are worked on in tiles cut by shape alone, so that results do not depend on the number of threads.
-inline constexpr int64_t kCrossEntropyMaxTileRows = 16;
-int64_t cross_entropy_tile_rows(int64_t classes);
+// Rows are worked on in tiles cut by shape alone, so that results do not depend on the number of threads: as many rows
+// as keep a tile and its gradient within the first-level cache, at least one.
+inline constexpr int64_t kCrossEntropyMaxTileRows = 64;
+inline int64_t cross_entropy_tile_rows(int64_t classes) {
+  const int64_t rows = 4096 / (classes > 0 ? classes : 1);
+  return rows < 1 ? 1 : rows > kCrossEntropyMaxTileRows ? kCrossEntropyMaxTileRows : rows;
+}
 
 namespace cpu {
 template <typename T>
@@ -60,11 +64,5 @@ int64_t cross_entropy_scratch(const CrossEntropy<T>& problem) {
   return 4 * cross_entropy_tile_rows(problem.classes) * problem.classes;
 }
 }  // namespace cpu
-
-// As many rows as keep a tile and its gradient within the first-level cache, at least one.
-inline int64_t cross_entropy_tile_rows(int64_t classes) {
-  const int64_t rows = 4096 / (classes > 0 ? classes : 1);
-  return rows < 1 ? 1 : rows > kCrossEntropyMaxTileRows ? kCrossEntropyMaxTileRows : rows;
-}
 
 }  // namespace charlm
