@@ -1,5 +1,6 @@
 """Fused ops, each an autograd Function over C++ kernels; ``charlm.ops.reference`` has their plain-PyTorch twins."""
 
 from charlm.ops.cross_entropy import cross_entropy
+from charlm.ops.embedding_linear import embedding_linear
 
-__all__ = ["cross_entropy"]
+__all__ = ["cross_entropy", "embedding_linear"]

@@ -80,7 +80,8 @@ std::string dtype_string(ScalarType type) {
 
 bool is_integral(ScalarType type) {
   return type == ScalarType::Long || type == ScalarType::Int || type == ScalarType::Short || type == ScalarType::Char ||
-         type == ScalarType::Byte || type == ScalarType::UInt16 || type == ScalarType::UInt32;
+         type == ScalarType::Byte || type == ScalarType::UInt16 || type == ScalarType::UInt32 ||
+         type == ScalarType::UInt64;
 }
 
 namespace {
