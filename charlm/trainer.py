@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +14,7 @@ from charlm.backends import BACKENDS
 from charlm.batches import BatchSampler
 from charlm.data import Dataset, Distinct
 from charlm.evaluation import evaluate
+from charlm.interrupts import deferred_interrupt as _deferred_interrupt
 from charlm.models import LanguageModel
 from charlm.models.base import positive
 from charlm.schedules import Schedule
@@ -106,6 +103,7 @@ class Trainer:
         )
         self._backend = BACKENDS[backend](self.model, self.optimizer, dataset.train, max_grad_norm)
         self._distinct: dict[str, Distinct] = {}
+        self._chunk_steps = 1
         self.step = 0
 
     def run(self, steps: int, on_progress: Callable[[int, float], None] | None = None) -> Tensor:
@@ -127,14 +125,13 @@ class Trainer:
             raise ValueError(f"steps must be an integer >= 0, got {steps!r}")
         chunks = [torch.empty(0, dtype=next(self.model.parameters()).dtype)]
         end = self.step + steps
-        chunk_steps = 1
         reported = time.monotonic()
         with _deferred_interrupt() as raise_if_interrupted:
             while self.step < end:
                 started = time.monotonic()
-                chunks.append(self._run_chunk(min(chunk_steps, end - self.step)))
+                chunks.append(self._run_chunk(min(self._chunk_steps, end - self.step)))
                 now = time.monotonic()
-                chunk_steps = _next_chunk(len(chunks[-1]), now - started)
+                self._chunk_steps = _next_chunk(len(chunks[-1]), now - started)
                 if on_progress is not None and (self.step == end or now - reported >= _CHUNK_SECONDS):
                     on_progress(self.step, chunks[-1][-1].item())
                     reported = now
@@ -241,28 +238,3 @@ def _check_same_structure(part: str, given: dict[str, Tensor], own: dict[str, Te
 def _next_chunk(steps: int, seconds: float) -> int:
     """The number of steps that takes about `_CHUNK_SECONDS`; grows tenfold at most, as the first steps are slow."""
     return max(1, min(10 * steps, int(steps * _CHUNK_SECONDS / max(seconds, 1e-9))))
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], None]]:
-    """Holds Ctrl-C back until the yielded function is called, so that it cannot stop an update halfway.
-
-    Python delivers signals to the main thread only; elsewhere, and where Ctrl-C is not handled in Python, this does
-    nothing.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield lambda: None
-        return
-    pending: list[tuple[int, FrameType | None]] = []
-
-    def raise_if_interrupted() -> None:
-        if pending:
-            handler(*pending.pop())
-
-    signal.signal(signal.SIGINT, lambda signum, frame: pending.append((signum, frame)))
-    try:
-        yield raise_if_interrupted
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    raise_if_interrupted()

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples in every run, so that a red test is about the change at hand.
+settings.register_profile("charlm", deadline=None, derandomize=True)
+settings.load_profile("charlm")
 
 
 @pytest.fixture(autouse=True)

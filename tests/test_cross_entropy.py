@@ -248,7 +248,7 @@ def test_z_loss_shares_the_denominator_of_the_mean() -> None:
     torch.testing.assert_close(ops.cross_entropy(logits, target, weight, z_loss=0.1), plain + penalty)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(data=st.data())
 def test_any_shape_dtype_layout_and_options(data: st.DataObject) -> None:
     rows, vocab_size = data.draw(st.integers(0, 40), "rows"), data.draw(st.integers(1, 70), "V")

@@ -145,7 +145,7 @@ def test_gradcheck(activation: str, bias: bool, sizes: dict[str, Any]) -> None:
     assert torch.autograd.gradcheck(op, tuple(leaves.values()))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_any_shape_dtype_and_layout(data: st.DataObject) -> None:
     rows, hidden_dim = data.draw(st.integers(0, 40), "rows"), data.draw(st.integers(1, 40), "hidden_dim")

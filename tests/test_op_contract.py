@@ -36,6 +36,8 @@ SAMPLES = {
     "cross_entropy, probabilities": cross_entropy_sample(9, 27, targets="probabilities", **ALL_LOSS_OPTIONS),
     "cross_entropy, pixels": cross_entropy_sample(2, 7, 3, 4, targets="ignored", reduction="none"),
     "linear_cross_entropy, mean": linear_cross_entropy_sample(9, targets="ignored"),
+    "linear_cross_entropy, few rows": linear_cross_entropy_sample(5, 7),
+    "linear_cross_entropy, few rows, none": linear_cross_entropy_sample(5, 7, reduction="none"),
     "linear_cross_entropy, none": linear_cross_entropy_sample(9, reduction="none", **ALL_LOSS_OPTIONS),
     "linear_cross_entropy, probabilities": linear_cross_entropy_sample(9, targets="probabilities", **ALL_LOSS_OPTIONS),
 }
@@ -47,6 +49,7 @@ LARGE_SAMPLES = {
     "cross_entropy, probabilities": cross_entropy_sample(515, 65, dtype=torch.float32, targets="probabilities"),
     "linear_cross_entropy": linear_cross_entropy_sample(4099, 16, 27, dtype=torch.float32, **ALL_LOSS_OPTIONS),
     "linear_cross_entropy, large V": linear_cross_entropy_sample(67, 31, 5003, dtype=torch.float32),
+    "linear_cross_entropy, few rows": linear_cross_entropy_sample(31, 67, 5003, dtype=torch.float32),
     "linear_cross_entropy, probabilities": linear_cross_entropy_sample(
         515, 16, 65, dtype=torch.float32, targets="probabilities"
     ),
@@ -236,7 +239,7 @@ def test_the_samples_call_every_registered_op() -> None:
 def test_the_samples_reach_every_branch() -> None:
     bindings = Path(__file__).parents[1] / "csrc" / "bindings"
     source = "".join(path.read_text() for path in sorted(bindings.glob("*.cpp")))
-    branches = set(re.findall(r'took_branch\(\s*"([^"]+)"', source))
+    branches = set(re.findall(r'"(\w+_(?:forward|backward)/\w+)"', source))
     assert branches
     reached = {recorded.branch for sample in SAMPLES.values() for recorded in calls_of(sample)}
     assert branches <= reached

@@ -28,6 +28,15 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def refuse_second_order(op: str) -> None:
+    """Called first in a backward: create_graph=True would otherwise give a graph that silently ends here.
+
+    torch's once_differentiable does the same at several times the cost per call.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"charlm.ops.{op} has no second derivative yet; use charlm.ops.reference.{op} for it")
+
+
 def graph_is_kept() -> bool:
     """Whether the running backward may run again (retain_graph=True), so that saved tensors must stay as they are."""
     return torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph()

@@ -38,10 +38,18 @@ void check(bool condition, const Parts&... message) {
   }
 }
 
-// "(200, 31)", "(5,)", "()"
-std::string shape_string(torch::headeronly::IntHeaderOnlyArrayRef shape);
-inline std::string shape_string(const Tensor& tensor) { return shape_string(tensor.sizes()); }
-std::string dtype_string(ScalarType type);
+// Parts of messages, formatted only when a check fails: "(200, 31)", "(5,)", "()" and "float32".
+struct ShapeString {
+  torch::headeronly::IntHeaderOnlyArrayRef shape;
+  explicit ShapeString(torch::headeronly::IntHeaderOnlyArrayRef shape) : shape(shape) {}
+  explicit ShapeString(const Tensor& tensor) : shape(tensor.sizes()) {}
+};
+struct DtypeString {
+  ScalarType type;
+  explicit DtypeString(ScalarType type) : type(type) {}
+};
+std::ostream& operator<<(std::ostream& stream, const ShapeString& part);
+std::ostream& operator<<(std::ostream& stream, const DtypeString& part);
 
 void check_floating(const char* name, const Tensor& tensor);
 void check_integral(const char* name, const Tensor& tensor);

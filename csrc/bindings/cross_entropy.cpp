@@ -61,9 +61,9 @@ void check_target(const Tensor& input, const Tensor& target, bool probabilities)
   for (int64_t d = 0, t = 0; matches && d < dim; ++d) {
     if (d != class_dim(input)) matches = target.size(t++) == input.size(d);
   }
-  check(matches, "target must have the shape of input ", shape_string(input),
+  check(matches, "target must have the shape of input ", ShapeString(input),
         " without its class dimension (class indices) or the same shape (class probabilities), got ",
-        shape_string(target));
+        ShapeString(target));
   check_integral("target", target);
   check_on_cpu("target", target);
 }
@@ -87,7 +87,7 @@ Arguments<T> read_arguments(const Tensor& input, const Tensor& target, const Opt
   Arguments<T> arguments{with_flat_inner(input), target, std::nullopt, {}};
   CrossEntropy<T>& problem = arguments.problem;
   problem.classes = input.size(class_dim(input));
-  check(problem.classes > 0, "input must have at least one class, got shape ", shape_string(input));
+  check(problem.classes > 0, "input must have at least one class, got shape ", ShapeString(input));
   problem.rows = input.numel() / problem.classes;
   problem.input = class_matrix(arguments.input);
   if (probabilities) {
@@ -146,7 +146,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor grad_output, const Tensor input
     Arguments<T> arguments = read_arguments<T>(input, target, weight, options);
     CrossEntropy<T>& problem = arguments.problem;
     check(lse.numel() == problem.rows && lse.scalar_type() == compute_type(input),
-          "lse must be the one that cross_entropy_forward returned, got shape ", shape_string(lse));
+          "lse must be the one that cross_entropy_forward returned, got shape ", ShapeString(lse));
     problem.lse = const_cast<T*>(lse.template const_data_ptr<T>());
     problem.lse_is_known = true;
     if (input_gradient) problem.input_gradient = class_matrix(grad_input);

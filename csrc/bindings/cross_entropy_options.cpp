@@ -64,7 +64,7 @@ void set_options(const CrossEntropyOptions& options, const OptionalTensor& weigh
   check_floating("weight", *weight);
   check_on_cpu("weight", *weight);
   check(weight->dim() == 1 && weight->size(0) == problem->classes, "weight must have shape (C=", problem->classes,
-        ",), got ", shape_string(*weight));
+        ",), got ", ShapeString(*weight));
   *holder = contiguous_as(*weight, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
   problem->weight = (*holder)->template const_data_ptr<T>();
 }
@@ -123,7 +123,7 @@ void set_upstream(const Tensor& grad_output, Reduction reduction, OptionalTensor
   const T* values = (*holder)->template const_data_ptr<T>();
   const int64_t expected = reduction == Reduction::kNone ? problem->rows : 1;
   check(grad_output.numel() == expected, "grad_output must have ", expected, " elements, got shape ",
-        shape_string(grad_output));
+        ShapeString(grad_output));
   problem->scale = gradient_scale(*problem, reduction);
   if (reduction == Reduction::kNone) {
     problem->row_scale = values;

@@ -87,23 +87,23 @@ void check_arguments(const Tensor& ids, const Tensor& embedding, const Tensor& w
   check_on_cpu("ids", ids);
   check(ids.dim() >= 1, "ids must have shape (..., T), got ()");
   const int64_t context_length = ids.size(ids.dim() - 1);
-  check(context_length > 0, "ids must have shape (..., T) with T >= 1, got ", shape_string(ids));
+  check(context_length > 0, "ids must have shape (..., T) with T >= 1, got ", ShapeString(ids));
   check_floating("embedding", embedding);
   check_on_cpu("embedding", embedding);
-  check(embedding.dim() == 2, "embedding must have shape (V, D), got ", shape_string(embedding));
+  check(embedding.dim() == 2, "embedding must have shape (V, D), got ", ShapeString(embedding));
   check(embedding.size(0) <= std::numeric_limits<int32_t>::max(), "embedding must have fewer than 2^31 rows, got ",
-        shape_string(embedding));
+        ShapeString(embedding));
   check(embedding.size(0) > 0 || ids.numel() == 0, "embedding must have at least one row, got shape ",
-        shape_string(embedding));
+        ShapeString(embedding));
   const int64_t width = context_length * embedding.size(1);
   check_matches("weight", weight, "embedding", embedding);
-  check(weight.dim() == 2, "weight must have shape (H, T*D=", width, "), got ", shape_string(weight));
+  check(weight.dim() == 2, "weight must have shape (H, T*D=", width, "), got ", ShapeString(weight));
   check(weight.size(1) == width, "weight must have shape (H=", weight.size(0), ", T*D=", width, "), got ",
-        shape_string(weight));
+        ShapeString(weight));
   if (!bias.has_value()) return;
   check_matches("bias", *bias, "embedding", embedding);
   check(bias->dim() == 1 && bias->size(0) == weight.size(0), "bias must have shape (H=", weight.size(0), ",), got ",
-        shape_string(*bias));
+        ShapeString(*bias));
 }
 
 [[noreturn]] void refuse_ids(const Tensor& ids, const TokenIds& flat, int64_t vocab_size) {
@@ -388,9 +388,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tens
     check_matches("grad_output", grad_output, "embedding", embedding);
     check_matches("output", output, "embedding", embedding);
     const auto shape = torch::headeronly::IntHeaderOnlyArrayRef(arguments.output_shape);
-    check(grad_output.sizes().equals(shape), "grad_output must have shape ", shape_string(shape), ", got ",
-          shape_string(grad_output));
-    check(output.sizes().equals(shape), "output must have shape ", shape_string(shape), ", got ", shape_string(output));
+    check(grad_output.sizes().equals(shape), "grad_output must have shape ", ShapeString(shape), ", got ",
+          ShapeString(grad_output));
+    check(output.sizes().equals(shape), "output must have shape ", ShapeString(shape), ", got ", ShapeString(output));
     check(!wants_bias || bias.has_value(), "bias must be given to have a gradient");
     const Tensor gradient_rows = with_rows(grad_output), output_rows = with_rows(output);
     problem.grad_output = stored_matrix(gradient_rows);

@@ -33,8 +33,8 @@ struct CrossEntropy {
   T label_smoothing = 0;
   T softcap = 0;  // 0: none
   T z_loss = 0;
-  T* loss = nullptr;  // (N,), null: not computed
-  T* lse = nullptr;   // (N,), written, or read where lse_is_known; null: not kept
+  T* loss = nullptr;  // (N,), null where lse_is_known: the forward pass has given it
+  T* lse = nullptr;   // (N,), written, or read where lse_is_known
   bool lse_is_known = false;
   const T* row_scale = nullptr;  // (N,), upstream gradient of each row; null: 1
   T scale = 1;                   // every gradient is scale * row_scale * d loss / d input

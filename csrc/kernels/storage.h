@@ -7,6 +7,10 @@ namespace charlm {
 
 enum class Storage { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
+inline int64_t storage_size(Storage storage) {
+  return storage == Storage::kFloat64 ? 8 : storage == Storage::kFloat32 ? 4 : 2;
+}
+
 struct BFloat16 {
   uint16_t bits;
 };
@@ -31,6 +35,8 @@ struct ClassMatrix {
   int64_t outer_stride = 0;
   int64_t inner_stride = 0;
   int64_t class_stride = 1;
+  int64_t block_classes = 0;
+  int64_t block_stride = 0;
 
   int64_t row_offset(int64_t row) const { return row / inner * outer_stride + row % inner * inner_stride; }
 };

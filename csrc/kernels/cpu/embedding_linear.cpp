@@ -42,7 +42,8 @@ void gather_embeddings(const EmbeddingLinear<T>& p, const int32_t* tokens, int64
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t t = 0; t < per_row; ++t) {
         const auto* row = data + tokens[r * per_row + t] * p.embedding.row_stride;
-        pack_rows(row, 0, p.embedding.column_stride, 1, p.embedding_dim, out + r * out_stride + t * p.embedding_dim);
+        T* to = out + r * out_stride + t * p.embedding_dim;
+        pack_rows(row, 0, p.embedding.column_stride, 1, p.embedding_dim, to, 0);
       }
     }
   });
@@ -56,7 +57,7 @@ template <typename T>
 void write_output_row(const EmbeddingLinear<T>& p, int64_t row, const T* values) {
   if (is_direct<T>(p.output)) return;
   with_storage<T>(p.output.data, p.output.storage, [&](auto* data) {
-    unpack_rows(values, 0, 1, 1, p.hidden_dim, data + row * p.output.row_stride);
+    unpack_rows(values, 0, 1, p.hidden_dim, data + row * p.output.row_stride, 0, 1);
   });
 }
 

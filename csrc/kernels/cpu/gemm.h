@@ -38,11 +38,11 @@ void pack_panels(const T* b, int64_t row_stride, int64_t column_stride, int64_t 
   for (int64_t first = 0; first < columns; first += kPanelColumns<T>) {
     const int64_t width = panel_width<T>(columns, first);
     const int64_t count = columns - first < width ? columns - first : width;
-    for (int64_t c = 0; c < width; ++c) {
-      const T* column = b + (first + c) * column_stride;
-      for (int64_t k = 0; k < depth; ++k) out[k * width + c] = c < count ? column[k * row_stride] : 0;
+    for (int64_t k = 0; k < depth; ++k, out += width) {
+      const T* row = b + k * row_stride + first * column_stride;
+      for (int64_t c = 0; c < count; ++c) out[c] = row[c * column_stride];
+      for (int64_t c = count; c < width; ++c) out[c] = 0;
     }
-    out += depth * width;
   }
 }
 

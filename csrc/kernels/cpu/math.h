@@ -17,9 +17,9 @@ CHARLM_INLINE Vec<double> by_lane(Vec<double> x) {
   return x;
 }
 
-// e^x. Cody-Waite reduction x = n ln 2 + r, |r| <= ln 2 / 2, a degree-6 polynomial for e^r, and n added to the exponent
-// bits. Results below the smallest normal number are flushed to 0: denormals would slow every product that follows.
-CHARLM_INLINE Vec<float> exp(Vec<float> x) {
+// e^x for -87 <= x <= 88, garbage elsewhere. Cody-Waite reduction x = n ln 2 + r, |r| <= ln 2 / 2, a degree-6
+// polynomial for e^r, and n added to the exponent bits.
+CHARLM_INLINE Vec<float> exp_in_range(Vec<float> x) {
   const Vec<float> shifter = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec<float> shifted = x * 1.44269504088896341f + shifter;
   const Vec<float> n = shifted - shifter;
@@ -32,9 +32,13 @@ CHARLM_INLINE Vec<float> exp(Vec<float> x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  const IntVec<float> exponent = (IntVec<float>)shifted << 23;
-  Vec<float> result = (Vec<float>)((IntVec<float>)p + exponent);
-  result = x < -87.33654f ? Vec<float>{} : result;
+  return (Vec<float>)((IntVec<float>)p + ((IntVec<float>)shifted << 23));
+}
+CHARLM_INLINE Vec<double> exp_in_range(Vec<double> x) { return by_lane<::exp>(x); }
+
+// e^x. Results below the smallest normal number are flushed to 0: denormals would slow every product that follows.
+CHARLM_INLINE Vec<float> exp(Vec<float> x) {
+  const Vec<float> result = x < -87.33654f ? Vec<float>{} : exp_in_range(x);
   return x > 88.37626f ? x + (float)INFINITY : result;
 }
 CHARLM_INLINE Vec<double> exp(Vec<double> x) { return by_lane<::exp>(x); }

@@ -14,9 +14,11 @@
 #define CHARLM_CONCATENATE(a, b) CHARLM_CONCATENATE_(a, b)
 #define CHARLM_ISA_NAMESPACE CHARLM_CONCATENATE(isa_, CHARLM_ISA)
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 #if defined(__AVX512F__)
 #define CHARLM_VECTOR_BYTES 64
-#include <immintrin.h>
 #elif defined(__AVX2__)
 #define CHARLM_VECTOR_BYTES 32
 #else
@@ -133,9 +135,29 @@ template <typename T>
 CHARLM_INLINE Vec<T> minimum(Vec<T> a, Vec<T> b) {
   return a < b ? a : b;
 }
-template <typename T>
-CHARLM_INLINE Vec<T> absolute(Vec<T> a) {
-  return a < 0 ? -a : a;
+CHARLM_INLINE Vec<float> absolute(Vec<float> a) { return (Vec<float>)((IntVec<float>)a & 0x7fffffff); }
+CHARLM_INLINE Vec<double> absolute(Vec<double> a) { return (Vec<double>)((IntVec<double>)a & 0x7fffffffffffffff); }
+
+// vector[index[lane]] in every lane.
+CHARLM_INLINE Vec<float> permute(Vec<float> vector, IntVec<float> index) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_permutexvar_ps((__m512i)index, (__m512)vector);
+#elif defined(__AVX2__)
+  return (Vec<float>)_mm256_permutevar8x32_ps((__m256)vector, (__m256i)index);
+#else
+  Vec<float> result;
+  for (int lane = 0; lane < kWidth<float>; ++lane) result[lane] = vector[index[lane]];
+  return result;
+#endif
+}
+CHARLM_INLINE Vec<double> permute(Vec<double> vector, IntVec<double> index) {
+#if defined(__AVX512F__)
+  return (Vec<double>)_mm512_permutexvar_pd((__m512i)index, (__m512d)vector);
+#else
+  Vec<double> result;
+  for (int lane = 0; lane < kWidth<double>; ++lane) result[lane] = vector[index[lane]];
+  return result;
+#endif
 }
 
 // Horizontal sum and maximum: halve until one lane is left, always in the same order.
