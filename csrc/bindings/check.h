@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <memory>
+#include <new>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -68,6 +69,22 @@ Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType type);
 Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type);
 // The shape of `tensor`, and its strides where these cover memory without gaps or overlaps.
 Tensor allocate_like(const Tensor& tensor);
+
+// Uninitialised memory for the time of a call, aligned to cache lines.
+template <typename T>
+class Workspace {
+ public:
+  explicit Workspace(int64_t count)
+      : data_(static_cast<T*>(::operator new(static_cast<size_t>(count) * sizeof(T), kAlignment))) {}
+  T* data() const { return data_.get(); }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Delete {
+    void operator()(T* data) const { ::operator delete(data, kAlignment); }
+  };
+  std::unique_ptr<T, Delete> data_;
+};
 
 // `tensor` as a contiguous tensor of the given dtype; itself where it is one.
 Tensor contiguous_as(const Tensor& tensor, ScalarType type);

@@ -18,6 +18,14 @@ struct Float16 {
   uint16_t bits;
 };
 
+// A matrix of either, or of float or double. Strides in elements.
+struct StoredMatrix {
+  void* data = nullptr;
+  Storage storage = Storage::kFloat32;
+  int64_t row_stride = 0;
+  int64_t column_stride = 1;
+};
+
 // An (N, C) matrix of class scores inside a tensor (outer, C, inner): row n = (n / inner, n % inner). Strides in
 // elements.
 struct ClassMatrix {

@@ -82,21 +82,42 @@ inline void unpack_rows(const T* in, int64_t in_stride, int64_t rows, int64_t co
   }
 }
 
-// Calls function(S*) with the matrix's data as its storage type. T is the compute type: float64 is stored as itself.
+// Calls function(S*) with the data as its storage type. T is the compute type: float64 is stored as itself.
 template <typename T, typename Function>
-CHARLM_INLINE void with_storage(const ClassMatrix& matrix, const Function& function) {
+CHARLM_INLINE void with_storage(void* data, Storage storage, const Function& function) {
   if constexpr (sizeof(T) == 8) {
-    function(static_cast<double*>(matrix.data));
+    function(static_cast<double*>(data));
   } else {
-    switch (matrix.storage) {
+    switch (storage) {
       case Storage::kBFloat16:
-        return function(static_cast<BFloat16*>(matrix.data));
+        return function(static_cast<BFloat16*>(data));
       case Storage::kFloat16:
-        return function(static_cast<Float16*>(matrix.data));
+        return function(static_cast<Float16*>(data));
       default:
-        return function(static_cast<float*>(matrix.data));
+        return function(static_cast<float*>(data));
     }
   }
+}
+template <typename T, typename Function>
+CHARLM_INLINE void with_storage(const ClassMatrix& matrix, const Function& function) {
+  with_storage<T>(matrix.data, matrix.storage, function);
+}
+
+// Whether rows of the matrix are contiguous values of T, which kernels read and write in place.
+template <typename T>
+CHARLM_INLINE bool is_direct(const StoredMatrix& matrix) {
+  constexpr Storage same = sizeof(T) == 8 ? Storage::kFloat64 : Storage::kFloat32;
+  return matrix.storage == same && matrix.column_stride == 1;
+}
+
+// `count` values of a row from column `first` on: in place where the matrix is direct, otherwise copied to scratch.
+template <typename T>
+CHARLM_INLINE const T* read_row(const StoredMatrix& matrix, int64_t row, int64_t first, int64_t count, T* scratch) {
+  const int64_t offset = row * matrix.row_stride + first * matrix.column_stride;
+  if (is_direct<T>(matrix)) return static_cast<const T*>(matrix.data) + offset;
+  with_storage<T>(matrix.data, matrix.storage,
+                  [&](auto* data) { pack_rows(data + offset, 0, matrix.column_stride, 1, count, scratch, 0); });
+  return scratch;
 }
 
 }  // namespace charlm::cpu::CHARLM_ISA_NAMESPACE

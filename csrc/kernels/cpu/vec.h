@@ -52,7 +52,7 @@ inline constexpr int kWidth = CHARLM_VECTOR_BYTES / sizeof(T);
 
 template <typename T>
 CHARLM_INLINE Vec<T> broadcast(T value) {
-  return Vec<T>{} + value;
+  return value - Vec<T>{};  // value - 0 is value for every value, so no subtraction remains
 }
 
 template <typename T>
