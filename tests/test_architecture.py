@@ -19,7 +19,7 @@ LAYERS = [
     {"_C", "_text", "_version", "_buffers", "interrupts"},
     {"ops", "vocabulary", "schedules", "optimizers", "batches", "environment"},
     {"nn", "data"},
-    {"models"},
+    {"models", "fingerprint"},
     {"evaluation", "sampler", "backends"},
     {"trainer"},
     {"presets"},

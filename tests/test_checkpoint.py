@@ -16,6 +16,7 @@ import torch
 
 from charlm import MLP, CountBigram, NeuralBigram, TrainingConfig, Vocabulary, checkpoint, data
 from charlm.checkpoint import CheckpointError
+from charlm.fingerprint import Fingerprint
 from charlm.models import LanguageModel
 from charlm.trainer import Trainer
 
@@ -44,6 +45,7 @@ def save(run: Path, trainer: Trainer, config: TrainingConfig = CONFIG) -> None:
         vocabulary=trainer.dataset.vocabulary,
         model=trainer.model,
         training_state=trainer.state_dict(),
+        data=Fingerprint.of(trainer.dataset),
     )
 
 
@@ -112,6 +114,36 @@ def test_a_vocabulary_beyond_ascii_comes_back(tmp_path: Path) -> None:
     vocabulary = Vocabulary('aé\u0439\u4e2d\U0001f600\n"\\', boundary="\n")
     checkpoint.save(tmp_path, config=CONFIG, vocabulary=vocabulary, model=NeuralBigram(len(vocabulary)))
     assert checkpoint.load(tmp_path).vocabulary == vocabulary
+
+
+def test_a_fingerprint_tells_data_apart(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+
+    def fingerprint(text: str, **options: Any) -> Fingerprint:
+        path.write_text(text)
+        return Fingerprint.of(data.load(path, **options))
+
+    lines = [f"{first}{second}b" for first in "abcd" for second in "abcd"]
+    text = "\n".join(lines)
+    original = fingerprint(text)
+    assert original.tokens == 16 * (3 + 3) + 1
+    assert original == fingerprint(text + "\n\n")
+    assert Fingerprint.from_dict(json.loads(json.dumps(original.to_dict()))) == original
+    others = [
+        fingerprint(text.replace("cd", "dc")),
+        fingerprint(text.replace("cb\na", "cba\n")),
+        fingerprint("\n".join(lines[::-1])),
+        fingerprint(text.replace("d", "e")),
+        fingerprint(text, seed=1),
+        fingerprint(text, context_length=2),
+        fingerprint(text, mode="stream"),
+    ]
+    assert len({other.sha256 for other in [original, *others]}) == 8
+
+
+def test_a_run_knows_its_data(tmp_path: Path, dataset: data.Dataset, saved: Path) -> None:
+    run = checkpoint.load(saved)
+    assert run.data == Fingerprint.of(dataset)
 
 
 def test_the_folder_holds_the_files_of_the_contract(saved: Path) -> None:

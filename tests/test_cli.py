@@ -294,6 +294,27 @@ def test_data_that_moved_can_be_given_when_resuming(run_charlm: CommandLine, nam
     assert checkpoint.load("run").config.path == str(moved)
 
 
+def test_a_run_does_not_go_on_with_other_data(run_charlm: CommandLine, names: Path, tmp_path: Path) -> None:
+    run_charlm.output("train", names, *SMALL_MLP, "--steps", 5, "--out", "run", "--quiet")
+    before = {path: path.read_bytes() for path in Path("run").iterdir()}
+    text = names.read_text()
+    # Fifty lines of three boundaries and five letters, and a boundary at the end.
+    names.write_text(text + "aeik\n")
+    message = f"{names} is not the data of this run (it has 408 tokens, not 401): give the path of the file as it was"
+    assert run_charlm.error("train", "--resume", "run", "--steps", 6) == message
+    assert run_charlm.error("eval", "run") == message
+    names.write_text("".join(sorted(text.splitlines(keepends=True))))
+    other = f"{names} is not the data of this run (other tokens): give the path of the file as it was"
+    assert run_charlm.error("train", "--resume", "run", "--steps", 6) == other
+    assert run_charlm.error("train", names, "--resume", "run", "--steps", 6) == other
+    assert {path: path.read_bytes() for path in Path("run").iterdir()} == before
+
+    moved = tmp_path / "moved.txt"
+    moved.write_text(text)
+    run_charlm.output("train", moved, "--resume", "run", "--steps", 6, "--quiet")
+    assert checkpoint.load("run").step == 6
+
+
 def test_resume_refuses_what_would_be_another_run(run_charlm: CommandLine, names: Path) -> None:
     run_charlm.output("train", names, *SMALL_MLP, "--steps", 5, "--out", "run", "--quiet")
     assert run_charlm.error("train", "--resume", "run", "--learning-rate", 1, "--warmup", 2, "--out", "x") == (

@@ -67,8 +67,10 @@ def evaluate(
     from charlm.evaluation import evaluate as mean_nll
 
     loaded = checkpoint.load(run)
-    config = loaded.config if path is None else replace(loaded.config, path=str(path))
-    dataset = config.load_data(loaded.vocabulary)
+    if path is None:
+        dataset = loaded.load_data()
+    else:
+        dataset = replace(loaded.config, path=str(path)).load_data(loaded.vocabulary)
     names = _SPLITS[:3] if split is None else (split,)
     losses = {name: mean_nll(loaded.model, getattr(dataset, name)) for name in names}
     if as_json:

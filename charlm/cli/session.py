@@ -12,6 +12,7 @@ from charlm import checkpoint
 from charlm.cli.console import OnProgress
 from charlm.data import Dataset
 from charlm.evaluation import evaluate
+from charlm.fingerprint import Fingerprint
 from charlm.interrupts import deferred_interrupt
 from charlm.models import CountBigram, LanguageModel
 from charlm.presets import TrainingConfig
@@ -40,6 +41,9 @@ class Session:
     model: LanguageModel
     trainer: Trainer | None
     _records: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._data = Fingerprint.of(self.dataset)
 
     @classmethod
     def start(cls, config: TrainingConfig, run_dir: Path | None) -> Session:
@@ -71,13 +75,14 @@ class Session:
         """The run in `run_dir`, as it was saved, with some options changed.
 
         Raises:
-            ValueError: the run is not trained in steps; CheckpointError: it is damaged, or not a run.
+            ValueError: the run is not trained in steps, or its data has changed; CheckpointError: it is damaged, or
+                not a run.
         """
         run = checkpoint.load(run_dir)
         if run.training_state is None:
             raise ValueError(f"{run_dir} holds a {run.config.model}, which is not trained in steps: it is complete")
         config = replace(run.config, **changes)
-        dataset = config.load_data(run.vocabulary)
+        dataset = run.load_data(config.path)
         trainer = config.create_trainer(run.model, dataset)
         trainer.load_state_dict(run.training_state)
         checkpoint.truncate_metrics(run_dir, trainer.step)
@@ -153,6 +158,7 @@ class Session:
                 vocabulary=self.dataset.vocabulary,
                 model=self.model,
                 training_state=None if self.trainer is None else self.trainer.state_dict(),
+                data=self._data,
             )
 
 
