@@ -1,22 +1,32 @@
-"""Sampling text from a model: all samples advance together, one character a step."""
+"""Sampling text from a model: it is asked once for each context, and many texts are drawn from its answers at once."""
 
 from __future__ import annotations
 
 import math
+import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from charlm import _text
+from charlm._buffers import to_buffer, to_tensor
 from charlm.models import LanguageModel
 from charlm.vocabulary import Vocabulary
 
-# Samples that advance together: bounds the memory, whatever n.
-_SAMPLES_AT_ONCE = 1 << 12
-# Keeps u * total below total after rounding, so that no class of probability 0 is ever drawn.
-_BELOW_ONE = 1.0 - 2.0**-40
+# Contexts that the model sees at a time: 256, or fewer of a large vocabulary, as a single text asks for one after the
+# other.
+_MAX_BATCH_SIZE, _MAX_LOGITS = 256, 1 << 13
+# Bounds the tables, at 16 bytes for a character that can follow a context: 128 MiB.
+_MAX_ENTRIES = 1 << 23
+# Bound the texts that are drawn side by side, and their characters if none ends early.
+_MAX_TEXTS = 1 << 16
+_MAX_TOKENS = 1 << 26
+
+# Models are evaluated by one thread at a time: `torch.set_num_threads` is for the whole process.
+_evaluating = threading.RLock()
 
 
 @torch.no_grad()
@@ -34,6 +44,9 @@ def sample(
 ) -> list[str]:
     """Draws n texts, each from the boundary token up to the next one: names, or whatever a line of the data was.
 
+    Text i depends on the seed and on i, not on n: more texts start with the same ones. Memory for what the model says
+    is bounded; where it does not suffice for all contexts, the model is asked again, and the texts stay the same.
+
     Args:
         model: any language model with the vocabulary's size.
         vocabulary: of the model.
@@ -41,7 +54,8 @@ def sample(
         temperature: the logits are divided by it, t >= 0; 0 takes the most probable character, the first one of equals.
         top_k: only the k most probable characters are drawn from, the first ones of equals; None is all of them.
         prefix: how every text starts; characters of the vocabulary.
-        seed: the same seed gives the same texts, on the CPU with any number of threads; None takes a random one.
+        seed: -2^63 <= seed < 2^64. The same seed gives the same texts, on the CPU with any number of threads; None
+            takes a random one.
         max_length: a text that has not ended after this many characters, `prefix` included, is cut there.
         stop: end a text at the boundary. Without it, every text goes on across boundaries to `max_length` characters,
             as the lines of a stream do.
@@ -50,34 +64,36 @@ def sample(
         n texts that start with `prefix`; with `stop` they have no boundary in them.
 
     Raises:
-        ValueError: an argument is out of range, or `prefix` has a character that is not in the vocabulary.
+        ValueError: an argument is out of range, `prefix` has a character that is not in the vocabulary, or the model
+            has logits of NaN or infinity.
     """
-    _check(model, vocabulary, n, temperature, top_k, prefix, max_length, stop)
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
+    _check(model, vocabulary, n, temperature, top_k, prefix, seed, max_length, stop)
+    key = secrets.randbits(64) if seed is None else seed % (1 << 64)
     start = torch.tensor([vocabulary.boundary] * model.context_length + vocabulary.encode(prefix).tolist())
-    context = start[len(start) - model.context_length :]
-    # A token outside the vocabulary never ends a text.
-    end = vocabulary.boundary if stop else len(vocabulary)
+    context = start[len(start) - model.context_length :].int()
+    length = max_length - len(prefix)
+    at_once = max(1, min(_MAX_TEXTS, _MAX_TOKENS // max(1, length)))
+    sampler = _text.Sampler(
+        "".join(vocabulary.characters), model.context_length, max(1, _MAX_ENTRIES // len(vocabulary))
+    )
+    batch_size = max(16, min(_MAX_BATCH_SIZE, _MAX_LOGITS // len(vocabulary)))
     texts: list[str] = []
-    with _one_thread():
-        while len(texts) < n:
-            contexts = context.repeat(min(_SAMPLES_AT_ONCE, n - len(texts)), 1)
-            tokens = _continue(model, contexts, max_length - len(prefix), end, temperature, top_k, generator)
-            lengths = (tokens == end).int().argmax(dim=1)
-            decoded = vocabulary.decode(tokens[torch.arange(tokens.shape[1]) < lengths[:, None]])
-            stops = lengths.cumsum(dim=0).tolist()
-            texts += [prefix + decoded[i:j] for i, j in pairwise([0, *stops])]
+    while len(texts) < n:
+        count = min(at_once, n - len(texts))
+        sampler.start(to_buffer(context), key, len(texts), count, length, vocabulary.boundary if stop else -1)
+        while sampler.unfinished:
+            contexts = to_tensor(sampler.advance(), torch.int32).view(-1, model.context_length)
+            for batch in contexts.split(batch_size):
+                weights = probabilities(_logits(model, batch, batch_size), temperature, top_k)
+                sampler.add(to_buffer(weights))
+        texts += sampler.texts(prefix)
     return texts
 
 
-def draw(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:
-    """One class per row of `logits` (N, V) from softmax(logits / temperature) over the `top_k` largest: (N,) int64.
+def probabilities(logits: Tensor, temperature: float, top_k: int | None) -> Tensor:
+    """softmax(logits / temperature) over the `top_k` largest of each row of `logits` (N, V), 0 elsewhere: float64, CPU.
 
-    By inverting the distribution function in float64, with one uniform number per row from the CPU `generator`.
+    Temperature 0 is its limit, all for the first one of the largest.
 
     Raises:
         ValueError: a row has NaN, +inf, or nothing but -inf.
@@ -87,37 +103,25 @@ def draw(logits: Tensor, temperature: float, top_k: int | None, generator: torch
     if not highest.isfinite().all():
         raise ValueError("the model's logits are not finite: was it trained to a finite loss?")
     if temperature == 0.0:
-        return logits.argmax(dim=1)
+        return torch.zeros_like(logits).scatter_(1, logits.argmax(dim=1, keepdim=True), 1.0)
     weights = ((logits - highest) / temperature).exp()
     if top_k is not None and top_k < logits.shape[1]:
         ranked = logits.argsort(dim=1, descending=True, stable=True)
         weights.scatter_(1, ranked[:, top_k:], 0.0)
-    cumulative = weights.cumsum(dim=1)
-    uniform = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64) * _BELOW_ONE
-    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(1)
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
-def _continue(
-    model: LanguageModel,
-    contexts: Tensor,
-    max_new: int,
-    end: int,
-    temperature: float,
-    top_k: int | None,
-    generator: torch.Generator,
-) -> Tensor:
-    """The tokens (N, L), L <= max_new + 1, that follow the contexts (N, T): in every row up to its first `end`."""
-    rows = torch.arange(len(contexts))
-    tokens = torch.full((len(contexts), max_new + 1), end)
-    for position in range(max_new):
-        drawn = draw(model(contexts.to(model.device)), temperature, top_k, generator)
-        tokens[rows, position] = drawn
-        going = drawn != end
-        if not going.any():
-            return tokens[:, : position + 1]
-        rows = rows[going]
-        contexts = torch.cat([contexts[going, 1:], drawn[going, None]], dim=1)
-    return tokens
+def _logits(model: LanguageModel, contexts: Tensor, batch_size: int) -> Tensor:
+    """The logits (N, V) of N <= batch_size contexts (N, T).
+
+    The model always sees `batch_size` of them: a matrix product may round differently with another number of rows, and
+    what follows a context must not depend on which others are asked for.
+    """
+    batch = contexts.new_zeros(batch_size, contexts.shape[1])
+    batch[: len(contexts)] = contexts
+    with _one_thread():
+        logits: Tensor = model(batch.to(model.device))
+    return logits[: len(contexts)]
 
 
 def _check(
@@ -127,6 +131,7 @@ def _check(
     temperature: float,
     top_k: int | None,
     prefix: str,
+    seed: int | None,
     max_length: int,
     stop: bool,
 ) -> None:
@@ -143,6 +148,8 @@ def _check(
             raise ValueError(f"prefix[{position}] = {character!r} is not in the vocabulary")
         if stop and character == vocabulary.characters[vocabulary.boundary]:
             raise ValueError(f"prefix[{position}] = {character!r} is the boundary, where a text ends")
+    if seed is not None and not -(1 << 63) <= seed < 1 << 64:
+        raise ValueError(f"seed must be None or in [-2^63, 2^64), got {seed}")
     if max_length < max(1, len(prefix)):
         raise ValueError(f"max_length must be at least 1 and the length of prefix={len(prefix)}, got {max_length}")
 
@@ -150,9 +157,10 @@ def _check(
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """A matrix product may round differently with another number of threads, and a draw then fall the other way."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    with _evaluating:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 import small_names
 import torch
+from torch import Tensor
 
 from charlm import MLP, CountBigram, NeuralBigram, Trainer, Vocabulary, sample
 from charlm.models import LanguageModel
-from charlm.sampler import draw
+from charlm.sampler import probabilities
 
 VOCABULARY = Vocabulary("abc")
 
@@ -42,11 +44,11 @@ def make_model(kind: str, vocab_size: int) -> LanguageModel:
 KINDS = ("count-bigram", "bigram", "mlp")
 
 
-def assert_drawn_from(observed: torch.Tensor, probabilities: torch.Tensor) -> None:
+def assert_drawn_from(observed: Tensor, expected: Tensor) -> None:
     """Pearson's chi-squared against the exact probabilities; the limit is six standard deviations of a good draw."""
-    possible = probabilities > 0
+    possible = expected > 0
     assert not observed[~possible].any()
-    expected = observed.sum() * probabilities[possible]
+    expected = observed.sum() * expected[possible]
     statistic = ((observed[possible] - expected) ** 2 / expected).sum().item()
     degrees = int(possible.sum()) - 1
     assert statistic < degrees + 6 * math.sqrt(2 * degrees)
@@ -76,36 +78,23 @@ def test_first_characters_follow_the_model(kind: str) -> None:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize("top_k", [None, 1, 3, 6, 100])
-def test_draws_follow_temperature_and_top_k(temperature: float, top_k: int | None) -> None:
+def test_probabilities_follow_temperature_and_top_k(temperature: float, top_k: int | None) -> None:
     logits = torch.tensor([0.3, -math.inf, 2.0, 1.0, 1.0, 1.0])
     weights = (logits.double() / temperature).exp()
     if top_k in (1, 3):
         # Of the three equals the first two are kept.
         weights[[0, 3, 4, 5] if top_k == 1 else [0, 5]] = 0.0
-    drawn = draw(logits.repeat(4000, 1), temperature, top_k, torch.Generator().manual_seed(4))
-    if top_k == 1:
-        assert drawn.tolist() == [2] * 4000
-    else:
-        assert_drawn_from(torch.bincount(drawn, minlength=6), weights / weights.sum())
+    actual = probabilities(logits.repeat(2, 1), temperature, top_k)
+    assert actual.dtype == torch.float64
+    torch.testing.assert_close(actual, (weights / weights.sum()).repeat(2, 1), rtol=1e-14, atol=0)
 
 
 def test_extreme_temperatures_and_logits_are_exact() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.tensor([[1e4, -1e4, 9e3]], dtype=torch.float64).repeat(50, 1)
+    logits = torch.tensor([[1e4, -1e4, 9e3]], dtype=torch.float64)
     for temperature in (0.0, 1e-300, 1.0):
-        assert draw(logits, temperature, None, generator).tolist() == [0] * 50
-    equal = torch.zeros(3, 5)
-    assert draw(equal, 0.0, None, generator).tolist() == [0, 0, 0]
-    flat = draw(logits[:1].repeat(3000, 1), 1e300, None, generator)
-    assert_drawn_from(torch.bincount(flat, minlength=3), torch.full((3,), 1 / 3))
-
-
-def test_a_class_of_probability_zero_is_never_drawn_at_the_ends() -> None:
-    logits = torch.tensor([[-math.inf, 0.1, -math.inf, 0.7, -math.inf]]).repeat(2, 1)
-    with pytest.MonkeyPatch.context() as patch:
-        largest = 1.0 - 2.0**-53
-        patch.setattr(torch, "rand", lambda *args, **kwargs: torch.tensor([[0.0], [largest]], dtype=torch.float64))
-        assert draw(logits, 1.0, None, torch.Generator()).tolist() == [1, 3]
+        assert probabilities(logits, temperature, None).tolist() == [[1.0, 0.0, 0.0]]
+    assert probabilities(torch.zeros(1, 5), 0.0, None).tolist() == [[1.0, 0.0, 0.0, 0.0, 0.0]]
+    assert probabilities(logits, 1e300, None).tolist() == [[1 / 3] * 3]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -158,13 +147,70 @@ def test_a_seed_determines_the_names_whatever_the_number_of_threads(kind: str, t
     assert sample(model, characters, 600, max_length=30) != sample(model, characters, 600, max_length=30)
 
 
-def test_more_names_than_fit_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("charlm.sampler._SAMPLES_AT_ONCE", 7)
-    names = sample(make_model("bigram", 4), VOCABULARY, 24, seed=5, prefix="a")
-    assert len(names) == 24
-    assert all(name.startswith("a") for name in names)
-    # Blocks draw from one stream of random numbers, they do not repeat each other.
-    assert names[:7] != names[7:14]
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_depends_on_its_number_and_the_seed_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    characters = Vocabulary("abcdefghijklmnopqrstuvwxyz")
+    model = make_model(kind, 27)
+    names = sample(model, characters, 300, seed=5, max_length=12)
+    assert len(set(names)) > 200
+    assert sample(model, characters, 7, seed=5, max_length=12) == names[:7]
+    # Shorter texts, blocks of fewer texts, and tables for three contexts at a time.
+    assert sample(model, characters, 300, seed=5, max_length=2) == [name[:2] for name in names]
+    monkeypatch.setattr("charlm.sampler._MAX_TEXTS", 7)
+    assert sample(model, characters, 300, seed=5, max_length=12) == names
+    monkeypatch.setattr("charlm.sampler._MAX_ENTRIES", 3 * 27)
+    assert sample(model, characters, 30, seed=5, max_length=12) == names[:30]
+    monkeypatch.setattr("charlm.sampler._MAX_TOKENS", 1)
+    assert sample(model, characters, 30, seed=5, max_length=12) == names[:30]
+
+
+def test_the_model_is_asked_once_for_each_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+
+    def record(module: LanguageModel, contexts: Tensor, batch_size: int) -> Tensor:
+        asked.extend(contexts.tolist())
+        return module(contexts)
+
+    monkeypatch.setattr("charlm.sampler._logits", record)
+    names = sample(make_model("mlp", 4), VOCABULARY, 500, seed=1, max_length=9)
+    met = set()
+    for name in names:
+        tokens = [0, 0, 0, *VOCABULARY.encode(name).tolist()]
+        met |= {tuple(tokens[i : i + 3]) for i in range(min(len(name) + 1, 9))}
+    assert len(asked) == len(met)
+    assert set(map(tuple, asked)) == met
+    asked.clear()
+    monkeypatch.setattr("charlm.sampler._MAX_ENTRIES", 4 * 5)
+    assert sample(make_model("mlp", 4), VOCABULARY, 500, seed=1, max_length=9) == names
+    assert len(asked) > len(met)
+
+
+def test_threads_sample_at_the_same_time(threads: None) -> None:
+    characters = Vocabulary("abcdefghijklmnopqrstuvwxyz")
+    models = [make_model(kind, 27) for kind in KINDS] * 2
+    torch.set_num_threads(2)
+    expected = [sample(model, characters, 2000, seed=i, max_length=20) for i, model in enumerate(models)]
+    with ThreadPoolExecutor(len(models)) as pool:
+        jobs = [pool.submit(sample, model, characters, 2000, seed=i, max_length=20) for i, model in enumerate(models)]
+        assert [job.result() for job in jobs] == expected
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("seed", [-(1 << 63), -1, (1 << 64) - 1])
+def test_every_seed_of_64_bits_is_one(seed: int) -> None:
+    model = make_model("mlp", 4)
+    names = sample(model, VOCABULARY, 50, seed=seed)
+    assert sample(model, VOCABULARY, 50, seed=seed) == names
+    assert sample(model, VOCABULARY, 50, seed=seed ^ 1) != names
+    assert sample(model, VOCABULARY, 50, seed=seed ^ (1 << 40)) != names
+
+
+def test_any_characters_are_sampled() -> None:
+    wide = Vocabulary("aé中😀")
+    model = bigram([[0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1], [1, 0, 0, 0, 0]])
+    assert sample(model, wide, 2, seed=0) == ["aé中😀"] * 2
+    assert sample(model, wide, 2, seed=0, prefix="😀aé") == ["😀aé中😀"] * 2
+    assert sample(model, wide, 1, seed=0, max_length=2, temperature=0.0) == ["aé"]
 
 
 def test_a_trained_stream_model_is_sampled_across_lines(tmp_path: Path) -> None:
@@ -189,6 +235,8 @@ def test_a_trained_stream_model_is_sampled_across_lines(tmp_path: Path) -> None:
         ({"top_k": 0}, "top_k must be at least 1 or None, got 0"),
         ({"prefix": "aé"}, r"prefix\[1\] = 'é' is not in the vocabulary"),
         ({"prefix": "a.b"}, r"prefix\[1\] = '\.' is the boundary, where a text ends"),
+        ({"seed": 1 << 64}, r"seed must be None or in \[-2\^63, 2\^64\), got 18446744073709551616"),
+        ({"seed": -(1 << 63) - 1}, r"seed must be None or in \[-2\^63, 2\^64\), got -9223372036854775809"),
         ({"max_length": 0}, "max_length must be at least 1"),
         ({"prefix": "abc", "max_length": 2}, "max_length must be at least 1 and the length of prefix=3, got 2"),
         ({"vocabulary": Vocabulary("ab")}, "vocabulary must have the model's 4 characters, got 3"),
