@@ -23,7 +23,7 @@ LAYERS = [
     {"evaluation", "sampler", "backends"},
     {"trainer"},
     {"presets"},
-    {"checkpoint", "plots"},
+    {"checkpoint", "plots", "benchmark"},
     {"cli"},
     {"__main__"},
 ]

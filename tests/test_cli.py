@@ -578,7 +578,7 @@ def test_help_and_version(run_charlm: CommandLine) -> None:
     assert run_charlm.output("--version") == f"charlm {charlm.__version__}\n"
     text = run_charlm.output()
     assert text == run_charlm.output("--help")
-    for command in ("train", "sample", "eval", "plot", "info"):
+    for command in ("train", "sample", "eval", "plot", "bench", "info"):
         assert command in text
         assert "Usage: charlm " + command in run_charlm.output(command, "--help")
 

@@ -51,7 +51,9 @@ def test_import_does_not_wait_for_torch() -> None:
     assert result.stdout == "False\n", result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"], ["nothing"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["bench", "--help"], ["--version"], ["nothing"]]
+)
 def test_help_and_usage_errors_do_not_wait_for_torch(arguments: list[str]) -> None:
     result = run_python("import sys", "from charlm.cli import main", f"main({arguments})", _REPORT_TORCH)
     assert result.stdout.splitlines()[-1] == "False", result.stderr

@@ -1,4 +1,4 @@
-"""The command line `charlm`: `train`, `sample`, `eval`, `plot` and `info`.
+"""The command line `charlm`: `train`, `sample`, `eval`, `plot`, `bench` and `info`.
 
 Commands import torch and the rest of charlm when they run, so that `--help` and usage errors do not wait for them.
 """
@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from charlm._version import __version__
+from charlm.cli.bench import bench
 from charlm.cli.info import info
 from charlm.cli.runs import evaluate, plot, sample
 from charlm.cli.train import train
@@ -50,6 +51,7 @@ app.command()(train)
 app.command()(sample)
 app.command("eval")(evaluate)
 app.command()(plot)
+app.command()(bench)
 app.command()(info)
 
 

@@ -1,0 +1,90 @@
+"""`python -m benchmarks`: runs everything and writes `results/<machine>.json` and `results/README.md`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.tables import render
+from charlm import environment
+from charlm.benchmark import WORKLOADS
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--presets", nargs="*", default=list(WORKLOADS), help="of charlm bench (default: all)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of measuring for each backend in a race")
+    parser.add_argument("--passes", type=int, default=3, help="runs of each op's benchmarks; the median counts")
+    parser.add_argument(
+        "--files", nargs="*", type=Path, default=sorted(FOLDER.glob("bench_*.py")), help="benchmarks of ops (all)"
+    )
+    parser.add_argument("--out", type=Path, default=FOLDER / "results", help="folder of the results")
+    options = parser.parse_args(arguments)
+
+    machine = environment.machine()
+    results = {
+        "command": "python -m benchmarks",
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": environment.commit(),
+        "machine": machine,
+        "versions": environment.versions(),
+        "races": [_race(preset, options.seconds) for preset in options.presets],
+        "ops": time_ops(options.files, options.passes),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{machine['processor']} {machine['cores']} cores".lower()).strip("-")
+    (options.out / f"{slug}.json").write_text(json.dumps(results, indent=1) + "\n")
+    everything = [json.loads(path.read_text()) for path in sorted(options.out.glob("*.json"))]
+    (options.out / "README.md").write_text(render(everything))
+
+
+def time_ops(files: Sequence[Path], passes: int, seconds: float = 1.0) -> list[dict[str, Any]]:
+    """The medians of the benchmarks in `files`: each pass is a process that gives each of them some seconds."""
+    if not files:
+        return []
+    timed: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for _ in range(passes):
+        for benchmark in _run_pytest(files, seconds):
+            timed.setdefault((benchmark["group"], benchmark["params"]["implementation"]), []).append(benchmark)
+    return [
+        {
+            "workload": workload,
+            "implementation": implementation,
+            "median_s": median(run["stats"]["median"] for run in runs),
+            "passes_s": [run["stats"]["median"] for run in runs],
+            "floor": runs[0]["extra_info"]["floor"],
+            "floor_s": median(run["extra_info"]["floor_s"] for run in runs),
+        }
+        for (workload, implementation), runs in timed.items()
+    ]
+
+
+def _race(preset: str, seconds: float) -> dict[str, Any]:
+    command = [sys.executable, "-m", "charlm", "bench", "--preset", preset, "--seconds", f"{seconds:g}", "--json"]
+    result: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return result
+
+
+def _run_pytest(files: Sequence[Path], seconds: float) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "pytest-benchmark.json")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--benchmark-json={output}"]
+        command += [f"--benchmark-max-time={seconds:g}", *map(str, files)]
+        subprocess.run(command, check=True, cwd=FOLDER.parent)
+        benchmarks: list[dict[str, Any]] = json.loads(output.read_text())["benchmarks"]
+        return benchmarks
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The results of all machines as a page of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+from charlm.cli.bench import duration
+
+_HEAD = """# Results
+
+Written by `python -m benchmarks`, from the JSON files beside this one; not by hand. Every time is a median of runs that
+alternate with those it is compared with; a ratio is eager's median over that of its row.
+"""
+
+
+def render(machines: Iterable[dict[str, Any]]) -> str:
+    """The page, in Markdown."""
+    return "\n".join([_HEAD, *(_machine(results) for results in machines)])
+
+
+def _machine(results: dict[str, Any]) -> str:
+    machine, versions = results["machine"], results["versions"]
+    parts = [
+        f"## {machine['processor']}, {machine['cores']} cores\n",
+        f"{machine['platform']}; charlm {versions['charlm']} at {results['commit']}, torch {versions['torch']}, Python "
+        f"{versions['python']}; {results['date']}; `{results['command']}`\n",
+        *map(_race, results["races"]),
+    ]
+    if results["ops"]:
+        parts += ["### Ops, one thread\n", _ops(results["ops"])]
+    return "\n".join(parts)
+
+
+def _race(race: dict[str, Any]) -> str:
+    workload = race["workload"]
+    rows = [
+        [
+            row["name"],
+            row["examples"],
+            duration(row["median_s"]),
+            f"{row['steps_per_second']:,.4g}",
+            _ratio(row["ratio_to_eager"]),
+            f"{row['gflops']:.1f}",
+            f"{row['share_of_sgemm']:.0%}",
+        ]
+        for row in race["results"]
+    ]
+    return (
+        f"### Training: {workload['name']}\n\n"
+        f"{workload['parameters']:,} parameters, {workload['examples_per_step']:,} examples a step, "
+        f"{workload['optimizer']}; {race['threads']} thread{'s' * (race['threads'] > 1)}; sgemm "
+        f"{race['sgemm_gflops']:.1f} GFLOP/s; `{race['command']}`\n\n"
+        + _table(["backend", "a step computes", "time/step", "steps/s", "x eager", "GFLOP/s", "of sgemm"], rows)
+    )
+
+
+def _ops(timings: Sequence[dict[str, Any]]) -> str:
+    rows = []
+    for workload, group in groupby(sorted(timings, key=lambda row: row["workload"]), key=lambda row: row["workload"]):
+        implementations = {row["implementation"]: row for row in group}
+        eager = implementations.get("eager")
+        for name, row in implementations.items():
+            ratio = None if eager is None else eager["median_s"] / row["median_s"]
+            floor = f"{duration(row['floor_s'])}: {row['floor']}"
+            rows.append([workload, name, duration(row["median_s"]), _ratio(ratio), floor])
+    return _table(["workload", "implementation", "time", "x eager", "floor"], rows)
+
+
+def _ratio(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}"
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)

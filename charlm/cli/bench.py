@@ -1,0 +1,137 @@
+"""`charlm bench`: how fast each backend trains on this machine."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from typer import Argument, Option
+
+from charlm import environment
+
+if TYPE_CHECKING:
+    from charlm.benchmark import Race
+
+# Of the table in a file or a pipe: nothing is cut.
+_WIDTH = 100
+
+
+def bench(
+    path: Annotated[Path | None, Argument(metavar="FILE", help="UTF-8 text (default: US given names).")] = None,
+    preset: Annotated[
+        str, Option(metavar="lecture|eureka|large|full", help="Model, batch size and optimizer of the race.")
+    ] = "lecture",
+    backends: Annotated[
+        str | None, Option(metavar="B1,B2,...", help="Who takes part, such as eager,ops (default: all).")
+    ] = None,
+    threads: Annotated[int, Option(help="For every backend.")] = 1,
+    seconds: Annotated[float, Option(help="Of measuring for each backend.")] = 5.0,
+    as_json: Annotated[bool, Option("--json", help="Print JSON, with every round and where it was measured.")] = False,
+    plot: Annotated[
+        Path | None, Option(metavar="PICTURE", help="Draw the speeds, such as speed.png; needs charlm\\[plot].")
+    ] = None,
+) -> None:
+    """Race the backends: the same training steps by each, side by side, in alternating rounds; medians.
+
+    The presets are the lecture's run; a wider model with AdamW; the lecture's with batches of 4,096; and with the whole
+    data set in every step.
+    """
+    from charlm.benchmark import race
+
+    with Console(stderr=True).status("reading the data") as status:
+        finished = race(
+            preset,
+            path=None if path is None else str(path),
+            backends=None if backends is None else [name for name in backends.split(",") if name],
+            threads=threads,
+            seconds=seconds,
+            on_round=status.update,
+        )
+    report = _provenance(path, preset, backends, threads, seconds) | finished.to_dict()
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        _print_report(report, finished)
+    if plot is not None:
+        from charlm.plots import speed_chart
+
+        results = report["results"]
+        speed_chart({row["name"]: row["steps_per_second"] for row in results}, _workload_line(report)).savefig(plot)
+
+
+def _provenance(path: Path | None, preset: str, backends: str | None, threads: int, seconds: float) -> dict[str, Any]:
+    """Where the figures come from, and the command that measures them again."""
+    command = ["charlm", "bench", *([] if path is None else [str(path)]), "--preset", preset]
+    command += [] if backends is None else ["--backends", backends]
+    command += ["--threads", str(threads), "--seconds", f"{seconds:g}"]
+    return {
+        "command": shlex.join(command),
+        "commit": environment.commit(),
+        "machine": environment.machine(),
+        "versions": environment.versions(),
+    }
+
+
+def _print_report(report: dict[str, Any], finished: Race) -> None:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("backend", no_wrap=True)
+    for heading in ("time/step", "steps/s", "examples/s", "x eager", "GFLOP/s", "of sgemm"):
+        table.add_column(heading, justify="right")
+    for row in report["results"]:
+        ratio = row["ratio_to_eager"]
+        table.add_row(
+            row["name"],
+            duration(row["median_s"]),
+            f"{row['steps_per_second']:,.4g}" if row["median_s"] > 1e-3 else f"{row['steps_per_second']:,.0f}",
+            f"{row['examples_per_second']:,.0f}",
+            "-" if ratio is None else f"{ratio:.2f}",
+            f"{row['gflops']:.1f}",
+            f"{row['share_of_sgemm']:.0%}",
+        )
+    machine, versions, commit = report["machine"], report["versions"], report["commit"]
+    threads = f"{report['threads']} thread" + "s" * (report["threads"] > 1)
+    rounds = len(report["results"][0]["rounds_s"])
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDTH
+    typer.echo(_workload_line(report))
+    typer.echo(
+        f"{threads} of {machine['cores']} cores, {machine['processor']}; torch {versions['torch']}, "
+        f"charlm {versions['charlm']}" + (f" at {commit}" if commit else "")
+    )
+    console.print(table)
+    typer.echo(
+        f"Medians of {rounds} rounds. GFLOP/s count the products of every example, also where a backend saves them;\n"
+        f"an sgemm of 1024 x 1024 reached {report['sgemm_gflops']:.1f} in the same run."
+    )
+    by_examples = {
+        kind: ", ".join(timing.name for timing in finished.timings if timing.examples == kind)
+        for kind in ("every example", "distinct contexts")
+    }
+    if by_examples["every example"]:
+        typer.echo(
+            f"Computed in a step: every example ({by_examples['every example']}); "
+            f"each distinct context once ({by_examples['distinct contexts'] or 'none'})."
+        )
+
+
+def _workload_line(report: dict[str, Any]) -> str:
+    workload = report["workload"]
+    return (
+        f"{workload['name']}: {workload['parameters']:,} parameters, {workload['optimizer']}, "
+        f"{workload['examples_per_step']:,} examples a step, {workload['data']}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Three digits in the unit that fits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
