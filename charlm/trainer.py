@@ -14,7 +14,7 @@ from charlm.backends import BACKENDS
 from charlm.batches import BatchSampler
 from charlm.data import Dataset, Distinct
 from charlm.evaluation import evaluate
-from charlm.interrupts import deferred_interrupt as _deferred_interrupt
+from charlm.interrupts import deferred_interrupt
 from charlm.models import LanguageModel
 from charlm.models.base import positive
 from charlm.schedules import Schedule
@@ -126,7 +126,7 @@ class Trainer:
         chunks = [torch.empty(0, dtype=next(self.model.parameters()).dtype)]
         end = self.step + steps
         reported = time.monotonic()
-        with _deferred_interrupt() as raise_if_interrupted:
+        with deferred_interrupt() as raise_if_interrupted:
             while self.step < end:
                 started = time.monotonic()
                 chunks.append(self._run_chunk(min(self._chunk_steps, end - self.step)))

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The modules and packages of charlm. Each imports from layers above it in this list, and from itself, only.
 LAYERS = [
     {"_C", "_text", "_version", "_buffers", "interrupts"},
-    {"ops", "vocabulary", "schedules", "optimizers", "batches"},
+    {"ops", "vocabulary", "schedules", "optimizers", "batches", "environment"},
     {"nn", "data"},
     {"models"},
     {"evaluation", "sampler", "backends"},

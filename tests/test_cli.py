@@ -26,7 +26,7 @@ from charlm import PRESETS, Trainer, TrainingConfig, checkpoint
 from charlm.backends import BACKENDS
 from charlm.cli import app, main, session
 from charlm.cli.console import loss_table, measures, progress
-from charlm.cli.train import _PRESET_OF_MODEL, _QUICK
+from charlm.cli.train import _PRESET_OF_MODEL
 
 # Ctrl-C as a terminal sends it, also where whoever started the tests has told its children to ignore it.
 _COMMAND = """
@@ -184,7 +184,7 @@ def test_without_arguments_it_trains_the_lecture_model_on_the_embedded_names(run
     assert "names: 27 characters; 175,781 / 21,898 / 21,937 examples in train / dev / test\n" in out
     assert "mlp: 11,897 parameters, 21 steps, adamw, backend eager\n" in out
     # A shorter run has its share of the warm-up: 20 of 400 steps, so 1 of 21.
-    expected = PRESETS["makemore"].to_dict() | _QUICK | {"steps": 21, "warmup_steps": 1, "backend": "eager"}
+    expected = PRESETS["fast"].to_dict() | {"steps": 21, "warmup_steps": 1, "backend": "eager"}
     assert checkpoint.load("runs/names").config.to_dict() == expected
     # Whole-split steps at a warmed-up rate: well below the uniform log 27 = 3.296 within twenty of them.
     assert checkpoint.read_metrics("runs/names")[-1]["loss"] < 2.8
@@ -442,8 +442,10 @@ def test_measures() -> None:
 
 def test_info_has_what_a_bug_report_needs(run_charlm: CommandLine) -> None:
     facts = json.loads(run_charlm.output("info", "--json"))
-    assert facts["charlm"] == charlm.__version__
-    assert facts["packages"]["torch"] == torch.__version__
+    assert facts["versions"]["charlm"] == charlm.__version__
+    assert facts["versions"]["torch"] == torch.__version__
+    assert 1 <= facts["cores"] <= (os.cpu_count() or 1)
+    assert facts["processor"]
     assert facts["instruction_set"] in facts["instruction_sets"]
     assert facts["threads"] == torch.get_num_threads()
     assert facts["devices"][0] == "cpu"
@@ -452,6 +454,7 @@ def test_info_has_what_a_bug_report_needs(run_charlm: CommandLine) -> None:
     text = run_charlm.output("info")
     assert re.search(rf"^instruction_set +{facts['instruction_set']}$", text, re.MULTILINE)
     assert re.search(r"^build torch_target_version +2\.10$", text, re.MULTILINE)
+    assert re.search(rf"^torch +{re.escape(torch.__version__)}$", text, re.MULTILINE)
 
 
 # Progress
@@ -499,7 +502,7 @@ BAD_INPUT = [
     (["train", "--betas", "0.9"], "Invalid value for '--betas': '0.9' is not two numbers such as 0.9,0.999"),
     (["train", "--milestones", "a"], "Invalid value for '--milestones': 'a' is not a list of integers such as 1000,20"),
     (["train", "--checkpoint-every", "0"], "Invalid value for '--checkpoint-every': "),
-    (["train", "--preset", "huge"], "preset must be one of makemore, eureka, "),
+    (["train", "--preset", "huge"], "preset must be one of fast, makemore, eureka, "),
     (["train", "--model", "gpt"], "model must be 'count-bigram' or 'bigram' or 'mlp', got 'gpt'"),
     (["train", "--split", "odd"], "split must be 'random' or 'makemore', got 'odd'"),
     (["train", "--optimizer", "lion"], "optimizer must be 'sgd' or 'adamw', got 'lion'"),

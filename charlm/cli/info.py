@@ -3,46 +3,37 @@
 from __future__ import annotations
 
 import json
-import platform
-from importlib import metadata
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-_PACKAGES = ("torch", "safetensors", "typer", "rich", "numpy", "matplotlib")
+from charlm import environment
 
 
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Print versions, instruction sets, devices and build flags: what a bug report needs."""
-    facts = _facts()
-    if as_json:
-        typer.echo(json.dumps(facts))
-        return
-    rows: dict[str, Any] = {}
-    for name, value in facts.items():
-        rows |= {f"{name} {key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        typer.echo(f"{name:{width}}  {'-' if shown is None else shown}")
+    facts: dict[str, Any] = {"versions": environment.versions(), **environment.machine()}
+    failure: ImportError | None = None
+    try:
+        facts |= _facts_of_the_extension()
+    except ImportError as error:
+        # The rest is what the report about it needs.
+        failure = error
+        facts["error"] = str(error)
+    typer.echo(json.dumps(facts) if as_json else _lines(facts))
+    if failure is not None:
+        raise failure
 
 
-def _facts() -> dict[str, Any]:
+def _facts_of_the_extension() -> dict[str, Any]:
     import torch
 
-    from charlm import _C
-    from charlm._version import __version__
     from charlm.backends import BACKENDS
+    from charlm.ops._extension import _C
 
     build = _C.build_info()
     target = int(str(build["torch_target_version"]))
     return {
-        "charlm": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: _installed(name) for name in _PACKAGES},
-        "processor": _processor(),
         "instruction_set": _C.instruction_set(),
         "instruction_sets": _C.instruction_sets(),
         "threads": torch.get_num_threads(),
@@ -53,18 +44,13 @@ def _facts() -> dict[str, Any]:
     }
 
 
-def _installed(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    """The model of the CPU; Linux has it in a file only, and not on every architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+def _lines(facts: dict[str, Any]) -> str:
+    """The facts as aligned lines, but for the error, which goes the way of all errors."""
+    rows: dict[str, Any] = {}
+    for name, value in facts.items():
+        prefix = "" if name == "versions" else f"{name} "
+        rows |= {prefix + key: item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+    rows.pop("error", None)
+    width = max(map(len, rows))
+    shown = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in rows.items()}
+    return "\n".join(f"{name:{width}}  {'-' if value is None else value}" for name, value in shown.items())

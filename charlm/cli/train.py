@@ -20,17 +20,7 @@ if TYPE_CHECKING:
 # Options of a run that a resumed run may change: none of them is part of the saved state.
 _CHANGEABLE = ("path", "steps", "backend", "device")
 # The preset that a model has without --preset.
-_PRESET_OF_MODEL = {"mlp": "makemore", "bigram": "bigram", "count-bigram": "count-bigram"}
-# The lecture's model trained in seconds, to about the same loss: what a newcomer gets, who asks for no preset.
-_QUICK: dict[str, Any] = {
-    "steps": 400,
-    "batch_size": "full",
-    "optimizer": "adamw",
-    "learning_rate": 0.02,
-    "schedule": "linear",
-    "warmup_steps": 20,
-    "weight_decay": 1e-3,
-}
+_PRESET_OF_MODEL = {"mlp": "fast", "bigram": "bigram", "count-bigram": "count-bigram"}
 
 _MODEL, _DATA, _OPTIMIZATION, _RUN = "Model", "Data", "Optimization", "Run"
 
@@ -72,7 +62,7 @@ def train(
         str | None,
         Option(
             metavar="NAME",
-            help="Options to start from: makemore, eureka, ... (default: a run of seconds).",
+            help="Options to start from: makemore, eureka, ... (default: that of the model; for mlp it is fast).",
             rich_help_panel=_RUN,
         ),
     ] = None,
@@ -161,10 +151,10 @@ def _configuration(preset: str | None, options: Mapping[str, Any]) -> TrainingCo
     """The preset, or that of the model, with the given options in place of its own."""
     from charlm.presets import PRESETS
 
-    name = preset or _PRESET_OF_MODEL.get(options.get("model", "mlp"), "makemore")
+    name = preset or _PRESET_OF_MODEL.get(options.get("model", "mlp"), "fast")
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    base = PRESETS[name] if preset or name != "makemore" else replace(PRESETS[name], **_QUICK)
+    base = PRESETS[name]
     config = replace(base, **options)
     if config.steps < base.steps and "warmup_steps" not in options:
         # A shorter run has its share of the preset's warm-up.

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from charlm.ops import _extension  # noqa: F401  registers the ops
-from charlm.ops._autograd import needs_gradient, reduction_code, refuse_second_order, scale_saved, softcap_code
+from charlm.ops._autograd import (
+    check_devices,
+    needs_gradient,
+    reduction_code,
+    refuse_second_order,
+    scale_saved,
+    softcap_code,
+)
 
 _forward = torch.ops.charlm.cross_entropy_forward.default
 _backward = torch.ops.charlm.cross_entropy_backward.default
@@ -111,12 +118,13 @@ def _(
     z_loss: float,
     compute_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_devices(input=input, target=target, weight=weight)
     class_dim = min(1, input.ndim - 1)
     row_shape = [*input.shape[:class_dim], *input.shape[class_dim + 1 :]]
     compute_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     return (
         input.new_empty(row_shape if reduction == 0 else []),
-        input.new_empty([_rows(input)], dtype=compute_dtype),
+        input.new_empty([2, _rows(input)], dtype=compute_dtype),
         torch.empty_like(input) if compute_gradient else input.new_empty([0]),
     )
 
@@ -136,6 +144,7 @@ def _(
     input_gradient: bool,
     target_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
+    check_devices(input=input, target=target, weight=weight, grad_output=grad_output, lse=lse)
     return (
         torch.empty_like(input) if input_gradient else input.new_empty([0]),
         torch.empty_like(target) if target_gradient else input.new_empty([0]),

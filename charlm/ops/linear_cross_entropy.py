@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from charlm.ops import _extension  # noqa: F401  registers the ops
-from charlm.ops._autograd import needs_gradient, reduction_code, refuse_second_order, scale_saved, softcap_code
+from charlm.ops._autograd import (
+    check_devices,
+    needs_gradient,
+    reduction_code,
+    refuse_second_order,
+    scale_saved,
+    softcap_code,
+)
 
 _forward = torch.ops.charlm.linear_cross_entropy_forward.default
 _backward = torch.ops.charlm.linear_cross_entropy_backward.default
@@ -129,13 +136,14 @@ def _(
     weight_gradient: bool,
     bias_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    check_devices(input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias, weight=weight)
     compute_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     rows = 1
     for size in input.shape[:-1]:
         rows = rows * size
     return (
         input.new_empty(input.shape[:-1] if reduction == 0 else []),
-        input.new_empty([rows], dtype=compute_dtype),
+        input.new_empty([2, rows], dtype=compute_dtype),
         _wanted(input, input_gradient, input),
         _wanted(linear_weight, weight_gradient, input),
         input.new_empty([linear_weight.shape[0] if bias_gradient else 0]),
@@ -161,6 +169,9 @@ def _(
     bias_gradient: bool,
     target_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_devices(
+        input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias, weight=weight, lse=lse
+    )
     return (
         _wanted(input, input_gradient, input),
         _wanted(linear_weight, weight_gradient, input),

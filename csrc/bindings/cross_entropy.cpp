@@ -120,9 +120,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor targ
     Arguments<T> arguments = read_arguments<T>(input, target, weight, options);
     CrossEntropy<T>& problem = arguments.problem;
     const Tensor row_loss = allocate({problem.rows}, compute_type(input));
-    const Tensor lse = allocate({problem.rows}, compute_type(input));
+    const Tensor lse = allocate({2, problem.rows}, compute_type(input));
     problem.loss = row_loss.template mutable_data_ptr<T>();
-    problem.lse = lse.template mutable_data_ptr<T>();
+    set_lse(lse, &problem);
     Tensor gradient = compute_gradient ? empty_gradient(input) : allocate({0}, input.scalar_type());
     if (compute_gradient) {
       problem.input_gradient = class_matrix(gradient);
@@ -145,9 +145,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor grad_output, const Tensor input
     using T = decltype(type);
     Arguments<T> arguments = read_arguments<T>(input, target, weight, options);
     CrossEntropy<T>& problem = arguments.problem;
-    check(lse.numel() == problem.rows && lse.scalar_type() == compute_type(input),
-          "lse must be the one that cross_entropy_forward returned, got shape ", ShapeString(lse));
-    problem.lse = const_cast<T*>(lse.template const_data_ptr<T>());
+    set_lse(lse, &problem);
     problem.lse_is_known = true;
     if (input_gradient) problem.input_gradient = class_matrix(grad_input);
     if (target_gradient) {

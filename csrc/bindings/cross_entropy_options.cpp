@@ -117,6 +117,14 @@ Tensor reduce(const CrossEntropy<T>& problem, Reduction reduction, const Tensor&
 }
 
 template <typename T>
+void set_lse(const Tensor& lse, CrossEntropy<T>* problem) {
+  check(lse.numel() == 2 * problem->rows && lse.is_contiguous() && lse.element_size() == sizeof(T),
+        "lse must be what the forward op returned, shape (2, ", problem->rows, "), got shape ", ShapeString(lse));
+  problem->shift = static_cast<T*>(lse.data_ptr());
+  problem->log_sum = problem->shift + problem->rows;
+}
+
+template <typename T>
 void set_upstream(const Tensor& grad_output, Reduction reduction, OptionalTensor* holder, CrossEntropy<T>* problem) {
   check_on_cpu("grad_output", grad_output);
   *holder = contiguous_as(grad_output, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
@@ -152,6 +160,7 @@ void run_tiles(const CrossEntropy<T>& problem) {
   template T gradient_scale(const CrossEntropy<T>&, Reduction);                                                      \
   template Tensor reduce(const CrossEntropy<T>&, Reduction, const Tensor&, torch::headeronly::IntHeaderOnlyArrayRef, \
                          ScalarType);                                                                                \
+  template void set_lse(const Tensor&, CrossEntropy<T>*);                                                            \
   template void set_upstream(const Tensor&, Reduction, OptionalTensor*, CrossEntropy<T>*);                           \
   template void run_tiles(const CrossEntropy<T>&);
 CHARLM_INSTANTIATE(float)

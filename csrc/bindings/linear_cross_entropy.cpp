@@ -112,7 +112,8 @@ Problem<T> read_arguments(const Tensor& input, const Tensor& linear_weight, cons
 template <typename T, typename Function>
 void for_each_weight(const Problem<T>& problem, int64_t block, const Function& function) {
   if (problem.weight.scalar_type() != kComputeType<T>) {
-    block = std::min(block, std::max<int64_t>(1, kConvertBytes / (int64_t)sizeof(T) / problem.features));
+    block = std::min(block,
+                     std::max<int64_t>(1, kConvertBytes / (int64_t)sizeof(T) / std::max<int64_t>(1, problem.features)));
   }
   for (int64_t v = 0; v < problem.classes; v += block) {
     const int64_t count = std::min(block, problem.classes - v);
@@ -207,7 +208,8 @@ CrossEntropy<T> rows_from(const CrossEntropy<T>& loss, int64_t first, int64_t ro
   part.rows = rows;
   if (part.target != nullptr) part.target += first;
   if (part.loss != nullptr) part.loss += first;
-  part.lse += first;
+  part.shift += first;
+  part.log_sum += first;
   if (part.row_scale != nullptr) part.row_scale += first;
   for (ClassMatrix* matrix : {&part.probabilities, &part.probabilities_gradient}) {
     if (matrix->data != nullptr)
@@ -276,9 +278,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, c
   dispatch_compute_type(input, [&](auto compute) {
     using T = decltype(compute);
     Problem<T> problem = read_arguments<T>(input, linear_weight, target, linear_bias, weight, options);
-    const Tensor row_loss = allocate({problem.rows}, kComputeType<T>), lse = allocate({problem.rows}, kComputeType<T>);
+    const Tensor row_loss = allocate({problem.rows}, kComputeType<T>),
+                 lse = allocate({2, problem.rows}, kComputeType<T>);
     problem.loss.loss = row_loss.template mutable_data_ptr<T>();
-    problem.loss.lse = lse.template mutable_data_ptr<T>();
+    set_lse(lse, &problem.loss);
     problem.loss.scale = gradient_scale(problem.loss, options.reduction);
     const Gradients gradients = allocate_gradients(problem, wanted);
     run("linear_cross_entropy_forward/in_weight_gradient", "linear_cross_entropy_forward/chunks", problem, wanted,
@@ -306,11 +309,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor grad_output, co
   dispatch_compute_type(input, [&](auto compute) {
     using T = decltype(compute);
     Problem<T> problem = read_arguments<T>(input, linear_weight, target, linear_bias, weight, options);
-    check(lse.numel() == problem.rows && lse.scalar_type() == kComputeType<T>,
-          "lse must be the one that linear_cross_entropy_forward returned, got shape ", ShapeString(lse));
     check(!target_gradient || problem.loss.target == nullptr,
           "target must be class probabilities to have a gradient, got class indices");
-    problem.loss.lse = const_cast<T*>(lse.template const_data_ptr<T>());
+    set_lse(lse, &problem.loss);
     problem.loss.lse_is_known = true;
     OptionalTensor upstream;
     set_upstream(grad_output, options.reduction, &upstream, &problem.loss);

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <iterator>
 #include <limits>
+#include <mutex>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -18,6 +19,7 @@
 #include "codec.h"
 #include "contexts.h"
 #include "frame.h"
+#include "sampler.h"
 #include "utf8.h"
 
 namespace py = pybind11;
@@ -207,12 +209,72 @@ py::tuple distinct_contexts(int token_size, int index_size, const py::buffer& to
   });
 }
 
+// A sampler for one thread at a time. Others get an error: to wait with the GIL for one that needs it is a deadlock.
+class ExclusiveSampler {
+ public:
+  ExclusiveSampler(std::u32string characters, int64_t context_length, int64_t max_contexts)
+      : sampler_(std::move(characters), context_length, max_contexts) {}
+
+  void start(const py::buffer& context, uint64_t seed, int64_t first, int64_t count, int64_t max_tokens, int32_t end) {
+    const std::unique_lock lock = acquire();
+    const py::buffer_info info = context.request();
+    py::gil_scoped_release release;
+    sampler_.start(view_as<int32_t>(info), seed, first, count, max_tokens, end);
+  }
+
+  py::bytearray advance() {
+    const std::unique_lock lock = acquire();
+    std::span<const int32_t> missing;
+    {
+      py::gil_scoped_release release;
+      missing = sampler_.advance();
+    }
+    auto [bytes, contexts] = allocate<int32_t>(std::ssize(missing));
+    std::copy(missing.begin(), missing.end(), contexts.begin());
+    return bytes;
+  }
+
+  void add(const py::buffer& weights) {
+    const std::unique_lock lock = acquire();
+    const py::buffer_info info = weights.request();
+    py::gil_scoped_release release;
+    sampler_.add(view_as<double>(info));
+  }
+
+  int64_t unfinished() {
+    const std::unique_lock lock = acquire();
+    return sampler_.unfinished();
+  }
+
+  py::list texts(const std::u32string& prefix) {
+    const std::unique_lock lock = acquire();
+    py::list texts(sampler_.size());
+    std::u32string text;
+    for (int64_t i = 0; i < sampler_.size(); ++i) {
+      text = prefix;
+      sampler_.append_text(i, text);
+      texts[i] = to_str(text);
+    }
+    return texts;
+  }
+
+ private:
+  std::unique_lock<std::mutex> acquire() {
+    std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock) throw std::runtime_error("another thread is using this Sampler");
+    return lock;
+  }
+
+  std::mutex mutex_;
+  Sampler sampler_;
+};
+
 }  // namespace
 }  // namespace charlm::text
 
 PYBIND11_MODULE(_text, m) {
   using namespace charlm::text;
-  m.doc() = "Text to tokens, line framing and the index of distinct contexts.";
+  m.doc() = "Text to tokens, line framing, the index of distinct contexts, and texts drawn from probabilities.";
 
   // The argument of each is the byte offset or the token position.
   static py::handle invalid_utf8 = py::exception<InvalidUtf8>(m, "InvalidUtf8", PyExc_ValueError).release();
@@ -238,6 +300,15 @@ PYBIND11_MODULE(_text, m) {
       .def("encode", &encode, py::arg("utf8"))
       .def("encode_lines", &encode_lines, py::arg("utf8"), py::arg("index_size"))
       .def("decode", &decode, py::arg("tokens"));
+  py::class_<ExclusiveSampler>(m, "Sampler")
+      .def(py::init<std::u32string, int64_t, int64_t>(), py::arg("characters"), py::arg("context_length"),
+           py::arg("max_contexts"))
+      .def("start", &ExclusiveSampler::start, py::arg("context"), py::arg("seed"), py::arg("first"), py::arg("count"),
+           py::arg("max_tokens"), py::arg("end"))
+      .def("advance", &ExclusiveSampler::advance)
+      .def("add", &ExclusiveSampler::add, py::arg("weights"))
+      .def_property_readonly("unfinished", &ExclusiveSampler::unfinished)
+      .def("texts", &ExclusiveSampler::texts, py::arg("prefix"));
   m.def("find_not_text", &first_not_text, py::arg("data"));
   m.def("distinct_characters", &characters_of, py::arg("utf8"), py::kw_only(), py::arg("by_line"));
   m.def("frame_lines", &frame, py::arg("token_size"), py::arg("index_size"), py::arg("tokens"), py::arg("ends"),

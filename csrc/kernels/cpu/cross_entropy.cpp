@@ -1,6 +1,6 @@
 #include "kernels/cross_entropy.h"
 
-#include "kernels/cpu/convert.h"
+#include "kernels/cpu/class_rows.h"
 #include "kernels/cpu/math.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
@@ -9,74 +9,6 @@ namespace {
 // Below this magnitude of all logits of a tile, exp needs no shift: neither e^z, nor sums of them, nor their ratios
 // leave the range of float. It saves the search for each row's maximum.
 constexpr float kUnshiftedLogit = 30.0f;
-
-// Contiguous rows of one matrix of a tile: in place where storage allows, otherwise in scratch.
-template <typename T>
-struct Rows {
-  T* data = nullptr;
-  int64_t stride = 0;
-  bool packed = false;
-
-  T* row(int64_t r) const { return data + r * stride; }
-};
-
-template <typename T>
-bool is_direct(const ClassMatrix& matrix) {
-  constexpr Storage same = sizeof(T) == 8 ? Storage::kFloat64 : Storage::kFloat32;
-  return matrix.storage == same && matrix.class_stride == 1 && matrix.inner == 1 && matrix.block_classes == 0;
-}
-
-template <typename T>
-Rows<T> open_rows(const ClassMatrix& matrix, int64_t first, int64_t classes, T* scratch) {
-  if (matrix.data == nullptr) return {};
-  if (is_direct<T>(matrix))
-    return {static_cast<T*>(matrix.data) + matrix.row_offset(first), matrix.outer_stride, false};
-  return {scratch, classes, true};
-}
-
-// The strided pieces that rows [first, first + count) of a matrix consist of:
-// function(offset in the matrix, row stride, class stride, first row and class of the piece, its rows and classes).
-template <typename Function>
-void for_each_piece(const ClassMatrix& matrix, int64_t first, int64_t count, int64_t classes,
-                    const Function& function) {
-  if (matrix.block_classes > 0) {
-    for (int64_t c = 0; c < classes; c += matrix.block_classes) {
-      const int64_t width = classes - c < matrix.block_classes ? classes - c : matrix.block_classes;
-      function(c / matrix.block_classes * matrix.block_stride + first * width, width, 1, 0, c, count, width);
-    }
-    return;
-  }
-  for (int64_t done = 0, rows; done < count; done += rows) {  // rows of one outer index have one stride
-    const int64_t left = matrix.inner == 1 ? count : matrix.inner - (first + done) % matrix.inner;
-    rows = left < count - done ? left : count - done;
-    function(matrix.row_offset(first + done), matrix.inner == 1 ? matrix.outer_stride : matrix.inner_stride,
-             matrix.class_stride, done, 0, rows, classes);
-  }
-}
-
-template <typename T>
-void read_rows(const Rows<T>& rows, const ClassMatrix& matrix, int64_t first, int64_t count, int64_t classes) {
-  if (!rows.packed) return;
-  with_storage<T>(matrix, [&](auto* data) {
-    for_each_piece(matrix, first, count, classes,
-                   [&](int64_t offset, int64_t row_stride, int64_t class_stride, int64_t row, int64_t c, int64_t n,
-                       int64_t width) {
-                     pack_rows(data + offset, row_stride, class_stride, n, width, rows.row(row) + c, rows.stride);
-                   });
-  });
-}
-
-template <typename T>
-void write_rows(const Rows<T>& rows, const ClassMatrix& matrix, int64_t first, int64_t count, int64_t classes) {
-  if (!rows.packed) return;
-  with_storage<T>(matrix, [&](auto* data) {
-    for_each_piece(matrix, first, count, classes,
-                   [&](int64_t offset, int64_t row_stride, int64_t class_stride, int64_t row, int64_t c, int64_t n,
-                       int64_t width) {
-                     unpack_rows(rows.row(row) + c, rows.stride, n, width, data + offset, row_stride, class_stride);
-                   });
-  });
-}
 
 template <typename T, bool kCapped>
 struct Softcap {
@@ -169,7 +101,7 @@ struct Tile {
   const T keep = 1 - p.label_smoothing, spread = p.label_smoothing / (T)p.classes;
   Rows<T> logits, gradient, probabilities, probabilities_gradient;
   bool unshifted = false;
-  alignas(64) T shift[kRows] = {}, sum[kRows], lse[kRows], loss[kRows];
+  alignas(64) T shift[kRows] = {}, sum[kRows], log_sum[kRows] = {}, loss[kRows];
   // The target's logit and coefficient (1 - smoothing) weight_y; the other coefficients' sum, and sum a_c (z_c -
   // shift).
   alignas(64) T target_input[kRows] = {}, index_weight[kRows] = {}, total[kRows] = {}, product[kRows] = {};
@@ -212,10 +144,11 @@ struct Tile {
   }
 
   void take_known_lse() {
-    for (int r = 0; r < kRows; ++r) {
-      sum[r] = 1;
-      lse[r] = shift[r] = r < count ? p.lse[first + r] : 0;
+    for (int64_t r = 0; r < count; ++r) {
+      shift[r] = p.shift[first + r];
+      log_sum[r] = p.log_sum[first + r];
     }
+    for (int64_t r = 0; r < count; r += kWidth<T>) store(sum + r, exp(load(log_sum + r)));
   }
 
   void choose_shifts() {
@@ -234,19 +167,20 @@ struct Tile {
   }
 
   void write_losses() {
-    for (int r = 0; r < kRows; r += kWidth<T>) {
-      const Vec<T> log_sum = log(load(sum + r)), row_lse = load(shift + r) + log_sum;
-      store(lse + r, row_lse);
+    for (int64_t r = 0; r < count; r += kWidth<T>) {
+      const Vec<T> row_log_sum = log(load(sum + r)), lse = load(shift + r) + row_log_sum;
+      store(log_sum + r, row_log_sum);
       // -log softmax_y. Without a shift log(sum / e^z) keeps the digits that log(sum) - z would cancel.
       const Vec<T> z = softcap(load(target_input + r));
-      const Vec<T> nll = unshifted ? log(load(sum + r) * exp(-z)) : log_sum - (z - load(shift + r));
-      Vec<T> row_loss = load(index_weight + r) * nll + (load(total + r) * log_sum - load(product + r));
-      if (p.z_loss != 0) row_loss = row_loss + p.z_loss * row_lse * row_lse;
+      const Vec<T> nll = unshifted ? log(load(sum + r) * exp(-z)) : row_log_sum - (z - load(shift + r));
+      Vec<T> row_loss = load(index_weight + r) * nll + (load(total + r) * row_log_sum - load(product + r));
+      if (p.z_loss != 0) row_loss = row_loss + p.z_loss * lse * lse;
       store(loss + r, row_loss);
     }
     for (int64_t r = 0; r < count; ++r) {
       p.loss[first + r] = is_ignored(r) ? 0 : loss[r];
-      p.lse[first + r] = lse[r];
+      p.shift[first + r] = shift[r];
+      p.log_sum[first + r] = log_sum[r];
     }
   }
 
@@ -258,7 +192,7 @@ struct Tile {
     }
     const bool kept = keeps_exponentials();
     const TargetRow<T> a = target_row(r);
-    const T factor = (index_weight[r] + total[r] + 2 * p.z_loss * lse[r]) * scale / sum[r];
+    const T factor = (index_weight[r] + total[r] + 2 * p.z_loss * (shift[r] + log_sum[r])) * scale / sum[r];
     for_each_vector<T>(classes, [&](int64_t c, int lanes) {
       const Vec<T> in = load_lanes<T>((kept ? out : logits.row(r)) + c, lanes, 0);
       Vec<T> g = (kept ? in : exp(softcap(in) - shift[r])) * factor;
@@ -275,7 +209,7 @@ struct Tile {
   void write_probabilities_gradient(int64_t r, T scale) const {
     T* out = probabilities_gradient.row(r);
     for_each_vector<T>(classes, [&](int64_t c, int lanes) {
-      Vec<T> g = lse[r] - softcap(load_lanes<T>(logits.row(r) + c, lanes, 0));
+      Vec<T> g = log_sum[r] - (softcap(load_lanes<T>(logits.row(r) + c, lanes, 0)) - shift[r]);
       if (p.weight != nullptr) g = g * load_lanes<T>(p.weight + c, lanes, 0);
       store_lanes<T>(out + c, g * (keep * scale), lanes);
     });
@@ -304,88 +238,127 @@ void tile(const CrossEntropy<T>& problem, int64_t first, int64_t count, T* scrat
 }
 
 // Few classes, the common case of a character model: contiguous rows, class indices, no smoothing and no cap. kWidth
-// rows of C logits are C whole vectors, so the exponentials and the scaling run over the flat block without a partial
+// rows of C logits are C whole vectors, so the exponentials and the scaling run over flat blocks without a partial
 // vector; only the sums look at rows.
 constexpr int64_t kMaxNarrowClasses = 64;
 
 template <typename T>
-bool is_narrow(const CrossEntropy<T>& p) {
-  const auto flat = [&](const ClassMatrix& matrix) { return is_direct<T>(matrix) && matrix.outer_stride == p.classes; };
-  return p.classes <= kMaxNarrowClasses && p.target != nullptr && p.label_smoothing == 0 && p.softcap == 0 &&
-         !p.lse_is_known && flat(p.input) && (p.input_gradient.data == nullptr || flat(p.input_gradient));
-}
-
-// kWidth rows from `first`. row_of[j][lane] is the row that lane of vector j belongs to. Returns false where a logit is
-// too large to go without a shift; tile() then does the rows over.
-template <typename T>
-bool narrow_block(const CrossEntropy<T>& p, int64_t first, const IntVec<T>* row_of, T* scratch) {
-  constexpr int kRows = kWidth<T>;
+struct NarrowTile {
+  static constexpr int kRows = (int)kCrossEntropyMaxTileRows;
+  const CrossEntropy<T>& p;
   const int64_t classes = p.classes;
-  const T* logits = static_cast<const T*>(p.input.data) + first * classes;
-  T* e = scratch;  // not yet where the gradient goes: that may be where the logits are
+  // row_of[j][lane] is the row, of a block of kWidth, that lane of its vector j belongs to.
+  IntVec<T> row_of[kMaxNarrowClasses];
+  // counted is 1, or 0 for rows whose target is ignored.
+  alignas(64) T sum[kRows], target_z[kRows], counted[kRows], index_weight[kRows], factor[kRows];
 
-  Vec<T> largest = {};
-  for (int64_t j = 0; j < classes; ++j) {
-    const Vec<T> z = load(logits + j * kRows);
-    largest = maximum<T>(absolute(z), largest);
-    store(e + j * kRows, exp_in_range(z));
-  }
-  if (!(maximum_lane<T>(largest) < kUnshiftedLogit)) return false;
-
-  alignas(64) T sum[kRows], target_z[kRows] = {}, counted[kRows] = {}, index_weight[kRows] = {};
-  for (int r = 0; r < kRows; ++r) {
-    Vec<T> total = {};
-    for_each_vector<T>(classes,
-                       [&](int64_t c, int lanes) { total = total + load_lanes<T>(e + r * classes + c, lanes, 0); });
-    sum[r] = sum_lanes<T>(total);
-    const int64_t y = p.target[first + r];
-    if (y == p.ignore_index) continue;
-    counted[r] = 1;
-    target_z[r] = logits[r * classes + y];
-    index_weight[r] = p.weight != nullptr ? p.weight[y] : (T)1;
+  static bool applies_to(const CrossEntropy<T>& p) {
+    const auto flat = [&](const ClassMatrix& matrix) {
+      return is_direct<T>(matrix) && matrix.outer_stride == p.classes;
+    };
+    return p.classes <= kMaxNarrowClasses && p.target != nullptr && p.label_smoothing == 0 && p.softcap == 0 &&
+           !p.lse_is_known && flat(p.input) && (p.input_gradient.data == nullptr || flat(p.input_gradient));
   }
 
-  const Vec<T> weight = load(index_weight), total = load(sum), lse = log(total);
-  const IntVec<T> counts = load(counted) != 0;
-  // log(sum / e^z) keeps the digits that log(sum) - z would cancel.
-  const Vec<T> row_loss = weight * log(total * exp_in_range(-load(target_z))) + p.z_loss * lse * lse;
-  store(p.loss + first, counts ? row_loss : Vec<T>{});
-  store(p.lse + first, lse);
-  if (p.input_gradient.data == nullptr) return true;
-
-  T* gradient = static_cast<T*>(p.input_gradient.data) + first * classes;
-  const Vec<T> factor = counts ? (weight + 2 * p.z_loss * lse) * p.scale / total : Vec<T>{};
-  for (int64_t j = 0; j < classes; ++j) {
-    store(gradient + j * kRows, load(e + j * kRows) * permute(factor, row_of[j]));
+  explicit NarrowTile(const CrossEntropy<T>& problem) : p(problem) {
+    for (int64_t i = 0; i < classes * kWidth<T>; ++i) row_of[i / kWidth<T>][i % kWidth<T>] = i / classes;
   }
-  for (int r = 0; r < kRows; ++r) {
-    if (counted[r] != 0) {
-      gradient[r * classes + p.target[first + r]] -= index_weight[r] * p.scale;
-    } else {
-      for (int64_t c = 0; c < classes; ++c)
-        gradient[r * classes + c] = 0;  // also where the row's logits are not numbers
+
+  // e = exp(logits); false where a logit is too large to go without a shift.
+  bool exponentials(const T* logits, int64_t vectors, T* e) const {
+    Vec<T> largest = {};
+    for (int64_t j = 0; j < vectors; ++j) {
+      const Vec<T> z = load(logits + j * kWidth<T>);
+      largest = maximum<T>(absolute(z), largest);
+      store(e + j * kWidth<T>, exp_in_range(z));
+    }
+    return maximum_lane<T>(largest) < kUnshiftedLogit;
+  }
+
+  void read_targets(const T* logits, const int64_t* target, int64_t count) {
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t y = target[r];
+      const bool counts = y != p.ignore_index;
+      counted[r] = counts;
+      target_z[r] = counts ? logits[r * classes + y] : 0;
+      index_weight[r] = !counts ? 0 : p.weight != nullptr ? p.weight[y] : (T)1;
     }
   }
-  return true;
-}
+
+  void sum_rows(const T* e, int64_t count) {
+    for (int64_t r = 0; r < count; r += kWidth<T>) {
+      Vec<T> rows[kWidth<T>];
+      for (int i = 0; i < kWidth<T>; ++i) {
+        rows[i] = Vec<T>{};
+        for_each_vector<T>(classes, [&](int64_t c, int lanes) {
+          rows[i] = rows[i] + load_lanes<T>(e + (r + i) * classes + c, lanes, 0);
+        });
+      }
+      store(sum + r, sums_of<T>(rows));
+    }
+  }
+
+  void write_losses(int64_t first, int64_t count) {
+    for (int64_t r = 0; r < count; r += kWidth<T>) {
+      const Vec<T> weight = load(index_weight + r), total = load(sum + r), lse = log(total);
+      const IntVec<T> counts = load(counted + r) != 0;
+      // log(sum / e^z) keeps the digits that log(sum) - z would cancel.
+      const Vec<T> loss = weight * log(total * exp_in_range(-load(target_z + r))) + p.z_loss * lse * lse;
+      store(p.loss + first + r, counts ? loss : Vec<T>{});
+      store(p.shift + first + r, Vec<T>{});
+      store(p.log_sum + first + r, lse);
+      store(factor + r, counts ? (weight + 2 * p.z_loss * lse) * p.scale / total : Vec<T>{});
+    }
+  }
+
+  void write_gradient(const T* e, const int64_t* target, int64_t count, T* gradient) const {
+    for (int64_t r = 0; r < count; r += kWidth<T>) {
+      const Vec<T> factors = load(factor + r);
+      for (int64_t j = 0; j < classes; ++j) {
+        const int64_t at = r * classes + j * kWidth<T>;
+        store(gradient + at, load(e + at) * permute(factors, row_of[j]));
+      }
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      if (counted[r] != 0) {
+        gradient[r * classes + target[r]] -= index_weight[r] * p.scale;
+      } else {
+        for (int64_t c = 0; c < classes; ++c) gradient[r * classes + c] = 0;  // also where logits are not numbers
+      }
+    }
+  }
+
+  // Rows [first, first + count), count a multiple of kWidth. Returns false, with nothing written, where a logit is too
+  // large. The gradient may be written over the logits, so it comes last.
+  bool run(int64_t first, int64_t count, T* e) {
+    const T* logits = static_cast<const T*>(p.input.data) + first * classes;
+    if (!exponentials(logits, count / kWidth<T> * classes, e)) return false;
+    read_targets(logits, p.target + first, count);
+    sum_rows(e, count);
+    write_losses(first, count);
+    if (p.input_gradient.data != nullptr) {
+      write_gradient(e, p.target + first, count, static_cast<T*>(p.input_gradient.data) + first * classes);
+    }
+    return true;
+  }
+};
 
 template <typename T>
 void tiles(const CrossEntropy<T>& problem, int64_t first, int64_t last, T* scratch) {
-  const int64_t tile_rows = cross_entropy_tile_rows(problem.classes);
-  const bool narrow = is_narrow(problem);
-  IntVec<T> row_of[kMaxNarrowClasses];
-  for (int64_t i = 0; narrow && i < problem.classes * kWidth<T>; ++i) {
-    row_of[i / kWidth<T>][i % kWidth<T>] = i / problem.classes;
-  }
   const auto general = problem.softcap != 0 ? tile<T, true> : tile<T, false>;
-  for (int64_t t = first; t < last; ++t) {
-    const int64_t begin = t * tile_rows;
-    const int64_t count = problem.rows - begin < tile_rows ? problem.rows - begin : tile_rows;
-    int64_t done = 0;
-    for (; narrow && done + kWidth<T> <= count; done += kWidth<T>) {
-      if (!narrow_block(problem, begin + done, row_of, scratch)) general(problem, begin + done, kWidth<T>, scratch);
+  const int64_t tile_rows = cross_entropy_tile_rows(problem.classes);
+  const int64_t end = last * tile_rows < problem.rows ? last * tile_rows : problem.rows;
+  int64_t row = first * tile_rows;
+  if (NarrowTile<T>::applies_to(problem)) {
+    NarrowTile<T> narrow(problem);
+    for (; end - row >= kWidth<T>; row += tile_rows) {
+      const int64_t left = end - row < tile_rows ? end - row : tile_rows, count = left / kWidth<T> * kWidth<T>;
+      if (!narrow.run(row, count, scratch)) general(problem, row, count, scratch);
+      if (count < left) general(problem, row + count, left - count, scratch);
     }
-    if (done < count) general(problem, begin + done, count - done, scratch);
+  }
+  for (; row < end; row += tile_rows) {
+    general(problem, row, end - row < tile_rows ? end - row : tile_rows, scratch);
   }
 }
 

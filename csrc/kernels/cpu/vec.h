@@ -175,6 +175,32 @@ CHARLM_INLINE T sum_lanes(Vec<T> vector) {
   return total;
 #endif
 }
+
+// The sum of each of kWidth vectors, in one vector: a transposition that adds as it goes, not kWidth horizontal sums.
+template <typename T>
+CHARLM_INLINE Vec<T> sums_of(const Vec<T>* vectors) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    __m512 pairs[8], quads[4];
+    for (int i = 0; i < 8; ++i) {
+      const __m512 a = (__m512)vectors[2 * i], b = (__m512)vectors[2 * i + 1];
+      pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    }
+    for (int i = 0; i < 4; ++i) {
+      const __m512d a = (__m512d)pairs[2 * i], b = (__m512d)pairs[2 * i + 1];
+      quads[i] = _mm512_add_ps((__m512)_mm512_unpacklo_pd(a, b), (__m512)_mm512_unpackhi_pd(a, b));
+    }
+    const auto fold = [](__m512 a, __m512 b) {
+      return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    };
+    return (Vec<T>)fold(fold(quads[0], quads[1]), fold(quads[2], quads[3]));
+  }
+#endif
+  Vec<T> sums;
+  for (int i = 0; i < kWidth<T>; ++i) sums[i] = sum_lanes<T>(vectors[i]);
+  return sums;
+}
+
 template <typename T>
 CHARLM_INLINE T maximum_lane(Vec<T> vector) {
 #if defined(__AVX512F__)
