@@ -25,8 +25,9 @@ from torch import Tensor
 from charlm import ops
 from charlm.ops import reference
 
-# More rows than tokens, so that the table is projected; more tokens than rows, so that rows are gathered, multiplied.
-PROJECTED: dict[str, Any] = {"rows": 61, "vocab_size": 27}
+# Several times more rows than tokens, so that the table is projected; more tokens than rows, so that rows are gathered
+# and multiplied.
+PROJECTED: dict[str, Any] = {"rows": 123, "vocab_size": 27}
 GATHERED: dict[str, Any] = {"rows": 5, "vocab_size": 400}
 
 
@@ -130,7 +131,7 @@ def test_nan_reaches_the_contexts_that_hold_its_token_and_no_others(activation: 
     check(clean)
 
 
-@pytest.mark.parametrize("sizes", [{"rows": 6, "vocab_size": 4}, {"rows": 3, "vocab_size": 9}])
+@pytest.mark.parametrize("sizes", [{"rows": 24, "vocab_size": 4}, {"rows": 3, "vocab_size": 9}])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradcheck(activation: str, bias: bool, sizes: dict[str, Any]) -> None:

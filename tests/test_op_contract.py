@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from charlm import _C, ops
 
 SAMPLES = {
-    "embedding_linear": embedding_linear_sample(61),
+    "embedding_linear": embedding_linear_sample(123),
     "embedding_linear, few rows": embedding_linear_sample(5, vocab_size=400),
     "cross_entropy, mean": cross_entropy_sample(9, 27, targets="ignored"),
     "cross_entropy, none": cross_entropy_sample(9, 27, reduction="none", **ALL_LOSS_OPTIONS),

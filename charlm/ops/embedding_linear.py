@@ -70,9 +70,17 @@ class _EmbeddingLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        _, *wanted, _ = ctx.needs_input_grad
-        gradients = _backward(grad_output, *ctx.saved_tensors, ctx.activation, *wanted)
-        return (None, *(g if wants else None for g, wants in zip(gradients, wanted, strict=True)), None)
+        _, embedding_needs, weight_needs, bias_needs, _ = ctx.needs_input_grad
+        embedding_gradient, weight_gradient, bias_gradient = _backward(
+            grad_output, *ctx.saved_tensors, ctx.activation, embedding_needs, weight_needs, bias_needs
+        )
+        return (
+            None,
+            embedding_gradient if embedding_needs else None,
+            weight_gradient if weight_needs else None,
+            bias_gradient if bias_needs else None,
+            None,
+        )
 
 
 @torch.library.register_fake("charlm::embedding_linear_forward")

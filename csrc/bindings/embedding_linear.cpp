@@ -1,5 +1,6 @@
 #include "kernels/embedding_linear.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <limits>
@@ -15,7 +16,7 @@ constexpr int64_t kProductGrain = 1 << 20;
 constexpr int64_t kValueGrain = 1 << 15;
 // Values that backward of "gather" holds of a chunk of rows, and the most rows of one.
 constexpr int64_t kChunkValues = 1 << 20;
-constexpr int64_t kChunkRows = 512;
+constexpr int64_t kChunkRows = 256;
 
 int64_t grain(int64_t work, int64_t work_per_item) { return 1 + work / (work_per_item > 0 ? work_per_item : 1); }
 
@@ -142,8 +143,9 @@ Arguments<T> read_arguments(const Tensor& ids, const Tensor& embedding, const Te
   if (arguments.bias.has_value()) problem.bias = arguments.bias->template const_data_ptr<T>();
 
   const Tensor& flat = arguments.ids;
-  const TokenIds token_ids{flat.const_data_ptr(),  integer_type(flat.scalar_type()), problem.rows,
-                           problem.context_length, *row_stride(flat),                flat.stride(flat.dim() - 1)};
+  const TokenIds token_ids{flat.const_data_ptr(), integer_type(flat.scalar_type()),
+                           problem.rows,          problem.context_length,
+                           *row_stride(flat),     flat.stride(flat.dim() - 1)};
   std::atomic<bool> good{true};
   parallel_for(problem.rows, grain(kValueGrain, problem.context_length), [&](int64_t first, int64_t last) {
     if (!read_tokens(token_ids, arguments.vocab_size, first, last, arguments.tokens.data())) good = false;
@@ -187,7 +189,7 @@ std::optional<Pairs> pairs_to_project(const Arguments<T>& arguments) {
   if (!may_project(p.rows, arguments.vocab_size)) return std::nullopt;
   std::optional<Pairs> pairs;
   pairs.emplace(find_pairs(p.tokens, p.rows, p.context_length, arguments.vocab_size));
-  if (!project_is_cheaper(p.rows, p.context_length, p.embedding_dim, pairs->count())) pairs.reset();
+  if (!project_is_cheaper(p.rows, p.context_length, p.embedding_dim, p.hidden_dim, pairs->count())) pairs.reset();
   return pairs;
 }
 
@@ -226,13 +228,15 @@ class Tables {
  public:
   Tables(Arguments<T>* arguments, const Pairs& pairs, bool multiply)
       : stride_(kernels().stride(arguments->problem.hidden_dim)),
-        embeddings_(pairs.count() * arguments->problem.embedding_dim),
+        embedding_stride_(kernels().stride(arguments->problem.embedding_dim)),
+        embeddings_(pairs.count() * embedding_stride_),
         table_(multiply ? pairs.count() * stride_ : 0) {
     EmbeddingLinear<T>& p = arguments->problem;
     view_.first_pair = pairs.first.data();
     view_.pair_token = pairs.tokens.data();
     view_.slots = pairs.slots.data();
     view_.stride = stride_;
+    view_.embedding_stride = embedding_stride_;
     view_.embeddings = embeddings_.data();
     view_.table = table_.data();
     std::optional<PackedWeight<T>> packed;
@@ -244,7 +248,7 @@ class Tables {
 
  private:
   static const cpu::EmbeddingLinearKernels<T>& kernels() { return cpu::select<cpu::EmbeddingLinearKernels<T>>(); }
-  int64_t stride_;
+  int64_t stride_, embedding_stride_;
   Workspace<T> embeddings_, table_;
   ProjectedTable<T> view_;
 };
@@ -257,7 +261,8 @@ void project_forward(Arguments<T>* arguments, const Pairs& pairs) {
   const auto& kernels = cpu::select<cpu::EmbeddingLinearKernels<T>>();
   parallel_for(p.rows, grain(kValueGrain, p.hidden_dim), [&](int64_t first, int64_t last) {
     const Workspace<T> scratch(tables.view().stride);
-    kernels.project_forward(p, tables.view(), first, last, scratch.data());
+    const Workspace<int64_t> offsets(p.context_length);
+    kernels.project_forward(p, tables.view(), first, last, scratch.data(), offsets.data());
   });
 }
 
@@ -285,17 +290,19 @@ void project_backward(Arguments<T>* arguments, const Pairs& pairs) {
   const Workspace<T> table_gradient(pairs.count() * table.stride);
   table.table_gradient = table_gradient.data();
 
-  const int64_t slices = (p.hidden_dim + kSliceColumns - 1) / kSliceColumns;
-  parallel_for(slices, grain(kValueGrain, p.rows * kSliceColumns), [&](int64_t first, int64_t last) {
-    const Workspace<T> scratch((pairs.count() + 2) * kSliceColumns);
-    kernels.project_scatter(p, table, first, last, scratch.data());
+  const int64_t groups = (p.hidden_dim + kColumnGroup - 1) / kColumnGroup;
+  parallel_for(groups, grain(kValueGrain, p.rows * kColumnGroup), [&](int64_t first, int64_t last) {
+    const int64_t most = std::min(scatter_columns(pairs.count()), (last - first) * kColumnGroup);
+    const Workspace<T> scratch((pairs.count() + 2) * most);
+    const Workspace<int64_t> offsets(2 * p.context_length);
+    const int64_t end = std::min(last * kColumnGroup, p.hidden_dim);
+    for (int64_t column = first * kColumnGroup; column < end; column += most) {
+      kernels.project_scatter(p, table, column, std::min(column + most, end), scratch.data(), offsets.data());
+    }
   });
   if (p.weight_gradient != nullptr || p.bias_gradient != nullptr) {
-    const int64_t products = pairs.count() / p.context_length * p.embedding_dim * kSliceColumns;
-    parallel_for(p.context_length * slices, grain(kProductGrain, products), [&](int64_t first, int64_t last) {
-      const Workspace<T> scratch(p.embedding_dim * kSliceColumns);
-      kernels.project_weight_gradient(p, table, first, last, scratch.data());
-    });
+    parallel_for(p.hidden_dim, grain(kProductGrain, pairs.count() * p.embedding_dim),
+                 [&](int64_t first, int64_t last) { kernels.project_weight_gradient(p, table, first, last); });
   }
   if (p.embedding_gradient == nullptr) return;
   const PackedWeight<T> packed(*arguments, p.context_length, false);
@@ -340,12 +347,12 @@ void gather_backward(Arguments<T>* arguments) {
       kernels.gather_gradient(p, chunk, first, last, scratch.data());
     });
     parallel_for(p.hidden_dim, grain(kProductGrain, chunk.rows * width), [&](int64_t first, int64_t last) {
-      kernels.gather_weight_gradient(p, chunk, first, last);
+      const Workspace<T> scratch(kTransposedUnits * kernels.stride(chunk.rows));
+      kernels.gather_weight_gradient(p, chunk, first, last, scratch.data());
     });
     if (p.embedding_gradient == nullptr) continue;
-    parallel_for(chunk.rows, grain(kProductGrain, width * p.hidden_dim), [&](int64_t first, int64_t last) {
-      kernels.gather_input_gradient(p, chunk, first, last);
-    });
+    parallel_for(chunk.rows, grain(kProductGrain, width * p.hidden_dim),
+                 [&](int64_t first, int64_t last) { kernels.gather_input_gradient(p, chunk, first, last); });
     const int64_t lines = (p.embedding_dim + 15) / 16;  // columns 16 at a time: no two threads write one cache line
     parallel_for(lines, grain(kValueGrain, 16 * chunk.rows * p.context_length), [&](int64_t first, int64_t last) {
       const int64_t end = 16 * last < p.embedding_dim ? 16 * last : p.embedding_dim;

@@ -58,6 +58,7 @@ struct ProjectedTable {
   const int32_t* pair_token = nullptr;  // (U,)
   const int32_t* slots = nullptr;       // (N, T): row n's pair at position t is first_pair[t] + slots[n * T + t]
   int64_t stride = 0;                   // of the two tables
+  int64_t embedding_stride = 0;         // of embeddings
   T* embeddings = nullptr;              // (U, D): E[pair_token[u]]
   T* table = nullptr;                   // P (U, H)
   T* table_gradient = nullptr;          // dP (U, H)
@@ -73,22 +74,35 @@ struct GatheredChunk {
   T* input_gradient = nullptr;  // (rows, T*D)
 };
 
-// "project" where it takes fewer operations per hidden unit: U D multiply-adds for the table and N T additions that
-// cost as much as kTableAddition multiply-adds each, against N T D multiply-adds. Counting U takes V steps per
-// position, so where V is beyond kLargeVocabulary N nobody counts.
-inline constexpr int64_t kTableAddition = 2;
+// "project" where it costs less, in multiply-adds per hidden unit, forward and backward together. A pair costs its D
+// products and a row of P and dP, which are written and read several times; a gathered token costs its D products and
+// what is done to it more than a token of "project". Fitted to times of both at N from 8 to 4096, V from 27 to 50,000,
+// D from 2 to 64, H from 100 to 512. Counting the pairs U takes V steps per position, so where V is beyond
+// kLargeVocabulary N nobody counts.
+inline constexpr int64_t kGatheredToken = 22;
+inline constexpr int64_t kCachedTableRow = 60;
+inline constexpr int64_t kTableRow = 180;
+inline constexpr int64_t kCachedTableValues = 1 << 17;
 inline constexpr int64_t kLargeVocabulary = 16;
-inline bool may_project(int64_t rows, int64_t vocab_size) {
-  return rows == 0 || vocab_size <= kLargeVocabulary * rows;
-}
-inline bool project_is_cheaper(int64_t rows, int64_t context_length, int64_t embedding_dim, int64_t pairs) {
-  return pairs * embedding_dim + rows * context_length * kTableAddition <= rows * context_length * embedding_dim;
+inline bool may_project(int64_t rows, int64_t vocab_size) { return rows == 0 || vocab_size <= kLargeVocabulary * rows; }
+inline bool project_is_cheaper(int64_t rows, int64_t context_length, int64_t embedding_dim, int64_t hidden_dim,
+                               int64_t pairs) {
+  const int64_t table_row = pairs * hidden_dim <= kCachedTableValues ? kCachedTableRow : kTableRow;
+  return pairs * (embedding_dim + table_row) <= rows * context_length * (embedding_dim + kGatheredToken);
 }
 
-// Columns of dP that one thread owns: a slice of the table of a small vocabulary stays in the first-level cache.
-inline constexpr int64_t kSliceColumns = 64;
+// Columns of dP are cut at multiples of this, which every group of vectors that the kernels work on divides: how a
+// column is computed, to the last bit, then depends on H alone.
+inline constexpr int64_t kColumnGroup = 64;
+// Columns of dP that a thread adds to at a time: what keeps its partial sums in the second-level cache.
+inline int64_t scatter_columns(int64_t pairs) {
+  const int64_t groups = (1 << 17) / kColumnGroup / (pairs > 0 ? pairs : 1);
+  return (groups > 0 ? groups : 1) * kColumnGroup;
+}
 // Rows that "gather" multiplies at a time: a tile of embeddings stays in the second-level cache.
 inline constexpr int64_t kGatherTileRows = 48;
+// Hidden units whose dpre is transposed for one product of dW, which then reads it in order.
+inline constexpr int64_t kTransposedUnits = 64;
 
 namespace cpu {
 // Ranges are cut by the caller for its threads; however they are cut, the results are the same bits.
@@ -103,15 +117,16 @@ struct EmbeddingLinearKernels {
   // "project". Pairs [first, last): their embeddings and, if multiply, their rows of the table.
   void (*project)(const EmbeddingLinear<T>& problem, const ProjectedTable<T>& table, int64_t first, int64_t last,
                   bool multiply);
-  // Rows [first, last) of output. scratch: stride(H).
+  // Rows [first, last) of output. scratch: stride(H); offsets: T.
   void (*project_forward)(const EmbeddingLinear<T>& problem, const ProjectedTable<T>& table, int64_t first,
-                          int64_t last, T* scratch);
-  // Slices [first, last) of the columns of dP. scratch: (U + 2) * kSliceColumns.
+                          int64_t last, T* scratch, int64_t* offsets);
+  // Columns [first, last) of dP; first is a multiple of kColumnGroup. scratch: (U + 2) * (last - first, rounded up to
+  // kColumnGroup); offsets: 2 T.
   void (*project_scatter)(const EmbeddingLinear<T>& problem, const ProjectedTable<T>& table, int64_t first,
-                          int64_t last, T* scratch);
-  // dW and dbias. Item t * slices + s is slice s of W_t. scratch: D * kSliceColumns.
+                          int64_t last, T* scratch, int64_t* offsets);
+  // Hidden units [first, last) of dW and dbias.
   void (*project_weight_gradient)(const EmbeddingLinear<T>& problem, const ProjectedTable<T>& table, int64_t first,
-                                  int64_t last, T* scratch);
+                                  int64_t last);
   // Adds what the pairs [first, last) of one position give to dE. scratch: kGatherTileRows * stride(D).
   void (*project_embedding_gradient)(const EmbeddingLinear<T>& problem, const ProjectedTable<T>& table,
                                      int64_t position, int64_t first, int64_t last, T* scratch);
@@ -121,9 +136,10 @@ struct EmbeddingLinearKernels {
   // Rows [first, last) of a chunk: input and gradient. scratch: 2 * stride(H).
   void (*gather_gradient)(const EmbeddingLinear<T>& problem, const GatheredChunk<T>& chunk, int64_t first, int64_t last,
                           T* scratch);
-  // Adds to hidden units [first, last) of dW and dbias; the first chunk sets them.
+  // Adds to hidden units [first, last) of dW and dbias; the first chunk sets them. scratch: kTransposedUnits *
+  // stride(rows of the chunk).
   void (*gather_weight_gradient)(const EmbeddingLinear<T>& problem, const GatheredChunk<T>& chunk, int64_t first,
-                                 int64_t last);
+                                 int64_t last, T* scratch);
   // Rows [first, last) of input_gradient.
   void (*gather_input_gradient)(const EmbeddingLinear<T>& problem, const GatheredChunk<T>& chunk, int64_t first,
                                 int64_t last);

@@ -10,8 +10,8 @@ namespace {
 // Columns a row kernel works on at once: enough independent chains to hide the latency of an activation.
 constexpr int kGroupVectors = 4;
 
-// A slice of dP is summed over this many rows, or over 2 U if those are more, before it is added to the total: sums over
-// whole data sets then lose no more digits than a blocked matrix product.
+// A slice of dP is summed over this many rows, or over 2 U if those are more, before it is added to the total: sums
+// over whole data sets then lose no more digits than a blocked matrix product.
 constexpr int64_t kRowsPerPartialSum = 1024;
 
 // An odd number of vectors, so that a column of a matrix does not fall into a few sets of the cache.
@@ -34,122 +34,144 @@ CHARLM_INLINE void for_each_group(int64_t columns, const Group& group, const Sin
   for (; c < columns; c += kWidth<T>) single(c, columns - c < kWidth<T> ? (int)(columns - c) : kWidth<T>);
 }
 
-// out[i] = E[tokens[i]] for i in [0, count), `per_row` of them side by side in each row of out.
+// Asks for the row of a token that comes kPrefetchDistance tokens later: large tables are read at random.
+constexpr int64_t kPrefetchDistance = 8;
+template <typename S>
+CHARLM_INLINE void prefetch_row(const S* row, int64_t columns) {
+  for (int64_t c = 0; c < columns; c += 64 / (int64_t)sizeof(S)) __builtin_prefetch(row + c);
+}
+
+// out[i] = E[tokens[i]], `per_row` of them side by side in each row of out. Columns up to the next whole vector become
+// 0: what the memory held before may be denormal numbers, which slow every operation on them a hundredfold.
 template <typename T>
 void gather_embeddings(const EmbeddingLinear<T>& p, const int32_t* tokens, int64_t rows, int64_t per_row, T* out,
                        int64_t out_stride) {
+  const int64_t width = per_row * p.embedding_dim, padded = padded_columns<T>(width);
   with_storage<T>(p.embedding.data, p.embedding.storage, [&](const auto* data) {
+    const int32_t* last_prefetching = tokens + rows * per_row - kPrefetchDistance;
     for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t t = 0; t < per_row; ++t) {
-        const auto* row = data + tokens[r * per_row + t] * p.embedding.row_stride;
+      for (int64_t t = 0; t < per_row; ++t, ++tokens) {
+        if (tokens < last_prefetching) {
+          prefetch_row(data + tokens[kPrefetchDistance] * p.embedding.row_stride, p.embedding_dim);
+        }
         T* to = out + r * out_stride + t * p.embedding_dim;
-        pack_rows(row, 0, p.embedding.column_stride, 1, p.embedding_dim, to, 0);
+        pack_rows(data + *tokens * p.embedding.row_stride, 0, p.embedding.column_stride, 1, p.embedding_dim, to, 0);
       }
+      for (int64_t c = width; c < padded; ++c) out[r * out_stride + c] = 0;
     }
   });
 }
 
-template <typename T>
-T* output_row(const EmbeddingLinear<T>& p, int64_t row, T* scratch) {
-  return is_direct<T>(p.output) ? static_cast<T*>(p.output.data) + row * p.output.row_stride : scratch;
-}
 template <typename T>
 void write_output_row(const EmbeddingLinear<T>& p, int64_t row, const T* values) {
-  if (is_direct<T>(p.output)) return;
-  with_storage<T>(p.output.data, p.output.storage, [&](auto* data) {
-    unpack_rows(values, 0, 1, p.hidden_dim, data + row * p.output.row_stride, 0, 1);
-  });
+  with_storage<T>(p.output.data, p.output.storage,
+                  [&](auto* data) { unpack_rows(values, 0, 1, p.hidden_dim, data + row * p.output.row_stride, 0, 1); });
 }
 
-// The rows of a table that make up row `slot` of the batch.
+// Where the rows of a table that make up a row of the batch start.
 template <typename T>
-CHARLM_INLINE T* table_row(const ProjectedTable<T>& table, T* rows, int64_t row_stride, const int32_t* slot,
-                           int64_t position) {
-  return rows + (table.first_pair[position] + slot[position]) * row_stride;
+CHARLM_INLINE void table_offsets(const EmbeddingLinear<T>& p, const ProjectedTable<T>& table, int64_t row,
+                                 int64_t row_stride, int64_t* offsets) {
+  const int32_t* slot = table.slots + row * p.context_length;
+  for (int64_t t = 0; t < p.context_length; ++t) offsets[t] = (table.first_pair[t] + slot[t]) * row_stride;
 }
 
+// kVectors vectors, from `column` on, of the sum of the rows at `offsets`.
 template <typename T, int kVectors>
-CHARLM_INLINE void sum_table_rows(const EmbeddingLinear<T>& p, const ProjectedTable<T>& table, const int32_t* slot,
-                                  int64_t column, Vec<T>* sum) {
-  for (int64_t t = 0; t < p.context_length; ++t) {
-    const T* row = table_row(table, table.table, table.stride, slot, t) + column;
-    for (int j = 0; j < kVectors; ++j) {
-      const Vec<T> value = load(row + j * kWidth<T>);
-      sum[j] = t == 0 ? value : sum[j] + value;
-    }
+CHARLM_INLINE void sum_rows(const T* column, const int64_t* offsets, int64_t count, Vec<T>* sum) {
+  for (int j = 0; j < kVectors; ++j) sum[j] = load(column + offsets[0] + j * kWidth<T>);
+  for (int64_t t = 1; t < count; ++t) {
+    for (int j = 0; j < kVectors; ++j) sum[j] += load(column + offsets[t] + j * kWidth<T>);
   }
 }
 
 template <typename T>
 void project(const EmbeddingLinear<T>& p, const ProjectedTable<T>& table, int64_t first, int64_t last, bool multiply) {
-  const int64_t dim = p.embedding_dim, hidden = p.hidden_dim;
-  T* embeddings = table.embeddings + first * dim;
-  gather_embeddings(p, table.pair_token + first, last - first, 1, embeddings, dim);
+  const int64_t dim = p.embedding_dim, padded = padded_columns<T>(p.hidden_dim), row = table.embedding_stride;
+  gather_embeddings(p, table.pair_token + first, last - first, 1, table.embeddings + first * row, row);
   if (!multiply) return;
   for (int64_t t = 0; t < p.context_length; ++t) {
     const int64_t begin = first > table.first_pair[t] ? first : table.first_pair[t];
     const int64_t end = last < table.first_pair[t + 1] ? last : table.first_pair[t + 1];
     if (begin >= end) continue;
-    const T* weight = p.packed_transposed + t * dim * padded_columns<T>(hidden);
+    const T* weight = p.packed_transposed + t * dim * padded;
     T* out = table.table + begin * table.stride;
-    gemm<T>(end - begin, hidden, dim, {table.embeddings + begin * dim, dim, 1}, {weight}, out, table.stride, false);
+    gemm<T>(end - begin, padded, dim, {table.embeddings + begin * row, row, 1}, {weight}, out, table.stride, false);
     if (t > 0 || p.bias == nullptr) continue;
     for (int64_t u = 0; u < end - begin; ++u) {
-      for (int64_t h = 0; h < hidden; ++h) out[u * table.stride + h] += p.bias[h];
+      for (int64_t h = 0; h < p.hidden_dim; ++h) out[u * table.stride + h] += p.bias[h];
     }
   }
 }
 
 template <typename T, Activation kActivation, int kVectors>
-CHARLM_INLINE void forward_vectors(const EmbeddingLinear<T>& p, const ProjectedTable<T>& table, const int32_t* slot,
-                                   int64_t column, int last_lanes, T* out) {
+CHARLM_INLINE void forward_vectors(const T* column, const int64_t* offsets, int64_t count, int last_lanes, T* out) {
   Vec<T> sum[kVectors];
-  sum_table_rows<T, kVectors>(p, table, slot, column, sum);
+  sum_rows<T, kVectors>(column, offsets, count, sum);
   for (int j = 0; j < kVectors; ++j) {
     const int lanes = j == kVectors - 1 ? last_lanes : kWidth<T>;
-    store_lanes<T>(out + column + j * kWidth<T>, activate<kActivation, T>(sum[j]), lanes);
+    store_lanes<T>(out + j * kWidth<T>, activate<kActivation, T>(sum[j]), lanes);
   }
 }
 
 template <typename T>
 void project_forward(const EmbeddingLinear<T>& p, const ProjectedTable<T>& table, int64_t first, int64_t last,
-                     T* scratch) {
+                     T* scratch, int64_t* offsets) {
+  const int64_t count = p.context_length;
+  const bool direct = is_direct<T>(p.output);
   with_activation(p.activation, [&](auto tag) {
     constexpr Activation kActivation = decltype(tag)::value;
     for (int64_t n = first; n < last; ++n) {
-      const int32_t* slot = table.slots + n * p.context_length;
-      T* out = output_row(p, n, scratch);
+      table_offsets(p, table, n, table.stride, offsets);
+      T* out = direct ? static_cast<T*>(p.output.data) + n * p.output.row_stride : scratch;
       for_each_group<T>(
           p.hidden_dim,
-          [&](int64_t c) { forward_vectors<T, kActivation, kGroupVectors>(p, table, slot, c, kWidth<T>, out); },
-          [&](int64_t c, int lanes) { forward_vectors<T, kActivation, 1>(p, table, slot, c, lanes, out); });
-      write_output_row(p, n, out);
+          [&](int64_t c) {
+            forward_vectors<T, kActivation, kGroupVectors>(table.table + c, offsets, count, kWidth<T>, out + c);
+          },
+          [&](int64_t c, int lanes) {
+            forward_vectors<T, kActivation, 1>(table.table + c, offsets, count, lanes, out + c);
+          });
+      if (!direct) write_output_row(p, n, out);
     }
   });
 }
 
+// A row of the batch as backward sees it, from its first column of interest on.
+template <typename T>
+struct ScatteredRow {
+  const T* gradient;
+  const T* output;               // read where the derivative uses it
+  const T* table;                // likewise: the columns of P
+  const int64_t* table_offsets;  // of its rows in P
+  T* partial;
+  const int64_t* partial_offsets;
+};
+
 template <typename T, Activation kActivation, int kVectors>
-CHARLM_INLINE void scatter_vectors(const EmbeddingLinear<T>& p, const ProjectedTable<T>& table, const int32_t* slot,
-                                   int64_t column, int last_lanes, const T* gradient, const T* output, T* partial) {
+CHARLM_INLINE void scatter_vectors(const ScatteredRow<T>& row, int64_t count, int64_t column, int last_lanes) {
   Vec<T> value[kVectors] = {}, dpre[kVectors];
-  if constexpr (derivative_uses_input(kActivation)) sum_table_rows<T, kVectors>(p, table, slot, column, value);
-  for (int j = 0; j < kVectors; ++j) {
-    const int lanes = j == kVectors - 1 ? last_lanes : kWidth<T>;
-    if constexpr (derivative_uses_output(kActivation)) value[j] = load_lanes<T>(output + j * kWidth<T>, lanes, 0);
-    dpre[j] = activate_backward<kActivation, T>(load_lanes<T>(gradient + j * kWidth<T>, lanes, 0), value[j]);
+  if constexpr (derivative_uses_input(kActivation)) {
+    sum_rows<T, kVectors>(row.table + column, row.table_offsets, count, value);
   }
-  for (int64_t t = 0; t < p.context_length; ++t) {
-    T* row = table_row(table, partial, kSliceColumns, slot, t);
-    for (int j = 0; j < kVectors; ++j) store(row + j * kWidth<T>, load(row + j * kWidth<T>) + dpre[j]);
+  for (int j = 0; j < kVectors; ++j) {
+    const int64_t c = column + j * kWidth<T>;
+    const int lanes = j == kVectors - 1 ? last_lanes : kWidth<T>;
+    if constexpr (derivative_uses_output(kActivation)) value[j] = load_lanes<T>(row.output + c, lanes, 0);
+    dpre[j] = activate_backward<kActivation, T>(load_lanes<T>(row.gradient + c, lanes, 0), value[j]);
+  }
+  for (int64_t t = 0; t < count; ++t) {
+    T* sum = row.partial + row.partial_offsets[t] + column;
+    for (int j = 0; j < kVectors; ++j) store(sum + j * kWidth<T>, load(sum + j * kWidth<T>) + dpre[j]);
   }
 }
 
 // total = partial, or total += partial; partial = 0.
 template <typename T>
-void flush_slice(int64_t pairs, int64_t columns, T* partial, bool is_first, T* total, int64_t total_stride) {
+void flush_partial(int64_t pairs, int64_t columns, T* partial, bool is_first, T* total, int64_t total_stride) {
   for (int64_t u = 0; u < pairs; ++u) {
     for (int64_t c = 0; c < columns; c += kWidth<T>) {
-      T* from = partial + u * kSliceColumns + c;
+      T* from = partial + u * columns + c;
       T* to = total + u * total_stride + c;
       store(to, is_first ? load(from) : load(to) + load(from));
       store(from, Vec<T>{});
@@ -159,66 +181,51 @@ void flush_slice(int64_t pairs, int64_t columns, T* partial, bool is_first, T* t
 
 template <typename T>
 void project_scatter(const EmbeddingLinear<T>& p, const ProjectedTable<T>& table, int64_t first, int64_t last,
-                     T* scratch) {
-  const int64_t pairs = table.first_pair[p.context_length];
+                     T* scratch, int64_t* offsets) {
+  const int64_t pairs = table.first_pair[p.context_length], count = p.context_length;
   const int64_t interval = 2 * pairs > kRowsPerPartialSum ? 2 * pairs : kRowsPerPartialSum;
+  const int64_t columns = last - first, padded = padded_columns<T>(columns);
   T* partial = scratch;
-  T* gradient_row = scratch + pairs * kSliceColumns;
-  T* value_row = gradient_row + kSliceColumns;
-  for (int64_t i = 0; i < pairs * kSliceColumns; i += kWidth<T>) store(partial + i, Vec<T>{});
+  T* gradient_row = scratch + pairs * padded;
+  T* value_row = gradient_row + padded;
+  int64_t* partial_offsets = offsets + count;
+  for (int64_t i = 0; i < pairs * padded; i += kWidth<T>) store(partial + i, Vec<T>{});
   with_activation(p.activation, [&](auto tag) {
     constexpr Activation kActivation = decltype(tag)::value;
-    for (int64_t slice = first; slice < last; ++slice) {
-      const int64_t begin = slice * kSliceColumns;
-      const int64_t columns = p.hidden_dim - begin < kSliceColumns ? p.hidden_dim - begin : kSliceColumns;
-      for (int64_t done = 0; done < p.rows; done += interval) {
-        const int64_t end = p.rows - done < interval ? p.rows : done + interval;
-        for (int64_t n = done; n < end; ++n) {
-          const int32_t* slot = table.slots + n * p.context_length;
-          const T* gradient = read_row(p.grad_output, n, begin, columns, gradient_row);
-          const T* output = gradient;  // read only where the derivative uses it
-          if constexpr (derivative_uses_output(kActivation)) output = read_row(p.output, n, begin, columns, value_row);
-          for_each_group<T>(
-              columns,
-              [&](int64_t c) {
-                scatter_vectors<T, kActivation, kGroupVectors>(p, table, slot, begin + c, kWidth<T>, gradient + c,
-                                                               output + c, partial + c);
-              },
-              [&](int64_t c, int lanes) {
-                scatter_vectors<T, kActivation, 1>(p, table, slot, begin + c, lanes, gradient + c, output + c,
-                                                   partial + c);
-              });
-        }
-        flush_slice(pairs, columns, partial, done == 0, table.table_gradient + begin, table.stride);
+    for (int64_t begin = 0; begin < p.rows; begin += interval) {
+      const int64_t end = p.rows - begin < interval ? p.rows : begin + interval;
+      for (int64_t n = begin; n < end; ++n) {
+        table_offsets(p, table, n, padded, partial_offsets);
+        const T* gradient = read_row(p.grad_output, n, first, columns, gradient_row);
+        ScatteredRow<T> row{gradient, gradient, table.table + first, offsets, partial, partial_offsets};
+        if constexpr (derivative_uses_output(kActivation))
+          row.output = read_row(p.output, n, first, columns, value_row);
+        if constexpr (derivative_uses_input(kActivation)) table_offsets(p, table, n, table.stride, offsets);
+        for_each_group<T>(
+            columns, [&](int64_t c) { scatter_vectors<T, kActivation, kGroupVectors>(row, count, c, kWidth<T>); },
+            [&](int64_t c, int lanes) { scatter_vectors<T, kActivation, 1>(row, count, c, lanes); });
       }
+      flush_partial(pairs, padded, partial, begin == 0, table.table_gradient + first, table.stride);
     }
   });
 }
 
 template <typename T>
-void project_weight_gradient(const EmbeddingLinear<T>& p, const ProjectedTable<T>& table, int64_t first, int64_t last,
-                             T* scratch) {
-  const int64_t dim = p.embedding_dim;
-  const int64_t slices = (p.hidden_dim + kSliceColumns - 1) / kSliceColumns;
-  for (int64_t item = first; item < last; ++item) {
-    const int64_t t = item / slices, begin = item % slices * kSliceColumns;
-    const int64_t columns = p.hidden_dim - begin < kSliceColumns ? p.hidden_dim - begin : kSliceColumns;
-    const int64_t first_pair = table.first_pair[t], pairs = table.first_pair[t + 1] - first_pair;
-    const T* gradient = table.table_gradient + first_pair * table.stride + begin;
+void project_weight_gradient(const EmbeddingLinear<T>& p, const ProjectedTable<T>& table, int64_t first, int64_t last) {
+  const int64_t dim = p.embedding_dim, width = p.context_length * dim;
+  for (int64_t t = 0; t < p.context_length; ++t) {
+    const int64_t begin = table.first_pair[t], pairs = table.first_pair[t + 1] - begin;
+    const T* gradient = table.table_gradient + begin * table.stride + first;
     if (p.weight_gradient != nullptr) {
-      gemm<T>(dim, columns, pairs, {table.embeddings + first_pair * dim, 1, dim}, {gradient, table.stride}, scratch,
-              kSliceColumns, false);
-      T* out = p.weight_gradient + begin * p.context_length * dim + t * dim;
-      for (int64_t c = 0; c < columns; ++c) {
-        for (int64_t d = 0; d < dim; ++d) out[c * p.context_length * dim + d] = scratch[d * kSliceColumns + c];
-      }
+      gemm<T>(last - first, dim, pairs, {gradient, 1, table.stride},
+              {table.embeddings + begin * table.embedding_stride, table.embedding_stride},
+              p.weight_gradient + first * width + t * dim, width, false);
     }
-    if (t == 0 && p.bias_gradient != nullptr) {
-      T* out = p.bias_gradient + begin;
-      for (int64_t c = 0; c < columns; ++c) out[c] = 0;
-      for (int64_t u = 0; u < pairs; ++u) {
-        for (int64_t c = 0; c < columns; ++c) out[c] += gradient[u * table.stride + c];
-      }
+    if (t > 0 || p.bias_gradient == nullptr) continue;
+    T* out = p.bias_gradient + first;
+    for (int64_t h = 0; h < last - first; ++h) out[h] = 0;
+    for (int64_t u = 0; u < pairs; ++u) {
+      for (int64_t h = 0; h < last - first; ++h) out[h] += gradient[u * table.stride + h];
     }
   }
 }
@@ -245,20 +252,22 @@ void gather_forward(const EmbeddingLinear<T>& p, int64_t first, int64_t last, T*
   const int64_t input_stride = stride<T>(width), hidden_stride = stride<T>(hidden);
   T* input = scratch;
   T* pre = scratch + kGatherTileRows * input_stride;
+  const bool direct = is_direct<T>(p.output);
   with_activation(p.activation, [&](auto tag) {
     for (int64_t begin = first; begin < last; begin += kGatherTileRows) {
       const int64_t rows = last - begin < kGatherTileRows ? last - begin : kGatherTileRows;
       gather_embeddings(p, p.tokens + begin * p.context_length, rows, p.context_length, input, input_stride);
-      gemm<T>(rows, hidden, width, {input, input_stride, 1}, {p.packed_transposed}, pre, hidden_stride, false);
+      gemm<T>(rows, padded_columns<T>(hidden), width, {input, input_stride, 1}, {p.packed_transposed}, pre,
+              hidden_stride, false);
       for (int64_t r = 0; r < rows; ++r) {
         T* values = pre + r * hidden_stride;
-        T* out = output_row(p, begin + r, values);
+        T* out = direct ? static_cast<T*>(p.output.data) + (begin + r) * p.output.row_stride : values;
         for_each_vector<T>(hidden, [&](int64_t h, int lanes) {
           Vec<T> x = load(values + h);
           if (p.bias != nullptr) x = x + load_lanes<T>(p.bias + h, lanes, 0);
           store_lanes<T>(out + h, activate<decltype(tag)::value, T>(x), lanes);
         });
-        write_output_row(p, begin + r, out);
+        if (!direct) write_output_row(p, begin + r, out);
       }
     }
   });
@@ -276,8 +285,8 @@ void gather_gradient(const EmbeddingLinear<T>& p, const GatheredChunk<T>& chunk,
   with_activation(p.activation, [&](auto tag) {
     constexpr Activation kActivation = decltype(tag)::value;
     if constexpr (derivative_uses_input(kActivation)) {
-      gemm<T>(last - first, hidden, width, {input, chunk.input_stride, 1}, {p.packed_transposed}, dpre,
-              chunk.hidden_stride, false);
+      gemm<T>(last - first, padded_columns<T>(hidden), width, {input, chunk.input_stride, 1}, {p.packed_transposed},
+              dpre, chunk.hidden_stride, false);
     }
     for (int64_t r = 0; r < last - first; ++r, dpre += chunk.hidden_stride) {
       const int64_t row = chunk.first_row + first + r;
@@ -298,20 +307,26 @@ void gather_gradient(const EmbeddingLinear<T>& p, const GatheredChunk<T>& chunk,
 }
 
 template <typename T>
-void gather_weight_gradient(const EmbeddingLinear<T>& p, const GatheredChunk<T>& chunk, int64_t first, int64_t last) {
-  const int64_t width = p.context_length * p.embedding_dim;
+void gather_weight_gradient(const EmbeddingLinear<T>& p, const GatheredChunk<T>& chunk, int64_t first, int64_t last,
+                            T* scratch) {
+  const int64_t width = p.context_length * p.embedding_dim, transposed_stride = stride<T>(chunk.rows);
   const bool accumulate = chunk.first_row > 0;
-  if (p.weight_gradient != nullptr) {
-    gemm<T>(last - first, width, chunk.rows, {chunk.gradient + first, 1, chunk.hidden_stride},
-            {chunk.input, chunk.input_stride}, p.weight_gradient + first * width, width, accumulate);
-  }
-  if (p.bias_gradient != nullptr) {
-    for (int64_t h = first; h < last; ++h) {
-      T sum = 0;
-      for (int64_t r = 0; r < chunk.rows; ++r) sum += chunk.gradient[r * chunk.hidden_stride + h];
-      p.bias_gradient[h] = accumulate ? p.bias_gradient[h] + sum : sum;
+  for (int64_t begin = first; begin < last && p.weight_gradient != nullptr; begin += kTransposedUnits) {
+    const int64_t units = last - begin < kTransposedUnits ? last - begin : kTransposedUnits;
+    for (int64_t r = 0; r < chunk.rows; ++r) {
+      const T* dpre = chunk.gradient + r * chunk.hidden_stride + begin;
+      for (int64_t h = 0; h < units; ++h) scratch[h * transposed_stride + r] = dpre[h];
     }
+    gemm<T>(units, width, chunk.rows, {scratch, transposed_stride, 1}, {chunk.input, chunk.input_stride},
+            p.weight_gradient + begin * width, width, accumulate);
   }
+  if (p.bias_gradient == nullptr) return;
+  for_each_vector<T>(last - first, [&](int64_t h, int lanes) {
+    Vec<T> sum = {};
+    for (int64_t r = 0; r < chunk.rows; ++r) sum += load(chunk.gradient + r * chunk.hidden_stride + first + h);
+    T* out = p.bias_gradient + first + h;
+    store_lanes<T>(out, accumulate ? load_lanes<T>(out, lanes, 0) + sum : sum, lanes);
+  });
 }
 
 template <typename T>
@@ -323,11 +338,15 @@ void gather_input_gradient(const EmbeddingLinear<T>& p, const GatheredChunk<T>& 
 
 template <typename T>
 void gather_scatter(const EmbeddingLinear<T>& p, const GatheredChunk<T>& chunk, int64_t first, int64_t last) {
+  const int32_t* token = p.tokens + chunk.first_row * p.context_length;
+  const int32_t* last_prefetching = token + chunk.rows * p.context_length - kPrefetchDistance;
   for (int64_t r = 0; r < chunk.rows; ++r) {
-    const int32_t* token = p.tokens + (chunk.first_row + r) * p.context_length;
-    for (int64_t t = 0; t < p.context_length; ++t) {
+    for (int64_t t = 0; t < p.context_length; ++t, ++token) {
+      if (token < last_prefetching) {
+        prefetch_row(p.embedding_gradient + token[kPrefetchDistance] * p.embedding_dim + first, last - first);
+      }
       const T* from = chunk.input_gradient + r * chunk.input_stride + t * p.embedding_dim;
-      T* to = p.embedding_gradient + token[t] * p.embedding_dim;
+      T* to = p.embedding_gradient + *token * p.embedding_dim;
       for (int64_t d = first; d < last; ++d) to[d] += from[d];
     }
   }

@@ -18,7 +18,7 @@ inline constexpr int kTileRows = 4;
 inline constexpr int kPanelVectors = 3;
 
 template <typename T>
-inline constexpr int kPanelColumns = kPanelVectors* kWidth<T>;
+inline constexpr int kPanelColumns = kPanelVectors * kWidth<T>;
 
 template <typename T>
 constexpr int64_t padded_columns(int64_t columns) {
