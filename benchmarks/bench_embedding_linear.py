@@ -1,10 +1,10 @@
 """embedding_linear against eager PyTorch and torch.compile, forward and backward, one thread.
 
 Floor at (N, T, V, D, H), with the U distinct (position, token) pairs of the batch, in float32: 12 N H bytes, as forward
-writes the output and backward reads it and the upstream gradient; and U D H multiply-adds three times, for the projected
-table and the gradients of the table and the weight. At (4096, 3, 27, 10, 200) that is 9.8 MB and 0.5 million
-multiply-adds, where eager has 74 million and moves some 40 MB. Where nearly every pair is distinct (the last two shapes)
-the floor is eager's own: 3 N T D H multiply-adds.
+writes the output and backward reads it and the upstream gradient; and U D H multiply-adds three times, for the table
+projected and the gradients of table and weight. At (4096, 3, 27, 10, 200) that is 9.8 MB and 0.5 million multiply-adds,
+where eager has 74 million and moves some 40 MB. Where nearly every pair is distinct (the last two shapes) the floor is
+eager's own: 3 N T D H multiply-adds.
 """
 
 from __future__ import annotations
