@@ -30,4 +30,10 @@ STABLE_TORCH_LIBRARY(charlm, library) {
       "float softcap, float z_loss, bool input_gradient, bool weight_gradient, bool bias_gradient, "
       "bool target_gradient) "
       "-> (Tensor input_gradient, Tensor weight_gradient, Tensor bias_gradient, Tensor target_gradient)");
+  // parameters: embedding, weight1, bias1, weight2, bias2[, direct_weight]. optimizer 0 is SGD, whose state with
+  // momentum is one tensor a parameter; 1 is AdamW, with the first moments of all parameters, then the second.
+  library.def(
+      "train_steps(Tensor(a!)[] parameters, Tensor(b!)[] optimizer_state, Tensor contexts, Tensor targets, "
+      "Tensor? context_index, Tensor batch_indices, Tensor learning_rates, int optimizer, float momentum, float beta1, "
+      "float beta2, float eps, float weight_decay, float max_grad_norm, float softcap, int first_step) -> Tensor");
 }
