@@ -51,7 +51,7 @@ BatchBuilder::BatchBuilder(const Examples& examples, int64_t max_size, int32_t* 
   slot_of_context_ = take(examples.num_contexts);
   slot_of_token_ = take(examples.vocab_size);
   context_of_row_ = take(max_size);
-  row_of_example_ = take(max_size);
+  entry_of_example_ = take(max_size);
   entry_begin_ = take(max_size + 1);
   targets_ = take(max_size);
   context_rows_ = take(max_size * examples.context_length);
@@ -97,7 +97,7 @@ MlpBatch<T> BatchBuilder::build(const int64_t* indices, int64_t size) {
       count[row] = 0;
     }
     ++count[row];
-    row_of_example_[b] = row;
+    entry_of_example_[b] = row;  // for now
   }
   // entry_begin_[row + 1] runs from the first entry of the row to one past its last while the targets are filled in.
   int32_t total = 0;
@@ -107,7 +107,11 @@ MlpBatch<T> BatchBuilder::build(const int64_t* indices, int64_t size) {
     total += here;
   }
   entry_begin_[0] = 0;
-  for (int64_t b = 0; b < size; ++b) targets_[count[row_of_example_[b]]++] = examples_.examples[indices[b]].target;
+  for (int64_t b = 0; b < size; ++b) {
+    const int32_t entry = count[entry_of_example_[b]]++;
+    targets_[entry] = examples_.examples[indices[b]].target;
+    entry_of_example_[b] = entry;
+  }
   number_tokens(rows, context_of_row_);
   return {rows, context_rows_, position_begin_, tokens_, entry_begin_, targets_, nullptr, T(1) / static_cast<T>(size)};
 }

@@ -34,6 +34,9 @@ class BatchBuilder {
   template <typename T>
   MlpBatch<T> build(const int64_t* indices, int64_t size);
 
+  // The entry of the last batch that example b of it became: (size,).
+  const int32_t* entry_of_example() const { return entry_of_example_; }
+
   // Brings the examples of a later batch into cache: they lie anywhere in memory.
   void prefetch(const int64_t* indices, int64_t size) const;
 
@@ -46,7 +49,7 @@ class BatchBuilder {
 
   Examples examples_;
   int32_t *slot_of_context_, *slot_of_token_;
-  int32_t *context_of_row_, *row_of_example_, *entry_begin_, *targets_;
+  int32_t *context_of_row_, *entry_of_example_, *entry_begin_, *targets_;
   int32_t *context_rows_, *position_begin_, *tokens_;
 };
 int64_t batch_memory(const Examples& examples, int64_t max_size);

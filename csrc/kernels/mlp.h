@@ -26,7 +26,7 @@ namespace charlm {
 struct MlpLayout {
   int64_t vocab_size = 0, context_length = 0, embedding_dim = 0, hidden_dim = 0;
   bool direct = false;
-  Blocks hidden, classes;
+  Blocks hidden, classes, dims;  // of H, V and D
 
   int64_t inputs() const { return context_length * embedding_dim; }
   int64_t weight1_rows() const { return 1 + inputs(); }
@@ -105,8 +105,9 @@ struct MlpKernels {
                       bool direct);
   // Values of workspace for steps with at most `rows` contexts, `table_rows` table rows and `entries` entries.
   int64_t (*workspace)(const MlpLayout& layout, int64_t rows, int64_t table_rows, int64_t entries);
-  // Returns the loss before the update. The embedding's gradient must be zero on entry; after an update it
-  // is zero again.
+  // Returns the loss before the update. Plain SGD on a single tile adds its steps to the parameters as it finds them;
+  // in all other cases `gradient` is written, each block only until it has been used where nothing is to be clipped.
+  // The embedding's gradient must be zero on entry; after an update it is zero again.
   double (*step)(const MlpStep<T>& step);
 };
 CHARLM_DECLARE_KERNELS(MlpKernels<float>)

@@ -20,19 +20,19 @@ struct Arena {
   }
 };
 
-// What one group of tiles works with.
+// What one group of tiles works with. Matrices are stored block by block.
 template <typename T>
 struct Slot {
-  T* gradient;         // slot 0: the step's
+  T* gradient;         // of the parameters
   T* tables_gradient;  // (P, H)
   T* direct_gradient;  // (P, V)
   T* hidden;           // (tile, H)
-  T* z;                // (tile, V)
-  T* hidden_gradient;  // (class slots, tile, H); with one class slot (tile, width) of the block at hand
-  T* transposed;       // (class slots, H, width of a class block)
+  T* z;                // (tile, V), logits and then their gradient
+  T* hidden_gradient;  // (class slots, tile, H); with one class slot only the block at hand
+  T* transposed;       // (class slots, H, width of a class block), weight2 transposed
   T* shift;            // (tile,)
   T* scale;            // (tile,)
-  T* partial;          // (class slots, tile)
+  T* sum;              // (class slots, tile)
   double loss;
 };
 
@@ -40,12 +40,23 @@ template <typename T>
 class Step {
  public:
   Step(const MlpStep<T>& problem, int64_t rows, int64_t table_rows, int64_t entries)
-      : p_(problem), layout_(problem.layout), tiling_(problem.layout, rows), table_rows_(table_rows) {
+      : p_(problem),
+        layout_(problem.layout),
+        tiling_(problem.layout, rows),
+        table_rows_(table_rows),
+        fused_(tiling_.tiles <= 1 && tiling_.class_slots == 1),
+        updates_at_once_(problem.update != nullptr && problem.update->max_grad_norm == 0),
+        in_place_(tiling_.tiles <= 1 && updates_at_once_ && problem.update->is_sparse()),
+        step_scale_(in_place_ ? -problem.update->learning_rate : 1),
+        hidden_{problem.batch, layout_.context_length, layout_.dims, nullptr, true},
+        direct_{problem.batch, layout_.context_length, layout_.dims, nullptr, false} {
     Arena<T> arena{problem.workspace};
     embedded_ = arena.take(table_rows_ * (1 + layout_.embedding_dim));
-    embedded_gradient_ = arena.take(table_rows_ * layout_.embedding_dim);
+    hidden_.embedded = direct_.embedded = embedded_;
+    embedded_gradient_ = arena.take(table_rows_ * layout_.dims.padded());
     tables_ = arena.take(table_rows_ * layout_.hidden.padded());
     direct_tables_ = arena.take(layout_.direct ? table_rows_ * layout_.classes.padded() : 0);
+    weight1_transposed_ = arena.take(layout_.context_length * kMaxVectors * kWidth<T> * layout_.dims.padded());
     target_logits_ = problem.entry_losses != nullptr ? problem.entry_losses : arena.take(entries);
     for (int64_t s = 0; s < tiling_.slots; ++s) slots_[s] = make_slot(&arena, s);
     workspace_end_ = arena.next;
@@ -54,7 +65,9 @@ class Step {
   const T* workspace_end() const { return workspace_end_; }
 
   double run() {
-    forward_tables();
+    gather_embeddings();
+    if (!fused_) p_.parallel(layout_.hidden.count, [&](int64_t block) { project(block); });
+    if (layout_.direct) p_.parallel(layout_.classes.count, [&](int64_t c) { project_direct(c); });
     p_.parallel(tiling_.slots, [&](int64_t s) {
       const int64_t first = tiling_.tiles * s / tiling_.slots, last = tiling_.tiles * (s + 1) / tiling_.slots;
       slots_[s].loss = 0;
@@ -63,57 +76,61 @@ class Step {
     double loss = 0;
     for (int64_t s = 0; s < tiling_.slots; ++s) loss += slots_[s].loss;
     if (p_.gradient != nullptr) {
-      add_slots();
-      backward_embedding();
-      backward_weights();
+      if (tiling_.slots > 1) add_slots();
+      if (!fused_) backward_first_layer();
+      if (layout_.direct) backward_direct_layer();
+      scatter_embedding_gradient();
       if (p_.update != nullptr) finish_update();
     }
     return loss;
   }
 
  private:
-  Slot<T> make_slot(Arena<T>* arena, int64_t s) {
+  Slot<T> make_slot(Arena<T>* arena, int64_t s) const {
     const int64_t tile = tiling_.tile_rows, hidden = layout_.hidden.padded(), classes = layout_.classes.padded();
-    const bool direct = layout_.direct;
     Slot<T> slot;
-    slot.gradient = s == 0 ? p_.gradient : arena->take(layout_.size());
+    slot.gradient = s > 0 ? arena->take(layout_.size()) : in_place_ ? p_.parameters : p_.gradient;
     slot.tables_gradient = arena->take(table_rows_ * hidden);
-    slot.direct_gradient = arena->take(direct ? table_rows_ * classes : 0);
+    slot.direct_gradient = arena->take(layout_.direct ? table_rows_ * classes : 0);
     slot.hidden = arena->take(tile * hidden);
     slot.z = arena->take(tile * classes);
     slot.hidden_gradient = arena->take(tiling_.class_slots * tile * hidden);
     slot.transposed = arena->take(tiling_.class_slots * hidden * kMaxVectors * kWidth<T>);
     slot.shift = arena->take(tile);
     slot.scale = arena->take(tile);
-    slot.partial = arena->take(tiling_.class_slots * tile);
+    slot.sum = arena->take(tiling_.class_slots * tile);
     return slot;
   }
 
-  Projection<T> hidden_projection() const {
-    return {p_.batch,
-            layout_.hidden,
-            layout_.context_length,
-            layout_.embedding_dim,
-            embedded_,
-            p_.parameters,
-            p_.gradient,
-            layout_.hidden_rows(),
-            true};
+  // Where the tables of a block are: where each block is done with before the next, all share one place in cache.
+  T* tables(int64_t block) const { return tables_ + (fused_ ? 0 : table_rows_ * layout_.hidden.begin(block)); }
+  T* tables_gradient(const Slot<T>& slot, int64_t block) const {
+    return slot.tables_gradient + (fused_ ? 0 : table_rows_ * layout_.hidden.begin(block));
   }
-  Projection<T> direct_projection() const {
-    const int64_t offset = layout_.direct_weight(0);
-    return {p_.batch,
-            layout_.classes,
-            layout_.context_length,
-            layout_.embedding_dim,
-            embedded_,
-            p_.parameters + offset,
-            p_.gradient == nullptr ? nullptr : p_.gradient + offset,
-            layout_.inputs(),
-            false};
+  // The gradient of a block's weights, bias1 first. One that is used at once is not kept.
+  T* gradient(const Slot<T>& slot, int64_t block) const {
+    return slot.gradient + (fused_ && updates_at_once_ && !in_place_ ? 0 : layout_.weight1(block));
+  }
+  T* gradient_weight2(const Slot<T>& slot, int64_t block) const {
+    return gradient(slot, block) + layout_.weight2(block) - layout_.weight1(block);
+  }
+  T* hidden(const Slot<T>& slot, int64_t block) const {
+    return slot.hidden + tiling_.tile_rows * layout_.hidden.begin(block);
+  }
+  T* hidden_gradient(const Slot<T>& slot, int64_t class_slot, int64_t block) const {
+    if (tiling_.class_slots == 1) return slot.hidden_gradient;
+    return slot.hidden_gradient +
+           tiling_.tile_rows * (class_slot * layout_.hidden.padded() + layout_.hidden.begin(block));
+  }
+  int64_t class_block(int64_t class_slot) const { return layout_.classes.count * class_slot / tiling_.class_slots; }
+
+  SoftmaxTile<T> softmax_tile(const Slot<T>& slot, int64_t tile) const {
+    const int64_t first = tile * tiling_.tile_rows, left = p_.batch.rows - first;
+    return {p_.batch,          layout_.classes, p_.softcap, first, left < tiling_.tile_rows ? left : tiling_.tile_rows,
+            tiling_.tile_rows, slot.z};
   }
 
-  void forward_tables() {
+  void gather_embeddings() const {
     const int64_t dim = layout_.embedding_dim;
     const T* embedding = p_.parameters + layout_.embedding();
     for (int64_t row = 0; row < table_rows_; ++row) {
@@ -122,148 +139,155 @@ class Step {
       out[0] = 1;
       for (int64_t d = 0; d < dim; ++d) out[1 + d] = in[d];
     }
-    p_.parallel(layout_.hidden.count, [&](int64_t block) {
-      with_vectors<T>(layout_.hidden.width(block),
-                      [&]<int N>() { hidden_projection().template project<N>(block, tables_); });
+  }
+
+  void project(int64_t block) const {
+    with_vectors<T>(layout_.hidden.width(block), [&]<int N>() {
+      hidden_.template project<N>(p_.parameters + layout_.weight1(block), tables(block));
     });
-    if (!layout_.direct) return;
-    p_.parallel(layout_.classes.count, [&](int64_t block) {
-      with_vectors<T>(layout_.classes.width(block),
-                      [&]<int N>() { direct_projection().template project<N>(block, direct_tables_); });
+  }
+  void project_direct(int64_t c) const {
+    with_vectors<T>(layout_.classes.width(c), [&]<int N>() {
+      direct_.template project<N>(p_.parameters + layout_.direct_weight(c),
+                                  direct_tables_ + table_rows_ * layout_.classes.begin(c));
     });
   }
 
-  SoftmaxTile<T> softmax_tile(const Slot<T>& slot, int64_t tile) const {
-    const int64_t first = tile * tiling_.tile_rows, left = p_.batch.rows - first;
-    return {p_.batch,          layout_.classes, p_.softcap, first, left < tiling_.tile_rows ? left : tiling_.tile_rows,
-            tiling_.tile_rows, slot.z};
-  }
-  int64_t class_block(int64_t class_slot) const { return layout_.classes.count * class_slot / tiling_.class_slots; }
-
-  void run_tile(Slot<T>* slot, int64_t tile, bool is_first) {
-    const SoftmaxTile<T> softmax = softmax_tile(*slot, tile);
-    p_.parallel(tiling_.class_slots == 1 ? 1 : layout_.hidden.count, [&](int64_t block) {
-      if (tiling_.class_slots > 1) return forward_hidden(*slot, softmax, block);
-      for (int64_t b = 0; b < layout_.hidden.count; ++b) forward_hidden(*slot, softmax, b);
-    });
-    forward_classes(slot, softmax);
-    if (p_.gradient == nullptr) return;
-    softmax.backward_targets(target_logits_);
+  void run_tile(Slot<T>* slot, int64_t tile_index, bool is_first) {
+    const SoftmaxTile<T> tile = softmax_tile(*slot, tile_index);
     if (tiling_.class_slots == 1) {
-      backward_bias2(*slot, softmax, 0, layout_.classes.count, is_first);
+      for (int64_t c = 0; c < layout_.classes.count; ++c) start_logits(tile, c);
+      for (int64_t block = 0; block < layout_.hidden.count; ++block) {
+        if (fused_) project(block);
+        forward_hidden(*slot, tile, block);
+        for (int64_t c = 0; c < layout_.classes.count; ++c) add_logits(*slot, tile, 0, c, block, is_first);
+      }
+    } else {
+      p_.parallel(layout_.hidden.count, [&](int64_t block) { forward_hidden(*slot, tile, block); });
+      p_.parallel(tiling_.class_slots, [&](int64_t s) {
+        for (int64_t c = class_block(s); c < class_block(s + 1); ++c) {
+          start_logits(tile, c);
+          for (int64_t block = 0; block < layout_.hidden.count; ++block) add_logits(*slot, tile, s, c, block, true);
+        }
+      });
+    }
+    forward_softmax(slot, tile);
+    if (p_.gradient == nullptr) return finish_loss(slot, tile);
+
+    p_.parallel(tiling_.class_slots,
+                [&](int64_t s) { tile.backward(class_block(s), class_block(s + 1), slot->shift, slot->scale); });
+    tile.backward_targets(target_logits_, step_scale_);
+    finish_loss(slot, tile);
+    if (tiling_.class_slots == 1) {
+      backward_bias2(*slot, tile, 0, layout_.classes.count, is_first);
       for (int64_t block = 0; block < layout_.hidden.count; ++block) {
         for (int64_t c = 0; c < layout_.classes.count; ++c) {
-          backward_class_block(*slot, softmax, 0, block, c, c == 0, is_first);
+          backward_class_block(*slot, tile, 0, block, c, is_first);
         }
-        backward_hidden(*slot, softmax, block, is_first);
+        backward_hidden(*slot, tile, block, is_first);
+        if (!fused_) continue;
+        for (int64_t t = 0; t < layout_.context_length; ++t) backward_embedding(t, block);
+        backward_weight1(block);
       }
     } else {
       p_.parallel(tiling_.class_slots, [&](int64_t s) {
-        backward_bias2(*slot, softmax, class_block(s), class_block(s + 1), is_first);
+        backward_bias2(*slot, tile, class_block(s), class_block(s + 1), is_first);
         for (int64_t c = class_block(s); c < class_block(s + 1); ++c) {
           for (int64_t block = 0; block < layout_.hidden.count; ++block) {
-            backward_class_block(*slot, softmax, s, block, c, c == class_block(s), is_first);
+            backward_class_block(*slot, tile, s, block, c, is_first);
           }
         }
       });
-      p_.parallel(layout_.hidden.count, [&](int64_t block) { backward_hidden(*slot, softmax, block, is_first); });
+      p_.parallel(layout_.hidden.count, [&](int64_t block) { backward_hidden(*slot, tile, block, is_first); });
     }
-    if (layout_.direct) backward_direct(*slot, softmax, is_first);
-    finish_loss(slot, softmax);
+    if (layout_.direct) backward_direct(*slot, tile, is_first);
   }
 
   void forward_hidden(const Slot<T>& slot, const SoftmaxTile<T>& tile, int64_t block) const {
     with_vectors<T>(layout_.hidden.width(block), [&]<int N>() {
-      T* out = slot.hidden + tiling_.tile_rows * layout_.hidden.begin(block);
-      hidden_projection().template gather<N>(block, tables_, tile.first, tile.first + tile.rows,
-                                             [&](int64_t, const Vec<T>(&sum)[N]) {
-                                               for (int n = 0; n < N; ++n) store(out + n * kWidth<T>, tanh(sum[n]));
-                                               out += N * kWidth<T>;
-                                             });
+      T* out = hidden(slot, block);
+      hidden_.template gather<N>(tables(block), tile.first, tile.first + tile.rows, [&](const Vec<T>(&sum)[N]) {
+        for (int n = 0; n < N; ++n) store(out + n * kWidth<T>, tanh(sum[n]));
+        out += N * kWidth<T>;
+      });
     });
   }
 
-  // The logits of one block of classes.
-  void forward_class_block(const Slot<T>& slot, const SoftmaxTile<T>& tile, int64_t class_slot, int64_t c) const {
-    const Blocks& hidden = layout_.hidden;
-    const Blocks& classes = layout_.classes;
-    T* transposed = slot.transposed + class_slot * hidden.padded() * kMaxVectors * kWidth<T>;
-    with_vectors<T>(classes.width(c), [&]<int N>() {
-      const int64_t width = N * kWidth<T>;
-      const T* bias = p_.parameters + layout_.bias2() + classes.begin(c);
+  // bias2 and the direct connection.
+  void start_logits(const SoftmaxTile<T>& tile, int64_t c) const {
+    with_vectors<T>(layout_.classes.width(c), [&]<int N>() {
+      const T* bias = p_.parameters + layout_.bias2() + layout_.classes.begin(c);
       T* z = tile.chunk(c);
+      const auto add_bias = [&](const Vec<T>(&sum)[N]) {
+        for (int n = 0; n < N; ++n) store(z + n * kWidth<T>, sum[n] + load(bias + n * kWidth<T>));
+        z += N * kWidth<T>;
+      };
       if (layout_.direct) {
-        T* out = z;
-        direct_projection().template gather<N>(c, direct_tables_, tile.first, tile.first + tile.rows,
-                                               [&](int64_t, const Vec<T>(&sum)[N]) {
-                                                 for (int n = 0; n < N; ++n)
-                                                   store(out + n * kWidth<T>, sum[n] + load(bias + n * kWidth<T>));
-                                                 out += width;
-                                               });
+        direct_.template gather<N>(direct_tables_ + table_rows_ * layout_.classes.begin(c), tile.first,
+                                   tile.first + tile.rows, add_bias);
       } else {
-        for (int64_t r = 0; r < tile.rows; ++r) {
-          for (int n = 0; n < N; ++n) store(z + r * width + n * kWidth<T>, load(bias + n * kWidth<T>));
-        }
-      }
-      for (int64_t block = 0; block < hidden.count; ++block) {
-        const int64_t hidden_width = hidden.width(block);
-        transpose(p_.parameters + layout_.weight2(block) + classes.begin(c) * hidden_width, classes.used(c),
-                  hidden_width, transposed, width);
-        multiply<N>(tile.rows, hidden.used(block),
-                    Left<T, false>{slot.hidden + tiling_.tile_rows * hidden.begin(block), hidden_width}, transposed, z,
-                    true);
+        for (int64_t r = 0; r < tile.rows; ++r) add_bias({});
       }
     });
   }
 
-  // Logits to d loss / d logits, but for the targets' part; the loss.
-  void forward_classes(Slot<T>* slot, const SoftmaxTile<T>& tile) {
+  // One block of logits += h W2^T over one block of the hidden dimension. With one block of classes the transposed
+  // weights stay where they are for all tiles.
+  void add_logits(const Slot<T>& slot, const SoftmaxTile<T>& tile, int64_t class_slot, int64_t c, int64_t block,
+                  bool is_first) const {
+    const Blocks& hidden_blocks = layout_.hidden;
+    with_vectors<T>(layout_.classes.width(c), [&]<int N>() {
+      const int64_t width = N * kWidth<T>, hidden_width = hidden_blocks.width(block);
+      T* weight = slot.transposed + class_slot * hidden_blocks.padded() * kMaxVectors * kWidth<T> +
+                  hidden_blocks.begin(block) * width;
+      if (is_first || layout_.classes.count > 1) {
+        transpose(p_.parameters + layout_.weight2(block) + layout_.classes.begin(c) * hidden_width,
+                  layout_.classes.used(c), hidden_width, weight, width);
+      }
+      multiply<N>(tile.rows, hidden_blocks.used(block), Left<T, false>{hidden(slot, block), hidden_width}, weight,
+                  tile.chunk(c), true);
+    });
+  }
+
+  // Leaves exponentials (logits, with a softcap), each row's shift and sum, and the logits of the targets.
+  void forward_softmax(Slot<T>* slot, const SoftmaxTile<T>& tile) const {
+    const int64_t stride = tiling_.tile_rows;
     bool small[kMaxClassSlots];
     p_.parallel(tiling_.class_slots, [&](int64_t s) {
-      const int64_t begin = class_block(s), end = class_block(s + 1);
-      for (int64_t c = begin; c < end; ++c) forward_class_block(*slot, tile, s, c);
-      if (p_.softcap != 0) tile.cap(begin, end);
-      small[s] = tile.is_small(begin, end);
+      if (p_.softcap != 0) tile.cap(class_block(s), class_block(s + 1));
+      small[s] = tile.is_small(class_block(s), class_block(s + 1));
     });
     tile.target_logits(target_logits_);
     for (int64_t s = 1; s < tiling_.class_slots; ++s) small[0] &= small[s];
     if (small[0]) {
-      for (int64_t r = 0; r < tile.rows; ++r) slot->shift[r] = 0;
+      fill_zero(slot->shift, tile.rows);
     } else {
-      p_.parallel(tiling_.class_slots, [&](int64_t s) {
-        tile.row_maximum(class_block(s), class_block(s + 1), slot->partial + s * tiling_.tile_rows);
-      });
+      p_.parallel(tiling_.class_slots,
+                  [&](int64_t s) { tile.row_maximum(class_block(s), class_block(s + 1), slot->sum + s * stride); });
       for (int64_t r = 0; r < tile.rows; ++r) {
-        slot->shift[r] = slot->partial[r];
+        T largest = slot->sum[r];
         for (int64_t s = 1; s < tiling_.class_slots; ++s) {
-          const T other = slot->partial[s * tiling_.tile_rows + r];
-          slot->shift[r] = other > slot->shift[r] ? other : slot->shift[r];
+          largest = slot->sum[s * stride + r] > largest ? slot->sum[s * stride + r] : largest;
         }
+        slot->shift[r] = largest;
       }
     }
     p_.parallel(tiling_.class_slots, [&](int64_t s) {
-      tile.exponentials(class_block(s), class_block(s + 1), slot->shift, slot->partial + s * tiling_.tile_rows);
+      tile.exponentials(class_block(s), class_block(s + 1), slot->shift, slot->sum + s * stride);
     });
     for (int64_t r = 0; r < tile.rows; ++r) {
-      T sum = slot->partial[r];
-      for (int64_t s = 1; s < tiling_.class_slots; ++s) sum += slot->partial[s * tiling_.tile_rows + r];
-      slot->partial[r] = sum;
-      slot->scale[r] = tile.row_weight(r) / sum;
+      for (int64_t s = 1; s < tiling_.class_slots; ++s) slot->sum[r] += slot->sum[s * stride + r];
+      slot->scale[r] = step_scale_ * tile.row_weight(r) / slot->sum[r];
     }
-    if (p_.gradient == nullptr) return finish_loss(slot, tile);
-    p_.parallel(tiling_.class_slots,
-                [&](int64_t s) { tile.backward(class_block(s), class_block(s + 1), slot->shift, slot->scale); });
   }
 
-  // Adds the tile's loss; target logits become the entries' losses.
+  // Adds the tile's loss; target logits become the entries' losses. Overwrites the scales.
   void finish_loss(Slot<T>* slot, const SoftmaxTile<T>& tile) const {
-    for (int64_t r = 0; r < tile.rows; r += kWidth<T>) {
-      store(slot->scale + r, log(load(slot->partial + r)));
-    }
+    T* log_sum = slot->scale;
+    for (int64_t r = 0; r < tile.rows; r += kWidth<T>) store(log_sum + r, log(load(slot->sum + r)));
     for (int64_t r = 0; r < tile.rows; ++r) {
-      const T log_sum = slot->scale[r];
       for (int64_t e = p_.batch.entry_begin[tile.first + r]; e < p_.batch.entry_begin[tile.first + r + 1]; ++e) {
-        target_logits_[e] = log_sum - (target_logits_[e] - slot->shift[r]);
+        target_logits_[e] = log_sum[r] - (target_logits_[e] - slot->shift[r]);
         slot->loss += (double)(tile.weight(e) * target_logits_[e]);
       }
     }
@@ -275,39 +299,34 @@ class Step {
       const int64_t width = layout_.classes.width(c);
       T* out = slot.gradient + layout_.bias2() + layout_.classes.begin(c);
       for (int64_t j = 0; j < width; j += kWidth<T>) {
-        Vec<T> sum = is_first ? Vec<T>{} : load(out + j);
+        Vec<T> sum = is_first && !in_place_ ? Vec<T>{} : load(out + j);
         for (int64_t r = 0; r < tile.rows; ++r) sum += load(tile.chunk(c) + r * width + j);
         store(out + j, sum);
       }
     }
   }
 
-  // d h (+)= dz W2 and d W2 (+)= dz^T h, for one block of classes and one of the hidden dimension.
+  // d h (+)= dz W2, then d W2 (+)= dz^T h, for one block of classes and one of the hidden dimension.
   void backward_class_block(const Slot<T>& slot, const SoftmaxTile<T>& tile, int64_t class_slot, int64_t block,
-                            int64_t c, bool first_classes, bool is_first) const {
+                            int64_t c, bool is_first) const {
     const int64_t class_width = layout_.classes.width(c), used = layout_.classes.used(c);
     with_vectors<T>(layout_.hidden.width(block), [&]<int N>() {
-      const int64_t offset = layout_.weight2(block) + layout_.classes.begin(c) * N * kWidth<T>;
-      multiply<N>(tile.rows, used, Left<T, false>{tile.chunk(c), class_width}, p_.parameters + offset,
-                  hidden_gradient(slot, class_slot, block), !first_classes);
-      multiply<N>(used, tile.rows, Left<T, true>{tile.chunk(c), class_width},
-                  slot.hidden + tiling_.tile_rows * layout_.hidden.begin(block), slot.gradient + offset, !is_first);
+      const int64_t offset = layout_.classes.begin(c) * N * kWidth<T>;
+      multiply<N>(tile.rows, used, Left<T, false>{tile.chunk(c), class_width},
+                  p_.parameters + layout_.weight2(block) + offset, hidden_gradient(slot, class_slot, block),
+                  c != class_block(class_slot));
+      multiply<N>(used, tile.rows, Left<T, true>{tile.chunk(c), class_width}, hidden(slot, block),
+                  gradient_weight2(slot, block) + offset, in_place_ || !is_first);
     });
-  }
-  T* hidden_gradient(const Slot<T>& slot, int64_t class_slot, int64_t block) const {
-    if (tiling_.class_slots == 1) return slot.hidden_gradient;
-    return slot.hidden_gradient +
-           tiling_.tile_rows * (class_slot * layout_.hidden.padded() + layout_.hidden.begin(block));
   }
 
   // d pre = d h (1 - h^2), added to the tables' gradient.
   void backward_hidden(const Slot<T>& slot, const SoftmaxTile<T>& tile, int64_t block, bool is_first) const {
     with_vectors<T>(layout_.hidden.width(block), [&]<int N>() {
-      const Projection<T> projection = hidden_projection();
       const int64_t width = N * kWidth<T>;
-      T* chunk = slot.tables_gradient + table_rows_ * layout_.hidden.begin(block);
-      if (is_first) fill_zero(chunk, table_rows_ * width);
-      const T* hidden = slot.hidden + tiling_.tile_rows * layout_.hidden.begin(block);
+      T* out = tables_gradient(slot, block);
+      if (is_first) fill_zero(out, table_rows_ * width);
+      const T* h = hidden(slot, block);
       const T* in = hidden_gradient(slot, 0, block);
       for (int64_t r = 0; r < tile.rows; ++r) {
         Vec<T> gradient[N];
@@ -317,10 +336,9 @@ class Step {
           for (int64_t s = 1; s < tiling_.class_slots; ++s) {
             g += load(in + s * tiling_.tile_rows * layout_.hidden.padded() + i);
           }
-          const Vec<T> h = load(hidden + i);
-          gradient[n] = g * (1 - h * h);
+          gradient[n] = g * (1 - load(h + i) * load(h + i));
         }
-        projection.template scatter<N>(chunk, tile.first + r, gradient);
+        hidden_.template scatter<N>(tile.first + r, gradient, out);
       }
     });
   }
@@ -329,12 +347,12 @@ class Step {
     p_.parallel(tiling_.class_slots, [&](int64_t s) {
       for (int64_t c = class_block(s); c < class_block(s + 1); ++c) {
         with_vectors<T>(layout_.classes.width(c), [&]<int N>() {
-          T* chunk = slot.direct_gradient + table_rows_ * layout_.classes.begin(c);
-          if (is_first) fill_zero(chunk, table_rows_ * N * kWidth<T>);
+          T* out = slot.direct_gradient + table_rows_ * layout_.classes.begin(c);
+          if (is_first) fill_zero(out, table_rows_ * N * kWidth<T>);
           for (int64_t r = 0; r < tile.rows; ++r) {
             Vec<T> gradient[N];
             for (int n = 0; n < N; ++n) gradient[n] = load(tile.chunk(c) + (r * N + n) * kWidth<T>);
-            direct_projection().template scatter<N>(chunk, tile.first + r, gradient);
+            direct_.template scatter<N>(tile.first + r, gradient, out);
           }
         });
       }
@@ -343,12 +361,10 @@ class Step {
 
   // Sums the slots' gradients into slot 0's.
   void add_slots() const {
-    if (tiling_.slots == 1) return;
     p_.parallel(layout_.hidden.count, [&](int64_t block) {
       const int64_t width = layout_.hidden.width(block);
-      const int64_t tables = table_rows_ * layout_.hidden.begin(block), weight2 = layout_.weight2(block);
-      add_slots_at(&Slot<T>::tables_gradient, tables, table_rows_ * width);
-      add_slots_at(&Slot<T>::gradient, weight2, layout_.vocab_size * width);
+      add_slots_at(&Slot<T>::tables_gradient, table_rows_ * layout_.hidden.begin(block), table_rows_ * width);
+      add_slots_at(&Slot<T>::gradient, layout_.weight2(block), layout_.vocab_size * width);
     });
     add_slots_at(&Slot<T>::gradient, layout_.bias2(), layout_.classes.padded());
     if (layout_.direct) add_slots_at(&Slot<T>::direct_gradient, 0, table_rows_ * layout_.classes.padded());
@@ -361,72 +377,84 @@ class Step {
     }
   }
 
-  void backward_embedding() const {
-    const int64_t dim = layout_.embedding_dim;
+  // The first layer's gradients from the tables'. The embedding's come before the weights they read are updated.
+  void backward_first_layer() const {
     p_.parallel(layout_.context_length, [&](int64_t t) {
-      const int64_t first = p_.batch.position_begin[t], last = p_.batch.position_begin[t + 1];
-      fill_zero(embedded_gradient_ + first * dim, (last - first) * dim);
-      hidden_projection().backward_embedding(t, slots_[0].tables_gradient, embedded_gradient_);
-      if (layout_.direct) direct_projection().backward_embedding(t, slots_[0].direct_gradient, embedded_gradient_);
+      for (int64_t block = 0; block < layout_.hidden.count; ++block) backward_embedding(t, block);
     });
-    T* gradient = p_.gradient + layout_.embedding();
+    p_.parallel(layout_.hidden.count, [&](int64_t block) { backward_weight1(block); });
+  }
+  void backward_embedding(int64_t t, int64_t block) const {
+    hidden_.backward_embedding(t, layout_.hidden.width(block), p_.parameters + layout_.weight1(block),
+                               tables_gradient(slots_[0], block), weight1_transposed(t), embedded_gradient_, block > 0);
+  }
+  void backward_weight1(int64_t block) const {
+    with_vectors<T>(layout_.hidden.width(block), [&]<int N>() {
+      hidden_.template backward_weight<N>(tables_gradient(slots_[0], block), gradient(slots_[0], block), in_place_);
+    });
+    if (updates_at_once_ && !in_place_) {
+      const int64_t begin = layout_.weight1(block);
+      apply<T>(*p_.update, 1, p_.parameters, gradient(slots_[0], block), begin, layout_.weight1(block + 1) - begin);
+    }
+  }
+  T* weight1_transposed(int64_t t) const {
+    return weight1_transposed_ + t * kMaxVectors * kWidth<T> * layout_.dims.padded();
+  }
+
+  void backward_direct_layer() const {
+    const Blocks& classes = layout_.classes;
+    const T* tables = slots_[0].direct_gradient;
+    p_.parallel(layout_.context_length, [&](int64_t t) {
+      for (int64_t c = 0; c < classes.count; ++c) {
+        direct_.backward_embedding(t, classes.width(c), p_.parameters + layout_.direct_weight(c),
+                                   tables + table_rows_ * classes.begin(c), weight1_transposed(t), embedded_gradient_,
+                                   true);
+      }
+    });
+    p_.parallel(classes.count, [&](int64_t c) {
+      with_vectors<T>(classes.width(c), [&]<int N>() {
+        direct_.template backward_weight<N>(tables + table_rows_ * classes.begin(c),
+                                            slots_[0].gradient + layout_.direct_weight(c), in_place_);
+      });
+    });
+  }
+
+  void scatter_embedding_gradient() const {
+    const Blocks& dims = layout_.dims;
     for (int64_t row = 0; row < table_rows_; ++row) {
-      T* out = gradient + p_.batch.tokens[row] * dim;
-      for (int64_t d = 0; d < dim; ++d) out[d] += embedded_gradient_[row * dim + d];
+      T* out = slots_[0].gradient + layout_.embedding() + p_.batch.tokens[row] * dims.size;
+      for (int64_t d = 0; d < dims.count; ++d) {
+        const T* in = embedded_gradient_ + table_rows_ * dims.begin(d) + row * dims.width(d);
+        for (int64_t j = 0; j < dims.used(d); ++j) out[dims.begin(d) + j] += in[j];
+      }
     }
   }
 
-  // d weight1 and d direct_weight; each block of parameters is updated as soon as its gradient is known.
-  void backward_weights() const {
-    p_.parallel(layout_.hidden.count, [&](int64_t block) {
-      with_vectors<T>(layout_.hidden.width(block), [&]<int N>() {
-        hidden_projection().template backward_weight<N>(block, slots_[0].tables_gradient);
-      });
-      if (updates_at_once()) update(layout_.weight1(block), layout_.weight1(block + 1), 1);
-    });
-    if (!layout_.direct) return;
-    p_.parallel(layout_.classes.count, [&](int64_t block) {
-      with_vectors<T>(layout_.classes.width(block), [&]<int N>() {
-        direct_projection().template backward_weight<N>(block, slots_[0].direct_gradient);
-      });
-      if (updates_at_once()) update(layout_.direct_weight(block), layout_.direct_weight(block + 1), 1);
-    });
-  }
-
-  bool updates_at_once() const { return p_.update != nullptr && p_.update->max_grad_norm == 0; }
-  void update(int64_t begin, int64_t end, T scale) const {
-    apply(*p_.update, scale, p_.parameters, p_.gradient, begin, end - begin);
-  }
-
-  // The parameters that backward_weights has not updated: all of them where the norm had to be known first.
+  // The parameters that are not yet updated: all of them where the norm had to be known first.
   void finish_update() const {
+    if (in_place_) return;
     const int64_t embedding = layout_.embedding(), bias2 = layout_.bias2();
-    if (updates_at_once()) {
-      update(bias2, layout_.direct_weight(0), 1);
-      if (p_.update->is_sparse()) return update_embedding_rows();
-      update(embedding, bias2, 1);
-      return fill_zero(p_.gradient + embedding, bias2 - embedding);
+    const T scale = clip_scale(*p_.update, p_.gradient, layout_.size());
+    if (!updates_at_once_) {
+      p_.parallel(layout_.hidden.count,
+                  [&](int64_t block) { update(layout_.weight1(block), layout_.weight1(block + 1), scale); });
     }
-    const double norm = __builtin_sqrt(sum_of_squares(p_.gradient, layout_.size()));
-    const double ratio = (double)p_.update->max_grad_norm / (norm + 1e-6);
-    const T scale = ratio < 1 ? (T)ratio : 1;
-    p_.parallel(layout_.hidden.count,
-                [&](int64_t block) { update(layout_.weight1(block), layout_.weight1(block + 1), scale); });
-    update(embedding, layout_.size(), scale);
+    update(bias2, layout_.size(), scale);
+    if (p_.update->is_sparse()) return update_embedding_rows(scale);
+    update(embedding, bias2, scale);
     fill_zero(p_.gradient + embedding, bias2 - embedding);
   }
-
+  void update(int64_t begin, int64_t end, T scale) const {
+    apply(*p_.update, scale, p_.parameters, p_.gradient + begin, begin, end - begin);
+  }
   // Only the tokens present: each is updated and its gradient cleared at its first table row.
-  void update_embedding_rows() const {
+  void update_embedding_rows(T scale) const {
     const int64_t dim = layout_.embedding_dim;
-    T* parameters = p_.parameters + layout_.embedding();
-    T* gradient = p_.gradient + layout_.embedding();
     for (int64_t row = 0; row < table_rows_; ++row) {
-      T* p = parameters + p_.batch.tokens[row] * dim;
-      T* g = gradient + p_.batch.tokens[row] * dim;
+      const int64_t offset = layout_.embedding() + p_.batch.tokens[row] * dim;
       for (int64_t d = 0; d < dim; ++d) {
-        p[d] -= p_.update->learning_rate * g[d];
-        g[d] = 0;
+        p_.parameters[offset + d] -= p_.update->learning_rate * scale * p_.gradient[offset + d];
+        p_.gradient[offset + d] = 0;
       }
     }
   }
@@ -439,7 +467,12 @@ class Step {
   const MlpLayout& layout_;
   const MlpTiling tiling_;
   const int64_t table_rows_;
-  T *embedded_, *embedded_gradient_, *tables_, *direct_tables_, *target_logits_;
+  const bool fused_;            // one tile, one class slot: all of a block is done while it is in cache
+  const bool updates_at_once_;  // no norm of the whole gradient is needed first
+  const bool in_place_;         // plain SGD on one tile: its gradients, times -learning_rate, go into the parameters
+  const T step_scale_;          // of every gradient
+  Projection<T> hidden_, direct_;
+  T *embedded_, *embedded_gradient_, *tables_, *direct_tables_, *weight1_transposed_, *target_logits_;
   T* workspace_end_;
   Slot<T> slots_[kMaxSlots];
 };
@@ -447,13 +480,9 @@ class Step {
 template <typename T>
 MlpLayout make_layout(int64_t vocab_size, int64_t context_length, int64_t embedding_dim, int64_t hidden_dim,
                       bool direct) {
-  return {vocab_size,
-          context_length,
-          embedding_dim,
-          hidden_dim,
-          direct,
-          Blocks(hidden_dim, kWidth<T>, kMaxVectors),
-          Blocks(vocab_size, kWidth<T>, kMaxVectors)};
+  const auto blocks = [](int64_t size) { return Blocks(size, kWidth<T>, kMaxVectors); };
+  return {vocab_size, context_length,     embedding_dim,      hidden_dim,
+          direct,     blocks(hidden_dim), blocks(vocab_size), blocks(embedding_dim)};
 }
 
 template <typename T>

@@ -54,18 +54,17 @@ inline void adamw(const Update<T>& u, T scale, T* parameters, const T* gradient,
   }
 }
 
-// `count` parameters from position `first` of the flat array on, both multiples of the vector width. The gradient is
+// `count` parameters from position `first` on, both multiples of the vector width; `gradient` begins there. It is
 // multiplied by `scale`.
 template <typename T>
 inline void apply(const Update<T>& u, T scale, T* parameters, const T* gradient, int64_t first, int64_t count) {
   T* p = parameters + first;
-  const T* g = gradient + first;
   if (u.kind == OptimizerKind::kAdamw) {
-    adamw(u, scale, p, g, u.state1 + first, u.state2 + first, count);
+    adamw(u, scale, p, gradient, u.state1 + first, u.state2 + first, count);
   } else if (u.is_sparse()) {
-    sgd<T, true>(u, scale, p, g, nullptr, count);
+    sgd<T, true>(u, scale, p, gradient, nullptr, count);
   } else {
-    sgd<T, false>(u, scale, p, g, u.momentum != 0 ? u.state1 + first : nullptr, count);
+    sgd<T, false>(u, scale, p, gradient, u.momentum != 0 ? u.state1 + first : nullptr, count);
   }
 }
 
@@ -79,6 +78,14 @@ inline double sum_of_squares(const T* values, int64_t count) {
     total += sum_lanes<T>(sum);
   }
   return total;
+}
+
+// What clipping multiplies a gradient of `count` values by, as torch.nn.utils.clip_grad_norm_; 1 without clipping.
+template <typename T>
+inline T clip_scale(const Update<T>& u, const T* gradient, int64_t count) {
+  if (u.max_grad_norm == 0) return 1;
+  const double ratio = (double)u.max_grad_norm / (__builtin_sqrt(sum_of_squares(gradient, count)) + 1e-6);
+  return ratio < 1 ? (T)ratio : (T)1;
 }
 
 }  // namespace charlm::cpu::CHARLM_ISA_NAMESPACE

@@ -121,12 +121,12 @@ struct SoftmaxTile {
     }
   }
 
-  // The targets' part. target_logits are those of target_logits().
-  void backward_targets(const T* target_logits) const {
+  // The targets' part, times `scale`. target_logits are those of target_logits().
+  void backward_targets(const T* target_logits, T scale) const {
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t e = batch.entry_begin[first + r]; e < batch.entry_begin[first + r + 1]; ++e) {
         const T t = softcap != 0 ? target_logits[e] / softcap : 0;
-        *at(r, batch.targets[e]) -= weight(e) * (1 - t * t);
+        *at(r, batch.targets[e]) -= scale * weight(e) * (1 - t * t);
       }
     }
   }
