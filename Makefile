@@ -10,8 +10,10 @@ BUILD_INPUTS := pyproject.toml setup.py $(shell find csrc -type f)
 
 .PHONY: train test bench lint format setup clean
 
+# A run that is already there goes on to its end, which may be at once: no run is ever overwritten.
 train: $(VENV)/.ready
-	$(BIN)/charlm train --out runs/names
+	@if [ -n "$$(ls -A runs/names 2>/dev/null)" ]; then command="--resume"; else command="--out"; fi; \
+	set -x; $(BIN)/charlm train $$command runs/names
 	$(BIN)/charlm sample runs/names -n 20
 
 test: $(VENV)/.ready
@@ -35,6 +37,7 @@ setup: $(VENV)/.ready
 
 # torch first and at one pinned version: every later install then finds its requirement satisfied.
 $(VENV)/.torch-$(TORCH_VERSION):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "charlm needs Python >= 3.10: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==$(TORCH_VERSION)

@@ -1,13 +1,23 @@
-"""charlm: character-level neural language models in PyTorch, and the fused kernels behind them."""
+"""charlm: character-level neural language models in PyTorch, and the fused kernels behind them.
 
-from charlm import checkpoint, data, models, ops, presets
+What is public here is imported at its first use (PEP 562): `import charlm`, and with it `charlm --help`, does not wait
+for torch, and an extension that does not load is an error of what needs it only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from charlm._version import __version__
-from charlm.evaluation import evaluate
-from charlm.models import MLP, CountBigram, NeuralBigram
-from charlm.presets import PRESETS, TrainingConfig
-from charlm.sampler import sample
-from charlm.trainer import NonFiniteLossError, Trainer
-from charlm.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from charlm import backends, checkpoint, data, models, nn, ops, plots, presets, sampler
+    from charlm.evaluation import evaluate
+    from charlm.models import MLP, CountBigram, NeuralBigram
+    from charlm.presets import PRESETS, TrainingConfig
+    from charlm.sampler import sample
+    from charlm.trainer import NonFiniteLossError, Trainer
+    from charlm.vocabulary import Vocabulary
 
 __all__ = [
     "MLP",
@@ -19,11 +29,45 @@ __all__ = [
     "TrainingConfig",
     "Vocabulary",
     "__version__",
+    "backends",
     "checkpoint",
     "data",
     "evaluate",
     "models",
+    "nn",
     "ops",
+    "plots",
     "presets",
     "sample",
+    "sampler",
 ]
+
+# The module that defines each name; the rest of `__all__` are modules themselves.
+_HOMES = {
+    "MLP": "models",
+    "PRESETS": "presets",
+    "CountBigram": "models",
+    "NeuralBigram": "models",
+    "NonFiniteLossError": "trainer",
+    "Trainer": "trainer",
+    "TrainingConfig": "presets",
+    "Vocabulary": "vocabulary",
+    "evaluate": "evaluation",
+    "sample": "sampler",
+}
+
+# Type checkers read the imports above, and know no other name.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        module = import_module(f"charlm.{_HOMES.get(name, name)}")
+        value = getattr(module, name) if name in _HOMES else module
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -14,6 +14,7 @@ def to_tensor(buffer: bytearray, dtype: torch.dtype) -> Tensor:
 
 
 def to_buffer(tensor: Tensor) -> ctypes.Array[ctypes.c_char]:
-    """The bytes of a contiguous CPU tensor. They live as long as the tensor does: keep it while the buffer is in use."""
-    assert tensor.is_contiguous() and tensor.device.type == "cpu"
+    """The bytes of a contiguous CPU tensor, which the caller keeps alive while the buffer is in use."""
+    assert tensor.is_contiguous()
+    assert tensor.device.type == "cpu"
     return (ctypes.c_char * (tensor.numel() * tensor.element_size())).from_address(tensor.data_ptr())

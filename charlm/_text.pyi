@@ -1,8 +1,8 @@
 """Text to tokens, line framing and the index of distinct contexts (csrc/text).
 
-Tokens are uint8, int16 or int32, by `token_size` 1, 2 or 4; every other array is int64 unless it says otherwise. Arrays
-come in as contiguous buffers and go out as bytearrays. The text is UTF-8, its lines are separated by "\\n", stripped of
-trailing white space, and left out where blank.
+Tokens are uint8, int16 or int32, by `token_size` 1, 2 or 4; line ends and indices are int32 or int64, by `index_size` 4
+or 8. Arrays come in as contiguous buffers and go out as bytearrays. The text is UTF-8, its lines are separated by
+"\\n", stripped of trailing white space, and left out where blank.
 """
 
 from typing_extensions import Buffer
@@ -27,7 +27,7 @@ class Codec:
     def encode(self, utf8: bytes) -> bytearray:
         """The tokens, one per character."""
 
-    def encode_lines(self, utf8: bytes) -> tuple[bytearray, bytearray]:
+    def encode_lines(self, utf8: bytes, index_size: int) -> tuple[bytearray, bytearray]:
         """The tokens of all lines, one line after the other, and where each line ends in them."""
 
     def decode(self, tokens: Buffer) -> str: ...
@@ -39,17 +39,23 @@ def distinct_characters(utf8: bytes, *, by_line: bool) -> str:
     """The distinct characters, sorted: of the whole text or, `by_line`, of its lines only."""
 
 def frame_lines(
-    token_size: int, tokens: Buffer, ends: Buffer, order: Buffer, context_length: int, boundary: int
+    token_size: int,
+    index_size: int,
+    tokens: Buffer,
+    ends: Buffer,
+    order: Buffer,
+    context_length: int,
+    boundary: int,
 ) -> tuple[bytearray, bytearray]:
     """The lines order[0], order[1], ..., each as `context_length` boundaries and its tokens, then one boundary; and the
     number of examples up to and including each line. `tokens` and `ends` are those of `Codec.encode_lines`.
     """
 
 def distinct_contexts(
-    token_size: int, tokens: Buffer, ends: Buffer, context_length: int
+    token_size: int, index_size: int, tokens: Buffer, ends: Buffer, context_length: int
 ) -> tuple[bytearray, bytearray, bytearray, bytearray, bytearray]:
-    """Where each of U distinct contexts first starts (U,), the context of each example (N,), and the counts of their
-    targets in CSR form: row_ptr (U+1,), targets (nnz,) as tokens, counts (nnz,).
+    """Where each of U distinct contexts first starts (U,) int64, the context of each example (N,), and the counts of
+    their targets in CSR form: row_ptr (U+1,) int64, targets (nnz,) as tokens, counts (nnz,) int64.
 
-    `ends` is the number of examples up to and including each line. The second array is int32 up to 2^31 - 1 examples.
+    `ends` is the number of examples up to and including each line.
     """

@@ -69,7 +69,7 @@ class EagerBackend:
 
     def run(self, batch_indices: Tensor | None, learning_rates: Tensor) -> Tensor:
         example = self._parameters[0]
-        losses = torch.zeros(len(learning_rates), dtype=example.dtype, device=example.device)
+        losses = torch.empty(len(learning_rates), dtype=example.dtype, device=example.device)
         if batch_indices is not None:
             contexts, targets = self._split.batch(batch_indices.flatten())
             contexts = contexts.to(example.device).unflatten(0, batch_indices.shape)
@@ -84,17 +84,17 @@ class EagerBackend:
     def _update(self, parts: Iterable[tuple[Tensor, Tensor]], reduction: str, learning_rate: float) -> Tensor:
         """One step on the sum of the losses of `parts`; returns that sum."""
         self._optimizer.zero_grad()
-        total = torch.zeros((), dtype=self._parameters[0].dtype, device=self._parameters[0].device)
+        losses = []
         for contexts, targets in parts:
             loss = self._loss(contexts, targets, reduction)
             loss.backward()
-            total += loss.detach()
+            losses.append(loss.detach())
         if self._max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()
-        return total
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
     def _full_batch(self) -> Iterable[tuple[Tensor, Tensor]]:
         """The distinct contexts (U, T) and their target probabilities (U, V), in parts that fit into memory."""

@@ -45,8 +45,14 @@ class BatchSampler:
         """`generator` (uint8), its state before the current block, and `start`, the first step of that block."""
         return {"generator": self._state.clone(), "start": torch.tensor(self._start)}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._generator.set_state(state["generator"])
+    def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
+        """Continues from `state`, taken at `step`; ValueError, and no change, if it is not a state of this class."""
+        if not 0 <= int(state["start"]) <= step:
+            raise ValueError(f"batches state 'start' must be in 0 .. step={step}, got {int(state['start'])}")
+        try:
+            self._generator.set_state(state["generator"])
+        except RuntimeError as error:
+            raise ValueError(f"batches state 'generator' is not the state of a generator: {error}") from error
         self._start_block(int(state["start"]))
 
     def _start_block(self, start: int) -> None:

@@ -1,6 +1,6 @@
 """Runs on disk: a folder that always holds one complete, consistent state of a training run.
 
-    config.json             format version, model, vocabulary, training options
+    config.json             format version, model, vocabulary, training options, fingerprint of the data
     model.safetensors       the model's parameters and buffers
     optimizer.safetensors   the optimizer's state and the batch generator
     metrics.jsonl           one JSON object a line, each with its "step"
@@ -18,7 +18,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from safetensors.torch import save as format_safetensors
 from torch import Tensor
 
 from charlm import models
+from charlm.data import Dataset
+from charlm.fingerprint import Fingerprint
 from charlm.models import LanguageModel
 from charlm.presets import TrainingConfig
 from charlm.vocabulary import Vocabulary
@@ -59,6 +61,7 @@ class Run:
         model: with its trained parameters.
         step: training steps done.
         training_state: for `Trainer.load_state_dict`; None if the model is not trained in steps.
+        data: the fingerprint of the data it was trained on; None if it was saved without.
     """
 
     config: TrainingConfig
@@ -66,6 +69,27 @@ class Run:
     model: LanguageModel
     step: int
     training_state: dict[str, Any] | None
+    data: Fingerprint | None
+
+    def load_data(self, path: str | None = None) -> Dataset:
+        """The data that the run was trained on.
+
+        Args:
+            path: where it is now; None is where it was.
+
+        Raises:
+            ValueError: the file is not what it was.
+        """
+        config = self.config if path is None else replace(self.config, path=path)
+        dataset = config.load_data(self.vocabulary)
+        if self.data is not None and Fingerprint.of(dataset) != self.data:
+            size, original_size = len(dataset.all.tokens), self.data.tokens
+            difference = f"it has {size:,} tokens, not {original_size:,}" if size != original_size else "other tokens"
+            raise ValueError(
+                f"{config.path or 'the file of embedded names'} is not the data of this run ({difference}): "
+                "give the path of the file as it was"
+            )
+        return dataset
 
 
 def save(
@@ -75,6 +99,7 @@ def save(
     vocabulary: Vocabulary,
     model: LanguageModel,
     training_state: Mapping[str, Any] | None = None,
+    data: Fingerprint | None = None,
 ) -> None:
     """Writes a checkpoint, atomically replacing the one in `run_dir`; creates the folder.
 
@@ -82,6 +107,7 @@ def save(
         run_dir: the folder of the run.
         config, vocabulary, model: what `load` returns again.
         training_state: `Trainer.state_dict()`; None for a model that is not trained in steps.
+        data: `Fingerprint.of` the dataset, so that the run only goes on with the same.
     """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -96,6 +122,7 @@ def save(
         "model": model.config(),
         "vocabulary": vocabulary.to_dict(),
         "training": config.to_dict(),
+        "data": None if data is None else data.to_dict(),
         "trained_in_steps": training_state is not None,
     }
     files = {
@@ -133,6 +160,7 @@ def load(run_dir: str | os.PathLike[str], *, backend: str = "ops") -> Run:
         config = TrainingConfig.from_dict(description["training"])
         vocabulary = Vocabulary.from_dict(description["vocabulary"])
         model = models.from_config(description["model"], backend=backend, generator=torch.Generator())
+        data = None if description["data"] is None else Fingerprint.from_dict(description["data"])
     except KeyError as error:
         raise CheckpointError(f"{path} is not the configuration of a run: it has no {error}") from error
     except (ValueError, TypeError) as error:
@@ -149,7 +177,7 @@ def load(run_dir: str | os.PathLike[str], *, backend: str = "ops") -> Run:
     except RuntimeError as error:
         raise CheckpointError(f"{run_dir / _MODEL} does not hold the model of {_CONFIG}: {error}") from error
     if not description.get("trained_in_steps", True):
-        return Run(config, vocabulary, model, step, None)
+        return Run(config, vocabulary, model, step, None, data)
 
     training_tensors, training_step = _read_tensors(run_dir, _OPTIMIZER)
     if training_step != step:
@@ -162,7 +190,7 @@ def load(run_dir: str | os.PathLike[str], *, backend: str = "ops") -> Run:
         if part not in _TRAINING_PARTS or not rest:
             raise CheckpointError(f"{run_dir / _OPTIMIZER} has an unknown tensor {name!r}")
         state[part][rest] = value
-    return Run(config, vocabulary, model, step, state)
+    return Run(config, vocabulary, model, step, state, data)
 
 
 def append_metrics(run_dir: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> None:

@@ -85,8 +85,8 @@ class Split:
 
     The tokens are lines one after the other, each as T boundaries and its characters, then a boundary that closes the
     last. A line of L characters has L + 1 examples, and example j, on line k, has its context at
-    `tokens[j + k (T - 1)]` and the T - 1 tokens after it, and as its target the token that follows these. A stream is one
-    line that carries no boundaries of its own: example j starts at `tokens[j]`.
+    `tokens[j + k (T - 1)]` and the T - 1 tokens after it, and as its target the token that follows these. A stream is
+    one line without boundaries: example j starts at `tokens[j]`.
 
     Args:
         tokens: 1-D, of the vocabulary's dtype, on the CPU.
@@ -106,7 +106,7 @@ class Split:
         return int(self.ends[-1])
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The contexts (B, T) and targets (B,) of the examples `indices` (B,), in the dtype of the tokens.
+        """The contexts (B, T) and targets (B,) of the examples `indices` (B,), on the CPU, in the dtype of the tokens.
 
         Raises:
             IndexError: an index is not in 0 .. N-1.
@@ -117,6 +117,7 @@ class Split:
             raise ValueError(f"indices must have shape (B,), got {tuple(indices.shape)}")
         if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
             raise TypeError(f"indices must be integers, got {indices.dtype}")
+        indices = indices.long()
         if len(indices) > 0:
             low, high = torch.aminmax(indices)
             if low < 0 or high >= len(self):
@@ -143,9 +144,9 @@ class Split:
 
     def distinct(self) -> Distinct:
         """Each context once, with the counts of its targets. Computed at each call, in time proportional to N."""
-        tokens, ends = self.tokens.contiguous(), self.ends.long()
+        tokens, ends = self.tokens.contiguous(), self.ends.contiguous()
         starts, index, row_ptr, targets, values = _text.distinct_contexts(
-            tokens.element_size(), to_buffer(tokens), to_buffer(ends), self.context_length
+            tokens.itemsize, ends.itemsize, to_buffer(tokens), to_buffer(ends), self.context_length
         )
         counts = TargetCounts(
             to_tensor(row_ptr, torch.int64),
@@ -154,14 +155,14 @@ class Split:
             self.vocab_size,
         )
         contexts = self._windows()[to_tensor(starts, torch.int64)]
-        return Distinct(contexts, to_tensor(index, _index_dtype(len(self))), counts)
+        return Distinct(contexts, to_tensor(index, ends.dtype), counts)
 
     def _windows(self) -> Tensor:
         return self.tokens.unfold(0, self.context_length, 1)
 
     def _starts(self, indices: Tensor) -> Tensor:
         lines = torch.searchsorted(self.ends, indices.to(self.ends.dtype), right=True)
-        return indices.long() + lines * (self.context_length - 1)
+        return indices + lines * (self.context_length - 1)
 
     def __repr__(self) -> str:
         return f"Split({len(self):,} examples, context_length={self.context_length})"
@@ -203,21 +204,21 @@ def load(
 
     A byte order mark is dropped, and "\\r\\n" and "\\r" are read as "\\n".
 
-    `mode="lines"`: every line is a text of its own, a name for example, which starts from T boundaries and ends with one.
-    Trailing white space is dropped, blank lines are skipped, and the boundary, ".", may not occur in a line. Whole lines
-    go into the splits, in a shuffled order.
+    `mode="lines"`: every line, such as a name, is a text of its own, which starts from T boundaries and ends with one.
+    Trailing white space is dropped, blank lines are skipped, and the boundary, ".", may not occur in a line. Whole
+    lines go into the splits.
 
-    `mode="stream"`: the file is one text, and every character of it a token, "\\n" included. "\\n" is also the boundary:
-    a file of names has 27 symbols, in which a context crosses from one name into the next. The splits are contiguous. No
-    example crosses from one into another: the first T tokens of each are context only.
+    `mode="stream"`: the file is one text, and every character of it a token, "\\n" included. "\\n" is also the
+    boundary: a file of names has 27 symbols, and contexts cross from one name into the next. The splits are contiguous,
+    and no example crosses from one into another: the first T tokens of each are context only.
 
     Args:
         path: the file; without one, the embedded names of the United States (names.md).
-        context_length: T >= 1.
+        context_length: T, from 1 to 2^31 - 1.
         mode: "lines" or "stream".
-        split: "random" shuffles the lines by torch.randperm from `seed`. "makemore" does as the lecture, whatever the
-            seed: `random.seed(42); random.shuffle(lines)`, which on makemore's names.txt gives 182,625 / 22,655 / 22,866
-            examples at T = 3. A stream is never shuffled.
+        split: "random" chooses the lines of each split by torch.randperm from `seed`; they keep their order. "makemore"
+            does as the lecture, whatever the seed: `random.seed(42); random.shuffle(lines)`, and cuts, which on
+            makemore's names.txt gives 182,625 / 22,655 / 22,866 examples at T = 3. A stream is never shuffled.
         seed: of the random split.
         vocabulary: encode with this one, for a model that was trained with it, instead of that of the file.
 
@@ -228,8 +229,8 @@ def load(
 
     Source of the makemore split: Karpathy, "nn-zero-to-hero", makemore part 2.
     """
-    if isinstance(context_length, bool) or not isinstance(context_length, int) or context_length < 1:
-        raise ValueError(f"context_length must be an integer of at least 1, got {context_length!r}")
+    if type(context_length) is not int or not 1 <= context_length < 2**31:
+        raise ValueError(f"context_length must be an integer from 1 to 2^31 - 1, got {context_length!r}")
     if mode not in get_args(Mode):
         raise ValueError(f"mode must be 'lines' or 'stream', got {mode!r}")
     if split not in get_args(SplitMethod):
@@ -237,9 +238,11 @@ def load(
     if mode == "stream" and split == "makemore":
         raise ValueError("split='makemore' shuffles lines, but mode='stream' keeps the text in one piece")
     file = EMBEDDED_NAMES if path is None else Path(path)
-    read = _read_lines if mode == "lines" else _read_stream
-    vocabulary, whole, pieces = read(file, context_length, split, seed, vocabulary)
-    return Dataset(*pieces, whole, vocabulary, context_length, mode, file.stem)
+    if mode == "lines":
+        vocabulary, whole, (train, dev, test) = _read_lines(file, context_length, split, seed, vocabulary)
+    else:
+        vocabulary, whole, (train, dev, test) = _read_stream(file, context_length, vocabulary)
+    return Dataset(train, dev, test, whole, vocabulary, context_length, mode, file.stem)
 
 
 def _read_lines(
@@ -248,22 +251,39 @@ def _read_lines(
     vocabulary, tokens, ends = _encode_lines(file, vocabulary)
     if len(ends) < 3:
         raise ValueError(f"{file} has too few lines to split: train, dev and test need 3, got {len(ends)}")
-    if split == "makemore":
-        shuffled = array("q", range(len(ends)))
-        random.Random(42).shuffle(shuffled)
-        order = torch.frombuffer(shuffled, dtype=torch.int64)
-    else:
-        order = torch.randperm(len(ends), generator=torch.Generator().manual_seed(seed))
-    framed, counts = _text.frame_lines(
-        tokens.element_size(), to_buffer(tokens), to_buffer(ends), to_buffer(order), context_length, vocabulary.boundary
-    )
-    del tokens, order
-    ends = to_tensor(counts, torch.int64)
-    ends = ends.to(_index_dtype(int(ends[-1])))
-    whole = Split(to_tensor(framed, vocabulary.dtype), ends, context_length, len(vocabulary))
     first, second = _split_points(len(ends))
+    if split == "makemore":
+        order = _makemore_order(len(ends)).to(ends.dtype)
+    else:
+        order = _random_order(len(ends), first, second, seed, ends.dtype)
+    framed, framed_ends = _text.frame_lines(
+        tokens.itemsize,
+        ends.itemsize,
+        to_buffer(tokens),
+        to_buffer(ends),
+        to_buffer(order),
+        context_length,
+        vocabulary.boundary,
+    )
+    whole = Split(to_tensor(framed, tokens.dtype), to_tensor(framed_ends, ends.dtype), context_length, len(vocabulary))
     bounds = [(0, first), (first, second), (second, len(ends))]
     return vocabulary, whole, [_lines_of(whole, start, stop) for start, stop in bounds]
+
+
+def _makemore_order(lines: int) -> Tensor:
+    order = array("q", range(lines))
+    random.Random(42).shuffle(order)
+    return torch.frombuffer(order, dtype=torch.int64)
+
+
+def _random_order(lines: int, first: int, second: int, seed: int, dtype: torch.dtype) -> Tensor:
+    """A random choice of lines for each split, in which they keep the order of the file: far faster to gather."""
+    shuffled = torch.randperm(lines, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    piece = torch.zeros(lines, dtype=torch.uint8)
+    piece[shuffled[first:second]] = 1
+    piece[shuffled[second:]] = 2
+    del shuffled
+    return torch.cat([(piece == k).nonzero()[:, 0].to(dtype) for k in range(3)])
 
 
 def _encode_lines(file: Path, vocabulary: Vocabulary | None) -> tuple[Vocabulary, Tensor, Tensor]:
@@ -274,11 +294,12 @@ def _encode_lines(file: Path, vocabulary: Vocabulary | None) -> tuple[Vocabulary
         raise ValueError(f"{file} has no line that is not blank")
     vocabulary = vocabulary or Vocabulary(characters)
     boundary = vocabulary.characters[vocabulary.boundary]
+    index = _index_dtype(len(text) + 1)
     try:
         # A boundary in a line is found as a character that a vocabulary without it does not have.
         if boundary in characters:
-            _text.Codec(characters.replace(boundary, "")).encode_lines(text)
-        tokens, ends = vocabulary._codec.encode_lines(text)
+            _text.Codec(characters.replace(boundary, "")).encode_lines(text, index.itemsize)
+        tokens, ends = vocabulary._codec.encode_lines(text, index.itemsize)
     except _text.UnknownCharacter as error:
         where, character = _locate(file, text, error.args[0])
         if character != boundary:
@@ -287,7 +308,7 @@ def _encode_lines(file: Path, vocabulary: Vocabulary | None) -> tuple[Vocabulary
             f"{where} has {boundary!r}, which marks where lines begin and end: read the file with mode='stream', "
             "or with a vocabulary that has another boundary"
         ) from None
-    return vocabulary, to_tensor(tokens, vocabulary.dtype), to_tensor(ends, torch.int64)
+    return vocabulary, to_tensor(tokens, vocabulary.dtype), to_tensor(ends, index)
 
 
 def _lines_of(whole: Split, start: int, stop: int) -> Split:
@@ -300,7 +321,7 @@ def _lines_of(whole: Split, start: int, stop: int) -> Split:
 
 
 def _read_stream(
-    file: Path, context_length: int, split: SplitMethod, seed: int, vocabulary: Vocabulary | None
+    file: Path, context_length: int, vocabulary: Vocabulary | None
 ) -> tuple[Vocabulary, Split, list[Split]]:
     text = _read_text(file)
     if vocabulary is None:
@@ -348,11 +369,11 @@ def _locate(file: Path, text: bytes, offset: int) -> tuple[str, str]:
 
 
 def _split_points(size: int) -> tuple[int, int]:
-    """Where dev and test begin: at 80 % and 90 %, rounded down, but no split is left empty (from 3 up)."""
-    first = min(int(0.8 * size), size - 2)
+    """Where dev and test begin: at 80 % and 90 %, rounded down, but from 3 up no split is left empty."""
+    first = max(0, min(int(0.8 * size), size - 2))
     return first, max(int(0.9 * size), first + 1)
 
 
 def _index_dtype(size: int) -> torch.dtype:
-    """The smaller of the two types that torch.searchsorted and indexing take."""
+    """The smaller of int32 and int64 that holds 0 .. size."""
     return torch.int32 if size < 2**31 else torch.int64

@@ -7,8 +7,9 @@ import torch
 from charlm.data import Distinct, Split
 from charlm.models import LanguageModel
 
-# Logits in memory at a time.
-_LOGITS_AT_ONCE = 1 << 20
+# Distinct contexts, and logits, in memory at a time.
+_ROWS_AT_ONCE = 1 << 12
+_LOGITS_AT_ONCE = 1 << 22
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def evaluate(model: LanguageModel, split: Split | Distinct) -> float:
     examples = int(distinct.counts.values.sum())
     if examples == 0:
         raise ValueError("split has no examples to evaluate")
-    rows_at_once = max(1, _LOGITS_AT_ONCE // model.vocab_size)
+    rows_at_once = max(1, min(_ROWS_AT_ONCE, _LOGITS_AT_ONCE // model.vocab_size))
     total = 0.0
     for start in range(0, len(distinct), rows_at_once):
         rows = slice(start, start + rows_at_once)

@@ -156,8 +156,19 @@ def _described(hint: Any) -> str:
 
 
 PRESETS: dict[str, TrainingConfig] = {
+    # The lecture's model, trained in seconds: the exact gradient of the whole training split in every step.
+    "fast": TrainingConfig(
+        steps=400,
+        batch_size="full",
+        optimizer="adamw",
+        learning_rate=0.02,
+        schedule="linear",
+        warmup_steps=20,
+        weight_decay=1e-3,
+    ),
     # Karpathy, "Neural Networks: Zero to Hero", makemore parts 2 and 3: 11,897 parameters on names.
-    "makemore": TrainingConfig(schedule="step", milestones=(100_000,)),
+    # The rate drops to a tenth halfway, at step 100,000.
+    "makemore": TrainingConfig(schedule="step"),
     # EurekaLabsAI/mlp, README and mlp_pytorch.py: one stream of tokens that crosses names.
     "eureka": TrainingConfig(
         embedding_dim=48,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def sample(
             lengths = (tokens == end).int().argmax(dim=1)
             decoded = vocabulary.decode(tokens[torch.arange(tokens.shape[1]) < lengths[:, None]])
             stops = lengths.cumsum(dim=0).tolist()
-            texts += [prefix + decoded[i:j] for i, j in zip([0, *stops], stops, strict=False)]
+            texts += [prefix + decoded[i:j] for i, j in pairwise([0, *stops])]
     return texts
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +14,7 @@ from charlm.backends import BACKENDS
 from charlm.batches import BatchSampler
 from charlm.data import Dataset, Distinct
 from charlm.evaluation import evaluate
+from charlm.interrupts import deferred_interrupt
 from charlm.models import LanguageModel
 from charlm.models.base import positive
 from charlm.schedules import Schedule
@@ -93,7 +90,7 @@ class Trainer:
             self._batches = BatchSampler(len(dataset.train), positive("batch_size", batch_size), seed)
         self._schedule = Schedule(schedule, learning_rate, total_steps, warmup_steps, milestones, decay_factor)
 
-        self.model = model.to(device)
+        self.model = _moved(model, device)
         self.dataset = dataset
         self.optimizer = optimizers.create(
             self.model,
@@ -106,6 +103,7 @@ class Trainer:
         )
         self._backend = BACKENDS[backend](self.model, self.optimizer, dataset.train, max_grad_norm)
         self._distinct: dict[str, Distinct] = {}
+        self._chunk_steps = 1
         self.step = 0
 
     def run(self, steps: int, on_progress: Callable[[int, float], None] | None = None) -> Tensor:
@@ -127,14 +125,13 @@ class Trainer:
             raise ValueError(f"steps must be an integer >= 0, got {steps!r}")
         chunks = [torch.empty(0, dtype=next(self.model.parameters()).dtype)]
         end = self.step + steps
-        chunk_steps = 1
         reported = time.monotonic()
-        with _deferred_interrupt() as raise_if_interrupted:
+        with deferred_interrupt() as raise_if_interrupted:
             while self.step < end:
                 started = time.monotonic()
-                chunks.append(self._run_chunk(min(chunk_steps, end - self.step)))
+                chunks.append(self._run_chunk(min(self._chunk_steps, end - self.step)))
                 now = time.monotonic()
-                chunk_steps = _next_chunk(len(chunks[-1]), now - started)
+                self._chunk_steps = _next_chunk(len(chunks[-1]), now - started)
                 if on_progress is not None and (self.step == end or now - reported >= _CHUNK_SECONDS):
                     on_progress(self.step, chunks[-1][-1].item())
                     reported = now
@@ -151,13 +148,13 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that training changes: `step`, and the tensors of `model`, `optimizer` and `batches`."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": optimizers.named_state(self.model, self.optimizer),
-            "batches": {} if self._batches is None else self._batches.state_dict(),
+        return {
+            "step": self.step,
+            **{
+                part: {name: value.detach().clone() for name, value in tensors.items()}
+                for part, tensors in self._tensors().items()
+            },
         }
-        copies = {part: {name: value.detach().clone() for name, value in state[part].items()} for part in state}
-        return {"step": self.step, **copies}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where `state` was taken, bit for bit if the arguments of the trainer are the same.
@@ -165,20 +162,28 @@ class Trainer:
         Raises:
             ValueError: a tensor is missing, unexpected, or has another shape or dtype; nothing was changed.
         """
-        own: dict[str, dict[str, Tensor]] = {
-            "model": self.model.state_dict(),
-            "optimizer": optimizers.named_state(self.model, self.optimizer),
-            "batches": {} if self._batches is None else self._batches.state_dict(),
-        }
+        own = self._tensors()
+        if state.keys() != {"step", *own}:
+            raise ValueError(f"state must have the keys {sorted(['step', *own])}, got {sorted(state)}")
+        if not isinstance(state["step"], int) or state["step"] < 0:
+            raise ValueError(f"state 'step' must be an integer >= 0, got {state['step']!r}")
         for part, tensors in own.items():
             _check_same_structure(part, state[part], tensors)
+        if self._batches is not None:
+            self._batches.load_state_dict(state["batches"], state["step"])
         with torch.no_grad():
             for part in ("model", "optimizer"):
                 for name, tensor in own[part].items():
                     tensor.copy_(state[part][name])
-        if self._batches is not None:
-            self._batches.load_state_dict(state["batches"])
-        self.step = int(state["step"])
+        self.step = state["step"]
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All that training changes but `step`: model and optimizer not as copies."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": optimizers.named_state(self.model, self.optimizer),
+            "batches": {} if self._batches is None else self._batches.state_dict(),
+        }
 
     def _run_chunk(self, steps: int) -> Tensor:
         indices = None if self._batches is None else self._batches.read(self.step, steps)
@@ -212,6 +217,13 @@ def _check_fit(model: LanguageModel, dataset: Dataset) -> None:
         raise ValueError("dataset has no training examples")
 
 
+def _moved(model: LanguageModel, device: torch.device | str | None) -> LanguageModel:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used: {error}") from error
+
+
 def _check_same_structure(part: str, given: dict[str, Tensor], own: dict[str, Tensor]) -> None:
     if given.keys() != own.keys():
         raise ValueError(f"{part} state must have the tensors {sorted(own)}, got {sorted(given)}")
@@ -226,28 +238,3 @@ def _check_same_structure(part: str, given: dict[str, Tensor], own: dict[str, Te
 def _next_chunk(steps: int, seconds: float) -> int:
     """The number of steps that takes about `_CHUNK_SECONDS`; grows tenfold at most, as the first steps are slow."""
     return max(1, min(10 * steps, int(steps * _CHUNK_SECONDS / max(seconds, 1e-9))))
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], None]]:
-    """Holds Ctrl-C back until the yielded function is called, so that it cannot stop an update halfway.
-
-    Python delivers signals to the main thread only; elsewhere, and where Ctrl-C is not handled in Python, this does
-    nothing.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield lambda: None
-        return
-    pending: list[tuple[int, FrameType | None]] = []
-
-    def raise_if_interrupted() -> None:
-        if pending:
-            handler(*pending.pop())
-
-    signal.signal(signal.SIGINT, lambda signum, frame: pending.append((signum, frame)))
-    try:
-        yield raise_if_interrupted
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    raise_if_interrupted()

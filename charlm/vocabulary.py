@@ -37,8 +37,10 @@ class Vocabulary:
         if len(characters) == 0:
             raise ValueError("characters must not be empty")
         for i, character in enumerate(characters):
-            _check_character(f"characters[{i}]", character)
-        _check_character("boundary", boundary)
+            if fault := _fault(character):
+                raise ValueError(f"characters[{i}] = {character!r} is {fault}")
+        if fault := _fault(boundary):
+            raise ValueError(f"boundary = {boundary!r} is {fault}")
         self.characters = tuple(sorted({*characters, boundary}))
         self.boundary = self.characters.index(boundary)
         self._codec = _text.Codec("".join(self.characters))
@@ -57,7 +59,7 @@ class Vocabulary:
 
     def encode(self, text: str) -> Tensor:
         """The tokens of `text`: (len(text),) of `dtype`. ValueError if a character is not in the vocabulary."""
-        # A lone surrogate has no UTF-8, and no vocabulary has one: "?" keeps the count of characters right.
+        # A lone surrogate passes into bytes that are not UTF-8, and is reported as any other unknown character.
         utf8 = text.encode("utf-8", "surrogatepass")
         try:
             return to_tensor(self._codec.encode(utf8), self.dtype)
@@ -82,6 +84,7 @@ class Vocabulary:
             return ""
         if tokens.dtype == torch.bool or tokens.is_floating_point() or tokens.is_complex():
             raise TypeError(f"tokens must be integers, got {tokens.dtype}")
+        tokens = tokens.long()  # where V can be compared with
         wrong = (tokens < 0) | (tokens >= len(self))
         if wrong.any():
             position = int(wrong.nonzero()[0])
@@ -124,8 +127,10 @@ class Vocabulary:
         return f"Vocabulary({values['characters']!r}, boundary={values['boundary']!r})"
 
 
-def _check_character(name: str, value: object) -> None:
+def _fault(value: object) -> str | None:
+    """Why `value` is no character, if it is none."""
     if not isinstance(value, str) or len(value) != 1:
-        raise ValueError(f"{name} = {value!r} is not a single character")
+        return "not a single character"
     if "\ud800" <= value <= "\udfff":
-        raise ValueError(f"{name} = {value!r} is a lone surrogate, not a character")
+        return "a lone surrogate, not a character"
+    return None

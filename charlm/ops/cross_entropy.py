@@ -4,10 +4,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from charlm.ops import _extension  # noqa: F401  registers the ops
-from charlm.ops._autograd import needs_gradient, reduction_code, scale_saved, softcap_code
+from charlm.ops._autograd import (
+    check_devices,
+    needs_gradient,
+    reduction_code,
+    refuse_second_order,
+    scale_saved,
+    softcap_code,
+)
 
 _forward = torch.ops.charlm.cross_entropy_forward.default
 _backward = torch.ops.charlm.cross_entropy_backward.default
@@ -61,8 +67,8 @@ def cross_entropy(
 def _gradient_in_forward(input: Tensor, target: Tensor) -> bool:
     """Whether forward also writes the gradient, in the one pass that has each row in cache.
 
-    Backward is then a multiplication by the upstream gradient, or nothing where that is 1. Not for float16 and bfloat16:
-    a loss scale must multiply the gradient before it is rounded, or what it should rescue has already become 0.
+    Backward is then a multiplication by the upstream gradient, or nothing where that is 1. Not for float16 and
+    bfloat16: a loss scale must multiply the gradient before it is rounded, or what it should rescue is already 0.
     """
     return input.requires_grad and not target.requires_grad and input.dtype in (torch.float32, torch.float64)
 
@@ -82,8 +88,8 @@ class _CrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_order("cross_entropy")
         rest = (None,) * (1 + len(ctx.options))
         if ctx.in_forward:
             (gradient,) = ctx.saved_tensors
@@ -112,12 +118,13 @@ def _(
     z_loss: float,
     compute_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_devices(input=input, target=target, weight=weight)
     class_dim = min(1, input.ndim - 1)
     row_shape = [*input.shape[:class_dim], *input.shape[class_dim + 1 :]]
     compute_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     return (
         input.new_empty(row_shape if reduction == 0 else []),
-        input.new_empty([_rows(input)], dtype=compute_dtype),
+        input.new_empty([2, _rows(input)], dtype=compute_dtype),
         torch.empty_like(input) if compute_gradient else input.new_empty([0]),
     )
 
@@ -137,6 +144,7 @@ def _(
     input_gradient: bool,
     target_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
+    check_devices(input=input, target=target, weight=weight, grad_output=grad_output, lse=lse)
     return (
         torch.empty_like(input) if input_gradient else input.new_empty([0]),
         torch.empty_like(target) if target_gradient else input.new_empty([0]),

@@ -202,8 +202,8 @@ def mlp_cross_entropy(
 ) -> Tensor:
     """The loss of the whole Bengio/makemore network: embed, concatenate, tanh layer, output layer, cross-entropy.
 
-    Equal to `linear_cross_entropy(embedding_linear(ids, embedding, weight1, bias1), weight2, target, linear_bias=bias2)`
-    with the options given.
+    Equal to `linear_cross_entropy(embedding_linear(ids, embedding, weight1, bias1), weight2, target, linear_bias=bias2,
+    ...)`.
 
     Args:
         ids: (..., T), any integer dtype, values in [0, V).

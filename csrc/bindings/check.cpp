@@ -44,43 +44,42 @@ std::atomic<const char*> branch{""};
 
 }  // namespace
 
-std::string shape_string(torch::headeronly::IntHeaderOnlyArrayRef shape) {
-  std::ostringstream stream;
+std::ostream& operator<<(std::ostream& stream, const ShapeString& part) {
   stream << '(';
-  for (size_t d = 0; d < shape.size(); ++d) stream << (d > 0 ? ", " : "") << shape[d];
-  stream << (shape.size() == 1 ? ",)" : ")");
-  return stream.str();
+  for (size_t d = 0; d < part.shape.size(); ++d) stream << (d > 0 ? ", " : "") << part.shape[d];
+  return stream << (part.shape.size() == 1 ? ",)" : ")");
 }
 
-std::string dtype_string(ScalarType type) {
-  switch (type) {
+std::ostream& operator<<(std::ostream& stream, const DtypeString& part) {
+  switch (part.type) {
     case ScalarType::Float:
-      return "float32";
+      return stream << "float32";
     case ScalarType::Double:
-      return "float64";
+      return stream << "float64";
     case ScalarType::Half:
-      return "float16";
+      return stream << "float16";
     case ScalarType::Long:
-      return "int64";
+      return stream << "int64";
     case ScalarType::Int:
-      return "int32";
+      return stream << "int32";
     case ScalarType::Short:
-      return "int16";
+      return stream << "int16";
     case ScalarType::Char:
-      return "int8";
+      return stream << "int8";
     case ScalarType::Byte:
-      return "uint8";
+      return stream << "uint8";
     default: {
-      std::string name = torch::headeronly::toString(type);
+      std::string name = torch::headeronly::toString(part.type);
       for (char& c : name) c = static_cast<char>(tolower(c));
-      return name;
+      return stream << name;
     }
   }
 }
 
 bool is_integral(ScalarType type) {
   return type == ScalarType::Long || type == ScalarType::Int || type == ScalarType::Short || type == ScalarType::Char ||
-         type == ScalarType::Byte || type == ScalarType::UInt16 || type == ScalarType::UInt32;
+         type == ScalarType::Byte || type == ScalarType::UInt16 || type == ScalarType::UInt32 ||
+         type == ScalarType::UInt64;
 }
 
 namespace {
@@ -92,12 +91,12 @@ bool is_floating(ScalarType type) {
 
 void check_floating(const char* name, const Tensor& tensor) {
   check(is_floating(tensor.scalar_type()), name, " must have dtype float32, float64, bfloat16 or float16, got ",
-        dtype_string(tensor.scalar_type()));
+        DtypeString(tensor.scalar_type()));
 }
 
 void check_integral(const char* name, const Tensor& tensor) {
   check(is_integral(tensor.scalar_type()), name, " must have an integer dtype, got ",
-        dtype_string(tensor.scalar_type()));
+        DtypeString(tensor.scalar_type()));
 }
 
 void check_on_cpu(const char* name, const Tensor& tensor) {
@@ -108,7 +107,7 @@ void check_on_cpu(const char* name, const Tensor& tensor) {
 void check_matches(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
   check_on_cpu(name, tensor);
   check(tensor.scalar_type() == other.scalar_type(), name, " must have the dtype of ", other_name, ", ",
-        dtype_string(other.scalar_type()), ", got ", dtype_string(tensor.scalar_type()));
+        DtypeString(other.scalar_type()), ", got ", DtypeString(tensor.scalar_type()));
 }
 
 Storage storage_of(const Tensor& tensor) {

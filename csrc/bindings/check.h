@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <memory>
+#include <new>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -37,10 +38,18 @@ void check(bool condition, const Parts&... message) {
   }
 }
 
-// "(200, 31)", "(5,)", "()"
-std::string shape_string(torch::headeronly::IntHeaderOnlyArrayRef shape);
-inline std::string shape_string(const Tensor& tensor) { return shape_string(tensor.sizes()); }
-std::string dtype_string(ScalarType type);
+// Parts of messages, formatted only when a check fails: "(200, 31)", "(5,)", "()" and "float32".
+struct ShapeString {
+  torch::headeronly::IntHeaderOnlyArrayRef shape;
+  explicit ShapeString(torch::headeronly::IntHeaderOnlyArrayRef shape) : shape(shape) {}
+  explicit ShapeString(const Tensor& tensor) : shape(tensor.sizes()) {}
+};
+struct DtypeString {
+  ScalarType type;
+  explicit DtypeString(ScalarType type) : type(type) {}
+};
+std::ostream& operator<<(std::ostream& stream, const ShapeString& part);
+std::ostream& operator<<(std::ostream& stream, const DtypeString& part);
 
 void check_floating(const char* name, const Tensor& tensor);
 void check_integral(const char* name, const Tensor& tensor);
@@ -60,6 +69,22 @@ Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType type);
 Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type);
 // The shape of `tensor`, and its strides where these cover memory without gaps or overlaps.
 Tensor allocate_like(const Tensor& tensor);
+
+// Uninitialised memory for the time of a call, aligned to cache lines.
+template <typename T>
+class Workspace {
+ public:
+  explicit Workspace(int64_t count)
+      : data_(static_cast<T*>(::operator new(static_cast<size_t>(count) * sizeof(T), kAlignment))) {}
+  T* data() const { return data_.get(); }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Delete {
+    void operator()(T* data) const { ::operator delete(data, kAlignment); }
+  };
+  std::unique_ptr<T, Delete> data_;
+};
 
 // `tensor` as a contiguous tensor of the given dtype; itself where it is one.
 Tensor contiguous_as(const Tensor& tensor, ScalarType type);

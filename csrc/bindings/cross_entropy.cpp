@@ -61,9 +61,9 @@ void check_target(const Tensor& input, const Tensor& target, bool probabilities)
   for (int64_t d = 0, t = 0; matches && d < dim; ++d) {
     if (d != class_dim(input)) matches = target.size(t++) == input.size(d);
   }
-  check(matches, "target must have the shape of input ", shape_string(input),
+  check(matches, "target must have the shape of input ", ShapeString(input),
         " without its class dimension (class indices) or the same shape (class probabilities), got ",
-        shape_string(target));
+        ShapeString(target));
   check_integral("target", target);
   check_on_cpu("target", target);
 }
@@ -87,7 +87,7 @@ Arguments<T> read_arguments(const Tensor& input, const Tensor& target, const Opt
   Arguments<T> arguments{with_flat_inner(input), target, std::nullopt, {}};
   CrossEntropy<T>& problem = arguments.problem;
   problem.classes = input.size(class_dim(input));
-  check(problem.classes > 0, "input must have at least one class, got shape ", shape_string(input));
+  check(problem.classes > 0, "input must have at least one class, got shape ", ShapeString(input));
   problem.rows = input.numel() / problem.classes;
   problem.input = class_matrix(arguments.input);
   if (probabilities) {
@@ -120,9 +120,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor targ
     Arguments<T> arguments = read_arguments<T>(input, target, weight, options);
     CrossEntropy<T>& problem = arguments.problem;
     const Tensor row_loss = allocate({problem.rows}, compute_type(input));
-    const Tensor lse = allocate({problem.rows}, compute_type(input));
+    const Tensor lse = allocate({2, problem.rows}, compute_type(input));
     problem.loss = row_loss.template mutable_data_ptr<T>();
-    problem.lse = lse.template mutable_data_ptr<T>();
+    set_lse(lse, &problem);
     Tensor gradient = compute_gradient ? empty_gradient(input) : allocate({0}, input.scalar_type());
     if (compute_gradient) {
       problem.input_gradient = class_matrix(gradient);
@@ -145,9 +145,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor grad_output, const Tensor input
     using T = decltype(type);
     Arguments<T> arguments = read_arguments<T>(input, target, weight, options);
     CrossEntropy<T>& problem = arguments.problem;
-    check(lse.numel() == problem.rows && lse.scalar_type() == compute_type(input),
-          "lse must be the one that cross_entropy_forward returned, got shape ", shape_string(lse));
-    problem.lse = const_cast<T*>(lse.template const_data_ptr<T>());
+    set_lse(lse, &problem);
     problem.lse_is_known = true;
     if (input_gradient) problem.input_gradient = class_matrix(grad_input);
     if (target_gradient) {

@@ -40,6 +40,10 @@ template <typename T>
 Tensor reduce(const CrossEntropy<T>& problem, Reduction reduction, const Tensor& row_loss,
               torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType type);
 
+// The (2, N) tensor that forward hands to backward: shift, then log_sum, of every row.
+template <typename T>
+void set_lse(const Tensor& lse, CrossEntropy<T>* problem);
+
 // Sets the upstream gradient: per row under "none" (converted into `holder`), folded into the scale otherwise.
 template <typename T>
 void set_upstream(const Tensor& grad_output, Reduction reduction, OptionalTensor* holder, CrossEntropy<T>* problem);

@@ -64,7 +64,7 @@ void set_options(const CrossEntropyOptions& options, const OptionalTensor& weigh
   check_floating("weight", *weight);
   check_on_cpu("weight", *weight);
   check(weight->dim() == 1 && weight->size(0) == problem->classes, "weight must have shape (C=", problem->classes,
-        ",), got ", shape_string(*weight));
+        ",), got ", ShapeString(*weight));
   *holder = contiguous_as(*weight, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
   problem->weight = (*holder)->template const_data_ptr<T>();
 }
@@ -117,13 +117,21 @@ Tensor reduce(const CrossEntropy<T>& problem, Reduction reduction, const Tensor&
 }
 
 template <typename T>
+void set_lse(const Tensor& lse, CrossEntropy<T>* problem) {
+  check(lse.numel() == 2 * problem->rows && lse.is_contiguous() && lse.element_size() == sizeof(T),
+        "lse must be what the forward op returned, shape (2, ", problem->rows, "), got shape ", ShapeString(lse));
+  problem->shift = static_cast<T*>(lse.data_ptr());
+  problem->log_sum = problem->shift + problem->rows;
+}
+
+template <typename T>
 void set_upstream(const Tensor& grad_output, Reduction reduction, OptionalTensor* holder, CrossEntropy<T>* problem) {
   check_on_cpu("grad_output", grad_output);
   *holder = contiguous_as(grad_output, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
   const T* values = (*holder)->template const_data_ptr<T>();
   const int64_t expected = reduction == Reduction::kNone ? problem->rows : 1;
   check(grad_output.numel() == expected, "grad_output must have ", expected, " elements, got shape ",
-        shape_string(grad_output));
+        ShapeString(grad_output));
   problem->scale = gradient_scale(*problem, reduction);
   if (reduction == Reduction::kNone) {
     problem->row_scale = values;
@@ -152,6 +160,7 @@ void run_tiles(const CrossEntropy<T>& problem) {
   template T gradient_scale(const CrossEntropy<T>&, Reduction);                                                      \
   template Tensor reduce(const CrossEntropy<T>&, Reduction, const Tensor&, torch::headeronly::IntHeaderOnlyArrayRef, \
                          ScalarType);                                                                                \
+  template void set_lse(const Tensor&, CrossEntropy<T>*);                                                            \
   template void set_upstream(const Tensor&, Reduction, OptionalTensor*, CrossEntropy<T>*);                           \
   template void run_tiles(const CrossEntropy<T>&);
 CHARLM_INSTANTIATE(float)

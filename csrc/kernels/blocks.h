@@ -1,4 +1,4 @@
-// A dimension cut into blocks of a few vectors each, as the register tiles of cpu/gemm.h want it.
+// A dimension cut into blocks of a few vectors each, as the register tiles of cpu/block_gemm.h want it.
 //
 // A matrix with `size` columns is stored block by block: all rows of the first block, then all rows of the second, each
 // row of a block contiguous. One block of a few dozen rows is a few KB in one piece, so that work on it stays in the

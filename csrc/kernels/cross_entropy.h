@@ -33,16 +33,22 @@ struct CrossEntropy {
   T label_smoothing = 0;
   T softcap = 0;  // 0: none
   T z_loss = 0;
-  T* loss = nullptr;  // (N,), null: not computed
-  T* lse = nullptr;   // (N,), written, or read where lse_is_known; null: not kept
+  T* loss = nullptr;  // (N,), null where lse_is_known: the forward pass has given it
+  // (N,) each, written, or read where lse_is_known: lse = shift + log_sum, apart so that z - shift cancels exactly.
+  T* shift = nullptr;
+  T* log_sum = nullptr;
   bool lse_is_known = false;
   const T* row_scale = nullptr;  // (N,), upstream gradient of each row; null: 1
   T scale = 1;                   // every gradient is scale * row_scale * d loss / d input
 };
 
-// Rows are worked on in tiles cut by shape alone, so that results do not depend on the number of threads.
-inline constexpr int64_t kCrossEntropyMaxTileRows = 16;
-int64_t cross_entropy_tile_rows(int64_t classes);
+// Rows are worked on in tiles cut by shape alone, so that results do not depend on the number of threads: as many rows
+// as keep a tile and its gradient within the first-level cache, at least one.
+inline constexpr int64_t kCrossEntropyMaxTileRows = 64;
+inline int64_t cross_entropy_tile_rows(int64_t classes) {
+  const int64_t rows = 4096 / (classes > 0 ? classes : 1);
+  return rows < 1 ? 1 : rows > kCrossEntropyMaxTileRows ? kCrossEntropyMaxTileRows : rows;
+}
 
 namespace cpu {
 template <typename T>
@@ -58,11 +64,5 @@ int64_t cross_entropy_scratch(const CrossEntropy<T>& problem) {
   return 4 * cross_entropy_tile_rows(problem.classes) * problem.classes;
 }
 }  // namespace cpu
-
-// As many rows as keep a tile and its gradient within the first-level cache, at least one.
-inline int64_t cross_entropy_tile_rows(int64_t classes) {
-  const int64_t rows = 4096 / (classes > 0 ? classes : 1);
-  return rows < 1 ? 1 : rows > kCrossEntropyMaxTileRows ? kCrossEntropyMaxTileRows : rows;
-}
 
 }  // namespace charlm

@@ -7,11 +7,23 @@ namespace charlm {
 
 enum class Storage { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
+inline int64_t storage_size(Storage storage) {
+  return storage == Storage::kFloat64 ? 8 : storage == Storage::kFloat32 ? 4 : 2;
+}
+
 struct BFloat16 {
   uint16_t bits;
 };
 struct Float16 {
   uint16_t bits;
+};
+
+// A matrix of either, or of float or double. Strides in elements.
+struct StoredMatrix {
+  void* data = nullptr;
+  Storage storage = Storage::kFloat32;
+  int64_t row_stride = 0;
+  int64_t column_stride = 1;
 };
 
 // An (N, C) matrix of class scores inside a tensor (outer, C, inner): row n = (n / inner, n % inner). Strides in
@@ -23,6 +35,8 @@ struct ClassMatrix {
   int64_t outer_stride = 0;
   int64_t inner_stride = 0;
   int64_t class_stride = 1;
+  int64_t block_classes = 0;
+  int64_t block_stride = 0;
 
   int64_t row_offset(int64_t row) const { return row / inner * outer_stride + row % inner * inner_stride; }
 };

@@ -3,9 +3,11 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <iterator>
 #include <limits>
+#include <mutex>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -17,6 +19,7 @@
 #include "codec.h"
 #include "contexts.h"
 #include "frame.h"
+#include "sampler.h"
 #include "utf8.h"
 
 namespace py = pybind11;
@@ -31,6 +34,7 @@ std::span<const T> view_as(const py::buffer_info& info) {
   if (info.ndim != 1 || (info.size > 1 && info.strides[0] != info.itemsize)) {
     throw std::invalid_argument("expected a contiguous one-dimensional buffer");
   }
+  if (bytes == 0) return {};
   if (bytes % sizeof(T) != 0 || reinterpret_cast<uintptr_t>(info.ptr) % alignof(T) != 0) {
     throw std::invalid_argument("expected a buffer of whole, aligned elements of " + std::to_string(sizeof(T)) +
                                 " bytes");
@@ -48,6 +52,11 @@ std::pair<py::bytearray, std::span<T>> allocate(int64_t size) {
   if (object == nullptr) throw py::error_already_set();
   auto bytes = py::reinterpret_steal<py::bytearray>(object);
   return {bytes, {reinterpret_cast<T*>(PyByteArray_AS_STRING(object)), static_cast<size_t>(size)}};
+}
+
+template <typename T>
+void shrink(const py::bytearray& bytes, int64_t size) {
+  if (PyByteArray_Resize(bytes.ptr(), static_cast<Py_ssize_t>(size * sizeof(T))) != 0) throw py::error_already_set();
 }
 
 template <typename T>
@@ -70,6 +79,19 @@ auto with_token_type(int token_size, F f) {
   }
 }
 
+// The same for the type of line ends and example indices.
+template <typename F>
+auto with_index_type(int index_size, F f) {
+  switch (index_size) {
+    case 4:
+      return f(int32_t{0});
+    case 8:
+      return f(int64_t{0});
+    default:
+      throw std::invalid_argument("index_size must be 4 or 8, got " + std::to_string(index_size));
+  }
+}
+
 py::str to_str(const std::u32string& text) {
   PyObject* object = PyUnicode_FromKindAndData(PyUnicode_4BYTE_KIND, text.data(), static_cast<Py_ssize_t>(text.size()));
   if (object == nullptr) throw py::error_already_set();
@@ -88,20 +110,25 @@ py::bytearray encode(const Codec& codec, const py::bytes& utf8) {
   });
 }
 
-py::tuple encode_lines(const Codec& codec, const py::bytes& utf8) {
+py::tuple encode_lines(const Codec& codec, const py::bytes& utf8, int index_size) {
   const std::string_view text = utf8;
-  std::vector<int64_t> ends;
-  {
-    py::gil_scoped_release release;
-    ends = Codec::line_ends(text);
-  }
-  return with_token_type(codec.token_size(), [&](auto zero) {
-    auto [bytes, tokens] = allocate<decltype(zero)>(ends.empty() ? 0 : ends.back());
-    {
-      py::gil_scoped_release release;
-      codec.encode_lines(text, tokens);
-    }
-    return py::make_tuple(bytes, to_bytearray(ends));
+  return with_token_type(codec.token_size(), [&](auto token) {
+    return with_index_type(index_size, [&](auto index) {
+      // Room for all; line ends, trailing white space and blank lines leave some of it over.
+      auto [token_bytes, tokens] = allocate<decltype(token)>(count_characters(text));
+      auto [end_bytes, ends] = allocate<decltype(index)>(std::count(text.begin(), text.end(), '\n') + 1);
+      if (tokens.size() > static_cast<size_t>(std::numeric_limits<decltype(index)>::max())) {
+        throw std::length_error("the text is too long for index_size=4");
+      }
+      int64_t lines = 0;
+      {
+        py::gil_scoped_release release;
+        lines = codec.encode_lines(text, tokens, ends);
+      }
+      shrink<decltype(token)>(token_bytes, lines == 0 ? 0 : ends[lines - 1]);
+      shrink<decltype(index)>(end_bytes, lines);
+      return py::make_tuple(token_bytes, end_bytes);
+    });
   });
 }
 
@@ -133,54 +160,121 @@ py::str characters_of(const py::bytes& utf8, bool by_line) {
   return to_str(characters);
 }
 
-py::tuple frame(int token_size, const py::buffer& tokens, const py::buffer& ends, const py::buffer& order,
-                int64_t context_length, int64_t boundary) {
+py::tuple frame(int token_size, int index_size, const py::buffer& tokens, const py::buffer& ends,
+                const py::buffer& order, int64_t context_length, int64_t boundary) {
   const py::buffer_info tokens_info = tokens.request();
   const py::buffer_info ends_info = ends.request();
   const py::buffer_info order_info = order.request();
-  return with_token_type(token_size, [&](auto zero) {
-    using Token = decltype(zero);
-    const auto all_tokens = view_as<Token>(tokens_info);
-    const auto all_ends = view_as<int64_t>(ends_info);
-    const auto lines = view_as<int64_t>(order_info);
-    const int64_t characters = all_ends.empty() ? 0 : all_ends.back();
-    auto [bytes, framed] = allocate<Token>(framed_size(characters, std::ssize(lines), context_length));
-    auto [end_bytes, framed_ends] = allocate<int64_t>(std::ssize(lines));
-    {
-      py::gil_scoped_release release;
-      frame_lines<Token>(all_tokens, all_ends, lines, context_length, static_cast<Token>(boundary), framed,
-                         framed_ends);
-    }
-    return py::make_tuple(bytes, end_bytes);
+  return with_token_type(token_size, [&](auto token) {
+    return with_index_type(index_size, [&](auto index) {
+      using Token = decltype(token);
+      using Index = decltype(index);
+      const auto all_tokens = view_as<Token>(tokens_info);
+      const auto all_ends = view_as<Index>(ends_info);
+      const auto lines = view_as<Index>(order_info);
+      const int64_t characters = all_ends.empty() ? 0 : all_ends.back();
+      const int64_t size = framed_size(characters, std::ssize(lines), context_length);
+      if (characters + std::ssize(lines) > std::numeric_limits<Index>::max()) {
+        throw std::length_error("too many examples for index_size=4");
+      }
+      auto [framed_bytes, framed] = allocate<Token>(size);
+      auto [end_bytes, framed_ends] = allocate<Index>(std::ssize(lines));
+      {
+        py::gil_scoped_release release;
+        frame_lines(all_tokens, all_ends, lines, context_length, static_cast<Token>(boundary), framed, framed_ends);
+      }
+      return py::make_tuple(framed_bytes, end_bytes);
+    });
   });
 }
 
-py::tuple distinct_contexts(int token_size, const py::buffer& tokens, const py::buffer& ends, int64_t context_length) {
+py::tuple distinct_contexts(int token_size, int index_size, const py::buffer& tokens, const py::buffer& ends,
+                            int64_t context_length) {
   const py::buffer_info tokens_info = tokens.request();
   const py::buffer_info ends_info = ends.request();
-  const auto all_ends = view_as<int64_t>(ends_info);
-  const int64_t examples = all_ends.empty() ? 0 : all_ends.back();
   return with_token_type(token_size, [&](auto token) {
-    const auto run = [&](auto id) {
-      auto [index_bytes, index] = allocate<decltype(id)>(examples);
-      DistinctContexts<decltype(token)> distinct;
+    return with_index_type(index_size, [&](auto number) {
+      using Token = decltype(token);
+      using Index = decltype(number);
+      const auto all_ends = view_as<Index>(ends_info);
+      auto [index_bytes, index] = allocate<Index>(all_ends.empty() ? 0 : all_ends.back());
+      DistinctContexts<Token> distinct;
       {
         py::gil_scoped_release release;
-        distinct = find_distinct_contexts(view_as<decltype(token)>(tokens_info), all_ends, context_length, index);
+        distinct = find_distinct_contexts(view_as<Token>(tokens_info), all_ends, context_length, index);
       }
       return py::make_tuple(to_bytearray(distinct.starts), index_bytes, to_bytearray(distinct.row_ptr),
                             to_bytearray(distinct.targets), to_bytearray(distinct.counts));
-    };
-    return examples <= std::numeric_limits<int32_t>::max() ? run(int32_t{0}) : run(int64_t{0});
+    });
   });
 }
+
+// A sampler for one thread at a time. Others get an error: to wait with the GIL for one that needs it is a deadlock.
+class ExclusiveSampler {
+ public:
+  ExclusiveSampler(std::u32string characters, int64_t context_length, int64_t max_contexts)
+      : sampler_(std::move(characters), context_length, max_contexts) {}
+
+  void start(const py::buffer& context, uint64_t seed, int64_t first, int64_t count, int64_t max_tokens, int32_t end) {
+    const std::unique_lock lock = acquire();
+    const py::buffer_info info = context.request();
+    py::gil_scoped_release release;
+    sampler_.start(view_as<int32_t>(info), seed, first, count, max_tokens, end);
+  }
+
+  py::bytearray advance() {
+    const std::unique_lock lock = acquire();
+    std::span<const int32_t> missing;
+    {
+      py::gil_scoped_release release;
+      missing = sampler_.advance();
+    }
+    auto [bytes, contexts] = allocate<int32_t>(std::ssize(missing));
+    std::copy(missing.begin(), missing.end(), contexts.begin());
+    return bytes;
+  }
+
+  void add(const py::buffer& weights) {
+    const std::unique_lock lock = acquire();
+    const py::buffer_info info = weights.request();
+    py::gil_scoped_release release;
+    sampler_.add(view_as<double>(info));
+  }
+
+  int64_t unfinished() {
+    const std::unique_lock lock = acquire();
+    return sampler_.unfinished();
+  }
+
+  py::list texts(const std::u32string& prefix) {
+    const std::unique_lock lock = acquire();
+    py::list texts(sampler_.size());
+    std::u32string text;
+    for (int64_t i = 0; i < sampler_.size(); ++i) {
+      text = prefix;
+      sampler_.append_text(i, text);
+      texts[i] = to_str(text);
+    }
+    return texts;
+  }
+
+ private:
+  std::unique_lock<std::mutex> acquire() {
+    std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock) throw std::runtime_error("another thread is using this Sampler");
+    return lock;
+  }
+
+  std::mutex mutex_;
+  Sampler sampler_;
+};
 
 }  // namespace
 }  // namespace charlm::text
 
 PYBIND11_MODULE(_text, m) {
   using namespace charlm::text;
-  m.doc() = "Text to tokens, line framing and the index of distinct contexts.";
+  m.doc() = "Text to tokens, line framing, the index of distinct contexts, and texts drawn from probabilities.";
 
   // The argument of each is the byte offset or the token position.
   static py::handle invalid_utf8 = py::exception<InvalidUtf8>(m, "InvalidUtf8", PyExc_ValueError).release();
@@ -204,12 +298,21 @@ PYBIND11_MODULE(_text, m) {
       .def(py::init<std::u32string>(), py::arg("characters"))
       .def_property_readonly("token_size", &Codec::token_size)
       .def("encode", &encode, py::arg("utf8"))
-      .def("encode_lines", &encode_lines, py::arg("utf8"))
+      .def("encode_lines", &encode_lines, py::arg("utf8"), py::arg("index_size"))
       .def("decode", &decode, py::arg("tokens"));
+  py::class_<ExclusiveSampler>(m, "Sampler")
+      .def(py::init<std::u32string, int64_t, int64_t>(), py::arg("characters"), py::arg("context_length"),
+           py::arg("max_contexts"))
+      .def("start", &ExclusiveSampler::start, py::arg("context"), py::arg("seed"), py::arg("first"), py::arg("count"),
+           py::arg("max_tokens"), py::arg("end"))
+      .def("advance", &ExclusiveSampler::advance)
+      .def("add", &ExclusiveSampler::add, py::arg("weights"))
+      .def_property_readonly("unfinished", &ExclusiveSampler::unfinished)
+      .def("texts", &ExclusiveSampler::texts, py::arg("prefix"));
   m.def("find_not_text", &first_not_text, py::arg("data"));
   m.def("distinct_characters", &characters_of, py::arg("utf8"), py::kw_only(), py::arg("by_line"));
-  m.def("frame_lines", &frame, py::arg("token_size"), py::arg("tokens"), py::arg("ends"), py::arg("order"),
-        py::arg("context_length"), py::arg("boundary"));
-  m.def("distinct_contexts", &distinct_contexts, py::arg("token_size"), py::arg("tokens"), py::arg("ends"),
-        py::arg("context_length"));
+  m.def("frame_lines", &frame, py::arg("token_size"), py::arg("index_size"), py::arg("tokens"), py::arg("ends"),
+        py::arg("order"), py::arg("context_length"), py::arg("boundary"));
+  m.def("distinct_contexts", &distinct_contexts, py::arg("token_size"), py::arg("index_size"), py::arg("tokens"),
+        py::arg("ends"), py::arg("context_length"));
 }

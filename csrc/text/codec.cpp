@@ -56,19 +56,16 @@ void Codec::encode(std::string_view text, std::span<Token> tokens) const {
   encode_at(text, 0, tokens.data(), tokens.data() + tokens.size());
 }
 
-std::vector<int64_t> Codec::line_ends(std::string_view text) {
-  std::vector<int64_t> ends;
-  int64_t end = 0;
-  for_each_line(text, [&](std::string_view line) { ends.push_back(end += count_characters(line)); });
-  return ends;
-}
-
-template <typename Token>
-void Codec::encode_lines(std::string_view text, std::span<Token> tokens) const {
+template <typename Token, typename Index>
+int64_t Codec::encode_lines(std::string_view text, std::span<Token> tokens, std::span<Index> ends) const {
   Token* out = tokens.data();
+  size_t lines = 0;
   for_each_line(text, [&](std::string_view line) {
+    if (lines == ends.size()) throw std::length_error("more lines than ends");
     out = encode_at(line, line.data() - text.data(), out, tokens.data() + tokens.size());
+    ends[lines++] = static_cast<Index>(out - tokens.data());
   });
+  return static_cast<int64_t>(lines);
 }
 
 template <typename Token>
@@ -83,9 +80,10 @@ std::string Codec::decode(std::span<const Token> tokens) const {
   return text;
 }
 
-#define CHARLM_INSTANTIATE(Token)                                              \
-  template void Codec::encode(std::string_view, std::span<Token>) const;       \
-  template void Codec::encode_lines(std::string_view, std::span<Token>) const; \
+#define CHARLM_INSTANTIATE(Token)                                                                     \
+  template void Codec::encode(std::string_view, std::span<Token>) const;                              \
+  template int64_t Codec::encode_lines(std::string_view, std::span<Token>, std::span<int32_t>) const; \
+  template int64_t Codec::encode_lines(std::string_view, std::span<Token>, std::span<int64_t>) const; \
   template std::string Codec::decode(std::span<const Token>) const;
 CHARLM_INSTANTIATE(uint8_t)
 CHARLM_INSTANTIATE(int16_t)

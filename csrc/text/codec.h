@@ -35,11 +35,11 @@ class Codec {
   template <typename Token>
   void encode(std::string_view text, std::span<Token> tokens) const;
 
-  // The lines of a text (lines.h), one after the other: tokens of line i are those from ends[i - 1] to ends[i].
-  // First the ends, then the tokens (`tokens` holds ends.back()). Throws InvalidUtf8, UnknownCharacter.
-  static std::vector<int64_t> line_ends(std::string_view text);
-  template <typename Token>
-  void encode_lines(std::string_view text, std::span<Token> tokens) const;
+  // The lines of a text (lines.h), one after the other: the tokens of line i are those from ends[i - 1] to ends[i].
+  // Returns the number of lines; `tokens` has room for count_characters(text), `ends` for one more than the text has
+  // "\n". Index is int32_t or int64_t. Throws InvalidUtf8, UnknownCharacter.
+  template <typename Token, typename Index>
+  int64_t encode_lines(std::string_view text, std::span<Token> tokens, std::span<Index> ends) const;
 
   // The text in UTF-8. Throws UnknownToken.
   template <typename Token>

@@ -2,29 +2,30 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <type_traits>
 #include <utility>
 
 namespace charlm::text {
 namespace {
 
-// Contexts by their tokens, numbered in order of insertion. Open addressing with linear probing, at most half full; a
-// slot keeps the whole hash, so that growing needs no tokens and a probe seldom compares them.
+// Contexts by their tokens, numbered in order of insertion. Open addressing with linear probing, at most half full. A
+// slot keeps a 64-bit key: the tokens themselves where they fit, which settles every comparison, and otherwise their
+// hash.
 template <typename Token>
 class ContextTable {
  public:
   ContextTable(std::span<const Token> tokens, int64_t context_length)
-      : tokens_(tokens), context_length_(context_length), slots_(1024) {}
+      : tokens_(tokens), context_length_(context_length), tokens_fit_(context_length * sizeof(Token) <= 8) {}
 
   // The number of the context that starts at tokens[start].
   int64_t number(int64_t start) {
-    const Token* context = tokens_.data() + start;
-    const uint64_t hash = hash_of(context);
-    size_t i = hash & (slots_.size() - 1);
+    const uint64_t key = key_of(start);
+    size_t i = first_slot(key);
     for (; slots_[i].number >= 0; i = (i + 1) & (slots_.size() - 1)) {
-      if (slots_[i].hash == hash && equal(context, tokens_.data() + starts_[slots_[i].number])) return slots_[i].number;
+      if (slots_[i].key == key && (tokens_fit_ || equal(start, starts_[slots_[i].number]))) return slots_[i].number;
     }
     const auto number = static_cast<int64_t>(starts_.size());
-    slots_[i] = {hash, number};
+    slots_[i] = {key, number};
     starts_.push_back(start);
     if (2 * starts_.size() > slots_.size()) grow();
     return number;
@@ -34,41 +35,56 @@ class ContextTable {
 
  private:
   struct Slot {
-    uint64_t hash = 0;
+    uint64_t key = 0;
     int64_t number = -1;
   };
 
-  uint64_t hash_of(const Token* context) const {
-    uint64_t hash = 0;
-    for (int64_t t = 0; t < context_length_; ++t) {
-      hash = (hash ^ static_cast<uint64_t>(context[t] + 1)) * 0x9E3779B97F4A7C15;  // 2^64 / golden ratio
-      hash ^= hash >> 32;
+  static constexpr uint64_t kGoldenRatio = 0x9E3779B97F4A7C15;  // of 2^64: Knuth's multiplicative hashing
+
+  uint64_t key_of(int64_t start) const {
+    using Bits = std::make_unsigned_t<Token>;
+    const Token* context = tokens_.data() + start;
+    uint64_t key = 0;
+    if (tokens_fit_) {
+      for (int64_t t = 0; t < context_length_; ++t) key = key << (8 * sizeof(Token)) | static_cast<Bits>(context[t]);
+    } else {
+      for (int64_t t = 0; t < context_length_; ++t) {
+        key = (key ^ static_cast<Bits>(context[t])) * kGoldenRatio;
+        key ^= key >> 32;
+      }
     }
-    return hash;
+    return key;
   }
 
-  bool equal(const Token* a, const Token* b) const { return std::equal(a, a + context_length_, b); }
+  size_t first_slot(uint64_t key) const { return (key * kGoldenRatio) >> (64 - slot_bits_); }
+
+  bool equal(int64_t a, int64_t b) const {
+    return std::equal(tokens_.data() + a, tokens_.data() + a + context_length_, tokens_.data() + b);
+  }
 
   void grow() {
-    std::vector<Slot> slots(2 * slots_.size());
-    for (const Slot& slot : slots_) {
+    std::vector<Slot> old(2 * slots_.size());
+    old.swap(slots_);
+    ++slot_bits_;
+    for (const Slot& slot : old) {
       if (slot.number < 0) continue;
-      size_t i = slot.hash & (slots.size() - 1);
-      while (slots[i].number >= 0) i = (i + 1) & (slots.size() - 1);
-      slots[i] = slot;
+      size_t i = first_slot(slot.key);
+      while (slots_[i].number >= 0) i = (i + 1) & (slots_.size() - 1);
+      slots_[i] = slot;
     }
-    slots_ = std::move(slots);
   }
 
   std::span<const Token> tokens_;
   int64_t context_length_;
-  std::vector<Slot> slots_;
+  bool tokens_fit_;
+  int slot_bits_ = 10;
+  std::vector<Slot> slots_ = std::vector<Slot>(size_t{1} << slot_bits_);
   std::vector<int64_t> starts_;
 };
 
 // Calls visit(example, start) for every example, in order.
-template <typename Visit>
-void for_each_example(std::span<const int64_t> ends, int64_t context_length, Visit visit) {
+template <typename Index, typename Visit>
+void for_each_example(std::span<const Index> ends, int64_t context_length, Visit visit) {
   int64_t example = 0;
   for (size_t line = 0; line < ends.size(); ++line) {
     const int64_t shift = static_cast<int64_t>(line) * (context_length - 1);
@@ -104,27 +120,30 @@ void count_targets(const std::vector<Token>& ordered, DistinctContexts<Token>& d
 
 }  // namespace
 
-template <typename Token, typename Id>
-DistinctContexts<Token> find_distinct_contexts(std::span<const Token> tokens, std::span<const int64_t> ends,
-                                               int64_t context_length, std::span<Id> index) {
+template <typename Token, typename Index>
+DistinctContexts<Token> find_distinct_contexts(std::span<const Token> tokens, std::span<const Index> ends,
+                                               int64_t context_length, std::span<Index> index) {
   const int64_t examples = ends.empty() ? 0 : ends.back();
   if (static_cast<int64_t>(index.size()) != examples || !std::is_sorted(ends.begin(), ends.end())) {
     throw std::out_of_range("ends must rise to the number of examples");
   }
+  if (context_length < 1 || context_length > static_cast<int64_t>(tokens.size())) {
+    throw std::out_of_range("context_length must be from 1 to the number of tokens");
+  }
   const auto last_start = examples - 1 + (static_cast<int64_t>(ends.size()) - 1) * (context_length - 1);
-  if (context_length < 1 || (examples > 0 && last_start + context_length >= static_cast<int64_t>(tokens.size()))) {
+  if (examples > 0 && last_start + context_length >= static_cast<int64_t>(tokens.size())) {
     throw std::out_of_range("the examples lie outside the tokens");
   }
 
   DistinctContexts<Token> distinct;
   ContextTable<Token> table(tokens, context_length);
   for_each_example(ends, context_length,
-                   [&](int64_t example, int64_t start) { index[example] = static_cast<Id>(table.number(start)); });
+                   [&](int64_t example, int64_t start) { index[example] = static_cast<Index>(table.number(start)); });
   distinct.starts = std::move(table.starts());
 
   // Counting sort of the targets by context.
   distinct.row_ptr.assign(distinct.starts.size() + 1, 0);
-  for (const Id number : index) ++distinct.row_ptr[static_cast<size_t>(number) + 1];
+  for (const Index number : index) ++distinct.row_ptr[static_cast<size_t>(number) + 1];
   for (size_t u = 1; u < distinct.row_ptr.size(); ++u) distinct.row_ptr[u] += distinct.row_ptr[u - 1];
   std::vector<int64_t> next(distinct.row_ptr.begin(), distinct.row_ptr.end() - 1);
   std::vector<Token> ordered(index.size());
@@ -135,14 +154,15 @@ DistinctContexts<Token> find_distinct_contexts(std::span<const Token> tokens, st
   return distinct;
 }
 
-#define CHARLM_INSTANTIATE(Token)                                                                                    \
-  template DistinctContexts<Token> find_distinct_contexts(std::span<const Token>, std::span<const int64_t>, int64_t, \
-                                                          std::span<int32_t>);                                       \
-  template DistinctContexts<Token> find_distinct_contexts(std::span<const Token>, std::span<const int64_t>, int64_t, \
-                                                          std::span<int64_t>);
-CHARLM_INSTANTIATE(uint8_t)
-CHARLM_INSTANTIATE(int16_t)
-CHARLM_INSTANTIATE(int32_t)
+#define CHARLM_INSTANTIATE(Token, Index)                                                                           \
+  template DistinctContexts<Token> find_distinct_contexts(std::span<const Token>, std::span<const Index>, int64_t, \
+                                                          std::span<Index>);
+CHARLM_INSTANTIATE(uint8_t, int32_t)
+CHARLM_INSTANTIATE(uint8_t, int64_t)
+CHARLM_INSTANTIATE(int16_t, int32_t)
+CHARLM_INSTANTIATE(int16_t, int64_t)
+CHARLM_INSTANTIATE(int32_t, int32_t)
+CHARLM_INSTANTIATE(int32_t, int64_t)
 #undef CHARLM_INSTANTIATE
 
 }  // namespace charlm::text

@@ -18,10 +18,10 @@ struct DistinctContexts {
 
 // Example j, in the line k with ends[k - 1] <= j < ends[k], has its context at tokens[j + k * (context_length - 1)] and
 // the context_length - 1 following, and the token after these as its target. `index` (N,), N = ends.back(), becomes the
-// number of each example's context. Token is uint8_t, int16_t or int32_t, Id is int32_t or int64_t.
+// number of each example's context. Token is uint8_t, int16_t or int32_t, Index is int32_t or int64_t.
 // std::out_of_range if an example lies outside the tokens.
-template <typename Token, typename Id>
-DistinctContexts<Token> find_distinct_contexts(std::span<const Token> tokens, std::span<const int64_t> ends,
-                                               int64_t context_length, std::span<Id> index);
+template <typename Token, typename Index>
+DistinctContexts<Token> find_distinct_contexts(std::span<const Token> tokens, std::span<const Index> ends,
+                                               int64_t context_length, std::span<Index> index);
 
 }  // namespace charlm::text

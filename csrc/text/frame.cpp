@@ -8,15 +8,16 @@ namespace charlm::text {
 
 int64_t framed_size(int64_t characters, int64_t lines, int64_t context_length) {
   constexpr int64_t kLargest = std::numeric_limits<int64_t>::max() / 8;
-  if (lines > 0 && context_length > (kLargest - characters) / lines) {
-    throw std::length_error("context_length is too long for this many lines");
+  if (context_length < 1) throw std::invalid_argument("context_length must be at least 1");
+  if (characters < 0 || characters > kLargest || (lines > 0 && context_length > (kLargest - characters) / lines)) {
+    throw std::length_error("the framed lines are longer than memory");
   }
   return characters + lines * context_length + 1;
 }
 
-template <typename Token>
-void frame_lines(std::span<const Token> tokens, std::span<const int64_t> ends, std::span<const int64_t> order,
-                 int64_t context_length, Token boundary, std::span<Token> framed, std::span<int64_t> framed_ends) {
+template <typename Token, typename Index>
+void frame_lines(std::span<const Token> tokens, std::span<const Index> ends, std::span<const Index> order,
+                 int64_t context_length, Token boundary, std::span<Token> framed, std::span<Index> framed_ends) {
   const auto lines = static_cast<int64_t>(ends.size());
   const auto size = static_cast<int64_t>(framed.size());
   if (order.size() != framed_ends.size()) throw std::out_of_range("order and framed_ends differ in size");
@@ -36,17 +37,22 @@ void frame_lines(std::span<const Token> tokens, std::span<const int64_t> ends, s
     if (written >= size) throw std::out_of_range("framed is too small");
     out = std::fill_n(out, context_length, boundary);
     out = std::copy_n(tokens.data() + begin, length, out);
-    framed_ends[k] = examples += length + 1;
+    examples += length + 1;
+    framed_ends[k] = static_cast<Index>(examples);
   }
   if (written + 1 != size) throw std::out_of_range("framed is too large");
   *out = boundary;
 }
 
-template void frame_lines(std::span<const uint8_t>, std::span<const int64_t>, std::span<const int64_t>, int64_t,
-                          uint8_t, std::span<uint8_t>, std::span<int64_t>);
-template void frame_lines(std::span<const int16_t>, std::span<const int64_t>, std::span<const int64_t>, int64_t,
-                          int16_t, std::span<int16_t>, std::span<int64_t>);
-template void frame_lines(std::span<const int32_t>, std::span<const int64_t>, std::span<const int64_t>, int64_t,
-                          int32_t, std::span<int32_t>, std::span<int64_t>);
+#define CHARLM_INSTANTIATE(Token, Index)                                                                            \
+  template void frame_lines(std::span<const Token>, std::span<const Index>, std::span<const Index>, int64_t, Token, \
+                            std::span<Token>, std::span<Index>);
+CHARLM_INSTANTIATE(uint8_t, int32_t)
+CHARLM_INSTANTIATE(uint8_t, int64_t)
+CHARLM_INSTANTIATE(int16_t, int32_t)
+CHARLM_INSTANTIATE(int16_t, int64_t)
+CHARLM_INSTANTIATE(int32_t, int32_t)
+CHARLM_INSTANTIATE(int32_t, int64_t)
+#undef CHARLM_INSTANTIATE
 
 }  // namespace charlm::text

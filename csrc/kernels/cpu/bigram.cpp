@@ -1,6 +1,6 @@
 #include "kernels/bigram.h"
 
-#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/block_gemm.h"
 #include "kernels/cpu/optimizer.h"
 #include "kernels/cpu/softmax_rows.h"
 

@@ -49,49 +49,75 @@ CHARLM_INLINE void from_compute(float value, Float16* out) {  // to nearest, tie
   out->bits = (uint16_t)(result | sign);
 }
 
-// rows x columns values from strided storage to contiguous rows, and back. The loop over the smaller stride is
+// rows x columns values from strided storage to rows of scratch, and back. The loop over the smaller stride is
 // innermost.
 template <typename S, typename T>
-inline void pack_rows(const S* source, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns,
-                      T* out) {
+inline void pack_rows(const S* source, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns, T* out,
+                      int64_t out_stride) {
   if (column_stride == 1) {
     for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < columns; ++c) out[r * columns + c] = to_compute(source[r * row_stride + c]);
+      for (int64_t c = 0; c < columns; ++c) out[r * out_stride + c] = to_compute(source[r * row_stride + c]);
     }
   } else {
     for (int64_t c = 0; c < columns; ++c) {
-      for (int64_t r = 0; r < rows; ++r) out[r * columns + c] = to_compute(source[r * row_stride + c * column_stride]);
+      for (int64_t r = 0; r < rows; ++r) {
+        out[r * out_stride + c] = to_compute(source[r * row_stride + c * column_stride]);
+      }
     }
   }
 }
 template <typename S, typename T>
-inline void unpack_rows(const T* in, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns, S* out) {
+inline void unpack_rows(const T* in, int64_t in_stride, int64_t rows, int64_t columns, S* out, int64_t row_stride,
+                        int64_t column_stride) {
   if (column_stride == 1) {
     for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < columns; ++c) from_compute(in[r * columns + c], &out[r * row_stride + c]);
+      for (int64_t c = 0; c < columns; ++c) from_compute(in[r * in_stride + c], &out[r * row_stride + c]);
     }
   } else {
     for (int64_t c = 0; c < columns; ++c) {
-      for (int64_t r = 0; r < rows; ++r) from_compute(in[r * columns + c], &out[r * row_stride + c * column_stride]);
+      for (int64_t r = 0; r < rows; ++r) {
+        from_compute(in[r * in_stride + c], &out[r * row_stride + c * column_stride]);
+      }
     }
   }
 }
 
-// Calls function(S*) with the matrix's data as its storage type. T is the compute type: float64 is stored as itself.
+// Calls function(S*) with the data as its storage type. T is the compute type: float64 is stored as itself.
 template <typename T, typename Function>
-CHARLM_INLINE void with_storage(const ClassMatrix& matrix, const Function& function) {
+CHARLM_INLINE void with_storage(void* data, Storage storage, const Function& function) {
   if constexpr (sizeof(T) == 8) {
-    function(static_cast<double*>(matrix.data));
+    function(static_cast<double*>(data));
   } else {
-    switch (matrix.storage) {
+    switch (storage) {
       case Storage::kBFloat16:
-        return function(static_cast<BFloat16*>(matrix.data));
+        return function(static_cast<BFloat16*>(data));
       case Storage::kFloat16:
-        return function(static_cast<Float16*>(matrix.data));
+        return function(static_cast<Float16*>(data));
       default:
-        return function(static_cast<float*>(matrix.data));
+        return function(static_cast<float*>(data));
     }
   }
+}
+template <typename T, typename Function>
+CHARLM_INLINE void with_storage(const ClassMatrix& matrix, const Function& function) {
+  with_storage<T>(matrix.data, matrix.storage, function);
+}
+
+// Whether rows of the matrix are contiguous values of T, which kernels read and write in place.
+template <typename T>
+CHARLM_INLINE bool is_direct(const StoredMatrix& matrix) {
+  constexpr Storage same = sizeof(T) == 8 ? Storage::kFloat64 : Storage::kFloat32;
+  return matrix.storage == same && matrix.column_stride == 1;
+}
+
+// `count` values of a row from column `first` on: in place where the matrix is direct, otherwise copied to scratch.
+template <typename T>
+CHARLM_INLINE const T* read_row(const StoredMatrix& matrix, int64_t row, int64_t first, int64_t count, T* scratch) {
+  const int64_t offset = row * matrix.row_stride + first * matrix.column_stride;
+  if (is_direct<T>(matrix)) return static_cast<const T*>(matrix.data) + offset;
+  with_storage<T>(matrix.data, matrix.storage,
+                  [&](auto* data) { pack_rows(data + offset, 0, matrix.column_stride, 1, count, scratch, 0); });
+  return scratch;
 }
 
 }  // namespace charlm::cpu::CHARLM_ISA_NAMESPACE

@@ -1,6 +1,6 @@
 #include "kernels/cross_entropy.h"
 
-#include "kernels/cpu/convert.h"
+#include "kernels/cpu/class_rows.h"
 #include "kernels/cpu/math.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
@@ -9,62 +9,6 @@ namespace {
 // Below this magnitude of all logits of a tile, exp needs no shift: neither e^z, nor sums of them, nor their ratios
 // leave the range of float. It saves the search for each row's maximum.
 constexpr float kUnshiftedLogit = 30.0f;
-
-// Contiguous rows of one matrix of a tile: in place where storage allows, otherwise in scratch.
-template <typename T>
-struct Rows {
-  T* data = nullptr;
-  int64_t stride = 0;
-  bool packed = false;
-
-  T* row(int64_t r) const { return data + r * stride; }
-};
-
-template <typename T>
-bool is_direct(const ClassMatrix& matrix) {
-  constexpr Storage same = sizeof(T) == 8 ? Storage::kFloat64 : Storage::kFloat32;
-  return matrix.storage == same && matrix.class_stride == 1 && matrix.inner == 1;
-}
-
-template <typename T>
-Rows<T> open_rows(const ClassMatrix& matrix, int64_t first, int64_t classes, T* scratch) {
-  if (matrix.data == nullptr) return {};
-  if (is_direct<T>(matrix))
-    return {static_cast<T*>(matrix.data) + matrix.row_offset(first), matrix.outer_stride, false};
-  return {scratch, classes, true};
-}
-
-// Runs of rows that stay within one outer index have one row stride; function(offset, row stride, first row, rows).
-template <typename Function>
-void for_each_run(const ClassMatrix& matrix, int64_t first, int64_t count, const Function& function) {
-  if (matrix.inner == 1) return function(matrix.row_offset(first), matrix.outer_stride, 0, count);
-  for (int64_t done = 0; done < count;) {
-    const int64_t left = matrix.inner - (first + done) % matrix.inner;
-    const int64_t rows = left < count - done ? left : count - done;
-    function(matrix.row_offset(first + done), matrix.inner_stride, done, rows);
-    done += rows;
-  }
-}
-
-template <typename T>
-void read_rows(const Rows<T>& rows, const ClassMatrix& matrix, int64_t first, int64_t count, int64_t classes) {
-  if (!rows.packed) return;
-  with_storage<T>(matrix, [&](auto* data) {
-    for_each_run(matrix, first, count, [&](int64_t offset, int64_t stride, int64_t done, int64_t run) {
-      pack_rows(data + offset, stride, matrix.class_stride, run, classes, rows.row(done));
-    });
-  });
-}
-
-template <typename T>
-void write_rows(const Rows<T>& rows, const ClassMatrix& matrix, int64_t first, int64_t count, int64_t classes) {
-  if (!rows.packed) return;
-  with_storage<T>(matrix, [&](auto* data) {
-    for_each_run(matrix, first, count, [&](int64_t offset, int64_t stride, int64_t done, int64_t run) {
-      unpack_rows(rows.row(done), stride, matrix.class_stride, run, classes, data + offset);
-    });
-  });
-}
 
 template <typename T, bool kCapped>
 struct Softcap {
@@ -84,18 +28,12 @@ struct Softcap {
 
 template <typename T>
 bool all_below(const Rows<T>& logits, int64_t count, int64_t classes, T bound) {
-  Vec<T> largest = {};
-  IntVec<T> beyond = {};
+  Vec<T> largest = {};  // NaNs pass: they make a row's sum NaN whatever its shift
   for (int64_t r = 0; r < count; ++r) {
     const T* row = logits.row(r);
     for_each_vector<T>(classes, [&](int64_t c, int lanes) {
-      const Vec<T> z = load_lanes<T>(row + c, lanes, 0);
-      largest = maximum<T>(largest, absolute<T>(z));
-      beyond |= z != z;
+      largest = maximum<T>(absolute(load_lanes<T>(row + c, lanes, 0)), largest);
     });
-  }
-  for (int lane = 0; lane < kWidth<T>; ++lane) {
-    if (beyond[lane] != 0) return false;
   }
   return maximum_lane<T>(largest) < bound;
 }
@@ -152,115 +90,275 @@ void target_sums(const T* row, int64_t classes, Softcap<T, kCapped> softcap, T s
   *product = sum_lanes<T>(products);
 }
 
+// A tile of up to kRows rows. Results are computed a vector of rows at a time, so the arrays hold harmless values for
+// rows that are not there. The gradient may be written over the logits.
 template <typename T, bool kCapped>
-void tile(const CrossEntropy<T>& p, int64_t first, int64_t count, T* scratch) {
-  constexpr int kRows = (int)kCrossEntropyMaxTileRows;
-  const int64_t classes = p.classes, block = cross_entropy_tile_rows(classes) * classes;
+struct Tile {
+  static constexpr int kRows = (int)kCrossEntropyMaxTileRows;
+  const CrossEntropy<T>& p;
+  const int64_t first, count, classes = p.classes;
   const Softcap<T, kCapped> softcap{p.softcap, kCapped ? 1 / p.softcap : 0};
-  const T keep = 1 - p.label_smoothing, spread = p.label_smoothing / (T)classes;
+  const T keep = 1 - p.label_smoothing, spread = p.label_smoothing / (T)p.classes;
+  Rows<T> logits, gradient, probabilities, probabilities_gradient;
+  bool unshifted = false;
+  alignas(64) T shift[kRows] = {}, sum[kRows], log_sum[kRows] = {}, loss[kRows];
+  // The target's logit and coefficient (1 - smoothing) weight_y; the other coefficients' sum, and sum a_c (z_c -
+  // shift).
+  alignas(64) T target_input[kRows] = {}, index_weight[kRows] = {}, total[kRows] = {}, product[kRows] = {};
 
-  const Rows<T> logits = open_rows<T>(p.input, first, classes, scratch);
-  const Rows<T> gradient = open_rows<T>(p.input_gradient, first, classes, scratch + block);
-  const Rows<T> probabilities = open_rows<T>(p.probabilities, first, classes, scratch + 2 * block);
-  const Rows<T> probabilities_gradient = open_rows<T>(p.probabilities_gradient, first, classes, scratch + 3 * block);
-  read_rows(logits, p.input, first, count, classes);
-  if (p.probabilities.data != nullptr) read_rows(probabilities, p.probabilities, first, count, classes);
+  bool is_ignored(int64_t r) const { return p.target != nullptr && p.target[first + r] == p.ignore_index; }
+  TargetRow<T> target_row(int64_t r) const {
+    return {p.target == nullptr ? probabilities.row(r) : nullptr, p.weight, keep, spread};
+  }
+  // Forward leaves each e^(z - shift) where the gradient goes, to be scaled. A cap's derivative needs the logits again.
+  bool keeps_exponentials() const { return !kCapped && !p.lse_is_known && gradient.data != nullptr; }
 
-  // Per row; rows past `count` hold harmless values, since the loss is computed a vector of rows at a time.
-  alignas(64) T shift[kRows] = {}, sum[kRows], log_sum[kRows], lse[kRows], target_z[kRows] = {};
-  alignas(64) T index_weight[kRows] = {}, total[kRows] = {}, product[kRows] = {}, loss[kRows];
-  for (int r = 0; r < kRows; ++r) sum[r] = 1;
-  const auto ignored = [&](int64_t r) { return p.target != nullptr && p.target[first + r] == p.ignore_index; };
-  const auto target_row = [&](int64_t r) {
-    return TargetRow<T>{p.target == nullptr ? probabilities.row(r) : nullptr, p.weight, keep, spread};
-  };
+  void open(T* scratch) {
+    const int64_t block = cross_entropy_tile_rows(classes) * classes;
+    logits = open_rows<T>(p.input, first, classes, scratch);
+    gradient = open_rows<T>(p.input_gradient, first, classes, scratch + block);
+    probabilities = open_rows<T>(p.probabilities, first, classes, scratch + 2 * block);
+    probabilities_gradient = open_rows<T>(p.probabilities_gradient, first, classes, scratch + 3 * block);
+    read_rows(logits, p.input, first, count, classes);
+    if (p.probabilities.data != nullptr) read_rows(probabilities, p.probabilities, first, count, classes);
+  }
 
-  const bool unshifted = !p.lse_is_known && (kCapped ? p.softcap < kUnshiftedLogit
-                                                     : all_below<T>(logits, count, classes, kUnshiftedLogit));
-  for (int64_t r = 0; r < count; ++r) {
-    if (p.lse_is_known) {
-      shift[r] = p.lse[first + r];
-    } else if (!unshifted) {
-      shift[r] = softcap(row_maximum<T>(logits.row(r), classes));  // softcap is monotonic
+  void close() const {
+    if (gradient.data != nullptr) write_rows(gradient, p.input_gradient, first, count, classes);
+    if (probabilities_gradient.data != nullptr) {
+      write_rows(probabilities_gradient, p.probabilities_gradient, first, count, classes);
     }
-    T* exponentials = gradient.data != nullptr ? gradient.row(r) : nullptr;
-    if (exponentials != nullptr || !p.lse_is_known) {
-      sum[r] = sum_of_exponentials<T, kCapped>(logits.row(r), classes, softcap, shift[r], exponentials);
-    }
-    if (p.lse_is_known) sum[r] = 1;
-    if (p.target != nullptr && !ignored(r)) {
-      target_z[r] = logits.row(r)[p.target[first + r]];
-      index_weight[r] = keep * (p.weight != nullptr ? p.weight[p.target[first + r]] : (T)1);
-    }
-    const TargetRow<T> a = target_row(r);
-    if (!a.is_zero()) {
+  }
+
+  void read_targets() {
+    for (int64_t r = 0; r < count; ++r) {
+      if (p.target != nullptr && !is_ignored(r)) {
+        const int64_t y = p.target[first + r];
+        target_input[r] = logits.row(r)[y];
+        index_weight[r] = keep * (p.weight != nullptr ? p.weight[y] : (T)1);
+      }
+      const TargetRow<T> a = target_row(r);
+      if (a.is_zero()) continue;
       target_sums<T, kCapped>(logits.row(r), classes, softcap, shift[r], a, &total[r], &product[r]);
     }
   }
 
-  for (int r = 0; r < kRows; r += kWidth<T>) {
-    const Vec<T> log_of_sum = log(load(sum + r));
-    store(log_sum + r, log_of_sum);
-    const Vec<T> row_lse = load(shift + r) + log_of_sum;
-    store(lse + r, row_lse);
-    if (p.loss == nullptr) continue;
-    // -log softmax_y. Without a shift log(sum / e^z) keeps the digits that log(sum) - z would cancel.
-    const Vec<T> z = softcap(load(target_z + r));
-    const Vec<T> nll = unshifted ? log(load(sum + r) * exp(-z)) : log_of_sum - (z - load(shift + r));
-    Vec<T> row_loss = load(index_weight + r) * nll + (load(total + r) * log_of_sum - load(product + r));
-    if (p.z_loss != 0) row_loss = row_loss + p.z_loss * row_lse * row_lse;
-    store(loss + r, row_loss);
+  void take_known_lse() {
+    for (int64_t r = 0; r < count; ++r) {
+      shift[r] = p.shift[first + r];
+      log_sum[r] = p.log_sum[first + r];
+    }
+    for (int64_t r = 0; r < count; r += kWidth<T>) store(sum + r, exp(load(log_sum + r)));
   }
 
-  for (int64_t r = 0; r < count; ++r) {
-    if (p.loss != nullptr) p.loss[first + r] = ignored(r) ? 0 : loss[r];
-    if (p.lse != nullptr && !p.lse_is_known) p.lse[first + r] = lse[r];
-    const T scale = p.scale * (p.row_scale != nullptr ? p.row_scale[first + r] : (T)1);
+  void choose_shifts() {
+    unshifted = kCapped ? p.softcap < kUnshiftedLogit : all_below<T>(logits, count, classes, kUnshiftedLogit);
+    for (int64_t r = 0; r < count && !unshifted; ++r) {
+      shift[r] = softcap(row_maximum<T>(logits.row(r), classes));  // softcap is monotonic
+    }
+  }
+
+  void sum_exponentials() {
+    for (int r = 0; r < kRows; ++r) sum[r] = 1;
+    for (int64_t r = 0; r < count; ++r) {
+      T* kept = keeps_exponentials() ? gradient.row(r) : nullptr;
+      sum[r] = sum_of_exponentials<T, kCapped>(logits.row(r), classes, softcap, shift[r], kept);
+    }
+  }
+
+  void write_losses() {
+    for (int64_t r = 0; r < count; r += kWidth<T>) {
+      const Vec<T> row_log_sum = log(load(sum + r)), lse = load(shift + r) + row_log_sum;
+      store(log_sum + r, row_log_sum);
+      // -log softmax_y. Without a shift log(sum / e^z) keeps the digits that log(sum) - z would cancel.
+      const Vec<T> z = softcap(load(target_input + r));
+      const Vec<T> nll = unshifted ? log(load(sum + r) * exp(-z)) : row_log_sum - (z - load(shift + r));
+      Vec<T> row_loss = load(index_weight + r) * nll + (load(total + r) * row_log_sum - load(product + r));
+      if (p.z_loss != 0) row_loss = row_loss + p.z_loss * lse * lse;
+      store(loss + r, row_loss);
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      p.loss[first + r] = is_ignored(r) ? 0 : loss[r];
+      p.shift[first + r] = shift[r];
+      p.log_sum[first + r] = log_sum[r];
+    }
+  }
+
+  void write_gradient(int64_t r, T scale) const {
+    T* out = gradient.row(r);
+    if (is_ignored(r)) {
+      for_each_vector<T>(classes, [&](int64_t c, int lanes) { store_lanes<T>(out + c, Vec<T>{}, lanes); });
+      return;
+    }
+    const bool kept = keeps_exponentials();
     const TargetRow<T> a = target_row(r);
-    if (gradient.data != nullptr) {
-      T* out = gradient.row(r);
-      const T* row = logits.row(r);
-      const T factor = (index_weight[r] + total[r] + 2 * p.z_loss * lse[r]) * scale / sum[r];
-      if (ignored(r)) {
-        for_each_vector<T>(classes, [&](int64_t c, int lanes) { store_lanes<T>(out + c, Vec<T>{}, lanes); });
-      } else {
+    const T factor = (index_weight[r] + total[r] + 2 * p.z_loss * (shift[r] + log_sum[r])) * scale / sum[r];
+    for_each_vector<T>(classes, [&](int64_t c, int lanes) {
+      const Vec<T> in = load_lanes<T>((kept ? out : logits.row(r)) + c, lanes, 0);
+      Vec<T> g = (kept ? in : exp(softcap(in) - shift[r])) * factor;
+      if (!a.is_zero()) g = g - a(c, lanes) * scale;
+      if constexpr (kCapped) g = g * softcap.derivative(in);
+      store_lanes<T>(out + c, g, lanes);
+    });
+    if (p.target != nullptr) {
+      const T slope = kCapped ? softcap.derivative(broadcast<T>(target_input[r]))[0] : (T)1;
+      out[p.target[first + r]] -= index_weight[r] * scale * slope;
+    }
+  }
+
+  void write_probabilities_gradient(int64_t r, T scale) const {
+    T* out = probabilities_gradient.row(r);
+    for_each_vector<T>(classes, [&](int64_t c, int lanes) {
+      Vec<T> g = log_sum[r] - (softcap(load_lanes<T>(logits.row(r) + c, lanes, 0)) - shift[r]);
+      if (p.weight != nullptr) g = g * load_lanes<T>(p.weight + c, lanes, 0);
+      store_lanes<T>(out + c, g * (keep * scale), lanes);
+    });
+  }
+
+  void run(T* scratch) {
+    open(scratch);
+    p.lse_is_known ? take_known_lse() : choose_shifts();
+    read_targets();
+    if (!p.lse_is_known) {
+      sum_exponentials();
+      write_losses();
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      const T scale = p.scale * (p.row_scale != nullptr ? p.row_scale[first + r] : (T)1);
+      if (probabilities_gradient.data != nullptr) write_probabilities_gradient(r, scale);
+      if (gradient.data != nullptr) write_gradient(r, scale);
+    }
+    close();
+  }
+};
+
+template <typename T, bool kCapped>
+void tile(const CrossEntropy<T>& problem, int64_t first, int64_t count, T* scratch) {
+  Tile<T, kCapped>{problem, first, count}.run(scratch);
+}
+
+// Few classes, the common case of a character model: contiguous rows, class indices, no smoothing and no cap. kWidth
+// rows of C logits are C whole vectors, so the exponentials and the scaling run over flat blocks without a partial
+// vector; only the sums look at rows.
+constexpr int64_t kMaxNarrowClasses = 64;
+
+template <typename T>
+struct NarrowTile {
+  static constexpr int kRows = (int)kCrossEntropyMaxTileRows;
+  const CrossEntropy<T>& p;
+  const int64_t classes = p.classes;
+  // row_of[j][lane] is the row, of a block of kWidth, that lane of its vector j belongs to.
+  IntVec<T> row_of[kMaxNarrowClasses];
+  // counted is 1, or 0 for rows whose target is ignored.
+  alignas(64) T sum[kRows], target_z[kRows], counted[kRows], index_weight[kRows], factor[kRows];
+
+  static bool applies_to(const CrossEntropy<T>& p) {
+    const auto flat = [&](const ClassMatrix& matrix) {
+      return is_direct<T>(matrix) && matrix.outer_stride == p.classes;
+    };
+    return p.classes <= kMaxNarrowClasses && p.target != nullptr && p.label_smoothing == 0 && p.softcap == 0 &&
+           !p.lse_is_known && flat(p.input) && (p.input_gradient.data == nullptr || flat(p.input_gradient));
+  }
+
+  explicit NarrowTile(const CrossEntropy<T>& problem) : p(problem) {
+    for (int64_t i = 0; i < classes * kWidth<T>; ++i) row_of[i / kWidth<T>][i % kWidth<T>] = i / classes;
+  }
+
+  // e = exp(logits); false where a logit is too large to go without a shift.
+  bool exponentials(const T* logits, int64_t vectors, T* e) const {
+    Vec<T> largest = {};
+    for (int64_t j = 0; j < vectors; ++j) {
+      const Vec<T> z = load(logits + j * kWidth<T>);
+      largest = maximum<T>(absolute(z), largest);
+      store(e + j * kWidth<T>, exp_in_range(z));
+    }
+    return maximum_lane<T>(largest) < kUnshiftedLogit;
+  }
+
+  void read_targets(const T* logits, const int64_t* target, int64_t count) {
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t y = target[r];
+      const bool counts = y != p.ignore_index;
+      counted[r] = counts;
+      target_z[r] = counts ? logits[r * classes + y] : 0;
+      index_weight[r] = !counts ? 0 : p.weight != nullptr ? p.weight[y] : (T)1;
+    }
+  }
+
+  void sum_rows(const T* e, int64_t count) {
+    for (int64_t r = 0; r < count; r += kWidth<T>) {
+      Vec<T> rows[kWidth<T>];
+      for (int i = 0; i < kWidth<T>; ++i) {
+        rows[i] = Vec<T>{};
         for_each_vector<T>(classes, [&](int64_t c, int lanes) {
-          Vec<T> g = load_lanes<T>(out + c, lanes, 0) * factor;
-          if (!a.is_zero()) g = g - a(c, lanes) * scale;
-          if constexpr (kCapped) g = g * softcap.derivative(load_lanes<T>(row + c, lanes, 0));
-          store_lanes<T>(out + c, g, lanes);
+          rows[i] = rows[i] + load_lanes<T>(e + (r + i) * classes + c, lanes, 0);
         });
-        if (p.target != nullptr) {
-          const int64_t y = p.target[first + r];
-          const T slope = kCapped ? softcap.derivative(broadcast<T>(row[y]))[0] : (T)1;
-          out[y] -= index_weight[r] * scale * slope;
-        }
+      }
+      store(sum + r, sums_of<T>(rows));
+    }
+  }
+
+  void write_losses(int64_t first, int64_t count) {
+    for (int64_t r = 0; r < count; r += kWidth<T>) {
+      const Vec<T> weight = load(index_weight + r), total = load(sum + r), lse = log(total);
+      const IntVec<T> counts = load(counted + r) != 0;
+      // log(sum / e^z) keeps the digits that log(sum) - z would cancel.
+      const Vec<T> loss = weight * log(total * exp_in_range(-load(target_z + r))) + p.z_loss * lse * lse;
+      store(p.loss + first + r, counts ? loss : Vec<T>{});
+      store(p.shift + first + r, Vec<T>{});
+      store(p.log_sum + first + r, lse);
+      store(factor + r, counts ? (weight + 2 * p.z_loss * lse) * p.scale / total : Vec<T>{});
+    }
+  }
+
+  void write_gradient(const T* e, const int64_t* target, int64_t count, T* gradient) const {
+    for (int64_t r = 0; r < count; r += kWidth<T>) {
+      const Vec<T> factors = load(factor + r);
+      for (int64_t j = 0; j < classes; ++j) {
+        const int64_t at = r * classes + j * kWidth<T>;
+        store(gradient + at, load(e + at) * permute(factors, row_of[j]));
       }
     }
-    if (probabilities_gradient.data != nullptr) {
-      T* out = probabilities_gradient.row(r);
-      for_each_vector<T>(classes, [&](int64_t c, int lanes) {
-        Vec<T> g = lse[r] - softcap(load_lanes<T>(logits.row(r) + c, lanes, 0));
-        if (p.weight != nullptr) g = g * load_lanes<T>(p.weight + c, lanes, 0);
-        store_lanes<T>(out + c, g * (keep * scale), lanes);
-      });
+    for (int64_t r = 0; r < count; ++r) {
+      if (counted[r] != 0) {
+        gradient[r * classes + target[r]] -= index_weight[r] * p.scale;
+      } else {
+        for (int64_t c = 0; c < classes; ++c) gradient[r * classes + c] = 0;  // also where logits are not numbers
+      }
     }
   }
 
-  if (gradient.data != nullptr) write_rows(gradient, p.input_gradient, first, count, classes);
-  if (probabilities_gradient.data != nullptr) {
-    write_rows(probabilities_gradient, p.probabilities_gradient, first, count, classes);
+  // Rows [first, first + count), count a multiple of kWidth. Returns false, with nothing written, where a logit is too
+  // large. The gradient may be written over the logits, so it comes last.
+  bool run(int64_t first, int64_t count, T* e) {
+    const T* logits = static_cast<const T*>(p.input.data) + first * classes;
+    if (!exponentials(logits, count / kWidth<T> * classes, e)) return false;
+    read_targets(logits, p.target + first, count);
+    sum_rows(e, count);
+    write_losses(first, count);
+    if (p.input_gradient.data != nullptr) {
+      write_gradient(e, p.target + first, count, static_cast<T*>(p.input_gradient.data) + first * classes);
+    }
+    return true;
   }
-}
+};
 
 template <typename T>
 void tiles(const CrossEntropy<T>& problem, int64_t first, int64_t last, T* scratch) {
+  const auto general = problem.softcap != 0 ? tile<T, true> : tile<T, false>;
   const int64_t tile_rows = cross_entropy_tile_rows(problem.classes);
-  for (int64_t t = first; t < last; ++t) {
-    const int64_t begin = t * tile_rows;
-    const int64_t count = problem.rows - begin < tile_rows ? problem.rows - begin : tile_rows;
-    problem.softcap != 0 ? tile<T, true>(problem, begin, count, scratch)
-                         : tile<T, false>(problem, begin, count, scratch);
+  const int64_t end = last * tile_rows < problem.rows ? last * tile_rows : problem.rows;
+  int64_t row = first * tile_rows;
+  if (NarrowTile<T>::applies_to(problem)) {
+    NarrowTile<T> narrow(problem);
+    for (; end - row >= kWidth<T>; row += tile_rows) {
+      const int64_t left = end - row < tile_rows ? end - row : tile_rows, count = left / kWidth<T> * kWidth<T>;
+      if (!narrow.run(row, count, scratch)) general(problem, row, count, scratch);
+      if (count < left) general(problem, row + count, left - count, scratch);
+    }
+  }
+  for (; row < end; row += tile_rows) {
+    general(problem, row, end - row < tile_rows ? end - row : tile_rows, scratch);
   }
 }
 

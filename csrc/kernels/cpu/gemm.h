@@ -1,100 +1,118 @@
-// Small matrix products on register tiles, for operands that are in cache and need no packing.
+// C (m, n) = A (m, k) B (k, n), or C += A B, on one thread.
 //
-//   C (M x N vectors) = or += A (M x K) B (K x N vectors)     A is read element by element, by rows or by columns
-//
-// Every element of C is summed in order of the inner dimension, whatever the number of rows.
+// Every element of C is one chain of multiply-adds over k = 0, 1, ..., whatever the shape around it: callers may cut m
+// and n as they like, and results stay the same bits. A is read in place through any strides. B comes as panels of
+// kPanelVectors vectors of columns, either packed (pack_panels) or as rows padded to the vector width.
 #pragma once
-
-#include <utility>
 
 #include "kernels/cpu/vec.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
 
+// kTileRows x kPanelVectors accumulators, a vector of B for each column of them and one of A fill the registers.
 #if defined(__AVX512F__) || defined(__aarch64__)
-inline constexpr int kMaxVectors = 4;    // width of a register tile
-inline constexpr int kTileVectors = 24;  // accumulators, of 32 registers
-inline constexpr int kMaxTileRows = 16;  // of a narrow tile
+inline constexpr int kTileRows = 8;
 #else
-inline constexpr int kMaxVectors = 2;
-inline constexpr int kTileVectors = 12;  // of 16 registers
-inline constexpr int kMaxTileRows = 8;
+inline constexpr int kTileRows = 4;
 #endif
+inline constexpr int kPanelVectors = 3;
 
-template <int N>
-inline constexpr int kTileRows = kTileVectors / N < kMaxTileRows ? kTileVectors / N : kMaxTileRows;
+template <typename T>
+inline constexpr int kPanelColumns = kPanelVectors* kWidth<T>;
 
-// The left operand of a product, M x K: element (m, k) is data[m * stride + k], or data[k * stride + m] by columns.
-template <typename T, bool kByColumns>
-struct Left {
-  const T* data;
-  int64_t stride;
+template <typename T>
+constexpr int64_t padded_columns(int64_t columns) {
+  return (columns + kWidth<T> - 1) / kWidth<T> * kWidth<T>;
+}
 
-  CHARLM_INLINE T operator()(int64_t m, int64_t k) const {
-    return kByColumns ? data[k * stride + m] : data[m * stride + k];
+// A panel is its k rows, one after the other; the last panel is only as wide as it needs to be.
+template <typename T>
+CHARLM_INLINE int64_t panel_width(int64_t columns, int64_t first) {
+  const int64_t left = padded_columns<T>(columns - first);
+  return left < kPanelColumns<T> ? left : kPanelColumns<T>;
+}
+
+// B given by strides, packed into depth * padded_columns(columns) values.
+template <typename T>
+void pack_panels(const T* b, int64_t row_stride, int64_t column_stride, int64_t depth, int64_t columns, T* out) {
+  for (int64_t first = 0; first < columns; first += kPanelColumns<T>) {
+    const int64_t width = panel_width<T>(columns, first);
+    const int64_t count = columns - first < width ? columns - first : width;
+    for (int64_t k = 0; k < depth; ++k, out += width) {
+      const T* row = b + k * row_stride + first * column_stride;
+      for (int64_t c = 0; c < count; ++c) out[c] = row[c * column_stride];
+      for (int64_t c = count; c < width; ++c) out[c] = 0;
+    }
   }
-  CHARLM_INLINE Left from_row(int64_t m) const { return {data + (kByColumns ? m : m * stride), stride}; }
+}
+
+template <typename T>
+struct MatrixA {
+  const T* data;
+  int64_t row_stride, depth_stride;
+};
+template <typename T>
+struct MatrixB {
+  const T* data;
+  int64_t row_stride = 0;  // of padded rows; 0: packed panels
 };
 
-// Calls body(m, n) for all m < M, n < N, numbers that the compiler knows when it decides what lives in registers.
-template <int N, typename Body, int... I>
-CHARLM_INLINE void unroll_indices(const Body& body, std::integer_sequence<int, I...>) {
-  (body.template operator()<I / N, I % N>(), ...);
-}
-template <int M, int N, typename Body>
-CHARLM_INLINE void unroll(const Body& body) {
-  unroll_indices<N>(body, std::make_integer_sequence<int, M * N>());
-}
-
-template <int N, int M, bool kByColumns, typename T>
-inline void multiply_tile(int64_t depth, Left<T, kByColumns> a, const T* b, T* c, bool accumulate) {
-  constexpr int kRow = N * kWidth<T>;
-  Vec<T> sum[M][N];
-  unroll<M, N>([&]<int m, int n>() CHARLM_LAMBDA_INLINE { sum[m][n] = Vec<T>{}; });
+template <typename T, int kVectors>
+void gemm_tile(int64_t rows, int64_t depth, const MatrixA<T>& a, const T* b, int64_t b_stride, T* c, int64_t c_stride,
+               int last_lanes, bool accumulate) {
+  const T* a_row[kTileRows];
+  // Rows past the last repeat it, and are not stored.
+  for (int i = 0; i < kTileRows; ++i) a_row[i] = a.data + (i < rows ? i : rows - 1) * a.row_stride;
+  Vec<T> sum[kTileRows][kVectors] = {};
   for (int64_t k = 0; k < depth; ++k) {
-    Vec<T> row[N];
-    unroll<1, N>([&]<int, int n>() CHARLM_LAMBDA_INLINE { row[n] = load(b + k * kRow + n * kWidth<T>); });
-    unroll<M, N>([&]<int m, int n>() CHARLM_LAMBDA_INLINE { sum[m][n] += a(m, k) * row[n]; });
+    Vec<T> b_row[kVectors];
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) b_row[j] = load(b + j * kWidth<T>);
+#pragma GCC unroll 8
+    for (int i = 0; i < kTileRows; ++i) {
+      const T value = *a_row[i];
+      a_row[i] += a.depth_stride;
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) sum[i][j] += value * b_row[j];
+    }
+    b += b_stride;
   }
-  if (accumulate) {
-    unroll<M, N>([&]<int m, int n>() CHARLM_LAMBDA_INLINE { sum[m][n] += load(c + m * kRow + n * kWidth<T>); });
-  }
-  unroll<M, N>([&]<int m, int n>() CHARLM_LAMBDA_INLINE { store(c + m * kRow + n * kWidth<T>, sum[m][n]); });
-}
-
-template <int N, int M, bool kByColumns, typename T>
-CHARLM_INLINE void multiply_rows(int64_t rows, int64_t depth, Left<T, kByColumns> a, const T* b, T* c,
-                                 bool accumulate) {
-  if (rows == M) return multiply_tile<N, M, kByColumns>(depth, a, b, c, accumulate);
-  if constexpr (M > 1) multiply_rows<N, M - 1>(rows, depth, a, b, c, accumulate);
-}
-
-// C (M x N vectors) = or += A (M x K) B (K x N vectors). B and C have contiguous rows of exactly N vectors. The rows
-// are cut into groups as equal as can be: a group of a few rows would leave the multipliers waiting for each other.
-template <int N, bool kByColumns, typename T>
-inline void multiply(int64_t rows, int64_t depth, Left<T, kByColumns> a, const T* b, T* c, bool accumulate) {
-  constexpr int kRows = kTileRows<N>;
-  const int64_t groups = (rows + kRows - 1) / kRows;
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t first = rows * g / groups, last = rows * (g + 1) / groups;
-    multiply_rows<N, kRows>(last - first, depth, a.from_row(first), b, c + first * N * kWidth<T>, accumulate);
+#pragma GCC unroll 8
+  for (int i = 0; i < kTileRows; ++i) {
+    if (i >= rows) break;
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) {
+      T* out = c + i * c_stride + j * kWidth<T>;
+      const int lanes = j == kVectors - 1 ? last_lanes : kWidth<T>;
+      if (accumulate) sum[i][j] += load_lanes<T>(out, lanes, 0);
+      store_lanes<T>(out, sum[i][j], lanes);
+    }
   }
 }
 
-// Calls function.template operator()<N>() with the number of vectors in a block of that width.
-template <typename T, typename Function>
-CHARLM_INLINE void with_vectors(int64_t width, const Function& function) {
-  switch ((int)width / kWidth<T>) {
-    case 1:
-      return function.template operator()<1>();
-    case 2:
-      return function.template operator()<2>();
-#if defined(__AVX512F__) || defined(__aarch64__)
-    case 3:
-      return function.template operator()<3>();
-    case 4:
-      return function.template operator()<4>();
-#endif
+template <typename T>
+void gemm(int64_t rows, int64_t columns, int64_t depth, const MatrixA<T>& a, const MatrixB<T>& b, T* c,
+          int64_t c_stride, bool accumulate) {
+  const T* panel = b.data;
+  for (int64_t first = 0; first < columns; first += kPanelColumns<T>) {
+    const int64_t width = panel_width<T>(columns, first);
+    const int vectors = (int)(width / kWidth<T>);
+    const int64_t left = columns - first < width ? columns - first : width;
+    const int last_lanes = (int)left - (vectors - 1) * kWidth<T>;
+    const int64_t b_stride = b.row_stride == 0 ? width : b.row_stride;
+    for (int64_t row = 0; row < rows; row += kTileRows) {
+      const MatrixA<T> a_tile{a.data + row * a.row_stride, a.row_stride, a.depth_stride};
+      T* c_tile = c + row * c_stride + first;
+      static_assert(kPanelVectors == 3);
+      if (vectors == 3) {
+        gemm_tile<T, 3>(rows - row, depth, a_tile, panel, b_stride, c_tile, c_stride, last_lanes, accumulate);
+      } else if (vectors == 2) {
+        gemm_tile<T, 2>(rows - row, depth, a_tile, panel, b_stride, c_tile, c_stride, last_lanes, accumulate);
+      } else {
+        gemm_tile<T, 1>(rows - row, depth, a_tile, panel, b_stride, c_tile, c_stride, last_lanes, accumulate);
+      }
+    }
+    panel += b.row_stride == 0 ? depth * width : width;
   }
 }
 

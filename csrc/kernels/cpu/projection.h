@@ -5,7 +5,7 @@
 // row, so that a bias is one more input of the first position.
 #pragma once
 
-#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/block_gemm.h"
 #include "kernels/cpu/transpose.h"
 #include "kernels/mlp.h"
 

@@ -14,9 +14,11 @@
 #define CHARLM_CONCATENATE(a, b) CHARLM_CONCATENATE_(a, b)
 #define CHARLM_ISA_NAMESPACE CHARLM_CONCATENATE(isa_, CHARLM_ISA)
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 #if defined(__AVX512F__)
 #define CHARLM_VECTOR_BYTES 64
-#include <immintrin.h>
 #elif defined(__AVX2__)
 #define CHARLM_VECTOR_BYTES 32
 #else
@@ -51,7 +53,7 @@ inline constexpr int kWidth = CHARLM_VECTOR_BYTES / sizeof(T);
 
 template <typename T>
 CHARLM_INLINE Vec<T> broadcast(T value) {
-  return Vec<T>{} + value;
+  return value - Vec<T>{};  // value - 0 is value for every value, so no subtraction remains
 }
 
 template <typename T>
@@ -134,9 +136,29 @@ template <typename T>
 CHARLM_INLINE Vec<T> minimum(Vec<T> a, Vec<T> b) {
   return a < b ? a : b;
 }
-template <typename T>
-CHARLM_INLINE Vec<T> absolute(Vec<T> a) {
-  return a < 0 ? -a : a;
+CHARLM_INLINE Vec<float> absolute(Vec<float> a) { return (Vec<float>)((IntVec<float>)a & 0x7fffffff); }
+CHARLM_INLINE Vec<double> absolute(Vec<double> a) { return (Vec<double>)((IntVec<double>)a & 0x7fffffffffffffff); }
+
+// vector[index[lane]] in every lane.
+CHARLM_INLINE Vec<float> permute(Vec<float> vector, IntVec<float> index) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_permutexvar_ps((__m512i)index, (__m512)vector);
+#elif defined(__AVX2__)
+  return (Vec<float>)_mm256_permutevar8x32_ps((__m256)vector, (__m256i)index);
+#else
+  Vec<float> result;
+  for (int lane = 0; lane < kWidth<float>; ++lane) result[lane] = vector[index[lane]];
+  return result;
+#endif
+}
+CHARLM_INLINE Vec<double> permute(Vec<double> vector, IntVec<double> index) {
+#if defined(__AVX512F__)
+  return (Vec<double>)_mm512_permutexvar_pd((__m512i)index, (__m512d)vector);
+#else
+  Vec<double> result;
+  for (int lane = 0; lane < kWidth<double>; ++lane) result[lane] = vector[index[lane]];
+  return result;
+#endif
 }
 
 // Horizontal sum and maximum: halve until one lane is left, always in the same order.
@@ -154,6 +176,32 @@ CHARLM_INLINE T sum_lanes(Vec<T> vector) {
   return total;
 #endif
 }
+
+// The sum of each of kWidth vectors, in one vector: a transposition that adds as it goes, not kWidth horizontal sums.
+template <typename T>
+CHARLM_INLINE Vec<T> sums_of(const Vec<T>* vectors) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    __m512 pairs[8], quads[4];
+    for (int i = 0; i < 8; ++i) {
+      const __m512 a = (__m512)vectors[2 * i], b = (__m512)vectors[2 * i + 1];
+      pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    }
+    for (int i = 0; i < 4; ++i) {
+      const __m512d a = (__m512d)pairs[2 * i], b = (__m512d)pairs[2 * i + 1];
+      quads[i] = _mm512_add_ps((__m512)_mm512_unpacklo_pd(a, b), (__m512)_mm512_unpackhi_pd(a, b));
+    }
+    const auto fold = [](__m512 a, __m512 b) {
+      return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    };
+    return (Vec<T>)fold(fold(quads[0], quads[1]), fold(quads[2], quads[3]));
+  }
+#endif
+  Vec<T> sums;
+  for (int i = 0; i < kWidth<T>; ++i) sums[i] = sum_lanes<T>(vectors[i]);
+  return sums;
+}
+
 template <typename T>
 CHARLM_INLINE T maximum_lane(Vec<T> vector) {
 #if defined(__AVX512F__)

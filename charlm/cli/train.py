@@ -1,0 +1,184 @@
+"""`charlm train`: options to a configuration, and a run from its start or its last checkpoint to its end."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Option
+
+from charlm.cli.console import loss_table, progress
+
+if TYPE_CHECKING:
+    from charlm.cli.session import Session
+    from charlm.presets import TrainingConfig
+
+# Options of a run that a resumed run may change: none of them is part of the saved state.
+_CHANGEABLE = ("path", "steps", "backend", "device")
+# The preset that a model has without --preset.
+_PRESET_OF_MODEL = {"mlp": "fast", "bigram": "bigram", "count-bigram": "count-bigram"}
+
+_MODEL, _DATA, _OPTIMIZATION, _RUN = "Model", "Data", "Optimization", "Run"
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of integers such as 1000,2000") from None
+
+
+def _two_numbers(text: str) -> tuple[float, float]:
+    try:
+        first, second = (float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not two numbers such as 0.9,0.999") from None
+    return first, second
+
+
+def _batch_size(text: str) -> int | str:
+    try:
+        return text if text == "full" else int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither an integer nor 'full'") from None
+
+
+def train(
+    context: typer.Context,
+    path: Annotated[Path | None, typer.Argument(metavar="FILE", help="UTF-8 text (default: US given names).")] = None,
+    out: Annotated[
+        Path | None, Option(help="Folder of the new run (default: runs/NAME_OF_FILE).", rich_help_panel=_RUN)
+    ] = None,
+    resume: Annotated[Path | None, Option(metavar="RUN", help="Continue this run.", rich_help_panel=_RUN)] = None,
+    checkpoint_every: Annotated[
+        int | None, Option(min=1, help="Steps between checkpoints (default: a tenth of the run).", rich_help_panel=_RUN)
+    ] = None,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="No progress, only the result.", rich_help_panel=_RUN)] = False,
+    preset: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            help="Options to start from: makemore, eureka, ... (default: that of the model; for mlp it is fast).",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    seed: Annotated[int | None, Option(help="Of initial weights and batches.", rich_help_panel=_RUN)] = None,
+    backend: Annotated[
+        str | None, Option(metavar="eager|compile|ops", help="What computes the steps.", rich_help_panel=_RUN)
+    ] = None,
+    device: Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...", rich_help_panel=_RUN)] = None,
+    model: Annotated[str | None, Option(metavar="count-bigram|bigram|mlp", rich_help_panel=_MODEL)] = None,
+    context_length: Annotated[int | None, Option(help="Characters the MLP reads.", rich_help_panel=_MODEL)] = None,
+    embedding_dim: Annotated[int | None, Option(help="Size of an embedding.", rich_help_panel=_MODEL)] = None,
+    hidden_dim: Annotated[int | None, Option(help="Size of the hidden layer.", rich_help_panel=_MODEL)] = None,
+    direct: Annotated[
+        bool | None, Option("--direct/--no-direct", help="Connect embeddings to logits.", rich_help_panel=_MODEL)
+    ] = None,
+    softcap: Annotated[float | None, Option(help="Bound of the logits.", rich_help_panel=_MODEL)] = None,
+    smoothing: Annotated[float | None, Option(help="Added to every count.", rich_help_panel=_MODEL)] = None,
+    mode: Annotated[
+        str | None, Option(metavar="lines|stream", help="Lines are texts, or one text.", rich_help_panel=_DATA)
+    ] = None,
+    split: Annotated[
+        str | None, Option(metavar="random|makemore", help="Which lines are train, dev, test.", rich_help_panel=_DATA)
+    ] = None,
+    split_seed: Annotated[int | None, Option(help="Of the random split.", rich_help_panel=_DATA)] = None,
+    steps: Annotated[int | None, Option(help="Length of the whole run.", rich_help_panel=_OPTIMIZATION)] = None,
+    batch_size: Annotated[
+        Any,
+        Option(parser=_batch_size, metavar="N|full", help="Examples a step; full: all.", rich_help_panel=_OPTIMIZATION),
+    ] = None,
+    optimizer: Annotated[str | None, Option(metavar="sgd|adamw", rich_help_panel=_OPTIMIZATION)] = None,
+    learning_rate: Annotated[float | None, Option(help="Base rate.", rich_help_panel=_OPTIMIZATION)] = None,
+    momentum: Annotated[float | None, Option(help="Of sgd.", rich_help_panel=_OPTIMIZATION)] = None,
+    betas: Annotated[
+        Any, Option(parser=_two_numbers, metavar="B1,B2", help="Of adamw.", rich_help_panel=_OPTIMIZATION)
+    ] = None,
+    eps: Annotated[float | None, Option(help="Of adamw.", rich_help_panel=_OPTIMIZATION)] = None,
+    weight_decay: Annotated[float | None, Option(help="Decoupled with adamw.", rich_help_panel=_OPTIMIZATION)] = None,
+    schedule: Annotated[
+        str | None, Option(metavar="constant|step|cosine|linear", rich_help_panel=_OPTIMIZATION)
+    ] = None,
+    warmup_steps: Annotated[
+        int | None, Option("--warmup", help="Steps of linear warm-up.", rich_help_panel=_OPTIMIZATION)
+    ] = None,
+    milestones: Annotated[
+        Any,
+        Option(parser=_integers, metavar="S1,S2,...", help="Where 'step' decays.", rich_help_panel=_OPTIMIZATION),
+    ] = None,
+    decay_factor: Annotated[float | None, Option(help="Of 'step'.", rich_help_panel=_OPTIMIZATION)] = None,
+    max_grad_norm: Annotated[float | None, Option(help="Clip gradients to it.", rich_help_panel=_OPTIMIZATION)] = None,
+) -> None:
+    """Train a model and keep it in a run folder; without FILE, on the given names of the United States.
+
+    Options that are not given are those of the preset. Ctrl-C saves the run and says how to continue it.
+    """
+    from charlm.cli.session import Session
+    from charlm.presets import TrainingConfig
+
+    names = [field.name for field in fields(TrainingConfig)]
+    options = {name: context.params[name] for name in names if context.params.get(name) is not None}
+    if path is not None:
+        # The run must find its data from wherever it is used.
+        options["path"] = str(path.resolve())
+    if resume is None:
+        session = Session.start(_configuration(preset, options), out)
+    else:
+        given = {**options, **({"preset": preset} if preset else {}), **({"out": out} if out else {})}
+        _check_changeable(given)
+        session = Session.resume(resume, options)
+
+    typer.echo(_description(session))
+    try:
+        with progress(session.step, session.config.steps, quiet=quiet) as on_progress:
+            session.run(checkpoint_every, on_progress)
+    except KeyboardInterrupt:
+        every = [] if checkpoint_every is None else ["--checkpoint-every", str(checkpoint_every)]
+        command = shlex.join(["charlm", "train", "--resume", str(session.run_dir), *every])
+        typer.echo(f"interrupted and saved at step {session.step:,}; continue with:\n  {command}", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(loss_table(session.losses()))
+    typer.echo(
+        f"saved in {session.run_dir}; sample from it:\n  {shlex.join(['charlm', 'sample', str(session.run_dir)])}"
+    )
+
+
+def _configuration(preset: str | None, options: Mapping[str, Any]) -> TrainingConfig:
+    """The preset, or that of the model, with the given options in place of its own."""
+    from charlm.presets import PRESETS
+
+    name = preset or _PRESET_OF_MODEL.get(options.get("model", "mlp"), "fast")
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    base = PRESETS[name]
+    config = replace(base, **options)
+    if config.steps < base.steps and "warmup_steps" not in options:
+        # A shorter run has its share of the preset's warm-up.
+        config = replace(config, warmup_steps=base.warmup_steps * config.steps // base.steps)
+    return config
+
+
+def _check_changeable(options: Mapping[str, Any]) -> None:
+    fixed = sorted(set(options) - set(_CHANGEABLE))
+    if fixed:
+        flags = ", ".join("--" + name.removesuffix("_steps").replace("_", "-") for name in fixed)
+        raise ValueError(f"{flags} cannot change when a run is resumed; only FILE, --steps, --backend and --device can")
+
+
+def _description(session: Session) -> str:
+    """What is trained, on what."""
+    dataset, config = session.dataset, session.config
+    sizes = " / ".join(f"{len(split):,}" for split in (dataset.train, dataset.dev, dataset.test))
+    data = f"{dataset.name}: {len(dataset.vocabulary)} characters; {sizes} examples in train / dev / test"
+    if session.trainer is None:
+        return f"{data}\n{config.model}: counted, smoothing {config.smoothing:g}"
+    parameters = sum(parameter.numel() for parameter in session.model.parameters())
+    from_step = f" from step {session.step:,}" if session.step else ""
+    return (
+        f"{data}\n{config.model}: {parameters:,} parameters, {config.steps:,} steps{from_step}, "
+        f"{config.optimizer}, backend {config.backend}"
+    )

@@ -1,0 +1,45 @@
+"""What tells one data set from another, so that a run does not go on with data that it was not started on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from charlm._buffers import to_buffer
+from charlm.data import Dataset
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Equal for datasets with the same vocabulary and the same tokens in the same splits.
+
+    Attributes:
+        tokens: how many tokens the whole text has, the boundaries before each line included.
+        sha256: of the vocabulary in JSON and the tokens of train, dev and test, in hexadecimal.
+    """
+
+    tokens: int
+    sha256: str
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Fingerprint:
+        """The fingerprint of a dataset, at about the speed at which its text was read."""
+        digest = hashlib.sha256(json.dumps(dataset.vocabulary.to_dict()).encode())
+        for split in (dataset.train, dataset.dev, dataset.test):
+            digest.update(f"|{len(split)}|".encode())
+            digest.update(to_buffer(split.tokens.contiguous()))
+        return cls(len(dataset.all.tokens), digest.hexdigest())
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `from_dict`; JSON types only."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Fingerprint:
+        """The inverse of `to_dict`; ValueError if it is not a fingerprint."""
+        if not (isinstance(values, Mapping) and values.keys() == {"tokens", "sha256"}):
+            raise ValueError(f"a fingerprint of data has 'tokens' and 'sha256', got {values!r}")
+        return cls(**values)

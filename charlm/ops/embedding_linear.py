@@ -1,0 +1,100 @@
+"""The first layer of a neural language model: embed a context, concatenate, multiply, activate, as one op."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from charlm.ops import _extension  # noqa: F401  registers the ops
+from charlm.ops._autograd import needs_gradient
+
+_forward = torch.ops.charlm.embedding_linear_forward.default
+_backward = torch.ops.charlm.embedding_linear_backward.default
+
+_ACTIVATIONS = {"tanh": 0, "relu": 1, "gelu": 2, "silu": 3, "none": 4}
+
+
+def embedding_linear(
+    ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "tanh"
+) -> Tensor:
+    """``activation(F.linear(F.embedding(ids, embedding).flatten(-2), weight, bias))`` as one op.
+
+    Each distinct pair of a token and its position is multiplied once, whatever the batch: a row of the result is a sum
+    of T rows of that table, and the gradients of embedding and weight follow from the gradient of the table. Where
+    that would cost more, since few tokens occur twice, rows are gathered and multiplied a tile at a time. Nothing of
+    size N x T*D is held in either case. Results do not depend on the number of threads.
+
+    Args:
+        ids: (..., T), any integer dtype and any strides, values in [0, V); any leading dimensions, also none.
+            Overlapping windows, ``tokens.unfold(0, T, 1)``, are read in place.
+        embedding: (V, D), one row per token; float32, float64, bfloat16 or float16 (the last two are computed in
+            float32).
+        weight: (H, T*D) in the dtype of ``embedding``; columns t*D to (t+1)*D act on position t.
+        bias: (H,) in the dtype of ``embedding``, or None.
+        activation: "tanh", "relu", "gelu" (exact, with erf), "silu" or "none".
+
+    Returns:
+        (..., H) in the dtype of ``embedding``; differentiable in ``embedding``, ``weight`` and ``bias``.
+
+    Raises:
+        IndexError: an id is outside [0, V).
+        ValueError: an argument has the wrong shape, dtype or device, or ``activation`` is unknown.
+
+    Source:
+        Bengio et al. 2003, "A Neural Probabilistic Language Model", section 2, the term tanh(d + H x); the table of
+        products per position: Devlin et al. 2014, "Fast and Robust Neural Network Joint Models", section 2.3, there
+        for inference; GELU: Hendrycks and Gimpel 2016; SiLU: Elfwing et al. 2017.
+    """
+    try:
+        code = _ACTIVATIONS[activation]
+    except (KeyError, TypeError):
+        names = ", ".join(repr(name) for name in _ACTIVATIONS)
+        raise ValueError(f"activation must be one of {names}, got {activation!r}") from None
+    if needs_gradient(embedding, weight, bias):
+        output: Tensor = _EmbeddingLinear.apply(ids, embedding, weight, bias, code)
+        return output
+    return _forward(ids, embedding, weight, bias, code)
+
+
+class _EmbeddingLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int
+    ) -> Tensor:
+        output = _forward(ids, embedding, weight, bias, activation)
+        ctx.save_for_backward(output, ids, embedding, weight, bias)
+        ctx.activation = activation
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        _, *wanted, _ = ctx.needs_input_grad
+        gradients = _backward(grad_output, *ctx.saved_tensors, ctx.activation, *wanted)
+        return (None, *(g if wants else None for g, wants in zip(gradients, wanted, strict=True)), None)
+
+
+@torch.library.register_fake("charlm::embedding_linear_forward")
+def _(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:
+    return embedding.new_empty([*ids.shape[:-1], weight.shape[0]])
+
+
+@torch.library.register_fake("charlm::embedding_linear_backward")
+def _(
+    grad_output: Tensor,
+    output: Tensor,
+    ids: Tensor,
+    embedding: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: int,
+    embedding_gradient: bool,
+    weight_gradient: bool,
+    bias_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        embedding.new_empty(embedding.shape if embedding_gradient else [0]),
+        weight.new_empty(weight.shape if weight_gradient else [0]),
+        weight.new_empty([weight.shape[0]] if bias_gradient else [0]),
+    )

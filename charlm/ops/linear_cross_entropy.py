@@ -1,0 +1,180 @@
+"""The output layer and its loss as one op, without ever holding all logits."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from charlm.ops import _extension  # noqa: F401  registers the ops
+from charlm.ops._autograd import (
+    check_devices,
+    needs_gradient,
+    reduction_code,
+    refuse_second_order,
+    scale_saved,
+    softcap_code,
+)
+
+_forward = torch.ops.charlm.linear_cross_entropy_forward.default
+_backward = torch.ops.charlm.linear_cross_entropy_backward.default
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+) -> Tensor:
+    """``cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)`` in bounded memory.
+
+    The logits (N, V) are computed a piece at a time, and so are their gradients; what is held beside the results is
+    about 1/20 of them. Where a gradient is needed and the reduction is not "none", it is computed during forward, while
+    its piece of the logits exists, so that training costs three matrix products as in eager PyTorch, not four.
+
+    Args:
+        input: (..., D), N rows; float32, float64, bfloat16 or float16 (the last two are computed in float32).
+        linear_weight: (V, D), dtype of ``input``.
+        target: class indices (...), any integer dtype, each in [0, V) or ``ignore_index``; or class probabilities
+            (..., V) in the dtype of ``input``, which may require a gradient.
+        linear_bias: (V,), dtype of ``input``.
+        weight: weight of each class, (V,), floating point.
+        reduction: "none", "mean" or "sum", as in :func:`charlm.ops.cross_entropy`.
+        ignore_index: target value whose rows have loss and gradient 0 and do not count in the mean.
+        label_smoothing: in [0, 1].
+        softcap: bounds the logits to (-softcap, softcap); None for none.
+        z_loss: weight of the squared log-partition.
+
+    Returns:
+        A scalar, or (...) for "none"; dtype of ``input``.
+
+    Raises:
+        IndexError: a target is out of range.
+        ValueError: an argument has the wrong shape, dtype, device or range.
+
+    Source:
+        Wijmans et al. 2024, Cut Your Losses in Large-Vocabulary Language Models; Hsu et al. 2024, Liger Kernel.
+    """
+    options = (ignore_index, reduction_code(reduction), label_smoothing, softcap_code(softcap), z_loss)
+    if needs_gradient(input, linear_weight, target, linear_bias):
+        return _LinearCrossEntropy.apply(input, linear_weight, target, linear_bias, weight, *options)
+    return _forward(input, linear_weight, target, linear_bias, weight, *options, False, False, False)[0]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        linear_bias: Tensor | None,
+        weight: Tensor | None,
+        *options: Any,
+    ) -> Tensor:
+        input_needs, weight_needs, target_needs, bias_needs, *_ = ctx.needs_input_grad
+        # Not where rows have upstream gradients of their own; not in float16, where a loss scale must multiply a
+        # gradient before it is rounded.
+        in_forward = options[1] != 0 and not target_needs and input.dtype != torch.float16
+        wanted = (input_needs, weight_needs, bias_needs) if in_forward else (False, False, False)
+        loss, lse, *gradients = _forward(input, linear_weight, target, linear_bias, weight, *options, *wanted)
+        if in_forward:
+            ctx.save_for_backward(*gradients)
+        else:
+            ctx.save_for_backward(input, linear_weight, target, linear_bias, weight, lse)
+        ctx.in_forward = in_forward
+        ctx.options = options
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_order("linear_cross_entropy")
+        input_needs, weight_needs, target_needs, bias_needs, *_ = ctx.needs_input_grad
+        rest = (None,) * (1 + len(ctx.options))
+        if ctx.in_forward:
+            input_gradient, weight_gradient, bias_gradient = ctx.saved_tensors
+            return (
+                scale_saved(grad_output, input_gradient) if input_needs else None,
+                scale_saved(grad_output, weight_gradient) if weight_needs else None,
+                None,
+                scale_saved(grad_output, bias_gradient) if bias_needs else None,
+                *rest,
+            )
+        wanted = (input_needs, weight_needs, bias_needs, target_needs)
+        gradients = _backward(grad_output, *ctx.saved_tensors, *ctx.options, *wanted)
+        input_gradient, weight_gradient, bias_gradient, target_gradient = (
+            gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)
+        )
+        return input_gradient, weight_gradient, target_gradient, bias_gradient, *rest
+
+
+def _wanted(like: Tensor | None, wanted: bool, input: Tensor) -> Tensor:
+    if wanted and like is not None:
+        return torch.empty_like(like, memory_format=torch.contiguous_format)
+    return input.new_empty([0])
+
+
+@torch.library.register_fake("charlm::linear_cross_entropy_forward")
+def _(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: int,
+    label_smoothing: float,
+    softcap: float,
+    z_loss: float,
+    input_gradient: bool,
+    weight_gradient: bool,
+    bias_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    check_devices(input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias, weight=weight)
+    compute_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    rows = 1
+    for size in input.shape[:-1]:
+        rows = rows * size
+    return (
+        input.new_empty(input.shape[:-1] if reduction == 0 else []),
+        input.new_empty([2, rows], dtype=compute_dtype),
+        _wanted(input, input_gradient, input),
+        _wanted(linear_weight, weight_gradient, input),
+        input.new_empty([linear_weight.shape[0] if bias_gradient else 0]),
+    )
+
+
+@torch.library.register_fake("charlm::linear_cross_entropy_backward")
+def _(
+    grad_output: Tensor,
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    lse: Tensor,
+    ignore_index: int,
+    reduction: int,
+    label_smoothing: float,
+    softcap: float,
+    z_loss: float,
+    input_gradient: bool,
+    weight_gradient: bool,
+    bias_gradient: bool,
+    target_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_devices(
+        input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias, weight=weight, lse=lse
+    )
+    return (
+        _wanted(input, input_gradient, input),
+        _wanted(linear_weight, weight_gradient, input),
+        input.new_empty([linear_weight.shape[0] if bias_gradient else 0]),
+        _wanted(target, target_gradient, input),
+    )

@@ -1,0 +1,419 @@
+#include "kernels/embedding_linear.h"
+
+#include <atomic>
+#include <cstring>
+#include <limits>
+
+#include "bindings/check.h"
+#include "kernels/token_index.h"
+
+namespace charlm {
+namespace {
+
+// Work worth waking a thread for: multiply-adds of a matrix product, values of a row kernel.
+constexpr int64_t kProductGrain = 1 << 20;
+constexpr int64_t kValueGrain = 1 << 15;
+// Values that backward of "gather" holds of a chunk of rows, and the most rows of one.
+constexpr int64_t kChunkValues = 1 << 20;
+constexpr int64_t kChunkRows = 512;
+
+int64_t grain(int64_t work, int64_t work_per_item) { return 1 + work / (work_per_item > 0 ? work_per_item : 1); }
+
+IntegerType integer_type(ScalarType type) {
+  switch (type) {
+    case ScalarType::Char:
+      return IntegerType::kInt8;
+    case ScalarType::Short:
+      return IntegerType::kInt16;
+    case ScalarType::Int:
+      return IntegerType::kInt32;
+    case ScalarType::Byte:
+      return IntegerType::kUInt8;
+    case ScalarType::UInt16:
+      return IntegerType::kUInt16;
+    case ScalarType::UInt32:
+      return IntegerType::kUInt32;
+    case ScalarType::UInt64:
+      return IntegerType::kUInt64;
+    default:
+      return IntegerType::kInt64;
+  }
+}
+
+// The stride from row to row where one stride walks through all dimensions but the last.
+std::optional<int64_t> row_stride(const Tensor& tensor) {
+  int64_t stride = 0, expected = -1;
+  for (int64_t d = tensor.dim() - 2; d >= 0; --d) {
+    if (tensor.size(d) == 1) continue;
+    if (expected < 0) {
+      stride = tensor.stride(d);
+    } else if (tensor.stride(d) != expected) {
+      return std::nullopt;
+    }
+    expected = tensor.stride(d) * tensor.size(d);
+  }
+  return stride;
+}
+
+Tensor with_rows(const Tensor& tensor) {
+  return row_stride(tensor).has_value() ? tensor : torch::stable::contiguous(tensor);
+}
+
+StoredMatrix stored_matrix(const Tensor& tensor) {
+  StoredMatrix matrix;
+  matrix.data = const_cast<void*>(tensor.const_data_ptr());
+  matrix.storage = storage_of(tensor);
+  matrix.row_stride = *row_stride(tensor);
+  matrix.column_stride = tensor.stride(tensor.dim() - 1);
+  return matrix;
+}
+
+// The checked arguments, converted, and the problem that points into them.
+template <typename T>
+struct Arguments {
+  Tensor ids, weight;
+  OptionalTensor bias;
+  Workspace<int32_t> tokens;
+  int64_t vocab_size;
+  std::vector<int64_t> output_shape;
+  EmbeddingLinear<T> problem;
+};
+
+void check_arguments(const Tensor& ids, const Tensor& embedding, const Tensor& weight, const OptionalTensor& bias,
+                     int64_t activation) {
+  check(activation >= 0 && activation < kActivations, "activation must be between 0 and ", kActivations - 1, ", got ",
+        activation);
+  check_integral("ids", ids);
+  check_on_cpu("ids", ids);
+  check(ids.dim() >= 1, "ids must have shape (..., T), got ()");
+  const int64_t context_length = ids.size(ids.dim() - 1);
+  check(context_length > 0, "ids must have shape (..., T) with T >= 1, got ", ShapeString(ids));
+  check_floating("embedding", embedding);
+  check_on_cpu("embedding", embedding);
+  check(embedding.dim() == 2, "embedding must have shape (V, D), got ", ShapeString(embedding));
+  check(embedding.size(0) <= std::numeric_limits<int32_t>::max(), "embedding must have fewer than 2^31 rows, got ",
+        ShapeString(embedding));
+  check(embedding.size(0) > 0 || ids.numel() == 0, "embedding must have at least one row, got shape ",
+        ShapeString(embedding));
+  const int64_t width = context_length * embedding.size(1);
+  check_matches("weight", weight, "embedding", embedding);
+  check(weight.dim() == 2, "weight must have shape (H, T*D=", width, "), got ", ShapeString(weight));
+  check(weight.size(1) == width, "weight must have shape (H=", weight.size(0), ", T*D=", width, "), got ",
+        ShapeString(weight));
+  if (!bias.has_value()) return;
+  check_matches("bias", *bias, "embedding", embedding);
+  check(bias->dim() == 1 && bias->size(0) == weight.size(0), "bias must have shape (H=", weight.size(0), ",), got ",
+        ShapeString(*bias));
+}
+
+[[noreturn]] void refuse_ids(const Tensor& ids, const TokenIds& flat, int64_t vocab_size) {
+  int64_t index = first_bad_id(flat, vocab_size);
+  const std::string value = id_string(flat, index / flat.context_length, index % flat.context_length);
+  std::string position;
+  for (int64_t d = ids.dim() - 1; d >= 0; --d) {
+    position = std::to_string(index % ids.size(d)) + (position.empty() ? "" : ", ") + position;
+    index /= ids.size(d);
+  }
+  throw std::out_of_range(
+      concatenate("ids[", position, "] = ", value, " is out of range for ", vocab_size, " embeddings"));
+}
+
+template <typename T>
+Arguments<T> read_arguments(const Tensor& ids, const Tensor& embedding, const Tensor& weight,
+                            const OptionalTensor& bias, int64_t activation) {
+  check_arguments(ids, embedding, weight, bias, activation);
+  const ScalarType type = compute_type(embedding);
+  Arguments<T> arguments{with_rows(ids),
+                         contiguous_as(weight, type),
+                         bias.has_value() ? OptionalTensor(contiguous_as(*bias, type)) : std::nullopt,
+                         Workspace<int32_t>(ids.numel()),
+                         embedding.size(0),
+                         {ids.sizes().begin(), ids.sizes().end()},
+                         {}};
+  arguments.output_shape.back() = weight.size(0);
+
+  EmbeddingLinear<T>& problem = arguments.problem;
+  problem.context_length = ids.size(ids.dim() - 1);
+  problem.rows = ids.numel() / problem.context_length;
+  problem.embedding_dim = embedding.size(1);
+  problem.hidden_dim = weight.size(0);
+  problem.activation = static_cast<Activation>(activation);
+  problem.embedding = stored_matrix(embedding);
+  if (arguments.bias.has_value()) problem.bias = arguments.bias->template const_data_ptr<T>();
+
+  const Tensor& flat = arguments.ids;
+  const TokenIds token_ids{flat.const_data_ptr(),  integer_type(flat.scalar_type()), problem.rows,
+                           problem.context_length, *row_stride(flat),                flat.stride(flat.dim() - 1)};
+  std::atomic<bool> good{true};
+  parallel_for(problem.rows, grain(kValueGrain, problem.context_length), [&](int64_t first, int64_t last) {
+    if (!read_tokens(token_ids, arguments.vocab_size, first, last, arguments.tokens.data())) good = false;
+  });
+  if (!good) refuse_ids(ids, token_ids, arguments.vocab_size);
+  problem.tokens = arguments.tokens.data();
+  return arguments;
+}
+
+// The distinct (position, token) pairs of the batch.
+struct Pairs {
+  std::vector<int64_t> first;  // (T + 1,)
+  Workspace<int32_t> tokens;   // (U,)
+  Workspace<int32_t> slots;    // (N, T)
+  int64_t count() const { return first.back(); }
+};
+
+Pairs find_pairs(const int32_t* tokens, int64_t rows, int64_t context_length, int64_t vocab_size) {
+  const int64_t most = rows < vocab_size ? rows : vocab_size;
+  Pairs pairs{std::vector<int64_t>(context_length + 1), Workspace<int32_t>(context_length * most),
+              Workspace<int32_t>(rows * context_length)};
+  parallel_for(context_length, grain(kValueGrain, rows + vocab_size), [&](int64_t first, int64_t last) {
+    const Workspace<int32_t> seen(vocab_size);
+    for (int64_t t = first; t < last; ++t) {
+      pairs.first[t + 1] = index_position(tokens, rows, context_length, t, vocab_size, seen.data(), pairs.slots.data(),
+                                          pairs.tokens.data() + t * most);
+    }
+  });
+  for (int64_t t = 0; t < context_length; ++t) {
+    const int64_t count = pairs.first[t + 1];
+    pairs.first[t + 1] += pairs.first[t];
+    std::memmove(pairs.tokens.data() + pairs.first[t], pairs.tokens.data() + t * most, count * sizeof(int32_t));
+  }
+  return pairs;
+}
+
+// The pairs, where projecting them is the cheaper way.
+template <typename T>
+std::optional<Pairs> pairs_to_project(const Arguments<T>& arguments) {
+  const EmbeddingLinear<T>& p = arguments.problem;
+  if (!may_project(p.rows, arguments.vocab_size)) return std::nullopt;
+  std::optional<Pairs> pairs;
+  pairs.emplace(find_pairs(p.tokens, p.rows, p.context_length, arguments.vocab_size));
+  if (!project_is_cheaper(p.rows, p.context_length, p.embedding_dim, pairs->count())) pairs.reset();
+  return pairs;
+}
+
+// The products below need the weight packed: as `groups` matrices of T*D / groups columns each.
+template <typename T>
+class PackedWeight {
+ public:
+  PackedWeight(const Arguments<T>& arguments, int64_t groups, bool transposed)
+      : packed_(size(arguments, groups, transposed)) {
+    const EmbeddingLinear<T>& p = arguments.problem;
+    const auto& kernels = cpu::select<cpu::EmbeddingLinearKernels<T>>();
+    const T* weight = arguments.weight.template const_data_ptr<T>();
+    const int64_t width = p.context_length * p.embedding_dim, columns = width / groups;
+    for (int64_t group = 0; group < groups; ++group) {
+      const T* from = weight + group * columns;
+      T* to = packed_.data() + size(arguments, groups, transposed) / groups * group;
+      transposed ? kernels.pack(from, 1, width, columns, p.hidden_dim, to)
+                 : kernels.pack(from, width, 1, p.hidden_dim, columns, to);
+    }
+  }
+  const T* data() const { return packed_.data(); }
+
+ private:
+  static int64_t size(const Arguments<T>& arguments, int64_t groups, bool transposed) {
+    const EmbeddingLinear<T>& p = arguments.problem;
+    const auto padded = cpu::select<cpu::EmbeddingLinearKernels<T>>().padded_columns;
+    const int64_t columns = p.context_length * p.embedding_dim / groups;
+    return groups * (transposed ? columns * padded(p.hidden_dim) : p.hidden_dim * padded(columns));
+  }
+  Workspace<T> packed_;
+};
+
+// The tables of "project" in memory, P filled in where multiply is set.
+template <typename T>
+class Tables {
+ public:
+  Tables(Arguments<T>* arguments, const Pairs& pairs, bool multiply)
+      : stride_(kernels().stride(arguments->problem.hidden_dim)),
+        embeddings_(pairs.count() * arguments->problem.embedding_dim),
+        table_(multiply ? pairs.count() * stride_ : 0) {
+    EmbeddingLinear<T>& p = arguments->problem;
+    view_.first_pair = pairs.first.data();
+    view_.pair_token = pairs.tokens.data();
+    view_.slots = pairs.slots.data();
+    view_.stride = stride_;
+    view_.embeddings = embeddings_.data();
+    view_.table = table_.data();
+    std::optional<PackedWeight<T>> packed;
+    if (multiply) p.packed_transposed = packed.emplace(*arguments, p.context_length, true).data();
+    parallel_for(pairs.count(), grain(kProductGrain, p.embedding_dim * p.hidden_dim),
+                 [&](int64_t first, int64_t last) { kernels().project(p, view_, first, last, multiply); });
+  }
+  ProjectedTable<T>& view() { return view_; }
+
+ private:
+  static const cpu::EmbeddingLinearKernels<T>& kernels() { return cpu::select<cpu::EmbeddingLinearKernels<T>>(); }
+  int64_t stride_;
+  Workspace<T> embeddings_, table_;
+  ProjectedTable<T> view_;
+};
+
+template <typename T>
+void project_forward(Arguments<T>* arguments, const Pairs& pairs) {
+  took_branch("embedding_linear_forward/project");
+  const EmbeddingLinear<T>& p = arguments->problem;
+  Tables<T> tables(arguments, pairs, true);
+  const auto& kernels = cpu::select<cpu::EmbeddingLinearKernels<T>>();
+  parallel_for(p.rows, grain(kValueGrain, p.hidden_dim), [&](int64_t first, int64_t last) {
+    const Workspace<T> scratch(tables.view().stride);
+    kernels.project_forward(p, tables.view(), first, last, scratch.data());
+  });
+}
+
+template <typename T>
+void gather_forward(Arguments<T>* arguments) {
+  took_branch("embedding_linear_forward/gather");
+  EmbeddingLinear<T>& p = arguments->problem;
+  const int64_t width = p.context_length * p.embedding_dim;
+  const auto& kernels = cpu::select<cpu::EmbeddingLinearKernels<T>>();
+  const PackedWeight<T> packed(*arguments, 1, true);
+  p.packed_transposed = packed.data();
+  parallel_for(p.rows, grain(kProductGrain, width * p.hidden_dim), [&](int64_t first, int64_t last) {
+    const Workspace<T> scratch(kGatherTileRows * (kernels.stride(width) + kernels.stride(p.hidden_dim)));
+    kernels.gather_forward(p, first, last, scratch.data());
+  });
+}
+
+template <typename T>
+void project_backward(Arguments<T>* arguments, const Pairs& pairs) {
+  took_branch("embedding_linear_backward/project");
+  EmbeddingLinear<T>& p = arguments->problem;
+  const auto& kernels = cpu::select<cpu::EmbeddingLinearKernels<T>>();
+  Tables<T> tables(arguments, pairs, derivative_uses_input(p.activation));
+  ProjectedTable<T>& table = tables.view();
+  const Workspace<T> table_gradient(pairs.count() * table.stride);
+  table.table_gradient = table_gradient.data();
+
+  const int64_t slices = (p.hidden_dim + kSliceColumns - 1) / kSliceColumns;
+  parallel_for(slices, grain(kValueGrain, p.rows * kSliceColumns), [&](int64_t first, int64_t last) {
+    const Workspace<T> scratch((pairs.count() + 2) * kSliceColumns);
+    kernels.project_scatter(p, table, first, last, scratch.data());
+  });
+  if (p.weight_gradient != nullptr || p.bias_gradient != nullptr) {
+    const int64_t products = pairs.count() / p.context_length * p.embedding_dim * kSliceColumns;
+    parallel_for(p.context_length * slices, grain(kProductGrain, products), [&](int64_t first, int64_t last) {
+      const Workspace<T> scratch(p.embedding_dim * kSliceColumns);
+      kernels.project_weight_gradient(p, table, first, last, scratch.data());
+    });
+  }
+  if (p.embedding_gradient == nullptr) return;
+  const PackedWeight<T> packed(*arguments, p.context_length, false);
+  p.packed_weight = packed.data();
+  // A token occurs once in a position at most, so the pairs of one position may be added at the same time.
+  for (int64_t t = 0; t < p.context_length; ++t) {
+    const int64_t begin = pairs.first[t];
+    parallel_for(pairs.first[t + 1] - begin, grain(kProductGrain, p.embedding_dim * p.hidden_dim),
+                 [&](int64_t first, int64_t last) {
+                   const Workspace<T> scratch(kGatherTileRows * kernels.stride(p.embedding_dim));
+                   kernels.project_embedding_gradient(p, table, t, begin + first, begin + last, scratch.data());
+                 });
+  }
+}
+
+template <typename T>
+void gather_backward(Arguments<T>* arguments) {
+  took_branch("embedding_linear_backward/gather");
+  EmbeddingLinear<T>& p = arguments->problem;
+  const int64_t width = p.context_length * p.embedding_dim;
+  const auto& kernels = cpu::select<cpu::EmbeddingLinearKernels<T>>();
+  std::optional<PackedWeight<T>> transposed, packed;
+  if (derivative_uses_input(p.activation)) p.packed_transposed = transposed.emplace(*arguments, 1, true).data();
+  if (p.embedding_gradient != nullptr) p.packed_weight = packed.emplace(*arguments, 1, false).data();
+
+  GatheredChunk<T> chunk;
+  chunk.input_stride = kernels.stride(width);
+  chunk.hidden_stride = kernels.stride(p.hidden_dim);
+  int64_t rows = kChunkValues / (2 * chunk.input_stride + chunk.hidden_stride);
+  rows = rows > kChunkRows ? kChunkRows : rows < kGatherTileRows ? kGatherTileRows : rows;
+  rows = rows > p.rows ? p.rows : rows;
+  const Workspace<T> input(rows * chunk.input_stride), gradient(rows * chunk.hidden_stride);
+  const Workspace<T> input_gradient(p.embedding_gradient != nullptr ? rows * chunk.input_stride : 0);
+  chunk.input = input.data();
+  chunk.gradient = gradient.data();
+  chunk.input_gradient = input_gradient.data();
+
+  for (; chunk.first_row < p.rows; chunk.first_row += rows) {
+    chunk.rows = p.rows - chunk.first_row < rows ? p.rows - chunk.first_row : rows;
+    parallel_for(chunk.rows, grain(kValueGrain, width + p.hidden_dim), [&](int64_t first, int64_t last) {
+      const Workspace<T> scratch(2 * chunk.hidden_stride);
+      kernels.gather_gradient(p, chunk, first, last, scratch.data());
+    });
+    parallel_for(p.hidden_dim, grain(kProductGrain, chunk.rows * width), [&](int64_t first, int64_t last) {
+      kernels.gather_weight_gradient(p, chunk, first, last);
+    });
+    if (p.embedding_gradient == nullptr) continue;
+    parallel_for(chunk.rows, grain(kProductGrain, width * p.hidden_dim), [&](int64_t first, int64_t last) {
+      kernels.gather_input_gradient(p, chunk, first, last);
+    });
+    const int64_t lines = (p.embedding_dim + 15) / 16;  // columns 16 at a time: no two threads write one cache line
+    parallel_for(lines, grain(kValueGrain, 16 * chunk.rows * p.context_length), [&](int64_t first, int64_t last) {
+      const int64_t end = 16 * last < p.embedding_dim ? 16 * last : p.embedding_dim;
+      kernels.gather_scatter(p, chunk, 16 * first, end);
+    });
+  }
+}
+
+Tensor forward(const Tensor ids, const Tensor embedding, const Tensor weight, const OptionalTensor bias,
+               int64_t activation) {
+  OptionalTensor output;
+  dispatch_compute_type(embedding, [&](auto type) {
+    using T = decltype(type);
+    Arguments<T> arguments = read_arguments<T>(ids, embedding, weight, bias, activation);
+    output = allocate(arguments.output_shape, embedding.scalar_type());
+    arguments.problem.output = stored_matrix(*output);
+    const std::optional<Pairs> pairs = pairs_to_project(arguments);
+    pairs.has_value() ? project_forward(&arguments, *pairs) : gather_forward(&arguments);
+  });
+  return *output;
+}
+
+// A gradient in the compute type, and the pointer to it that is null where it is not wanted.
+template <typename T>
+Tensor gradient_of(const Tensor& like, bool wanted, T** data) {
+  const Tensor gradient = wanted ? allocate(like.sizes(), compute_type(like)) : allocate({0}, compute_type(like));
+  *data = wanted ? gradient.mutable_data_ptr<T>() : nullptr;
+  return gradient;
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tensor output, const Tensor ids,
+                                            const Tensor embedding, const Tensor weight, const OptionalTensor bias,
+                                            int64_t activation, bool wants_embedding, bool wants_weight,
+                                            bool wants_bias) {
+  std::optional<std::tuple<Tensor, Tensor, Tensor>> result;
+  dispatch_compute_type(embedding, [&](auto type) {
+    using T = decltype(type);
+    Arguments<T> arguments = read_arguments<T>(ids, embedding, weight, bias, activation);
+    EmbeddingLinear<T>& problem = arguments.problem;
+    check_matches("grad_output", grad_output, "embedding", embedding);
+    check_matches("output", output, "embedding", embedding);
+    const auto shape = torch::headeronly::IntHeaderOnlyArrayRef(arguments.output_shape);
+    check(grad_output.sizes().equals(shape), "grad_output must have shape ", ShapeString(shape), ", got ",
+          ShapeString(grad_output));
+    check(output.sizes().equals(shape), "output must have shape ", ShapeString(shape), ", got ", ShapeString(output));
+    check(!wants_bias || bias.has_value(), "bias must be given to have a gradient");
+    const Tensor gradient_rows = with_rows(grad_output), output_rows = with_rows(output);
+    problem.grad_output = stored_matrix(gradient_rows);
+    problem.output = stored_matrix(output_rows);
+
+    const Tensor embedding_gradient = gradient_of(embedding, wants_embedding, &problem.embedding_gradient);
+    const Tensor weight_gradient = gradient_of(weight, wants_weight, &problem.weight_gradient);
+    const Tensor bias_gradient = gradient_of(wants_bias ? *bias : weight, wants_bias, &problem.bias_gradient);
+    if (wants_embedding) std::memset(problem.embedding_gradient, 0, embedding_gradient.numel() * sizeof(T));
+    const std::optional<Pairs> pairs = pairs_to_project(arguments);
+    pairs.has_value() ? project_backward(&arguments, *pairs) : gather_backward(&arguments);
+
+    const auto stored = [&](const Tensor& gradient) { return contiguous_as(gradient, embedding.scalar_type()); };
+    result.emplace(stored(embedding_gradient), stored(weight_gradient), stored(bias_gradient));
+  });
+  return *result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) {
+  library.impl("embedding_linear_forward", TORCH_BOX(&forward));
+  library.impl("embedding_linear_backward", TORCH_BOX(&backward));
+}
+
+}  // namespace charlm

@@ -1,0 +1,340 @@
+// cross_entropy(input weight^T + bias, target) without its (N, V) logits: products by torch, the loss and its gradient
+// by the cross-entropy kernel, on a bounded piece of the logits at a time.
+//
+// Two ways to bound the piece. Where the weight's gradient is wanted and has room for all logits (N <= D), they are
+// computed into its memory, a block of classes at a time, and each block's gradient replaces them at the end: three
+// full products, and extra memory for one block. Otherwise rows go in chunks.
+#include <algorithm>
+#include <cstring>
+
+#include "bindings/cross_entropy.h"
+#include "bindings/matrix.h"
+
+namespace charlm {
+namespace {
+
+constexpr int64_t kMinChunkRows = 64;  // fewer rows cannot feed the products
+constexpr int64_t kChunkBytes =
+    64ll << 20;                            // a chunk is 1/20 of the logits, but not more than this unless rows are few
+constexpr int64_t kClassBlocks = 40;       // a block is 1/40 of the logits,
+constexpr int64_t kMinBlockClasses = 256;  // unless classes are few
+constexpr int64_t kConvertBytes = 8ll << 20;  // of a half-precision weight, in float32 at a time
+
+struct Wanted {
+  bool input, weight, bias, target;
+  bool any() const { return input || weight || bias || target; }
+};
+
+// The checked arguments: float16 and bfloat16 inputs as float32, rows flattened to (N, D).
+template <typename T>
+struct Problem {
+  Tensor input;         // (N, D) in the compute dtype
+  Tensor weight;        // (V, D) in its own dtype
+  OptionalTensor bias;  // (V,) in the compute dtype
+  Tensor target;
+  OptionalTensor class_weight;
+  CrossEntropy<T> loss;
+  int64_t rows, features, classes;
+};
+
+template <typename T>
+constexpr ScalarType kComputeType = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
+
+bool has_suffix(const Tensor& target, const Tensor& input, int64_t last) {
+  for (int64_t d = 0; d + 1 < input.dim(); ++d) {
+    if (target.size(d) != input.size(d)) return false;
+  }
+  return last < 0 || target.size(target.dim() - 1) == last;
+}
+
+template <typename T>
+Problem<T> read_arguments(const Tensor& input, const Tensor& linear_weight, const Tensor& target,
+                          const OptionalTensor& linear_bias, const OptionalTensor& weight,
+                          const CrossEntropyOptions& options) {
+  check_floating("input", input);
+  check(input.dim() >= 1, "input must have shape (..., D), got ()");
+  check_matches("linear_weight", linear_weight, "input", input);
+  const int64_t features = input.size(input.dim() - 1);
+  check(linear_weight.dim() == 2 && linear_weight.size(1) == features, "linear_weight must have shape (V, D=", features,
+        "), got ", ShapeString(linear_weight));
+  const int64_t classes = linear_weight.size(0);
+  check(classes > 0, "linear_weight must have at least one class, got ", ShapeString(linear_weight));
+  int64_t rows = 1;
+  for (int64_t d = 0; d + 1 < input.dim(); ++d) rows *= input.size(d);
+
+  const bool probabilities = target.dim() == input.dim() && !is_integral(target.scalar_type());
+  if (probabilities) {
+    check_matches("target", target, "input", input);
+    check(has_suffix(target, input, classes), "target must have shape (..., V=", classes,
+          ") with the leading dimensions ", "of input ", ShapeString(input), ", got ", ShapeString(target));
+  } else {
+    check(target.dim() == input.dim() - 1 && has_suffix(target, input, -1), "target must have the shape of input ",
+          ShapeString(input), " without its last dimension (class indices), or ", "with V=", classes,
+          " in its place (class probabilities), got ", ShapeString(target));
+    check_integral("target", target);
+    check_on_cpu("target", target);
+  }
+
+  constexpr ScalarType type = kComputeType<T>;
+  const Tensor flat = contiguous_as(input, type);
+  Problem<T> problem{
+      matrix_view(flat, 0, rows, features, features),
+      linear_weight,
+      std::nullopt,
+      probabilities ? contiguous_as(target, input.scalar_type()) : contiguous_as(target, ScalarType::Long),
+      std::nullopt,
+      {},
+      rows,
+      features,
+      classes};
+  if (linear_bias.has_value()) {
+    check_matches("linear_bias", *linear_bias, "input", input);
+    check(linear_bias->dim() == 1 && linear_bias->size(0) == classes, "linear_bias must have shape (V=", classes,
+          ",), got ", ShapeString(*linear_bias));
+    problem.bias = contiguous_as(*linear_bias, type);
+  }
+  problem.loss.rows = rows;
+  problem.loss.classes = classes;
+  if (probabilities) {
+    problem.loss.probabilities.data = const_cast<void*>(problem.target.const_data_ptr());
+    problem.loss.probabilities.storage = storage_of(target);
+    problem.loss.probabilities.outer_stride = classes;
+  } else {
+    problem.loss.target = problem.target.template const_data_ptr<int64_t>();
+  }
+  set_options(options, weight, &problem.class_weight, &problem.loss);
+  check_targets(problem.loss, target.sizes());
+  return problem;
+}
+
+// function(first class, classes, (classes, D) weight in the compute dtype), over all classes: one call, or blocks of a
+// converted copy where the weight is stored in half precision.
+template <typename T, typename Function>
+void for_each_weight(const Problem<T>& problem, int64_t block, const Function& function) {
+  if (problem.weight.scalar_type() != kComputeType<T>) {
+    block = std::min(block,
+                     std::max<int64_t>(1, kConvertBytes / (int64_t)sizeof(T) / std::max<int64_t>(1, problem.features)));
+  }
+  for (int64_t v = 0; v < problem.classes; v += block) {
+    const int64_t count = std::min(block, problem.classes - v);
+    const Tensor rows = rows_of(problem.weight, v, v + count);
+    function(v, count, rows.scalar_type() == kComputeType<T> ? rows : contiguous_as(rows, kComputeType<T>));
+  }
+}
+
+// logits = input weight^T + bias, for classes [v, v + count) and the rows of both matrices.
+template <typename T>
+void logits_of(const Problem<T>& problem, const Tensor& input, int64_t v, const Tensor& weight, const Tensor& logits) {
+  multiply(logits, input, transposed(weight));
+  if (!problem.bias.has_value()) return;
+  const T* bias = problem.bias->template const_data_ptr<T>() + v;
+  T* out = static_cast<T*>(logits.mutable_data_ptr());
+  const int64_t rows = logits.size(0), count = logits.size(1), stride = logits.stride(0);
+  parallel_for(rows, 1 + 65536 / count, [&](int64_t first, int64_t last) {
+    for (int64_t n = first; n < last; ++n) {
+      for (int64_t c = 0; c < count; ++c) out[n * stride + c] += bias[c];
+    }
+  });
+}
+
+// sums[c] += sum_n matrix[n][c], rows in order whatever the number of threads.
+template <typename T>
+void add_column_sums(const Tensor& matrix, T* sums) {
+  const T* values = matrix.const_data_ptr<T>();
+  const int64_t rows = matrix.size(0), columns = matrix.size(1), stride = matrix.stride(0);
+  parallel_for(columns, 1 + 65536 / std::max<int64_t>(rows, 1), [&](int64_t first, int64_t last) {
+    for (int64_t n = 0; n < rows; ++n) {
+      for (int64_t c = first; c < last; ++c) sums[c] += values[n * stride + c];
+    }
+  });
+}
+
+// In the compute dtype (target: its own), two-dimensional; empty where not wanted.
+struct Gradients {
+  Tensor input, weight, bias, target;
+};
+
+template <typename T>
+Gradients allocate_gradients(const Problem<T>& problem, const Wanted& wanted) {
+  const auto matrix = [](bool want, int64_t rows, int64_t columns, ScalarType type) {
+    return want ? allocate({rows, columns}, type) : allocate({0}, type);
+  };
+  constexpr ScalarType type = kComputeType<T>;
+  Gradients gradients{matrix(wanted.input, problem.rows, problem.features, type),
+                      matrix(wanted.weight, problem.classes, problem.features, type),
+                      matrix(wanted.bias, 1, problem.classes, type),
+                      matrix(wanted.target, problem.rows, problem.classes, problem.target.scalar_type())};
+  // Sums start from zero; the weight's only where no product will overwrite it.
+  const auto clear = [](const Tensor& t) { std::memset(t.mutable_data_ptr(), 0, t.numel() * t.element_size()); };
+  if (wanted.bias) clear(gradients.bias);
+  if (wanted.weight && problem.rows == 0) clear(gradients.weight);
+  return gradients;
+}
+
+// All logits in the memory of the weight's gradient: block s is a contiguous (N, block's classes) matrix at the start
+// of the rows of that gradient which belong to its classes.
+template <typename T>
+void run_in_weight_gradient(const Problem<T>& problem, const Wanted& wanted, const Gradients& gradients) {
+  const int64_t block = std::max(kMinBlockClasses, (problem.classes + kClassBlocks - 1) / kClassBlocks);
+  const auto logits_block = [&](int64_t v, int64_t count) {
+    return matrix_view(gradients.weight, v * problem.features, problem.rows, count, count);
+  };
+  for_each_weight(problem, block, [&](int64_t v, int64_t count, const Tensor& weight) {
+    logits_of(problem, problem.input, v, weight, logits_block(v, count));
+  });
+
+  CrossEntropy<T> loss = problem.loss;
+  loss.input.data = gradients.weight.mutable_data_ptr();
+  loss.input.storage = storage_of(gradients.weight);
+  loss.input.block_classes = block;
+  loss.input.block_stride = block * problem.features;
+  loss.input_gradient = loss.input;
+  run_tiles(loss);
+
+  const Tensor copy = allocate({problem.rows * std::min(block, problem.classes)}, kComputeType<T>);
+  for_each_weight(problem, block, [&](int64_t v, int64_t count, const Tensor& weight) {
+    const Tensor in_place = logits_block(v, count);
+    const Tensor gradient = matrix_view(copy, 0, problem.rows, count, count);
+    std::memcpy(gradient.mutable_data_ptr(), in_place.const_data_ptr(), sizeof(T) * problem.rows * count);
+    if (wanted.input) (v == 0 ? multiply : multiply_add)(gradients.input, gradient, weight);
+    if (wanted.bias) add_column_sums(gradient, gradients.bias.template mutable_data_ptr<T>() + v);
+    multiply(rows_of(gradients.weight, v, v + count), transposed(gradient), problem.input);
+  });
+}
+
+template <typename T>
+CrossEntropy<T> rows_from(const CrossEntropy<T>& loss, int64_t first, int64_t rows) {
+  CrossEntropy<T> part = loss;
+  part.rows = rows;
+  if (part.target != nullptr) part.target += first;
+  if (part.loss != nullptr) part.loss += first;
+  part.shift += first;
+  part.log_sum += first;
+  if (part.row_scale != nullptr) part.row_scale += first;
+  for (ClassMatrix* matrix : {&part.probabilities, &part.probabilities_gradient}) {
+    if (matrix->data != nullptr)
+      matrix->data = static_cast<char*>(matrix->data) + first * matrix->outer_stride * storage_size(matrix->storage);
+  }
+  return part;
+}
+
+template <typename T>
+void run_in_chunks(const Problem<T>& problem, const Wanted& wanted, const Gradients& gradients) {
+  const int64_t most = std::max(4 * kMinChunkRows, kChunkBytes / (problem.classes * (int64_t)sizeof(T)));
+  const int64_t chunk = std::min({problem.rows, std::max(kMinChunkRows, problem.rows / 20), most});
+  const Tensor buffer = allocate({chunk, problem.classes}, kComputeType<T>);
+  for (int64_t first = 0; first < problem.rows; first += chunk) {
+    const int64_t rows = std::min(chunk, problem.rows - first);
+    const Tensor input = rows_of(problem.input, first, first + rows);
+    const auto columns = [&](int64_t v, int64_t count) { return matrix_view(buffer, v, rows, count, problem.classes); };
+    for_each_weight(problem, problem.classes, [&](int64_t v, int64_t count, const Tensor& weight) {
+      logits_of(problem, input, v, weight, columns(v, count));
+    });
+
+    CrossEntropy<T> loss = rows_from(problem.loss, first, rows);
+    loss.input.data = buffer.mutable_data_ptr();
+    loss.input.storage = storage_of(buffer);
+    loss.input.outer_stride = problem.classes;
+    if (wanted.input || wanted.weight || wanted.bias) loss.input_gradient = loss.input;
+    run_tiles(loss);
+
+    const Tensor gradient = columns(0, problem.classes);
+    if (wanted.input) {
+      const Tensor out = rows_of(gradients.input, first, first + rows);
+      for_each_weight(problem, problem.classes, [&](int64_t v, int64_t count, const Tensor& weight) {
+        (v == 0 ? multiply : multiply_add)(out, columns(v, count), weight);
+      });
+    }
+    if (wanted.weight) (first == 0 ? multiply : multiply_add)(gradients.weight, transposed(gradient), input);
+    if (wanted.bias) add_column_sums(gradient, gradients.bias.template mutable_data_ptr<T>());
+  }
+}
+
+template <typename T>
+void run(const char* in_weight_gradient, const char* in_chunks, const Problem<T>& problem, const Wanted& wanted,
+         const Gradients& gradients) {
+  const bool fits = wanted.weight && problem.rows <= problem.features;
+  took_branch(fits ? in_weight_gradient : in_chunks);
+  if (problem.rows == 0) return;
+  fits ? run_in_weight_gradient(problem, wanted, gradients) : run_in_chunks(problem, wanted, gradients);
+}
+
+Tensor finished(const Tensor& gradient, bool wanted, torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType type) {
+  if (!wanted) return allocate({0}, type);
+  const Tensor shaped = torch::stable::view(gradient, shape);
+  return shaped.scalar_type() == type ? shaped : torch::stable::to(shaped, type);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor linear_weight,
+                                                           const Tensor target, const OptionalTensor linear_bias,
+                                                           const OptionalTensor weight, int64_t ignore_index,
+                                                           int64_t reduction, double label_smoothing, double softcap,
+                                                           double z_loss, bool input_gradient, bool weight_gradient,
+                                                           bool bias_gradient) {
+  const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
+  const Wanted wanted{input_gradient, weight_gradient, bias_gradient, false};
+  const ScalarType type = input.scalar_type();
+  std::optional<std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>> result;
+  dispatch_compute_type(input, [&](auto compute) {
+    using T = decltype(compute);
+    Problem<T> problem = read_arguments<T>(input, linear_weight, target, linear_bias, weight, options);
+    const Tensor row_loss = allocate({problem.rows}, kComputeType<T>),
+                 lse = allocate({2, problem.rows}, kComputeType<T>);
+    problem.loss.loss = row_loss.template mutable_data_ptr<T>();
+    set_lse(lse, &problem.loss);
+    problem.loss.scale = gradient_scale(problem.loss, options.reduction);
+    const Gradients gradients = allocate_gradients(problem, wanted);
+    run("linear_cross_entropy_forward/in_weight_gradient", "linear_cross_entropy_forward/chunks", problem, wanted,
+        gradients);
+    const torch::headeronly::IntHeaderOnlyArrayRef row_shape(input.sizes().data(), input.dim() - 1);
+    result.emplace(reduce(problem.loss, options.reduction, row_loss, row_shape, type), lse,
+                   finished(gradients.input, input_gradient, input.sizes(), type),
+                   finished(gradients.weight, weight_gradient, linear_weight.sizes(), type),
+                   finished(gradients.bias, bias_gradient, {&problem.classes, 1}, type));
+  });
+  return *result;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tensor input,
+                                                    const Tensor linear_weight, const Tensor target,
+                                                    const OptionalTensor linear_bias, const OptionalTensor weight,
+                                                    const Tensor lse, int64_t ignore_index, int64_t reduction,
+                                                    double label_smoothing, double softcap, double z_loss,
+                                                    bool input_gradient, bool weight_gradient, bool bias_gradient,
+                                                    bool target_gradient) {
+  const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
+  const Wanted wanted{input_gradient, weight_gradient, bias_gradient, target_gradient};
+  const ScalarType type = input.scalar_type();
+  std::optional<std::tuple<Tensor, Tensor, Tensor, Tensor>> result;
+  dispatch_compute_type(input, [&](auto compute) {
+    using T = decltype(compute);
+    Problem<T> problem = read_arguments<T>(input, linear_weight, target, linear_bias, weight, options);
+    check(!target_gradient || problem.loss.target == nullptr,
+          "target must be class probabilities to have a gradient, got class indices");
+    set_lse(lse, &problem.loss);
+    problem.loss.lse_is_known = true;
+    OptionalTensor upstream;
+    set_upstream(grad_output, options.reduction, &upstream, &problem.loss);
+    const Gradients gradients = allocate_gradients(problem, wanted);
+    if (target_gradient) {
+      problem.loss.probabilities_gradient = problem.loss.probabilities;
+      problem.loss.probabilities_gradient.data = gradients.target.mutable_data_ptr();
+    }
+    run("linear_cross_entropy_backward/in_weight_gradient", "linear_cross_entropy_backward/chunks", problem, wanted,
+        gradients);
+    result.emplace(finished(gradients.input, input_gradient, input.sizes(), type),
+                   finished(gradients.weight, weight_gradient, linear_weight.sizes(), type),
+                   finished(gradients.bias, bias_gradient, {&problem.classes, 1}, type),
+                   finished(gradients.target, target_gradient, target.sizes(), type));
+  });
+  return *result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) {
+  library.impl("linear_cross_entropy_forward", TORCH_BOX(&forward));
+  library.impl("linear_cross_entropy_backward", TORCH_BOX(&backward));
+}
+
+}  // namespace charlm

@@ -1,0 +1,94 @@
+#include "kernels/token_index.h"
+
+#include <algorithm>
+
+namespace charlm {
+namespace {
+
+template <typename Function>
+auto with_type(const TokenIds& ids, const Function& function) {
+  switch (ids.type) {
+    case IntegerType::kInt8:
+      return function(static_cast<const int8_t*>(ids.data));
+    case IntegerType::kInt16:
+      return function(static_cast<const int16_t*>(ids.data));
+    case IntegerType::kInt32:
+      return function(static_cast<const int32_t*>(ids.data));
+    case IntegerType::kUInt8:
+      return function(static_cast<const uint8_t*>(ids.data));
+    case IntegerType::kUInt16:
+      return function(static_cast<const uint16_t*>(ids.data));
+    case IntegerType::kUInt32:
+      return function(static_cast<const uint32_t*>(ids.data));
+    case IntegerType::kUInt64:
+      return function(static_cast<const uint64_t*>(ids.data));
+    case IntegerType::kInt64:
+      break;
+  }
+  return function(static_cast<const int64_t*>(ids.data));
+}
+
+// Negative ids become large ones.
+template <typename Id>
+bool is_bad(Id id, int64_t vocab_size) {
+  return static_cast<uint64_t>(id) >= static_cast<uint64_t>(vocab_size);
+}
+
+}  // namespace
+
+bool read_tokens(const TokenIds& ids, int64_t vocab_size, int64_t first, int64_t last, int32_t* tokens) {
+  const int64_t length = ids.context_length;
+  return with_type(ids, [&](const auto* data) {
+    bool bad = false;  // gathered without a branch, so that the loops vectorise
+    if (ids.position_stride == 1 && ids.row_stride == length) {
+      for (int64_t i = first * length; i < last * length; ++i) {
+        bad |= is_bad(data[i], vocab_size);
+        tokens[i] = static_cast<int32_t>(data[i]);
+      }
+      return !bad;
+    }
+    for (int64_t n = first; n < last; ++n) {
+      const auto* row = data + n * ids.row_stride;
+      for (int64_t t = 0; t < length; ++t) {
+        const auto id = row[t * ids.position_stride];
+        bad |= is_bad(id, vocab_size);
+        tokens[n * length + t] = static_cast<int32_t>(id);
+      }
+    }
+    return !bad;
+  });
+}
+
+int64_t first_bad_id(const TokenIds& ids, int64_t vocab_size) {
+  return with_type(ids, [&](const auto* data) -> int64_t {
+    for (int64_t n = 0; n < ids.rows; ++n) {
+      for (int64_t t = 0; t < ids.context_length; ++t) {
+        if (is_bad(data[n * ids.row_stride + t * ids.position_stride], vocab_size)) return n * ids.context_length + t;
+      }
+    }
+    return -1;
+  });
+}
+
+std::string id_string(const TokenIds& ids, int64_t row, int64_t position) {
+  return with_type(ids, [&](const auto* data) {
+    return std::to_string(data[row * ids.row_stride + position * ids.position_stride]);
+  });
+}
+
+int64_t index_position(const int32_t* tokens, int64_t rows, int64_t context_length, int64_t position,
+                       int64_t vocab_size, int32_t* seen, int32_t* slots, int32_t* distinct) {
+  std::fill(seen, seen + vocab_size, -1);
+  int32_t count = 0;
+  for (int64_t i = position; i < rows * context_length; i += context_length) {
+    int32_t& slot = seen[tokens[i]];
+    if (slot < 0) {
+      slot = count;
+      distinct[count++] = tokens[i];
+    }
+    slots[i] = slot;
+  }
+  return count;
+}
+
+}  // namespace charlm

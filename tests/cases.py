@@ -1,0 +1,310 @@
+"""What the op tests share: shapes, dtypes, tolerances, sample arguments, and the comparison with the truth.
+
+The truth is `charlm.ops.reference` in float64 on the same numbers. A result may be as wrong as PyTorch is in the same
+dtype, plus the entry of `TOLERANCES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from charlm import ops
+from charlm.ops import reference
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGER_DTYPES = (
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
+ACTIVATIONS = ("tanh", "relu", "gelu", "silu", "none")
+REDUCTIONS = ("mean", "sum", "none")
+TARGETS = ("indices", "ignored", "probabilities")
+
+# Every combination of the options of the two losses but `reduction`, and one in which all of them are at work.
+LOSS_OPTIONS: list[dict[str, Any]] = [
+    {"weighted": weighted, "label_smoothing": label_smoothing, "softcap": softcap, "z_loss": z_loss}
+    for weighted, label_smoothing, softcap, z_loss in product([False, True], [0.0, 0.3], [None, 2.0], [0.0, 0.05])
+]
+ALL_LOSS_OPTIONS: dict[str, Any] = {"weighted": True, "label_smoothing": 0.1, "softcap": 5.0, "z_loss": 0.01}
+
+# Allowed beyond PyTorch's own error, relative to the largest magnitude of the true tensor or of the terms that cancel
+# in it. The two small types round the result itself, so theirs is one unit in the last place.
+TOLERANCES = {
+    torch.float64: 1e-13,
+    torch.float32: 2e-6,
+    torch.bfloat16: 2.0**-7,
+    torch.float16: 2.0**-10,
+}
+
+# Widths around the vector registers (8 and 16 floats), one class, the 27 symbols of names, and one that is large.
+VOCAB_SIZES = (1, 27, 28, 31, 32, 33, 65, 5003)
+
+# (N, V)
+LOGITS_SHAPES = (
+    *((rows, vocab_size) for rows in (0, 1, 7) for vocab_size in VOCAB_SIZES),
+    (4099, 27),
+    (515, 65),
+    (67, 5003),
+)
+
+# (N, T, V, D, H)
+EMBEDDING_LINEAR_SHAPES = (
+    *((7, context_length, 28, 3, 19) for context_length in range(1, 9)),
+    *((33, 3, vocab_size, 5, 33) for vocab_size in VOCAB_SIZES),
+    (0, 3, 27, 10, 200),
+    (1, 1, 1, 1, 1),
+    (1, 3, 27, 10, 200),
+    (32, 3, 27, 10, 200),
+    (4099, 3, 27, 10, 17),
+    (515, 2, 65, 48, 65),
+    (5, 3, 27, 0, 9),
+    (61, 3, 27, 4, 0),
+)
+
+# (N, D, V)
+LINEAR_CROSS_ENTROPY_SHAPES = (
+    *((7, 5, vocab_size) for vocab_size in VOCAB_SIZES),
+    *((rows, 33, 27) for rows in (0, 1, 515)),
+    (5, 0, 27),
+    (5, 1, 33),
+    (31, 67, 5003),
+    (67, 31, 5003),
+    (1031, 16, 65),
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call of an op: its name, its arguments by name, and which of them to differentiate."""
+
+    op: str
+    arguments: Mapping[str, Any]
+    differentiable: tuple[str, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.arguments[self.differentiable[0]].dtype
+
+    def term_size(self, name: str) -> float:
+        """The size of the terms whose difference is the result or a gradient.
+
+        A loss and its gradient, softmax minus target, can be 0 (one class, or a sure prediction) as a difference of
+        numbers around 1, or 1/N under the mean.
+        """
+        if self.op == "embedding_linear":
+            return 0.0
+        if name == "result" or self.arguments.get("reduction", "mean") != "mean":
+            return 1.0
+        target = self.arguments["target"]
+        class_dim = -1 if self.op == "linear_cross_entropy" else min(1, target.dim() - 1)
+        classes = target.shape[class_dim] if target.is_floating_point() else 1
+        return 1.0 / max(target.numel() // classes, 1)
+
+    def with_arguments(self, **changes: Any) -> Sample:
+        return replace(self, arguments={**self.arguments, **changes})
+
+    def to(self, dtype: torch.dtype) -> Sample:
+        """The same numbers in another floating dtype."""
+        return self.with_arguments(
+            **{name: value.to(dtype) for name, value in self.arguments.items() if _is_floating(value)}
+        )
+
+    def leaves(self) -> dict[str, Tensor]:
+        """The differentiable arguments as leaves that require a gradient; the strides stay."""
+        return {name: self.arguments[name].detach().requires_grad_() for name in self.differentiable}
+
+    def call(self, function: Callable[..., Tensor], leaves: Mapping[str, Tensor]) -> Tensor:
+        return function(**{**self.arguments, **leaves})
+
+
+def names_of(options: Mapping[str, Any]) -> str:
+    """A test id: the names of the options that are at work."""
+    return "+".join(name for name, value in options.items() if value) or "plain"
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    """Standard normal numbers; the same ones, rounded, in every dtype."""
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+
+
+def embedding_linear_sample(
+    rows: int | tuple[int, ...],
+    context_length: int = 3,
+    vocab_size: int = 27,
+    embedding_dim: int = 4,
+    hidden_dim: int = 9,
+    *,
+    dtype: torch.dtype = torch.float64,
+    bias: bool = True,
+    activation: str = "tanh",
+    seed: int = 0,
+) -> Sample:
+    leading = (rows,) if isinstance(rows, int) else rows
+    fan_in = context_length * embedding_dim
+    arguments = {
+        "ids": torch.randint(vocab_size, (*leading, context_length), generator=generator(seed)),
+        "embedding": normal(vocab_size, embedding_dim, dtype=dtype, seed=seed + 1),
+        "weight": (normal(hidden_dim, fan_in, seed=seed + 2) / max(fan_in, 1) ** 0.5).to(dtype),
+        "bias": normal(hidden_dim, dtype=dtype, seed=seed + 3) if bias else None,
+        "activation": activation,
+    }
+    return Sample("embedding_linear", arguments, ("embedding", "weight", *(("bias",) if bias else ())))
+
+
+def class_targets(
+    kind: str,
+    shape: tuple[int, ...],
+    class_dim: int,
+    *,
+    dtype: torch.dtype,
+    ignore_index: int = -100,
+    seed: int = 0,
+) -> Tensor:
+    """Targets for logits of `shape`: "indices", indices of which every third is "ignored", or "probabilities"."""
+    if kind == "probabilities":
+        return normal(*shape, seed=seed).softmax(class_dim).to(dtype)
+    rows = shape[:class_dim] + shape[class_dim + 1 :]
+    target = torch.randint(shape[class_dim], rows, generator=generator(seed))
+    if kind == "ignored":
+        target.view(-1)[1::3] = ignore_index
+    return target
+
+
+def cross_entropy_sample(
+    *shape: int,
+    dtype: torch.dtype = torch.float64,
+    targets: str = "indices",
+    weighted: bool = False,
+    scale: float = 3.0,
+    seed: int = 0,
+    **options: Any,
+) -> Sample:
+    class_dim = 0 if len(shape) == 1 else 1
+    arguments = {
+        "input": (scale * normal(*shape, seed=seed)).to(dtype),
+        "target": class_targets(
+            targets, shape, class_dim, dtype=dtype, ignore_index=options.get("ignore_index", -100), seed=seed + 1
+        ),
+        "weight": _class_weights(shape[class_dim], dtype, seed + 2) if weighted else None,
+        **options,
+    }
+    return Sample("cross_entropy", arguments, ("input", *(("target",) if targets == "probabilities" else ())))
+
+
+def linear_cross_entropy_sample(
+    rows: int | tuple[int, ...],
+    in_features: int = 5,
+    vocab_size: int = 27,
+    *,
+    dtype: torch.dtype = torch.float64,
+    targets: str = "indices",
+    weighted: bool = False,
+    bias: bool = True,
+    seed: int = 0,
+    **options: Any,
+) -> Sample:
+    leading = (rows,) if isinstance(rows, int) else rows
+    logits_shape = (*leading, vocab_size)
+    arguments = {
+        "input": normal(*leading, in_features, dtype=dtype, seed=seed),
+        "linear_weight": normal(vocab_size, in_features, dtype=dtype, seed=seed + 1),
+        "target": class_targets(
+            targets,
+            logits_shape,
+            len(leading),
+            dtype=dtype,
+            ignore_index=options.get("ignore_index", -100),
+            seed=seed + 2,
+        ),
+        "linear_bias": normal(vocab_size, dtype=dtype, seed=seed + 3) if bias else None,
+        "weight": _class_weights(vocab_size, dtype, seed + 4) if weighted else None,
+        **options,
+    }
+    differentiable: tuple[str, ...] = ("input", "linear_weight")
+    differentiable += ("linear_bias",) if bias else ()
+    differentiable += ("target",) if targets == "probabilities" else ()
+    return Sample("linear_cross_entropy", arguments, differentiable)
+
+
+def evaluate(sample: Sample, namespace: Any = ops, *, upstream_dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The result of the op in `namespace` and the gradients for a random upstream gradient, by name."""
+    leaves = sample.leaves()
+    result = sample.call(getattr(namespace, sample.op), leaves)
+    upstream = normal(*result.shape, dtype=upstream_dtype or result.dtype, seed=99).to(result.dtype)
+    gradients = torch.autograd.grad(result, list(leaves.values()), upstream)
+    named = zip((f"gradient of {name}" for name in leaves), gradients, strict=True)
+    return {"result": result.detach(), **dict(named)}
+
+
+def check(sample: Sample) -> None:
+    """Compare result and gradients of the op with the truth, and hold that the caller's tensors stay as they were."""
+    before = {name: value.clone() for name, value in sample.arguments.items() if isinstance(value, Tensor)}
+    actual = evaluate(sample)
+    for name, value in before.items():
+        assert same_bits(sample.arguments[name], value), f"{sample.op} changed the caller's {name}"
+
+    dtype = sample.dtype
+    torchs = evaluate(sample, reference)
+    truth = evaluate(sample.to(torch.float64), reference, upstream_dtype=dtype)
+    for name, true_value in truth.items():
+        tolerance = TOLERANCES[dtype] * max(_largest(true_value), sample.term_size(name))
+        assert_as_good_as_torch(actual[name], true_value, torchs[name], tolerance, f"{sample.op}: {name}")
+
+
+def assert_as_good_as_torch(actual: Tensor, truth: Tensor, torchs: Tensor, tolerance: float, what: str) -> None:
+    """`actual` is as near to `truth` as `torchs`, but for the tolerance; NaN and infinities sit where truth's do."""
+    assert actual.shape == truth.shape, f"{what} has shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
+    assert actual.dtype == torchs.dtype, f"{what} has dtype {actual.dtype}, expected {torchs.dtype}"
+    representable = truth.to(actual.dtype).double()
+    finite = representable.isfinite()
+    actual, torchs = actual.double(), torchs.double()
+    assert torch.equal(actual[~finite].nan_to_num(), representable[~finite].nan_to_num()), (
+        f"{what}: {actual[~finite]} instead of {representable[~finite]}"
+    )
+    if not finite.any():
+        return
+    actual, truth, torchs = actual[finite], truth[finite], torchs[finite]
+    allowed = _largest(torchs - truth) + tolerance
+    errors = (actual - truth).abs().nan_to_num(torch.inf)
+    worst = int(errors.argmax())
+    assert errors[worst] <= allowed, (
+        f"{what}: {actual[worst].item()} instead of {truth[worst].item()}, "
+        f"error {errors[worst].item():.3e}, allowed {allowed:.3e}"
+    )
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same bytes, so that a NaN equals itself and 0.0 differs from -0.0."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a.reshape(-1).contiguous().view(torch.uint8), b.reshape(-1).contiguous().view(torch.uint8))
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest finite magnitude, 0 where there is none."""
+    magnitudes = tensor.abs().nan_to_num(0.0, 0.0)
+    return magnitudes.max().item() if magnitudes.numel() > 0 else 0.0
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _class_weights(vocab_size: int, dtype: torch.dtype, seed: int) -> Tensor:
+    return (0.2 + torch.rand(vocab_size, generator=generator(seed), dtype=torch.float64)).to(dtype)

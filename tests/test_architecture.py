@@ -1,0 +1,153 @@
+"""The shape of the code: which way imports and includes run, and one name for an op in every layer."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from charlm import ops
+from charlm.ops import reference
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The modules and packages of charlm. Each imports from layers above it in this list, and from itself, only.
+LAYERS = [
+    {"_C", "_text", "_version", "_buffers", "interrupts"},
+    {"ops", "vocabulary", "schedules", "optimizers", "batches", "environment"},
+    {"nn", "data"},
+    {"models", "fingerprint"},
+    {"evaluation", "sampler", "backends"},
+    {"trainer"},
+    {"presets"},
+    {"checkpoint", "plots"},
+    {"cli"},
+    {"__main__"},
+]
+LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
+
+CXX_SUFFIXES = (".h", ".cpp", ".cu", ".cuh")
+
+
+def top_level(path: Path) -> str:
+    """The module or package of charlm that a file belongs to: "ops" for charlm/ops/cross_entropy.py."""
+    return path.relative_to(ROOT / "charlm").parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The modules and packages of charlm that a Python file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name.split(".")[1] for name in names if name.startswith("charlm."))
+
+
+def includes(path: Path) -> list[str]:
+    return re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), re.MULTILINE)
+
+
+def sources(folder: str, suffixes: tuple[str, ...]) -> list[Path]:
+    return sorted(path for path in (ROOT / folder).rglob("*") if path.suffix in suffixes)
+
+
+PYTHON_FILES = [
+    path for path in sources("charlm", (".py",)) if path.name != "__init__.py" or path.parent.name != "charlm"
+]
+KERNEL_FILES = sources("csrc/kernels", CXX_SUFFIXES)
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {top_level(path) for path in PYTHON_FILES} <= set(LAYER_OF)
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    own = top_level(path)
+    for module in imported(path):
+        assert module == own or LAYER_OF[module] < LAYER_OF[own], f"{own} must not import {module}"
+
+
+def test_data_and_ops_know_nothing_of_each_other() -> None:
+    for name, others in (("data", {"_buffers", "_text", "vocabulary"}), ("vocabulary", {"_buffers", "_text"})):
+        assert set(imported(ROOT / "charlm" / f"{name}.py")) <= others
+    for path in sources("charlm/ops", (".py",)):
+        assert set(imported(path)) <= {"_C", "ops"}
+
+
+@pytest.mark.parametrize("path", KERNEL_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_kernels_know_plain_memory_only(path: Path) -> None:
+    for header in includes(path):
+        # The standard library, the compiler's and CUDA's headers have no folder, or one of their own; nothing of
+        # torch, Python, the bindings or the text module is among them.
+        assert not re.match(r"(torch|ATen|c10|pybind11|Python\.h|bindings|text)\b", header), header
+    text = path.read_text()
+    for allocation in (r"\bnew\s+[\w:<>]+\s*[\[({]", r"\b(m|c|re)alloc\s*\(", r"std::(vector|string|unique_ptr)\b"):
+        assert not re.search(allocation, text), f"kernels do not allocate: {allocation}"
+
+
+def test_cpu_and_cuda_never_include_each_other() -> None:
+    for device, other in (("cpu", "cuda"), ("cuda", "cpu")):
+        for path in sources(f"csrc/kernels/{device}", CXX_SUFFIXES):
+            assert not any(f"{other}/" in header for header in includes(path)), path
+
+
+def test_bindings_do_not_depend_on_the_text_module_nor_it_on_torch() -> None:
+    for path in sources("csrc/bindings", CXX_SUFFIXES):
+        assert not any(header.startswith("text/") for header in includes(path)), path
+    for path in sources("csrc/text", CXX_SUFFIXES):
+        assert not any(re.match(r"(torch|ATen|c10|bindings|kernels)/", header) for header in includes(path)), path
+
+
+def test_bindings_use_the_stable_interface_of_torch_only() -> None:
+    # The last is the C interface that the stable headers themselves are made of.
+    stable = ("torch/csrc/stable/", "torch/headeronly/", "torch/csrc/inductor/aoti_torch/")
+    for path in sources("csrc/bindings", CXX_SUFFIXES):
+        for header in includes(path):
+            if header.startswith(("torch/", "ATen/", "c10/")):
+                assert header.startswith(stable), f"{path}: {header}"
+
+
+@pytest.mark.parametrize("op", ops.__all__)
+def test_one_name_runs_through_every_layer(op: str) -> None:
+    for path in (
+        f"charlm/ops/{op}.py",
+        f"csrc/kernels/{op}.h",
+        f"csrc/kernels/cpu/{op}.cpp",
+        f"csrc/bindings/{op}.cpp",
+        f"tests/test_{op}.py",
+        f"benchmarks/bench_{op}.py",
+    ):
+        assert (ROOT / path).is_file(), f"{path} is missing"
+    assert callable(getattr(ops, op))
+    assert callable(getattr(reference, op))
+    schemas = (ROOT / "csrc/bindings/library.cpp").read_text()
+    for direction in ("forward", "backward"):
+        assert f'"{op}_{direction}(' in schemas
+
+
+def test_no_op_is_left_out() -> None:
+    public = {path.stem for path in sources("charlm/ops", (".py",)) if not path.stem.startswith("_")} - {"reference"}
+    assert public == set(ops.__all__)
+    for device, suffix in (("cpu", ".cpp"), ("cuda", ".cu")):
+        assert {path.stem for path in sources(f"csrc/kernels/{device}", (suffix,))} <= public
+
+
+def test_adding_an_op_edits_no_build_file() -> None:
+    for name in ("setup.py", "pyproject.toml", "Makefile", ".github/workflows/ci.yml"):
+        text = (ROOT / name).read_text()
+        assert not any(op in text for op in ops.__all__), f"{name} names an op"
+
+
+def test_every_package_is_installed() -> None:
+    declared = re.search(r"^packages = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert declared is not None
+    packages = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "charlm").rglob("__init__.py")}
+    assert set(re.findall(r'"([\w.]+)"', declared[1])) == packages

@@ -1,0 +1,601 @@
+"""The command line: what each command does, says and writes, and how it fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+import torch
+import typer
+from rich.console import Console
+
+import charlm
+from charlm import PRESETS, Trainer, TrainingConfig, checkpoint
+from charlm.backends import BACKENDS
+from charlm.cli import app, main, session
+from charlm.cli.console import loss_table, measures, progress
+from charlm.cli.train import _PRESET_OF_MODEL
+
+# Ctrl-C as a terminal sends it, also where whoever started the tests has told its children to ignore it.
+_COMMAND = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from charlm.cli import main
+sys.exit(main())
+"""
+
+
+class Result:
+    """What a command returned and printed."""
+
+    def __init__(self, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+        self.code = code
+        self.out, self.err = capsys.readouterr()
+
+
+class CommandLine:
+    """Runs `charlm` in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: object) -> Result:
+        """Runs a command, whatever comes of it."""
+        self._capsys.readouterr()
+        return Result(main([str(argument) for argument in arguments]), self._capsys)
+
+    def output(self, *arguments: object) -> str:
+        """Runs a command that must succeed; returns what it printed."""
+        result = self(*arguments)
+        assert result.code == 0, result.err
+        return result.out
+
+    def error(self, *arguments: object) -> str:
+        """Runs a command that must end with one line about bad input; returns that line."""
+        result = self(*arguments)
+        assert result.code == 2
+        assert result.out == ""
+        (line,) = result.err.splitlines()
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
+
+
+@pytest.fixture
+def run_charlm(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CommandLine:
+    """The command line in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CHARLM_DEBUG", raising=False)
+    return CommandLine(capsys)
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> Path:
+    """Fifty names of five letters."""
+    path = tmp_path / "names.txt"
+    lines = ["".join("aeiklmnrst"[(i * step + step) % 10] for step in (1, 3, 7, 2, 9)) for i in range(50)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+SMALL_MLP = ("--model", "mlp", "--backend", "eager", "--embedding-dim", 2, "--hidden-dim", 4, "--batch-size", 8)
+SMALL_MLP += ("--optimizer", "sgd", "--learning-rate", 0.1, "--schedule", "constant", "--warmup", 0)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(run).model.state_dict()
+
+
+def assert_same_weights(run: Path, other: Path) -> None:
+    tensors, other_tensors = weights(run), weights(other)
+    assert tensors.keys() == other_tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, other_tensors[name]), name
+
+
+# Training
+
+
+def test_train_does_what_the_trainer_does(run_charlm: CommandLine, names: Path) -> None:
+    options = ("--context-length", 2, "--steps", 60, "--seed", 7, "--momentum", 0.5, "--weight-decay", 0.01, "--direct")
+    run_charlm.output("train", names, *SMALL_MLP, *options, "--out", "run", "--quiet")
+
+    dataset = charlm.data.load(names, context_length=2)
+    model = charlm.MLP(len(dataset.vocabulary), 2, 2, 4, direct=True, generator=torch.Generator().manual_seed(7))
+    trainer = Trainer(
+        model, dataset, learning_rate=0.1, momentum=0.5, weight_decay=0.01, batch_size=8, backend="eager", seed=7
+    )
+    losses = trainer.run(60)
+    for name, tensor in weights(Path("run")).items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+    records = checkpoint.read_metrics("run")
+    assert [record["step"] for record in records] == list(range(1, 61))
+    assert [record["loss"] for record in records] == losses.tolist()
+    assert [record["step"] for record in records if "dev" in record] == list(range(6, 61, 6))
+    assert records[-1]["dev"] == trainer.evaluate("dev")
+
+
+def test_train_reports_data_model_losses_and_the_next_command(run_charlm: CommandLine, names: Path) -> None:
+    out = run_charlm.output("train", names, *SMALL_MLP, "--steps", 3, "--out", "a run")
+    losses = json.loads(run_charlm.output("eval", "a run", "--json"))
+    # 40, 5 and 5 lines of 5 letters and an end; 11 characters; 11*2 + 4*6 + 4 + 11*4 + 11 parameters.
+    assert out.splitlines() == [
+        "names: 11 characters; 240 / 30 / 30 examples in train / dev / test",
+        "mlp: 105 parameters, 3 steps, sgd, backend eager",
+        *loss_table({split: values["nll"] for split, values in losses.items()}).splitlines(),
+        "saved in a run; sample from it:",
+        "  charlm sample 'a run'",
+    ]
+
+
+def test_records_are_means_over_the_steps_since_the_one_before(run_charlm: CommandLine, names: Path) -> None:
+    options = ("--model", "bigram", "--batch-size", 4, "--steps", 600)
+    run_charlm.output("train", names, *options, "--checkpoint-every", 250, "--out", "run", "--quiet")
+    records = checkpoint.read_metrics("run")
+    run = checkpoint.load("run")
+    dataset = run.config.load_data()
+    losses = run.config.create_trainer(run.config.create_model(len(run.vocabulary)), dataset).run(600)
+    steps = sorted({*range(3, 601, 3), 250, 500})
+    assert [record["step"] for record in records] == steps
+    for start, record in zip([0, *steps], records, strict=False):
+        assert record["loss"] == pytest.approx(losses[start : record["step"]].mean().item(), rel=1e-6)
+    assert [record["step"] for record in records if "dev" in record] == [250, 500, 600]
+
+
+def test_counts_are_those_of_the_text(run_charlm: CommandLine, tmp_path: Path) -> None:
+    text = tmp_path / "ab.txt"
+    text.write_text("ab\n" * 10)
+    out = run_charlm.output("train", text, "--model", "count-bigram", "--smoothing", 1)
+    assert "count-bigram: counted, smoothing 1" in out
+    # Of the 8 lines in train: . is followed by a, a by b, b by ., 8 times each, among 3 characters.
+    losses = json.loads(run_charlm.output("eval", "runs/ab", "--json"))
+    assert losses == {split: pytest.approx(measures(math.log(11 / 9))) for split in ("train", "dev", "test")}
+    assert checkpoint.load("runs/ab").model.counts.tolist() == [[0, 8, 0], [0, 0, 8], [8, 0, 0]]
+
+
+def test_explicit_options_override_the_preset(run_charlm: CommandLine, names: Path) -> None:
+    arguments = ("--preset", "eureka", "--steps", 2, "--hidden-dim", 3, "--backend", "eager", "--schedule", "step")
+    run_charlm.output("train", names, *arguments, "--betas", "0.8,0.9", "--milestones", "1,2", "--out", "run")
+    expected = PRESETS["eureka"].to_dict() | {"path": str(names), "steps": 2, "hidden_dim": 3, "backend": "eager"}
+    expected |= {"schedule": "step", "betas": (0.8, 0.9), "milestones": (1, 2)}
+    assert checkpoint.load("run").config.to_dict() == expected
+
+
+def test_a_model_has_its_own_preset(run_charlm: CommandLine, names: Path) -> None:
+    run_charlm.output("train", names, "--model", "bigram", "--steps", 1, "--out", "bigram")
+    assert checkpoint.load("bigram").config.to_dict() == PRESETS["bigram"].to_dict() | {"path": str(names), "steps": 1}
+    assert set(_PRESET_OF_MODEL) == set(get_args(get_type_hints(TrainingConfig)["model"]))
+    assert set(_PRESET_OF_MODEL.values()) <= set(PRESETS)
+
+
+def test_without_arguments_it_trains_the_lecture_model_on_the_embedded_names(run_charlm: CommandLine) -> None:
+    out = run_charlm.output("train", "--steps", 21, "--backend", "eager", "--quiet")
+    assert "names: 27 characters; 175,781 / 21,898 / 21,937 examples in train / dev / test\n" in out
+    assert "mlp: 11,897 parameters, 21 steps, adamw, backend eager\n" in out
+    # A shorter run has its share of the warm-up: 20 of 400 steps, so 1 of 21.
+    expected = PRESETS["fast"].to_dict() | {"steps": 21, "warmup_steps": 1, "backend": "eager"}
+    assert checkpoint.load("runs/names").config.to_dict() == expected
+    # Whole-split steps at a warmed-up rate: well below the uniform log 27 = 3.296 within twenty of them.
+    assert checkpoint.read_metrics("runs/names")[-1]["loss"] < 2.8
+
+
+def test_stream_mode_crosses_lines(run_charlm: CommandLine, names: Path) -> None:
+    out = run_charlm.output("train", names, *SMALL_MLP, "--mode", "stream", "--steps", 2, "--out", "run")
+    # 300 characters: 240 / 30 / 30, of which each split's first three are context only.
+    assert "names: 11 characters; 237 / 27 / 27 examples" in out
+
+
+def test_every_option_of_a_configuration_is_an_option_of_train() -> None:
+    parameters = {parameter.name for parameter in typer.main.get_command(app).commands["train"].params}
+    assert {field.name for field in fields(TrainingConfig)} <= parameters
+
+
+def test_help_names_the_values_that_are_accepted() -> None:
+    metavars = {parameter.name: parameter.metavar for parameter in typer.main.get_command(app).commands["train"].params}
+    for name, hint in get_type_hints(TrainingConfig).items():
+        values = get_args(hint)
+        if values and all(isinstance(value, str) for value in values):
+            assert metavars[name] == "|".join(values)
+    assert metavars["backend"] == "|".join(BACKENDS)
+
+
+# Existing runs, resuming, Ctrl-C
+
+
+def test_a_run_is_never_overwritten(run_charlm: CommandLine, names: Path) -> None:
+    run_charlm.output("train", names, "--model", "count-bigram")
+    before = {path: path.read_bytes() for path in Path("runs/names").iterdir()}
+    message = (
+        "runs/names holds a run already: continue it with --resume runs/names, or choose another folder with --out"
+    )
+    assert run_charlm.error("train", names, "--model", "bigram") == message
+    assert run_charlm.error("train", names, "--out", "runs/names") == message
+    assert {path: path.read_bytes() for path in Path("runs/names").iterdir()} == before
+
+
+def test_a_folder_with_other_files_is_left_alone(run_charlm: CommandLine, names: Path) -> None:
+    Path("notes").mkdir()
+    Path("notes/today.txt").write_text("mine")
+    assert run_charlm.error("train", "--out", "notes") == "notes is not empty: choose another folder with --out"
+    assert run_charlm.error("train", "--out", names) == f"{names} is a file: choose another folder with --out"
+    assert [path.name for path in Path("notes").iterdir()] == ["today.txt"]
+
+
+def test_an_empty_folder_is_taken(run_charlm: CommandLine, names: Path) -> None:
+    Path("run").mkdir()
+    run_charlm.output("train", names, "--model", "count-bigram", "--out", "run")
+    assert checkpoint.load("run").config.model == "count-bigram"
+
+
+def test_bad_input_leaves_no_run_behind(run_charlm: CommandLine, names: Path) -> None:
+    run_charlm.error("train", names, *SMALL_MLP, "--learning-rate", -1)
+    assert not Path("runs").exists()
+
+
+def test_a_longer_resumed_run_equals_one_that_never_stopped(run_charlm: CommandLine, names: Path) -> None:
+    options = (names, *SMALL_MLP, "--momentum", 0.9, "--quiet")
+    run_charlm.output("train", *options, "--steps", 40, "--out", "whole")
+    run_charlm.output("train", *options, "--steps", 15, "--out", "parts")
+    out = run_charlm.output("train", "--resume", "parts", "--steps", 40, "--quiet")
+    assert "mlp: 105 parameters, 40 steps from step 15, sgd, backend eager\n" in out
+    assert_same_weights(Path("whole"), Path("parts"))
+    whole, parts = (checkpoint.read_metrics(run) for run in ("whole", "parts"))
+    assert [record["loss"] for record in parts] == [record["loss"] for record in whole]
+
+
+def test_resume_goes_back_to_the_last_checkpoint(
+    run_charlm: CommandLine, names: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (names, *SMALL_MLP, "--steps", 30, "--checkpoint-every", 10, "--quiet")
+    run_charlm.output("train", *options, "--out", "whole")
+
+    # A crash right after the records of step 20, before its checkpoint.
+    with monkeypatch.context() as patch:
+        real_save = checkpoint.save
+
+        def save(run_dir: Path, *, training_state: dict[str, Any], **parts: Any) -> None:
+            if training_state["step"] == 20:
+                raise OSError("disk full")
+            real_save(run_dir, training_state=training_state, **parts)
+
+        patch.setattr(checkpoint, "save", save)
+        assert run_charlm("train", *options, "--out", "crashed").err == "error: disk full\n"
+    assert checkpoint.load("crashed").step == 10
+
+    run_charlm.output("train", "--resume", "crashed", "--checkpoint-every", 10, "--quiet")
+    assert_same_weights(Path("whole"), Path("crashed"))
+    assert checkpoint.read_metrics("crashed") == checkpoint.read_metrics("whole")
+
+
+def test_resuming_a_finished_run_changes_nothing(run_charlm: CommandLine, names: Path) -> None:
+    out = run_charlm.output("train", names, *SMALL_MLP, "--steps", 5, "--out", "run", "--quiet")
+    before = {path: path.read_bytes() for path in Path("run").iterdir()}
+    again = run_charlm.output("train", "--resume", "run", "--quiet")
+    assert again.splitlines()[2:] == out.splitlines()[2:]
+    assert {path: path.read_bytes() for path in Path("run").iterdir()} == before
+
+
+def test_data_that_moved_can_be_given_when_resuming(run_charlm: CommandLine, names: Path, tmp_path: Path) -> None:
+    run_charlm.output("train", names, *SMALL_MLP, "--steps", 5, "--out", "run", "--quiet")
+    moved = names.rename(tmp_path / "moved.txt")
+    assert run_charlm.error("train", "--resume", "run") == f"{names}: No such file or directory"
+    run_charlm.output("train", moved, "--resume", "run", "--steps", 6, "--quiet")
+    assert checkpoint.load("run").config.path == str(moved)
+
+
+def test_a_run_does_not_go_on_with_other_data(run_charlm: CommandLine, names: Path, tmp_path: Path) -> None:
+    run_charlm.output("train", names, *SMALL_MLP, "--steps", 5, "--out", "run", "--quiet")
+    before = {path: path.read_bytes() for path in Path("run").iterdir()}
+    text = names.read_text()
+    # Fifty lines of three boundaries and five letters, and a boundary at the end.
+    names.write_text(text + "aeik\n")
+    message = f"{names} is not the data of this run (it has 408 tokens, not 401): give the path of the file as it was"
+    assert run_charlm.error("train", "--resume", "run", "--steps", 6) == message
+    assert run_charlm.error("eval", "run") == message
+    names.write_text("".join(sorted(text.splitlines(keepends=True))))
+    other = f"{names} is not the data of this run (other tokens): give the path of the file as it was"
+    assert run_charlm.error("train", "--resume", "run", "--steps", 6) == other
+    assert run_charlm.error("train", names, "--resume", "run", "--steps", 6) == other
+    assert {path: path.read_bytes() for path in Path("run").iterdir()} == before
+
+    moved = tmp_path / "moved.txt"
+    moved.write_text(text)
+    run_charlm.output("train", moved, "--resume", "run", "--steps", 6, "--quiet")
+    assert checkpoint.load("run").step == 6
+
+
+def test_resume_refuses_what_would_be_another_run(run_charlm: CommandLine, names: Path) -> None:
+    run_charlm.output("train", names, *SMALL_MLP, "--steps", 5, "--out", "run", "--quiet")
+    assert run_charlm.error("train", "--resume", "run", "--learning-rate", 1, "--warmup", 2, "--out", "x") == (
+        "--learning-rate, --out, --warmup cannot change when a run is resumed; "
+        "only FILE, --steps, --backend and --device can"
+    )
+    run_charlm.output("train", names, "--model", "count-bigram", "--out", "counts")
+    assert run_charlm.error("train", "--resume", "counts") == (
+        "counts holds a count-bigram, which is not trained in steps: it is complete"
+    )
+
+
+def test_ctrl_c_saves_and_prints_the_command_that_continues(
+    run_charlm: CommandLine, names: Path, tmp_path: Path
+) -> None:
+    options = ["train", str(names), *map(str, SMALL_MLP), "--checkpoint-every", "20"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _COMMAND, *options, "--steps", "1000000", "--out", "a run"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(charlm.__file__).parent.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "a run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size > 0):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+
+    assert process.returncode == 130, err
+    message, command = err.splitlines()[-2:]
+    assert "sample from it" not in out
+    assert command == "  charlm train --resume 'a run' --checkpoint-every 20"
+    step = checkpoint.load("a run").step
+    assert message == f"interrupted and saved at step {step:,}; continue with:"
+    program, *arguments = shlex.split(command)
+    assert program == "charlm"
+    run_charlm.output(*arguments, "--steps", step + 5, "--quiet")
+    run_charlm.output(*options, "--steps", step + 5, "--out", "whole", "--quiet")
+    assert_same_weights(Path("a run"), Path("whole"))
+
+
+def test_ctrl_c_waits_for_a_checkpoint_to_be_written(
+    run_charlm: CommandLine, names: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_append = checkpoint.append_metrics
+
+    def append(run_dir: Path, records: list[dict[str, Any]]) -> None:
+        if any(record["step"] == 10 for record in records):
+            signal.raise_signal(signal.SIGINT)
+        real_append(run_dir, records)
+
+    monkeypatch.setattr(checkpoint, "append_metrics", append)
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)
+    result = run_charlm("train", names, *SMALL_MLP, "--steps", 30, "--checkpoint-every", 10, "--out", "run", "--quiet")
+    assert result.code == 130
+    assert "interrupted and saved at step 10; continue with:\n" in result.err
+    assert checkpoint.load("run").step == 10
+    assert [record["step"] for record in checkpoint.read_metrics("run")] == list(range(1, 11))
+
+
+def test_a_diverging_run_says_where_its_last_checkpoint_is(run_charlm: CommandLine, names: Path) -> None:
+    options = (names, *SMALL_MLP, "--learning-rate", 1e30, "--steps", 9, "--quiet")
+    result = run_charlm("train", *options, "--checkpoint-every", 9, "--out", "run")
+    assert result.code == 1
+    assert re.fullmatch(
+        r"error: the loss of step \d is (inf|nan), at learning rate 1e\+30: lower learning_rate, or set max_grad_norm "
+        r"\(run holds step 0\)\n",
+        result.err,
+    )
+    # The loss is that of before the update: here the first update ruins the parameters, and dev shows it.
+    result = run_charlm("train", *options, "--checkpoint-every", 1, "--out", "checked")
+    assert result.code == 1
+    assert re.fullmatch(
+        r"error: the loss of dev after step \d is (inf|nan): lower learning_rate, or set max_grad_norm "
+        r"\(checked holds step \d\)\n",
+        result.err,
+    )
+    assert all(tensor.isfinite().all() for tensor in weights(Path("checked")).values())
+    assert all(tensor.isfinite().all() for tensor in weights(Path("run")).values())
+
+
+# Sampling, evaluation, facts
+
+
+def test_sample_prints_what_the_sampler_draws(run_charlm: CommandLine, names: Path) -> None:
+    run_charlm.output("train", names, "--model", "bigram", "--out", "run", "--quiet")
+    run = checkpoint.load("run")
+    out = run_charlm.output(
+        "sample", "run", "-n", 5, "--temperature", 0.7, "--top-k", 3, "--prefix", "al", "--seed", 3, "--max-length", 9
+    )
+    assert out.splitlines() == charlm.sample(
+        run.model, run.vocabulary, 5, temperature=0.7, top_k=3, prefix="al", seed=3, max_length=9
+    )
+    assert len(run_charlm.output("sample", "run", "--seed", 1).splitlines()) == 10
+    assert run_charlm.output("sample", "run", "-n", 0) == ""
+    long = run_charlm.output("sample", "run", "-n", 1, "--no-stop", "--max-length", 300, "--seed", 1)
+    assert len(long) == 301
+    assert "." in long
+
+
+def test_eval_measures_the_splits_or_one_of_them(run_charlm: CommandLine, names: Path) -> None:
+    run_charlm.output("train", names, *SMALL_MLP, "--steps", 30, "--out", "run", "--quiet")
+    run = checkpoint.load("run")
+    dataset = charlm.data.load(names)
+    expected = {split: charlm.evaluate(run.model, getattr(dataset, split)) for split in ("train", "dev", "test", "all")}
+    losses = json.loads(run_charlm.output("eval", "run", "--json"))
+    assert losses == {split: pytest.approx(measures(expected[split])) for split in ("train", "dev", "test")}
+    alone = json.loads(run_charlm.output("eval", "run", "--split", "all", "--json"))
+    assert alone == {"all": pytest.approx(measures(expected["all"]))}
+    assert run_charlm.output("eval", "run", "--split", "dev") == loss_table({"dev": expected["dev"]}) + "\n"
+
+
+def test_eval_reads_another_file_with_the_vocabulary_of_the_run(
+    run_charlm: CommandLine, names: Path, tmp_path: Path
+) -> None:
+    run_charlm.output("train", names, *SMALL_MLP, "--steps", 30, "--out", "run", "--quiet")
+    other = tmp_path / "other.txt"
+    other.write_text("ten\nnine\nmars\n")
+    run = checkpoint.load("run")
+    expected = charlm.evaluate(run.model, charlm.data.load(other, vocabulary=run.vocabulary).all)
+    losses = json.loads(run_charlm.output("eval", "run", other, "--split", "all", "--json"))
+    assert losses["all"]["nll"] == expected
+    other.write_text("ten\nnine\neleven\n")
+    assert run_charlm.error("eval", "run", other) == f"{other}, line 3 has 'v', which is not in the vocabulary"
+
+
+def test_an_infinite_loss_is_null_in_json(run_charlm: CommandLine, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("aa\nb\nc\n")
+    run_charlm.output("train", text, "--model", "count-bigram", "--out", "run")
+    losses = json.loads(run_charlm.output("eval", "run", "--json"), parse_constant=pytest.fail)
+    assert losses["dev"] == {"nll": None, "perplexity": None, "bits_per_character": None}
+    assert run_charlm.output("eval", "run", "--split", "dev").split()[-4:] == ["dev", "inf", "inf", "inf"]
+
+
+def test_measures() -> None:
+    assert measures(math.log(8)) == pytest.approx({"nll": 2.0794415, "perplexity": 8.0, "bits_per_character": 3.0})
+    assert measures(1000.0)["perplexity"] == math.inf
+    assert loss_table({"dev": math.log(8)}).splitlines() == [
+        "split      nll   perplexity   bits/character",
+        "dev     2.0794       8.0000           3.0000",
+    ]
+
+
+def test_info_has_what_a_bug_report_needs(run_charlm: CommandLine) -> None:
+    facts = json.loads(run_charlm.output("info", "--json"))
+    assert facts["versions"]["charlm"] == charlm.__version__
+    assert facts["versions"]["torch"] == torch.__version__
+    assert 1 <= facts["cores"] <= (os.cpu_count() or 1)
+    assert facts["processor"]
+    assert facts["instruction_set"] in facts["instruction_sets"]
+    assert facts["threads"] == torch.get_num_threads()
+    assert facts["devices"][0] == "cpu"
+    assert facts["backends"] == list(BACKENDS)
+    assert facts["build"]["torch_target_version"] == "2.10"
+    text = run_charlm.output("info")
+    assert re.search(rf"^instruction_set +{facts['instruction_set']}$", text, re.MULTILINE)
+    assert re.search(r"^build torch_target_version +2\.10$", text, re.MULTILINE)
+    assert re.search(rf"^torch +{re.escape(torch.__version__)}$", text, re.MULTILINE)
+
+
+# Progress
+
+
+def test_progress_outside_a_terminal_is_plain_lines() -> None:
+    console = Console(file=io.StringIO(), force_terminal=False, width=40)
+    with progress(100, 200, quiet=False, console=console) as on_progress:
+        for step in range(101, 201):
+            on_progress(step, 2.0)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(lines) == 10
+    for tenth, line in enumerate(lines, start=1):
+        assert re.fullmatch(rf"step {100 + 10 * tenth}/200  loss 2\.0000  [\d,]+ steps/s  \d+:\d\d left", line)
+
+
+def test_progress_on_a_terminal_is_a_bar() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with progress(0, 50, quiet=False, console=console) as on_progress:
+        on_progress(1, 3.0)
+        on_progress(50, 2.0)
+    shown = Console(file=io.StringIO(), width=120).render_str(console.file.getvalue()).plain  # type: ignore[attr-defined]
+    assert "50/50" in shown
+    # 3.0 moved by a tenth of the way to 2.0.
+    assert "loss 2.9000" in shown
+    assert re.search(r"[\d,]+ steps/s", shown)
+    assert "left" in shown
+
+
+def test_quiet_shows_no_progress(run_charlm: CommandLine, names: Path) -> None:
+    loud = run_charlm("train", names, *SMALL_MLP, "--steps", 20, "--out", "loud")
+    quiet = run_charlm("train", names, *SMALL_MLP, "--steps", 20, "--out", "quiet", "--quiet")
+    assert "step 20/20  loss " in loud.err
+    assert quiet.err == ""
+    assert quiet.out == loud.out.replace("loud", "quiet")
+
+
+# Errors
+
+BAD_INPUT = [
+    (["nonsense"], "No such command 'nonsense'."),
+    (["sample"], "Missing argument 'RUN'."),
+    (["train", "--steps", "many"], "Invalid value for '--steps': "),
+    (["train", "--batch-size", "half"], "Invalid value for '--batch-size': 'half' is neither an integer nor 'full'"),
+    (["train", "--betas", "0.9"], "Invalid value for '--betas': '0.9' is not two numbers such as 0.9,0.999"),
+    (["train", "--milestones", "a"], "Invalid value for '--milestones': 'a' is not a list of integers such as 1000,20"),
+    (["train", "--checkpoint-every", "0"], "Invalid value for '--checkpoint-every': "),
+    (["train", "--preset", "huge"], "preset must be one of fast, makemore, eureka, "),
+    (["train", "--model", "gpt"], "model must be 'count-bigram' or 'bigram' or 'mlp', got 'gpt'"),
+    (["train", "--split", "odd"], "split must be 'random' or 'makemore', got 'odd'"),
+    (["train", "--optimizer", "lion"], "optimizer must be 'sgd' or 'adamw', got 'lion'"),
+    (["train", "--backend", "magic"], "backend must be one of eager, compile, ops"),
+    (["train", "--batch-size", "0"], "batch_size must be a positive integer, got 0"),
+    (["train", "--learning-rate", "nan"], "learning_rate must be a positive number, got nan"),
+    (["train", "--device", "toaster"], "device 'toaster' cannot be used: "),
+    (["train", "missing.txt"], "{tmp_path}/missing.txt: No such file or directory"),
+    (["train", "empty.txt"], "{tmp_path}/empty.txt is empty"),
+    (["train", "binary.txt"], "{tmp_path}/binary.txt is not UTF-8 text: byte 0xff at offset 0"),
+    (["train", "."], "{tmp_path}: Is a directory"),
+    (["train", "--resume", "nowhere"], "nowhere is not a run folder: no such folder"),
+    (["sample", "."], ". is not a run folder, or is incomplete: it has no config.json"),
+    (["sample", "counts", "--temperature", "-1"], "temperature must be a finite number >= 0, got -1.0"),
+    (["sample", "counts", "--prefix", "q"], "prefix[0] = 'q' is not in the vocabulary"),
+    (["sample", "counts", "--top-k", "0"], "top_k must be at least 1 or None, got 0"),
+    (["eval", "counts", "--split", "half"], "split must be one of train, dev, test, all, got 'half'"),
+    (["eval", "damaged"], "damaged/config.json is not JSON: "),
+]
+
+
+def test_bad_input_is_one_line_and_exit_code_2(run_charlm: CommandLine, names: Path, tmp_path: Path) -> None:
+    run_charlm.output("train", names, "--model", "count-bigram", "--out", "counts")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "binary.txt").write_bytes(b"\xff\x00")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/config.json").write_text("{")
+    for arguments, message in BAD_INPUT:
+        assert run_charlm.error(*arguments).startswith(message.format(tmp_path=tmp_path)), arguments
+
+
+def test_debug_shows_the_traceback(run_charlm: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHARLM_DEBUG", "1")
+    with pytest.raises(checkpoint.CheckpointError, match="nowhere is not a run folder"):
+        main(["sample", "nowhere"])
+
+
+def test_a_bug_is_reported_as_one(run_charlm: CommandLine, names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("wires\ncrossed")
+
+    monkeypatch.setattr(session.Session, "start", fail)
+    result = run_charlm("train", names)
+    assert result.code == 1
+    assert result.err == (
+        "error: RuntimeError: wires crossed (a bug in charlm: please report it with the output of `charlm info` and "
+        "the traceback, which CHARLM_DEBUG=1 shows)\n"
+    )
+
+
+def test_help_and_version(run_charlm: CommandLine) -> None:
+    assert run_charlm.output("--version") == f"charlm {charlm.__version__}\n"
+    text = run_charlm.output()
+    assert text == run_charlm.output("--help")
+    for command in ("train", "sample", "eval", "plot", "info"):
+        assert command in text
+        assert "Usage: charlm " + command in run_charlm.output(command, "--help")
+
+
+def test_a_reader_that_stops_early_is_no_error(run_charlm: CommandLine, names: Path, tmp_path: Path) -> None:
+    run_charlm.output("train", names, "--model", "count-bigram", "--out", "run")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "charlm", "sample", "run", "-n", "50000"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(charlm.__file__).parent.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=30) == 1

@@ -1,0 +1,190 @@
+"""embedding_linear against the reference: values, gradients, layouts and the two ways to compute it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import (
+    ACTIVATIONS,
+    DTYPES,
+    EMBEDDING_LINEAR_SHAPES,
+    INTEGER_DTYPES,
+    check,
+    embedding_linear_sample,
+    evaluate,
+    normal,
+    same_bits,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from charlm import ops
+from charlm.ops import reference
+
+# More rows than tokens, so that the table is projected; more tokens than rows, so that rows are gathered, multiplied.
+PROJECTED: dict[str, Any] = {"rows": 61, "vocab_size": 27}
+GATHERED: dict[str, Any] = {"rows": 5, "vocab_size": 400}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", EMBEDDING_LINEAR_SHAPES)
+def test_every_shape_in_every_dtype(shape: tuple[int, ...], dtype: torch.dtype, instruction_set: str) -> None:
+    check(embedding_linear_sample(*shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("sizes", [PROJECTED, GATHERED])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation(
+    activation: str, bias: bool, dtype: torch.dtype, sizes: dict[str, Any], instruction_set: str
+) -> None:
+    check(embedding_linear_sample(**sizes, hidden_dim=35, dtype=dtype, bias=bias, activation=activation))
+
+
+@pytest.mark.parametrize("leading", [(), (0,), (1,), (2, 3), (2, 0, 3), (2, 1, 5, 3)])
+def test_any_leading_dimensions(leading: tuple[int, ...]) -> None:
+    check(embedding_linear_sample(leading))
+
+
+@pytest.mark.parametrize("integer", INTEGER_DTYPES)
+@pytest.mark.parametrize("sizes", [PROJECTED, {**GATHERED, "vocab_size": 127}])
+def test_every_integer_dtype(integer: torch.dtype, sizes: dict[str, Any]) -> None:
+    sample = embedding_linear_sample(**sizes)
+    expected = evaluate(sample)
+    actual = evaluate(sample.with_arguments(ids=sample.arguments["ids"].to(integer)))
+    for name, value in expected.items():
+        assert same_bits(actual[name], value), name
+
+
+@pytest.mark.parametrize("integer", [torch.int64, torch.uint8])
+@pytest.mark.parametrize(
+    "view",
+    [
+        pytest.param(lambda ids: ids.t().contiguous().t(), id="transposed"),
+        pytest.param(lambda ids: ids.repeat(1, 2)[:, 1:4], id="column slice"),
+        pytest.param(lambda ids: ids[::3], id="row step"),
+        pytest.param(lambda ids: ids[:1].expand(9, -1), id="expanded rows"),
+        pytest.param(lambda ids: ids[:, :1].expand(-1, 3), id="expanded columns"),
+        pytest.param(lambda ids: ids.flatten().unfold(0, 3, 1), id="windows"),
+        pytest.param(lambda ids: ids.flatten().unfold(0, 3, 2)[1:], id="windows with a step and an offset"),
+        pytest.param(lambda ids: ids[:60].reshape(4, 5, 3, 3).transpose(0, 2), id="four dimensions"),
+    ],
+)
+def test_ids_with_any_strides(view: Callable[[Tensor], Tensor], integer: torch.dtype) -> None:
+    sample = embedding_linear_sample(61)
+    check(sample.with_arguments(ids=view(sample.arguments["ids"].to(integer))))
+
+
+@pytest.mark.parametrize("sizes", [PROJECTED, GATHERED])
+def test_parameters_with_any_strides(sizes: dict[str, Any]) -> None:
+    sample = embedding_linear_sample(**sizes)
+    embedding, weight, bias = (sample.arguments[name] for name in ("embedding", "weight", "bias"))
+    check(
+        sample.with_arguments(
+            embedding=embedding.t().contiguous().t(),
+            weight=weight.repeat(2, 2)[::2, : weight.shape[1]],
+            bias=bias[:1].expand(bias.shape[0]),
+        )
+    )
+    check(sample.with_arguments(embedding=embedding[:1].expand_as(embedding), weight=weight[:, :1].expand_as(weight)))
+
+
+@pytest.mark.parametrize("sizes", [PROJECTED, GATHERED])
+def test_one_token_repeated_everywhere(sizes: dict[str, Any]) -> None:
+    sample = embedding_linear_sample(**sizes)
+    repeated = sample.with_arguments(ids=torch.full_like(sample.arguments["ids"], 7))
+    check(repeated)
+    gradient = evaluate(repeated)["gradient of embedding"]
+    assert gradient[7].abs().min() > 0.0
+    assert torch.count_nonzero(gradient) == gradient.shape[1]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_large_values(activation: str) -> None:
+    sample = embedding_linear_sample(61, activation=activation)
+    check(sample.with_arguments(bias=1e4 * sample.arguments["bias"]))
+    check(sample.to(torch.float32).with_arguments(bias=1e4 * sample.arguments["bias"].float()))
+
+
+@pytest.mark.parametrize("sizes", [PROJECTED, GATHERED])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nan_reaches_the_contexts_that_hold_its_token_and_no_others(activation: str, sizes: dict[str, Any]) -> None:
+    sample = embedding_linear_sample(**sizes, activation=activation)
+    embedding = sample.arguments["embedding"].clone()
+    embedding[5, 1] = torch.nan
+    holds_it = sample.arguments["ids"].clone()
+    holds_it[2] = torch.tensor([1, 5, 3])
+    holds_it[holds_it == 5] = 6
+    holds_it[2, 1] = 5
+    poisoned = sample.with_arguments(ids=holds_it, embedding=embedding)
+    assert evaluate(poisoned)["result"].isnan().any(dim=1).nonzero().flatten().tolist() == [2]
+    check(poisoned)
+
+    clean = sample.with_arguments(ids=holds_it.where(holds_it != 5, 6), embedding=embedding)
+    assert all(value.isfinite().all() for value in evaluate(clean).values())
+    check(clean)
+
+
+@pytest.mark.parametrize("sizes", [{"rows": 6, "vocab_size": 4}, {"rows": 3, "vocab_size": 9}])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradcheck(activation: str, bias: bool, sizes: dict[str, Any]) -> None:
+    sample = embedding_linear_sample(
+        **sizes, context_length=2, embedding_dim=2, hidden_dim=3, bias=bias, activation=activation
+    )
+    leaves = sample.leaves()
+
+    def op(*values: Tensor) -> Tensor:
+        return sample.call(ops.embedding_linear, dict(zip(leaves, values, strict=True)))
+
+    assert torch.autograd.gradcheck(op, tuple(leaves.values()))
+
+
+@settings(max_examples=80)
+@given(data=st.data())
+def test_any_shape_dtype_and_layout(data: st.DataObject) -> None:
+    rows, hidden_dim = data.draw(st.integers(0, 40), "rows"), data.draw(st.integers(1, 40), "hidden_dim")
+    context_length, vocab_size = data.draw(st.integers(1, 8), "context_length"), data.draw(st.integers(1, 70), "V")
+    sample = embedding_linear_sample(
+        rows,
+        context_length,
+        vocab_size,
+        data.draw(st.integers(1, 12), "embedding_dim"),
+        hidden_dim,
+        dtype=data.draw(st.sampled_from(DTYPES), "dtype"),
+        bias=data.draw(st.booleans(), "bias"),
+        activation=data.draw(st.sampled_from(ACTIVATIONS), "activation"),
+        seed=data.draw(st.integers(0, 1000), "seed"),
+    )
+    ids = sample.arguments["ids"].to(data.draw(st.sampled_from(INTEGER_DTYPES), "ids"))
+    layout = data.draw(st.sampled_from(["contiguous", "transposed", "windows", "stepped"]), "layout")
+    if layout == "transposed":
+        ids = ids.t().contiguous().t()
+    elif layout == "windows":
+        tokens = torch.cat([ids.flatten(), ids.new_zeros(context_length)])
+        ids = tokens.unfold(0, context_length, 1)
+    elif layout == "stepped":
+        ids = ids[::2]
+    check(sample.with_arguments(ids=ids))
+
+
+def test_value_by_hand() -> None:
+    embedding = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    weight = torch.tensor([[1.0, 10.0, 100.0, 1000.0]])
+    contexts = torch.tensor([[0, 1], [1, 0]])
+    result = ops.embedding_linear(contexts, embedding, weight, torch.tensor([0.5]), activation="none")
+    assert result.tolist() == [[4321.5], [2143.5]]
+
+
+def test_result_owns_its_memory() -> None:
+    embedding, weight = normal(4, 3), normal(5, 3)
+    result = ops.embedding_linear(torch.tensor([[1]]), embedding, weight, activation="none")
+    expected = reference.embedding_linear(torch.tensor([[1]]), embedding, weight, activation="none")
+    embedding.zero_()
+    weight.zero_()
+    torch.testing.assert_close(result, expected)

@@ -1,0 +1,192 @@
+"""The modules: the values of their ops, the initial values and state of torch.nn, copies and repr."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from cases import ACTIVATIONS, same_bits
+from torch import Tensor, nn
+
+from charlm.nn import CrossEntropyLoss, EmbeddingLinear, LinearCrossEntropyLoss
+from charlm.ops import reference
+
+LOSS_OPTIONS: dict[str, Any] = {
+    "ignore_index": 2,
+    "reduction": "sum",
+    "label_smoothing": 0.1,
+    "softcap": 3.0,
+    "z_loss": 0.01,
+}
+
+
+def class_weights() -> Tensor:
+    return torch.tensor([0.5, 1.0, 2.0, 0.25])
+
+
+def modules() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+    """Every module with its arguments."""
+    logits, features, target = torch.randn(6, 4), torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 1, 0])
+    return {
+        "EmbeddingLinear": (EmbeddingLinear(11, 3, 2, 7), (torch.randint(11, (6, 2)),)),
+        "CrossEntropyLoss": (CrossEntropyLoss(class_weights(), **LOSS_OPTIONS), (logits.requires_grad_(), target)),
+        "LinearCrossEntropyLoss": (
+            LinearCrossEntropyLoss(5, 4, bias=True, weight=class_weights(), **LOSS_OPTIONS),
+            (features, target),
+        ),
+    }
+
+
+@pytest.fixture(params=["EmbeddingLinear", "CrossEntropyLoss", "LinearCrossEntropyLoss"])
+def module_and_arguments(request: pytest.FixtureRequest) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return modules()[request.param]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_embedding_linear_is_its_op(bias: bool, activation: str) -> None:
+    module = EmbeddingLinear(11, 3, 2, 7, bias=bias, activation=activation, dtype=torch.float64)
+    ids = torch.randint(11, (4, 6, 2))
+    hidden = module(ids)
+    expected = reference.embedding_linear(ids, module.embedding, module.weight, module.bias, activation=activation)
+    torch.testing.assert_close(hidden, expected)
+    assert (module.bias is None) == (not bias)
+
+
+def test_cross_entropy_loss_is_its_op_and_torchs() -> None:
+    logits, target = torch.randn(6, 4, 5), torch.randint(4, (6, 5))
+    torch.testing.assert_close(CrossEntropyLoss()(logits, target), nn.CrossEntropyLoss()(logits, target))
+    options: dict[str, Any] = {"ignore_index": 1, "reduction": "none", "label_smoothing": 0.2}
+    torch.testing.assert_close(
+        CrossEntropyLoss(class_weights(), **options)(logits, target),
+        nn.CrossEntropyLoss(class_weights(), **options)(logits, target),
+    )
+    torch.testing.assert_close(
+        CrossEntropyLoss(class_weights(), **LOSS_OPTIONS)(logits, target),
+        reference.cross_entropy(logits, target, class_weights(), **LOSS_OPTIONS),
+    )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_cross_entropy_loss_is_its_op_and_torchs(bias: bool) -> None:
+    features, target = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 1, 0])
+    module = LinearCrossEntropyLoss(5, 4, bias=bias)
+    theirs = nn.LinearCrossEntropyLoss(5, 4, bias=bias)
+    theirs.load_state_dict(module.state_dict())
+    torch.testing.assert_close(module(features, target), theirs(features, target))
+
+    module = LinearCrossEntropyLoss(5, 4, bias=bias, weight=class_weights(), **LOSS_OPTIONS)
+    expected = reference.linear_cross_entropy(
+        features, module.linear.weight, target, linear_bias=module.linear.bias, weight=class_weights(), **LOSS_OPTIONS
+    )
+    torch.testing.assert_close(module(features, target), expected)
+
+
+def test_initial_values_are_those_of_torch() -> None:
+    module = EmbeddingLinear(211, 30, 3, 200)
+    assert module.embedding.mean().item() == pytest.approx(0.0, abs=0.05)
+    assert module.embedding.std().item() == pytest.approx(1.0, abs=0.05)
+    linear = nn.Linear(90, 200)
+    assert linear.bias is not None
+    assert module.bias is not None
+    for parameter, torchs in ((module.weight, linear.weight), (module.bias, linear.bias)):
+        assert parameter.shape == torchs.shape
+        assert parameter.abs().max().item() == pytest.approx(90**-0.5, rel=0.05)
+        assert parameter.abs().max().item() <= 90**-0.5
+        assert parameter.std().item() == pytest.approx((90**-0.5) / 3**0.5, rel=0.15)
+
+    torch.manual_seed(3)
+    theirs = nn.LinearCrossEntropyLoss(5, 4, bias=True).state_dict()
+    torch.manual_seed(3)
+    ours = LinearCrossEntropyLoss(5, 4, bias=True).state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(same_bits(ours[name], theirs[name]) for name in ours)
+
+
+def test_state_names() -> None:
+    assert list(EmbeddingLinear(4, 2, 3, 5).state_dict()) == ["embedding", "weight", "bias"]
+    assert list(EmbeddingLinear(4, 2, 3, 5, bias=False).state_dict()) == ["embedding", "weight"]
+    assert list(CrossEntropyLoss(class_weights()).state_dict()) == ["weight"]
+    assert not CrossEntropyLoss().state_dict()
+    assert set(LinearCrossEntropyLoss(5, 4, bias=True, weight=class_weights()).state_dict()) == {
+        "weight",
+        "linear.weight",
+        "linear.bias",
+    }
+
+
+def test_dtype_and_device_reach_the_parameters() -> None:
+    for module in (
+        EmbeddingLinear(4, 2, 3, 5, device="meta", dtype=torch.bfloat16),
+        LinearCrossEntropyLoss(4, 2, bias=True, device="meta", dtype=torch.bfloat16),
+    ):
+        assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.bfloat16)}
+    moved = LinearCrossEntropyLoss(5, 4, weight=class_weights()).double()
+    assert moved.weight is not None
+    assert moved.weight.dtype == moved.linear.weight.dtype == torch.float64
+
+
+def test_gradients_reach_the_parameters(module_and_arguments: tuple[nn.Module, tuple[Tensor, ...]]) -> None:
+    module, arguments = module_and_arguments
+    module(*arguments).sum().backward()
+    leaves = [*module.parameters(), *(a for a in arguments if a.requires_grad)]
+    assert leaves
+    for leaf in leaves:
+        assert leaf.grad is not None
+        assert leaf.grad.abs().sum() > 0.0
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save", "state_dict"])
+def test_copies_compute_the_same(how: str, module_and_arguments: tuple[nn.Module, tuple[Tensor, ...]]) -> None:
+    module, arguments = module_and_arguments
+    if how == "deepcopy":
+        twin = copy.deepcopy(module)
+    elif how == "pickle":
+        twin = pickle.loads(pickle.dumps(module))
+    elif how == "torch.save":
+        buffer = io.BytesIO()
+        torch.save(module, buffer)
+        buffer.seek(0)
+        twin = torch.load(buffer, weights_only=False)
+    else:
+        twin = modules()[type(module).__name__][0]
+        twin.load_state_dict(module.state_dict())
+    assert repr(twin) == repr(module)
+    assert same_bits(twin(*arguments).detach(), module(*arguments).detach())
+    assert all(ours is not theirs for ours, theirs in zip(module.parameters(), twin.parameters(), strict=True))
+
+
+def test_output_layer_can_share_the_embedding() -> None:
+    first, loss = EmbeddingLinear(4, 7, 2, 7), LinearCrossEntropyLoss(7, 4)
+    loss.linear.weight = first.embedding
+    ids, target = torch.randint(4, (6, 2)), torch.randint(4, (6,))
+    loss(first(ids), target).backward()
+    gradient = first.embedding.grad
+    assert gradient is not None
+
+    table = first.embedding.detach().requires_grad_()
+    hidden = reference.embedding_linear(ids, table, first.weight.detach(), first.bias)
+    (expected,) = torch.autograd.grad(reference.linear_cross_entropy(hidden, table, target), table)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_repr() -> None:
+    assert repr(EmbeddingLinear(27, 10, 3, 200, activation="gelu", bias=False)) == (
+        "EmbeddingLinear(27, 10, context_length=3, out_features=200, bias=False, activation='gelu')"
+    )
+    assert repr(CrossEntropyLoss()) == (
+        "CrossEntropyLoss(reduction='mean', ignore_index=-100, label_smoothing=0.0, softcap=None, z_loss=0.0)"
+    )
+    assert repr(LinearCrossEntropyLoss(5, 4, weight=class_weights(), softcap=30.0)).startswith(
+        "LinearCrossEntropyLoss(\n  reduction='mean', weight=(4,), ignore_index=-100, label_smoothing=0.0, "
+        "softcap=30.0, z_loss=0.0\n  (linear): Linear(in_features=5, out_features=4, bias=False)"
+    )
+
+
+def test_deprecated_positions_of_torch_are_refused() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        CrossEntropyLoss(class_weights(), None, -1)  # type: ignore[call-arg,arg-type]

@@ -1,0 +1,245 @@
+"""What every op promises to autograd and to its caller, whatever it computes."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import (
+    ALL_LOSS_OPTIONS,
+    DTYPES,
+    Sample,
+    check,
+    cross_entropy_sample,
+    embedding_linear_sample,
+    evaluate,
+    linear_cross_entropy_sample,
+    normal,
+    same_bits,
+)
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from charlm import _C, ops
+
+SAMPLES = {
+    "embedding_linear": embedding_linear_sample(61),
+    "embedding_linear, few rows": embedding_linear_sample(5, vocab_size=400),
+    "cross_entropy, mean": cross_entropy_sample(9, 27, targets="ignored"),
+    "cross_entropy, none": cross_entropy_sample(9, 27, reduction="none", **ALL_LOSS_OPTIONS),
+    "cross_entropy, sum": cross_entropy_sample(9, 27, reduction="sum", softcap=2.0),
+    "cross_entropy, probabilities": cross_entropy_sample(9, 27, targets="probabilities", **ALL_LOSS_OPTIONS),
+    "cross_entropy, pixels": cross_entropy_sample(2, 7, 3, 4, targets="ignored", reduction="none"),
+    "linear_cross_entropy, mean": linear_cross_entropy_sample(9, targets="ignored"),
+    "linear_cross_entropy, few rows": linear_cross_entropy_sample(5, 7),
+    "linear_cross_entropy, few rows, none": linear_cross_entropy_sample(5, 7, reduction="none"),
+    "linear_cross_entropy, none": linear_cross_entropy_sample(9, reduction="none", **ALL_LOSS_OPTIONS),
+    "linear_cross_entropy, probabilities": linear_cross_entropy_sample(9, targets="probabilities", **ALL_LOSS_OPTIONS),
+}
+LARGE_SAMPLES = {
+    "embedding_linear": embedding_linear_sample(4099, 3, 27, 10, 67, dtype=torch.float32),
+    "embedding_linear, few rows": embedding_linear_sample(67, 3, 5003, 10, 67, dtype=torch.float32),
+    "cross_entropy": cross_entropy_sample(4099, 27, dtype=torch.float32, targets="ignored", **ALL_LOSS_OPTIONS),
+    "cross_entropy, large V": cross_entropy_sample(67, 5003, dtype=torch.float32),
+    "cross_entropy, probabilities": cross_entropy_sample(515, 65, dtype=torch.float32, targets="probabilities"),
+    "linear_cross_entropy": linear_cross_entropy_sample(4099, 16, 27, dtype=torch.float32, **ALL_LOSS_OPTIONS),
+    "linear_cross_entropy, large V": linear_cross_entropy_sample(67, 31, 5003, dtype=torch.float32),
+    "linear_cross_entropy, few rows": linear_cross_entropy_sample(31, 67, 5003, dtype=torch.float32),
+    "linear_cross_entropy, probabilities": linear_cross_entropy_sample(
+        515, 16, 65, dtype=torch.float32, targets="probabilities"
+    ),
+}
+every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
+every_large_sample = pytest.mark.parametrize("sample", LARGE_SAMPLES.values(), ids=LARGE_SAMPLES)
+
+
+def call(sample: Sample, leaves: dict[str, Tensor]) -> Tensor:
+    return sample.call(getattr(ops, sample.op), leaves)
+
+
+@every_sample
+def test_backward_twice_gives_the_same_gradients(sample: Sample) -> None:
+    leaves = sample.leaves()
+    result = call(sample, leaves)
+    first_upstream, second_upstream = normal(*result.shape, seed=1), normal(*result.shape, seed=2)
+
+    def gradients(upstream: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(result, list(leaves.values()), upstream, retain_graph=True)
+
+    first = gradients(first_upstream)
+    copies = [gradient.clone() for gradient in first]
+    gradients(second_upstream)
+    again = gradients(first_upstream)
+    assert all(map(same_bits, first, copies)), "a later backward changed the gradients of an earlier one"
+    assert all(map(same_bits, again, copies))
+
+
+@every_sample
+def test_the_gradient_is_linear_in_the_upstream_gradient(sample: Sample) -> None:
+    leaves = sample.leaves()
+    result = call(sample, leaves)
+    upstream = normal(*result.shape)
+
+    def gradients(scale: float) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(result, list(leaves.values()), scale * upstream, retain_graph=True)
+
+    for once, times, zero in zip(gradients(1.0), gradients(-2.5), gradients(0.0), strict=True):
+        torch.testing.assert_close(times, -2.5 * once)
+        assert torch.count_nonzero(zero) == 0
+
+
+@every_sample
+def test_an_expanded_and_a_strided_upstream_gradient(sample: Sample) -> None:
+    leaves = sample.leaves()
+    result = call(sample, leaves)
+    dense = normal(*result.shape)
+    strided = torch.stack([dense, dense], -1)[..., 0]
+    one = torch.ones((), dtype=result.dtype)
+    for upstream, contiguous in ((strided, dense), (one.expand_as(result), torch.ones_like(result))):
+        actual = torch.autograd.grad(result, list(leaves.values()), upstream, retain_graph=True)
+        expected = torch.autograd.grad(result, list(leaves.values()), contiguous, retain_graph=True)
+        assert all(map(same_bits, actual, expected))
+
+
+@every_sample
+def test_gradients_accumulate_in_grad(sample: Sample) -> None:
+    leaves = sample.leaves()
+    upstream = torch.ones_like(call(sample, leaves))
+    expected = torch.autograd.grad(call(sample, leaves), list(leaves.values()), upstream)
+    for _ in range(2):
+        call(sample, leaves).backward(upstream)
+    for leaf, gradient in zip(leaves.values(), expected, strict=True):
+        assert leaf.grad is not None
+        torch.testing.assert_close(leaf.grad, 2.0 * gradient, rtol=0.0, atol=0.0)
+
+
+@every_sample
+def test_only_what_requires_a_gradient_gets_one(sample: Sample) -> None:
+    expected = evaluate(sample)
+    names = sample.differentiable
+    for chosen in itertools.chain.from_iterable(itertools.combinations(names, k) for k in range(1, len(names) + 1)):
+        leaves = {name: sample.arguments[name].detach().requires_grad_(name in chosen) for name in names}
+        result = call(sample, leaves)
+        assert result.requires_grad
+        result.backward(normal(*result.shape, seed=99))
+        assert same_bits(result.detach(), expected["result"])
+        for name, leaf in leaves.items():
+            if name in chosen:
+                assert leaf.grad is not None, f"{name} of {chosen} got no gradient"
+                torch.testing.assert_close(leaf.grad, expected[f"gradient of {name}"], rtol=1e-14, atol=1e-15)
+            else:
+                assert leaf.grad is None, f"{name} got a gradient, only {chosen} required one"
+
+
+@every_sample
+def test_without_a_gradient(sample: Sample) -> None:
+    expected = evaluate(sample)["result"]
+    plain = call(sample, {})
+    with torch.no_grad():
+        no_grad = call(sample, sample.leaves())
+    with torch.inference_mode():
+        inference = call(sample, sample.leaves())
+    for result in (plain, no_grad, inference):
+        assert not result.requires_grad
+        assert torch.equal(result, expected)
+
+
+@every_sample
+def test_changing_an_argument_before_backward_never_changes_the_gradients(sample: Sample) -> None:
+    expected = evaluate(sample)
+    inputs = sample.leaves()
+    leaves = {name: value.clone() for name, value in inputs.items()}
+    result = call(sample, leaves)
+    with torch.no_grad():
+        for value in leaves.values():
+            value.add_(1.0)
+    try:
+        gradients = torch.autograd.grad(result, list(inputs.values()), normal(*result.shape, seed=99))
+    except RuntimeError as error:
+        assert "modified by an inplace operation" in str(error)  # noqa: PT017  either outcome is right
+    else:
+        for name, gradient in zip(inputs, gradients, strict=True):
+            assert same_bits(gradient, expected[f"gradient of {name}"]), name
+
+
+@every_large_sample
+def test_the_same_bits_with_one_thread_and_with_two(sample: Sample, instruction_set: str, threads: None) -> None:
+    torch.set_num_threads(1)
+    alone = evaluate(sample)
+    torch.set_num_threads(2)
+    for _ in range(2):
+        together = evaluate(sample)
+        for name, value in alone.items():
+            assert same_bits(together[name], value), name
+
+
+@every_large_sample
+def test_every_dtype_at_a_size_of_many_tiles(sample: Sample, instruction_set: str) -> None:
+    for dtype in DTYPES:
+        check(sample.to(dtype))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a registered op, and the branch that the binding says it took."""
+
+    op: torch._ops.OpOverload
+    arguments: tuple[Any, ...]
+    branch: str
+
+    @property
+    def name(self) -> str:
+        return self.op.name().removeprefix("charlm::")
+
+
+class Recorder(TorchDispatchMode):
+    """Notes every call of a charlm op below autograd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.namespace == "charlm":
+            arguments = tuple(value.detach() if isinstance(value, Tensor) else value for value in args)
+            self.calls.append(Call(func, arguments, _C.last_branch()))
+        return result
+
+
+def calls_of(sample: Sample) -> list[Call]:
+    with Recorder() as recorder:
+        call(sample, {})
+        evaluate(sample)
+    return recorder.calls
+
+
+@every_sample
+def test_opcheck(sample: Sample) -> None:
+    for recorded in calls_of(sample):
+        torch.library.opcheck(recorded.op, recorded.arguments)
+        torch.library.opcheck(recorded.op, tuple(map(in_float32, recorded.arguments)))
+
+
+def in_float32(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def test_the_samples_call_every_registered_op() -> None:
+    registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("charlm::")}
+    called = {recorded.op.name() for sample in SAMPLES.values() for recorded in calls_of(sample)}
+    assert called == registered
+
+
+def test_the_samples_reach_every_branch() -> None:
+    bindings = Path(__file__).parents[1] / "csrc" / "bindings"
+    source = "".join(path.read_text() for path in sorted(bindings.glob("*.cpp")))
+    branches = set(re.findall(r'"(\w+_(?:forward|backward)/\w+)"', source))
+    assert branches
+    reached = {recorded.branch for sample in SAMPLES.values() for recorded in calls_of(sample)}
+    assert branches <= reached
