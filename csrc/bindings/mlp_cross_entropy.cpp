@@ -23,16 +23,16 @@ Arguments read_arguments(const Tensor& ids, const Tensor& target, const Tensor& 
                          const OptionalTensor& bias1, const Tensor& weight2, const OptionalTensor& bias2,
                          int64_t reduction, double softcap) {
   const auto options = cross_entropy_options(-100, reduction, 0, softcap, 0);
-  check(ids.dim() >= 1 && ids.size(ids.dim() - 1) > 0, "ids must have shape (..., T), got ", shape_string(ids));
+  check(ids.dim() >= 1 && ids.size(ids.dim() - 1) > 0, "ids must have shape (..., T), got ", ShapeString(ids));
   bool matches = target.dim() == ids.dim() - 1;
   for (int64_t d = 0; matches && d < target.dim(); ++d) matches = target.size(d) == ids.size(d);
   check(matches, "target must have the shape of ids without its last dimension, ",
-        shape_string(torch::headeronly::IntHeaderOnlyArrayRef(ids.sizes().data(), ids.dim() - 1)), ", got ",
-        shape_string(target));
+        ShapeString(torch::headeronly::IntHeaderOnlyArrayRef(ids.sizes().data(), ids.dim() - 1)), ", got ",
+        ShapeString(target));
   check_floating("embedding", embedding);
   check(embedding.dim() == 2 && embedding.numel() > 0, "embedding must have shape (V, D), got ",
-        shape_string(embedding));
-  check(weight1.dim() == 2 && weight1.size(0) > 0, "weight1 must have shape (H, T*D), got ", shape_string(weight1));
+        ShapeString(embedding));
+  check(weight1.dim() == 2 && weight1.size(0) > 0, "weight1 must have shape (H, T*D), got ", ShapeString(weight1));
   Arguments arguments{{embedding.size(0), ids.size(ids.dim() - 1), embedding.size(1), weight1.size(0), false},
                       {},
                       target.numel(),
@@ -44,8 +44,8 @@ Arguments read_arguments(const Tensor& ids, const Tensor& target, const Tensor& 
     bool fits = tensor.dim() == static_cast<int64_t>(expected.size());
     for (size_t d = 0; fits && d < expected.size(); ++d) fits = tensor.size(d) == expected.begin()[d];
     check(fits, kNames[i], " must have shape ", meaning, " = ",
-          shape_string(torch::headeronly::IntHeaderOnlyArrayRef(expected.begin(), expected.size())), ", got ",
-          shape_string(tensor));
+          ShapeString(torch::headeronly::IntHeaderOnlyArrayRef(expected.begin(), expected.size())), ", got ",
+          ShapeString(tensor));
     arguments.parameters.push_back(contiguous_as(tensor, compute_type(embedding)));
   };
   const auto zeros = [&](int64_t size) { return torch::stable::new_zeros(embedding, {size}); };
@@ -87,9 +87,10 @@ class Evaluation {
       for (int64_t n = 0; n < count; ++n) entry_weights[entry[n]] = weights[n];
       batch_.weights = entry_weights;
     }
-    const Buffer<T> workspace(model_.workspace(batch_.rows, batch_.table_rows(arguments_.shape.context_length), count));
-    const std::optional<Buffer<T>> gradient =
-        gradients != nullptr ? std::optional<Buffer<T>>(std::in_place, model_.size()) : std::nullopt;
+    const Workspace<T> workspace(
+        model_.workspace(batch_.rows, batch_.table_rows(arguments_.shape.context_length), count));
+    const std::optional<ZeroedWorkspace<T>> gradient =
+        gradients != nullptr ? std::optional<ZeroedWorkspace<T>>(std::in_place, model_.size()) : std::nullopt;
     model_.set_entry_losses(entry_losses);
     const double loss =
         model_.step(batch_, parameters_.data(), gradient ? gradient->data() : nullptr, nullptr, workspace.data());
@@ -106,7 +107,7 @@ class Evaluation {
   ExampleTensors data_;
   std::unique_ptr<int32_t[]> memory_;
   BatchBuilder builder_;
-  Buffer<T> parameters_;
+  ZeroedWorkspace<T> parameters_;
   MlpBatch<T> batch_;
 };
 
@@ -156,7 +157,7 @@ Gradients backward(const Tensor grad_output, const Tensor ids, const Tensor targ
   const Arguments arguments = read_arguments(ids, target, embedding, weight1, bias1, weight2, bias2,
                                              static_cast<int64_t>(Reduction::kNone), softcap);
   check(grad_output.numel() == arguments.examples, "grad_output must have ", arguments.examples,
-        " elements, got shape ", shape_string(grad_output));
+        " elements, got shape ", ShapeString(grad_output));
   check_on_cpu("grad_output", grad_output);
   const Tensor weights = contiguous_as(grad_output, compute_type(embedding));
   std::vector<Tensor> gradients = empty_gradients(arguments);

@@ -18,11 +18,11 @@ Tensor checked_int32(const char* name, const Tensor& tensor, int64_t columns, in
 ExampleTensors read_examples(const char* contexts_name, const Tensor& contexts, const char* targets_name,
                              const Tensor& targets, const OptionalTensor& context_index, int64_t vocab_size) {
   const int64_t rows = contexts.size(0), length = contexts.size(1);
-  check(rows < (int64_t{1} << 31), contexts_name, " must have fewer than 2^31 rows, got ", shape_string(contexts));
+  check(rows < (int64_t{1} << 31), contexts_name, " must have fewer than 2^31 rows, got ", ShapeString(contexts));
   const Tensor tokens = checked_int32(contexts_name, contexts, length, vocab_size, "tokens");
   const int64_t count = context_index.has_value() ? context_index->numel() : rows;
   check(targets.dim() == 1 && targets.size(0) == count, targets_name, " must have shape (N=", count, ",), got ",
-        shape_string(targets));
+        ShapeString(targets));
   const Tensor classes = checked_int32(targets_name, targets, 0, vocab_size, "classes");
 
   ExampleTensors result{{length, vocab_size, rows, tokens.const_data_ptr<int32_t>(), nullptr},
@@ -30,7 +30,7 @@ ExampleTensors read_examples(const char* contexts_name, const Tensor& contexts, 
                         std::unique_ptr<Example[]>(new Example[count])};
   Tensor index;
   if (context_index.has_value()) {
-    check(context_index->dim() == 1, "context_index must have shape (N,), got ", shape_string(*context_index));
+    check(context_index->dim() == 1, "context_index must have shape (N,), got ", ShapeString(*context_index));
     index = checked_int32("context_index", *context_index, 0, rows, "contexts");
   } else {
     index = allocate({rows}, ScalarType::Int);

@@ -6,11 +6,11 @@ namespace charlm {
 namespace {
 
 void check_contexts(const Tensor& contexts) {
-  check(contexts.dim() == 2 && contexts.size(1) > 0, "contexts must have shape (N, T), got ", shape_string(contexts));
+  check(contexts.dim() == 2 && contexts.size(1) > 0, "contexts must have shape (N, T), got ", ShapeString(contexts));
 }
 
 Tensor check_learning_rates(const Tensor& learning_rates) {
-  check(learning_rates.dim() == 1, "learning_rates must have shape (S,), got ", shape_string(learning_rates));
+  check(learning_rates.dim() == 1, "learning_rates must have shape (S,), got ", ShapeString(learning_rates));
   check_floating("learning_rates", learning_rates);
   check_on_cpu("learning_rates", learning_rates);
   return contiguous_as(learning_rates, ScalarType::Double);
@@ -18,6 +18,24 @@ Tensor check_learning_rates(const Tensor& learning_rates) {
 
 int64_t table_row_limit(const ModelShape& shape, int64_t rows) {
   return (rows < shape.vocab_size ? rows : shape.vocab_size) * shape.context_length;
+}
+
+// Contexts of one token are numbered by it: a bigram's step wants each row of its matrix once.
+void number_by_token(ExampleTensors* data, int64_t count) {
+  for (int64_t n = 0; n < count; ++n) data->pairs[n].context = data->examples.contexts[data->pairs[n].context];
+  const int64_t size = data->examples.vocab_size;
+  data->contexts = allocate({size, 1}, ScalarType::Int);
+  for (int64_t v = 0; v < size; ++v) data->contexts.mutable_data_ptr<int32_t>()[v] = static_cast<int32_t>(v);
+  data->examples.contexts = data->contexts.const_data_ptr<int32_t>();
+  data->examples.num_contexts = size;
+}
+
+void check_distinct(const int32_t* tokens, int64_t count, int64_t vocab_size) {
+  std::vector<bool> seen(vocab_size);
+  for (int64_t u = 0; u < count; ++u) {
+    check(!seen[tokens[u]], "contexts[", u, "] = ", tokens[u], " occurs twice: each context must be there once");
+    seen[tokens[u]] = true;
+  }
 }
 
 // Calls function with a Training of the model's kind and dtype.
@@ -55,10 +73,11 @@ Tensor train_steps(std::vector<Tensor> parameters, std::vector<Tensor> state, co
   const Tensor rates = check_learning_rates(learning_rates);
   const int64_t steps = rates.size(0);
   check(batch_indices.dim() == 2 && batch_indices.size(0) == steps && batch_indices.size(1) > 0,
-        "batch_indices must have shape (S=", steps, ", B), got ", shape_string(batch_indices));
+        "batch_indices must have shape (S=", steps, ", B), got ", ShapeString(batch_indices));
   check_integral("batch_indices", batch_indices);
   check_on_cpu("batch_indices", batch_indices);
-  const ExampleTensors data = read_examples("contexts", contexts, "targets", targets, context_index, shape.vocab_size);
+  ExampleTensors data = read_examples("contexts", contexts, "targets", targets, context_index, shape.vocab_size);
+  if (shape.is_bigram()) number_by_token(&data, targets.size(0));
   const int64_t size = batch_indices.size(1);
   const Tensor indices = contiguous_as(batch_indices, ScalarType::Long);
   check_range("batch_indices", indices.const_data_ptr<int64_t>(), indices.numel(), size, targets.size(0), "examples");
@@ -99,12 +118,13 @@ Tensor train_full_steps(std::vector<Tensor> parameters, std::vector<Tensor> stat
   const int64_t rows = contexts.size(0), entries = targets.numel();
   check(rows > 0, "contexts must have at least one row");
   check(targets.dim() == 1 && entries < (int64_t{1} << 31), "targets must have shape (entries,), got ",
-        shape_string(targets));
-  check(counts.dim() == 1 && counts.size(0) == entries, "counts must have the shape of targets ", shape_string(targets),
-        ", got ", shape_string(counts));
+        ShapeString(targets));
+  check(counts.dim() == 1 && counts.size(0) == entries, "counts must have the shape of targets ", ShapeString(targets),
+        ", got ", ShapeString(counts));
   check(row_ptr.dim() == 1 && row_ptr.size(0) == rows + 1, "row_ptr must have shape (U+1=", rows + 1, ",), got ",
-        shape_string(row_ptr));
+        ShapeString(row_ptr));
   const Tensor tokens = checked_int32("contexts", contexts, contexts.size(1), shape.vocab_size, "tokens");
+  if (shape.is_bigram()) check_distinct(tokens.const_data_ptr<int32_t>(), rows, shape.vocab_size);
   const Tensor classes = checked_int32("targets", targets, 0, shape.vocab_size, "classes");
   const Tensor begin = checked_int32("row_ptr", row_ptr, 0, entries + 1, "entries");
   const int32_t* entry_begin = begin.const_data_ptr<int32_t>();

@@ -9,21 +9,21 @@ void check_shape(const char* name, const Tensor& tensor, torch::headeronly::IntH
                  const char* meaning) {
   bool matches = tensor.dim() == static_cast<int64_t>(shape.size());
   for (size_t d = 0; matches && d < shape.size(); ++d) matches = tensor.size(d) == shape[d];
-  check(matches, name, " must have shape ", meaning, " = ", shape_string(shape), ", got ", shape_string(tensor));
+  check(matches, name, " must have shape ", meaning, " = ", ShapeString(shape), ", got ", ShapeString(tensor));
 }
 
 // Updated in place: its memory must be exactly the tensor.
 void check_updatable(const char* name, const Tensor& tensor, const char* first_name, const Tensor& first) {
   check_matches(name, tensor, first_name, first);
   check(tensor.scalar_type() == ScalarType::Float || tensor.scalar_type() == ScalarType::Double, name,
-        " must have dtype float32 or float64, got ", dtype_string(tensor.scalar_type()));
+        " must have dtype float32 or float64, got ", DtypeString(tensor.scalar_type()));
   check(tensor.is_contiguous(), name, " must be contiguous, since it is updated in place");
 }
 
 ModelShape bigram_shape(const Tensor& weight, int64_t context_length) {
   check_updatable("weight", weight, "weight", weight);
   check(weight.dim() == 2 && weight.size(0) == weight.size(1) && weight.numel() > 0,
-        "weight must have shape (V, V), got ", shape_string(weight));
+        "weight must have shape (V, V), got ", ShapeString(weight));
   check(context_length == 1, "contexts must have shape (N, 1) for a bigram, got T=", context_length);
   return {weight.size(0), 1, 0, 0, false};
 }
@@ -33,9 +33,9 @@ ModelShape mlp_shape(Tensors parameters, int64_t context_length) {
     check_updatable(kNames[i], parameters[i], "embedding", parameters[0]);
   }
   check(parameters[0].dim() == 2 && parameters[0].numel() > 0, "embedding must have shape (V, D), got ",
-        shape_string(parameters[0]));
+        ShapeString(parameters[0]));
   check(parameters[2].dim() == 1 && parameters[2].numel() > 0, "bias1 must have shape (H,), got ",
-        shape_string(parameters[2]));
+        ShapeString(parameters[2]));
   const ModelShape shape{parameters[0].size(0), context_length, parameters[0].size(1), parameters[2].size(0),
                          parameters.size() == 6};
   const int64_t inputs = context_length * shape.embedding_dim;

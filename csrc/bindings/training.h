@@ -4,7 +4,7 @@
 #include <cmath>
 #include <span>
 
-#include "bindings/buffer.h"
+#include "bindings/workspace.h"
 #include "kernels/bigram.h"
 #include "kernels/mlp.h"
 
@@ -131,7 +131,7 @@ class Training {
   template <typename NextBatch>
   void run(const Tensor& learning_rates, const Tensor& losses, int64_t rows, int64_t table_rows, int64_t entries,
            const NextBatch& next_batch) {
-    const Buffer<T> workspace(model_.workspace(rows, table_rows, entries));
+    const Workspace<T> workspace(model_.workspace(rows, table_rows, entries));
     const double* rates = learning_rates.const_data_ptr<double>();
     T* out = losses.mutable_data_ptr<T>();
     for (int64_t s = 0; s < learning_rates.numel(); ++s) {
@@ -154,7 +154,7 @@ class Training {
   const Tensors parameters_, state_;
   const TrainingOptions options_;
   Model model_;
-  const Buffer<T> memory_;
+  const ZeroedWorkspace<T> memory_;
   Update<T> update_;
 };
 

@@ -55,8 +55,9 @@ struct SoftmaxTile {
   // Whether every logit is between -kUnshifted and kUnshifted.
   bool is_small(int64_t begin, int64_t end) const {
     IntVec<T> beyond = {};
-    each_vector(begin, end, [&](int64_t, T* values, int) {     // padding is small
-      beyond |= ~(absolute<T>(load(values)) < (T)kUnshifted);  // NaN is not
+    each_vector(begin, end, [&](int64_t, T* values, int) {  // padding is small
+      const Vec<T> logits = load(values);
+      beyond |= ~((logits < (T)kUnshifted) & (logits > -(T)kUnshifted));  // NaN is neither
     });
     for (int lane = 0; lane < kWidth<T>; ++lane) {
       if (beyond[lane] != 0) return false;
