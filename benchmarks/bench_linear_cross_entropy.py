@@ -3,6 +3,7 @@
 Floor: three matrix products of 2 N D V operations each: logits, the gradient of the input, the gradient of the weight.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,7 +31,11 @@ def test_forward_and_backward(benchmark: Any, rows: int, features: int, classes:
     # times slower; ours flushes them.
     weight = (torch.randn(classes, features) / features**0.5).requires_grad_()
     target = torch.randint(classes, (rows,))
-    losses = {"charlm": linear_cross_entropy, "eager": eager, "compile": torch.compile(eager)}
+    losses: dict[str, Callable[..., Tensor]] = {
+        "charlm": linear_cross_entropy,
+        "eager": eager,
+        "compile": torch.compile(eager),
+    }
     loss = losses[implementation]
 
     def step() -> None:

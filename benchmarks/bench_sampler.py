@@ -78,11 +78,13 @@ def test_two_hundred_names(benchmark: Any, kind: str, implementation: str) -> No
         benchmark,
         kind,
         200,
-        lambda *model: sample(*model, 200, seed=1) if implementation == "charlm" else lecture(*model, 200),
+        lambda model, vocabulary: (
+            sample(model, vocabulary, 200, seed=1) if implementation == "charlm" else lecture(model, vocabulary, 200)
+        ),
     )
 
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("implementation", ["charlm"])
 def test_a_hundred_thousand_names(benchmark: Any, kind: str, implementation: str) -> None:
-    measure_names(benchmark, kind, 100_000, lambda *model: sample(*model, 100_000, seed=1))
+    measure_names(benchmark, kind, 100_000, lambda model, vocabulary: sample(model, vocabulary, 100_000, seed=1))
