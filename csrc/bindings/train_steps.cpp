@@ -42,6 +42,7 @@ void check_distinct(const int32_t* tokens, int64_t count, int64_t vocab_size) {
 template <typename Function>
 void with_training(Tensors parameters, Tensors state, const ModelShape& shape, const TrainingOptions& options,
                    const Function& function) {
+  const FlushDenormals flush;
   dispatch_compute_type(parameters[0], [&](auto type) {
     using T = decltype(type);
     if (shape.is_bigram()) {

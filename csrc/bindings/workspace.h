@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "bindings/check.h"
+#include "kernels/denormals.h"
 #include "kernels/parallel.h"
 
 namespace charlm {
@@ -18,6 +19,7 @@ class ZeroedWorkspace : public Workspace<T> {
 // Runs the parts of a kernel on torch's threads.
 inline void run_parallel(int64_t count, Parallel::Body body, const void* context) {
   parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+    const FlushDenormals flush;
     for (int64_t i = begin; i < end; ++i) body(context, i);
   });
 }
