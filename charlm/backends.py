@@ -206,7 +206,7 @@ def _parameters_in_order(model: LanguageModel) -> list[Tensor]:
         return [model.weight]
     if not isinstance(model, MLP):
         raise ValueError(f"backend 'fused' trains an MLP or a NeuralBigram, got a {type(model).__name__}")
-    parameters = [model.embedding, model.weight1, model.bias1, model.weight2, model.bias2]
+    parameters: list[Tensor] = [model.embedding, model.weight1, model.bias1, model.weight2, model.bias2]
     return parameters if model.direct_weight is None else [*parameters, model.direct_weight]
 
 
