@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from charlm import engine
 from charlm.models import MLP, NeuralBigram
 
+# AdamW's eps is not tiny, or it would blow the rounding of gradients that are 0 up to a step.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd"},
     "weight_decay": {"optimizer": "sgd", "weight_decay": 0.01},
     "momentum": {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 1e-3},
-    # eps: gradients that are 0 stay it
     "adamw": {"optimizer": "adamw", "betas": (0.9, 0.98), "eps": 1e-4, "weight_decay": 0.1},
 }
 # (V, T, D, H, B): widths around the vector registers, one class, one position, many; one tile of contexts and several.

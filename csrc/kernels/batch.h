@@ -3,7 +3,7 @@
 
 #include <stdint.h>
 
-#include "kernels/mlp.h"
+#include "kernels/mlp_cross_entropy.h"
 
 namespace charlm {
 

@@ -1,7 +1,8 @@
-// Whole training steps of the bigram model: logits = weight[x], weight (V, V); loss and gradient as in kernels/mlp.h.
+// Whole training steps of the bigram model: logits = weight[x], weight (V, V); loss and gradient as in
+// kernels/mlp_cross_entropy.h.
 #pragma once
 
-#include "kernels/mlp.h"
+#include "kernels/mlp_cross_entropy.h"
 
 namespace charlm {
 

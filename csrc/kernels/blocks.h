@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+#include "kernels/isa.h"
+
 namespace charlm {
 
 struct Blocks {
@@ -17,7 +19,7 @@ struct Blocks {
   int64_t narrow = 0, larger = 0;
 
   Blocks() = default;
-  Blocks(int64_t size, int64_t lanes, int64_t max_vectors)
+  CHARLM_SHARED_INLINE Blocks(int64_t size, int64_t lanes, int64_t max_vectors)
       : size(size),
         lanes(lanes),
         vectors((size + lanes - 1) / lanes),
@@ -25,17 +27,19 @@ struct Blocks {
         narrow(vectors / count),
         larger(vectors % count) {}
 
-  int64_t padded() const { return vectors * lanes; }
+  CHARLM_SHARED_INLINE int64_t padded() const { return vectors * lanes; }
   // First column of a block; padded() for block `count`. A matrix of R rows has block b at R * begin(b).
-  int64_t begin(int64_t block) const { return lanes * (block * narrow + (block < larger ? block : larger)); }
-  int64_t width(int64_t block) const { return lanes * (narrow + (block < larger)); }
-  int64_t block_of(int64_t column) const {
+  CHARLM_SHARED_INLINE int64_t begin(int64_t block) const {
+    return lanes * (block * narrow + (block < larger ? block : larger));
+  }
+  CHARLM_SHARED_INLINE int64_t width(int64_t block) const { return lanes * (narrow + (block < larger)); }
+  CHARLM_SHARED_INLINE int64_t block_of(int64_t column) const {
     if (count == 1) return 0;
     const int64_t vector = column / lanes, in_larger = larger * (narrow + 1);
     return vector < in_larger ? vector / (narrow + 1) : larger + (vector - in_larger) / narrow;
   }
   // Columns of a block that are not padding.
-  int64_t used(int64_t block) const {
+  CHARLM_SHARED_INLINE int64_t used(int64_t block) const {
     const int64_t end = begin(block + 1);
     return (end < size ? end : size) - begin(block);
   }

@@ -11,6 +11,10 @@
 #define CHARLM_INSTRUCTION_SETS(X) X(generic)
 #endif
 
+// For functions in headers that kernels share with the rest: a copy of their own, compiled for AVX-512, would be one
+// the linker may keep for everybody.
+#define CHARLM_SHARED_INLINE inline __attribute__((always_inline))
+
 namespace charlm::cpu {
 
 #define CHARLM_ENUMERATOR(name) name,

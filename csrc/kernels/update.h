@@ -9,6 +9,8 @@
 
 #include <stdint.h>
 
+#include "kernels/isa.h"
+
 namespace charlm {
 
 enum class OptimizerKind : int64_t { kSgd = 0, kAdamw = 1 };
@@ -27,7 +29,9 @@ struct Update {
   T* state2 = nullptr;          // v
 
   // A parameter whose gradient is zero does not change.
-  bool is_sparse() const { return kind == OptimizerKind::kSgd && momentum == 0 && weight_decay == 0; }
+  CHARLM_SHARED_INLINE bool is_sparse() const {
+    return kind == OptimizerKind::kSgd && momentum == 0 && weight_decay == 0;
+  }
 };
 
 }  // namespace charlm

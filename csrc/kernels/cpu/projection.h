@@ -7,7 +7,7 @@
 
 #include "kernels/cpu/block_gemm.h"
 #include "kernels/cpu/transpose.h"
-#include "kernels/mlp.h"
+#include "kernels/mlp_cross_entropy.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
 

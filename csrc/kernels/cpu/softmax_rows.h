@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernels/cpu/math.h"
-#include "kernels/mlp.h"
+#include "kernels/mlp_cross_entropy.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
 

@@ -28,19 +28,21 @@ struct MlpLayout {
   bool direct = false;
   Blocks hidden, classes, dims;  // of H, V and D
 
-  int64_t inputs() const { return context_length * embedding_dim; }
-  int64_t weight1_rows() const { return 1 + inputs(); }
-  int64_t hidden_rows() const { return weight1_rows() + vocab_size; }
-  int64_t weight1(int64_t block) const { return hidden.begin(block) * hidden_rows(); }
-  int64_t weight2(int64_t block) const { return weight1(block) + hidden.width(block) * weight1_rows(); }
-  int64_t embedding() const { return weight1(hidden.count); }
-  int64_t bias2() const {
+  CHARLM_SHARED_INLINE int64_t inputs() const { return context_length * embedding_dim; }
+  CHARLM_SHARED_INLINE int64_t weight1_rows() const { return 1 + inputs(); }
+  CHARLM_SHARED_INLINE int64_t hidden_rows() const { return weight1_rows() + vocab_size; }
+  CHARLM_SHARED_INLINE int64_t weight1(int64_t block) const { return hidden.begin(block) * hidden_rows(); }
+  CHARLM_SHARED_INLINE int64_t weight2(int64_t block) const {
+    return weight1(block) + hidden.width(block) * weight1_rows();
+  }
+  CHARLM_SHARED_INLINE int64_t embedding() const { return weight1(hidden.count); }
+  CHARLM_SHARED_INLINE int64_t bias2() const {
     return embedding() + (vocab_size * embedding_dim + classes.lanes - 1) / classes.lanes * classes.lanes;
   }
-  int64_t direct_weight(int64_t block) const {
+  CHARLM_SHARED_INLINE int64_t direct_weight(int64_t block) const {
     return bias2() + classes.padded() + (direct ? classes.begin(block) * inputs() : 0);
   }
-  int64_t size() const { return direct_weight(classes.count); }
+  CHARLM_SHARED_INLINE int64_t size() const { return direct_weight(classes.count); }
 };
 
 // The parameters as torch holds them, contiguous; or a gradient, where null members are not wanted.
@@ -72,7 +74,7 @@ struct MlpBatch {
   const T* weights = nullptr;               // (entries,), null: all `weight`
   T weight = 1;
 
-  int64_t table_rows(int64_t context_length) const { return position_begin[context_length]; }
+  CHARLM_SHARED_INLINE int64_t table_rows(int64_t context_length) const { return position_begin[context_length]; }
 };
 
 // How a batch is cut; by shape alone, so that results do not depend on the number of threads.

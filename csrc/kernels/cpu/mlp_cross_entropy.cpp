@@ -1,4 +1,4 @@
-#include "kernels/mlp.h"
+#include "kernels/mlp_cross_entropy.h"
 
 #include "kernels/cpu/optimizer.h"
 #include "kernels/cpu/projection.h"
