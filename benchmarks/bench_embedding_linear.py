@@ -1,28 +1,26 @@
-"""How fast is embedding_linear, forward and backward, against PyTorch eager and torch.compile, on one thread?
+"""How fast is embedding_linear, forward and backward, against PyTorch eager and torch.compile?
 
-Run: `python -m pytest benchmarks/bench_embedding_linear.py --benchmark-group-by=param:shape`
+The floor at (N, T, V, D, H) with the U distinct (position, token) pairs of the batch, float32, is the larger of
 
-The floor at (N, T, V, D, H) with the U distinct (position, token) pairs of the batch, float32:
+    12 N H bytes                forward writes the output; backward reads it and the upstream gradient
+    3 U D H multiply-adds       the products of the pairs, and the gradients of both factors
 
-    operations  N H tanh; N T H additions forward and as many backward; U D H multiply-adds, three times
-                (P, dE, dW)
-    bytes       12 N H: forward writes the output; backward reads it and the upstream gradient
-
-At (4096, 3, 27, 10, 200) that is 0.82 million tanh, 4.9 million additions, 0.5 million multiply-adds and 9.8 MB; eager
-needs 74 million multiply-adds and moves some 40 MB. Where nearly every pair is distinct (the last two shapes) the floor
-is eager's own: 3 N T D H multiply-adds.
+and leaves out N H tanh and 2 N T H additions. At (4096, 3, 27, 10, 200) that is 9.8 MB, 0.5 million multiply-adds, 0.8
+million tanh and 4.9 million additions; eager needs 74 million multiply-adds and moves some 40 MB. Where nearly all
+pairs are distinct, as in the last two shapes, the floor is eager's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
+from benchmarks.common import copy_seconds, implementations, measure, product_seconds
 from charlm import ops
 
 # (N, T, V, D, H): the lecture's model at a large and at two small batches; word models with large vocabularies.
@@ -39,31 +37,36 @@ def eager(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor) -> Tenso
     return torch.tanh(F.linear(F.embedding(ids, embedding).flatten(-2), weight, bias))
 
 
-CONTESTANTS: dict[str, Callable[..., Tensor]] = {
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "charlm": ops.embedding_linear,
     "eager": eager,
     "compile": torch.compile(eager),
 }
 
 
-@pytest.mark.parametrize("contestant", CONTESTANTS)
+@implementations
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def bench_forward_and_backward(
-    benchmark: BenchmarkFixture, shape: tuple[int, int, int, int, int], contestant: str
-) -> None:
+def test_forward_and_backward(benchmark: Any, shape: tuple[int, int, int, int, int], implementation: str) -> None:
     rows, context_length, vocab_size, embedding_dim, hidden_dim = shape
-    function = CONTESTANTS[contestant]
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+    fan_in = context_length * embedding_dim
     ids = torch.randint(vocab_size, (rows, context_length))
     embedding = torch.randn(vocab_size, embedding_dim, requires_grad=True)
-    fan_in = context_length * embedding_dim
     weight = (torch.randn(hidden_dim, fan_in) / fan_in**0.5).requires_grad_()
     bias = torch.randn(hidden_dim, requires_grad=True)
     upstream = torch.randn(rows, hidden_dim)
+    function = FUNCTIONS[implementation]
 
     def step() -> None:
         embedding.grad = weight.grad = bias.grad = None
         function(ids, embedding, weight, bias).backward(upstream)
 
-    benchmark.pedantic(step, rounds=200 if rows * vocab_size < 10**7 else 20, warmup_rounds=5)
+    pairs = sum(ids[:, position].unique().numel() for position in range(context_length))
+    size, products = 12 * rows * hidden_dim, 3 * pairs * embedding_dim * hidden_dim
+    measure(
+        benchmark,
+        f"embedding_linear forward + backward, N={rows}, T={context_length}, V={vocab_size}, D={embedding_dim}, "
+        f"H={hidden_dim}",
+        step,
+        floor=f"{size / 1e6:.1f} MB, {products / 1e6:.1f} million multiply-adds",
+        floor_seconds=max(copy_seconds(size // 2), product_seconds(2.0 * products)),
+    )

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from charlm.ops import _extension  # noqa: F401  registers the ops
-from charlm.ops._autograd import needs_gradient
+from charlm.ops._autograd import check_devices, needs_gradient
 
 _forward = torch.ops.charlm.embedding_linear_forward.default
 _backward = torch.ops.charlm.embedding_linear_backward.default
@@ -85,6 +85,7 @@ class _EmbeddingLinear(torch.autograd.Function):
 
 @torch.library.register_fake("charlm::embedding_linear_forward")
 def _(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:
+    check_devices(ids=ids, embedding=embedding, weight=weight, bias=bias)
     return embedding.new_empty([*ids.shape[:-1], weight.shape[0]])
 
 
@@ -101,6 +102,7 @@ def _(
     weight_gradient: bool,
     bias_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_devices(ids=ids, embedding=embedding, weight=weight, bias=bias, grad_output=grad_output, output=output)
     return (
         embedding.new_empty(embedding.shape if embedding_gradient else [0]),
         weight.new_empty(weight.shape if weight_gradient else [0]),

@@ -70,9 +70,9 @@ int64_t first_bad_id(const TokenIds& ids, int64_t vocab_size) {
   });
 }
 
-std::string id_string(const TokenIds& ids, int64_t row, int64_t position) {
+int64_t id_at(const TokenIds& ids, int64_t row, int64_t position) {
   return with_type(ids, [&](const auto* data) {
-    return std::to_string(data[row * ids.row_stride + position * ids.position_stride]);
+    return static_cast<int64_t>(data[row * ids.row_stride + position * ids.position_stride]);
   });
 }
 
