@@ -64,7 +64,12 @@ if not TYPE_CHECKING:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        module = import_module(f"charlm.{_HOMES.get(name, name)}")
+        home = f"charlm.{_HOMES.get(name, name)}"
+        try:
+            module = import_module(home)
+        except AttributeError as error:
+            # Left as it is, it would be read as `name` not existing.
+            raise ImportError(f"{home} cannot be imported: {error}") from error
         value = getattr(module, name) if name in _HOMES else module
         globals()[name] = value
         return value

@@ -6,13 +6,14 @@ Every backend gets the same batches and learning rates and updates the same para
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from charlm import engine
 from charlm.data import Distinct, Split
-from charlm.models import LanguageModel
+from charlm.models import MLP, LanguageModel, NeuralBigram
 
 # Logits of a full batch in memory at a time.
 _LOGITS_AT_ONCE = 1 << 21
@@ -129,4 +130,89 @@ class OpsBackend(EagerBackend):
     model_backend = "ops"
 
 
-BACKENDS: dict[str, type[Backend]] = {"eager": EagerBackend, "compile": CompileBackend, "ops": OpsBackend}
+class FusedBackend:
+    """All steps of a call in C++: `charlm.engine`."""
+
+    def __init__(
+        self, model: LanguageModel, optimizer: torch.optim.Optimizer, split: Split, max_grad_norm: float | None
+    ) -> None:
+        if model.device.type != "cpu":
+            raise ValueError(f"backend 'fused' trains on the CPU, but the model is on {model.device}")
+        model.backend = "ops"
+        self._parameters = _parameters_in_order(model)
+        self._optimizer = optimizer
+        (group,) = optimizer.param_groups
+        self._options: dict[str, Any] = {
+            "optimizer": "adamw" if isinstance(optimizer, torch.optim.AdamW) else "sgd",
+            "weight_decay": group["weight_decay"],
+            "max_grad_norm": max_grad_norm,
+            "softcap": getattr(model, "softcap", None),
+        }
+        if self._options["optimizer"] == "adamw":
+            self._options.update(betas=group["betas"], eps=group["eps"])
+            state_names = ["exp_avg", "exp_avg_sq"]
+        else:
+            self._options.update(momentum=group["momentum"])
+            state_names = ["momentum_buffer"] if group["momentum"] else []
+        self._state_names = state_names
+        distinct = split.distinct()
+        self._contexts = distinct.contexts[:, -model.context_length :].int()
+        self._context_index = distinct.index
+        self._targets = split.targets.int()
+        self._counts = (self._contexts, distinct.counts.row_ptr, distinct.counts.targets, distinct.counts.values)
+        if model.context_length < split.context_length:
+            last = self._contexts[distinct.index.long()].flatten()
+            self._counts = _count_pairs(last, self._targets, model.vocab_size)
+
+    def run(self, batch_indices: Tensor | None, learning_rates: Tensor) -> Tensor:
+        states = [self._optimizer.state[parameter] for parameter in self._parameters]
+        state = [entry[name] for name in self._state_names for entry in states]
+        first_step = int(states[0]["step"]) if "step" in states[0] else 0
+        if batch_indices is None:
+            losses = engine.train_full_steps(
+                self._parameters, state, *self._counts, learning_rates, first_step=first_step, **self._options
+            )
+        else:
+            losses = engine.train_steps(
+                self._parameters,
+                state,
+                self._contexts,
+                self._targets,
+                batch_indices,
+                learning_rates,
+                context_index=self._context_index,
+                first_step=first_step,
+                **self._options,
+            )
+        for entry in states:
+            if "step" in entry:
+                entry["step"] += len(learning_rates)
+        for group in self._optimizer.param_groups:
+            group["lr"] = float(learning_rates[-1])
+        return losses
+
+
+def _count_pairs(tokens: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """How often each target follows each token: contexts (U, 1), row_ptr, targets and counts of compressed rows."""
+    pairs, counts = (tokens.long() * vocab_size + targets).unique(return_counts=True)
+    contexts, lengths = (pairs // vocab_size).unique(return_counts=True)
+    row_ptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    return contexts.unsqueeze(1), row_ptr, pairs % vocab_size, counts
+
+
+def _parameters_in_order(model: LanguageModel) -> list[Tensor]:
+    """The parameters in the order of `engine.train_steps`."""
+    if isinstance(model, NeuralBigram):
+        return [model.weight]
+    if not isinstance(model, MLP):
+        raise ValueError(f"backend 'fused' trains an MLP or a NeuralBigram, got a {type(model).__name__}")
+    parameters: list[Tensor] = [model.embedding, model.weight1, model.bias1, model.weight2, model.bias2]
+    return parameters if model.direct_weight is None else [*parameters, model.direct_weight]
+
+
+BACKENDS: dict[str, type[Backend]] = {
+    "eager": EagerBackend,
+    "compile": CompileBackend,
+    "ops": OpsBackend,
+    "fused": FusedBackend,
+}

@@ -25,8 +25,8 @@ class EmbeddingLinear(nn.Module):
         bias: whether the layer adds a bias.
         activation: "tanh", "relu", "gelu" (exact, with erf), "silu" or "none".
 
-    Parameters: `embedding` (V, D), standard normal as in `torch.nn.Embedding`; `weight` (H, T*D) and `bias` (H,), uniform
-    within 1 / sqrt(T*D) as in `torch.nn.Linear`.
+    Parameters: `embedding` (V, D), standard normal as in `torch.nn.Embedding`; `weight` (H, T*D) and `bias` (H,),
+    uniform within 1 / sqrt(T*D) as in `torch.nn.Linear`.
 
     Shapes: ids (..., T) of any integer dtype to (..., H). See `charlm.ops.embedding_linear` for errors and source.
     """

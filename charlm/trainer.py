@@ -43,7 +43,7 @@ class Trainer:
             `decay_factor`: see `charlm.schedules.Schedule`.
         max_grad_norm: clips the norm of the whole gradient to this, or None.
         batch_size: B examples drawn with replacement, or "full": the whole split in every step.
-        backend: "eager", "compile" or "ops".
+        backend: "eager", "compile", "ops" or "fused".
         seed: of the batches; initial weights are the model's own matter.
         device: where to move the model; None leaves it where it is.
 

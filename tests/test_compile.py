@@ -58,6 +58,18 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[[], tuple[Tensor, ...]]]]
         ),
         lambda: (leaf(_ROWS, _DIM), leaf(_CLASSES, _DIM), classes()),
     ),
+    "mlp_cross_entropy": (
+        lambda module, ids, target, *parameters: module.mlp_cross_entropy(ids, target, *parameters, softcap=5.0) * 3.0,
+        lambda: (
+            torch.randint(_CLASSES, (_ROWS, _TOKENS)),
+            torch.randint(_CLASSES, (_ROWS,)),
+            leaf(_CLASSES, 5),
+            leaf(_DIM, 5 * _TOKENS),
+            leaf(_DIM),
+            leaf(_CLASSES, _DIM),
+            leaf(_CLASSES),
+        ),
+    ),
     "embedding_linear": (
         lambda module, ids, table, weight, bias: (
             module.embedding_linear(ids, 2.0 * table, weight, bias).square().mean()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -34,9 +34,9 @@ def test_every_public_name_is_what_its_module_defines() -> None:
     for name in charlm.__all__:
         value = getattr(charlm, name)
         if name in charlm._HOMES:
-            assert value is getattr(import_module(f"charlm.{charlm._HOMES[name]}"), name)
+            assert value is getattr(importlib.import_module(f"charlm.{charlm._HOMES[name]}"), name)
         elif name != "__version__":
-            assert value is import_module(f"charlm.{name}")
+            assert value is importlib.import_module(f"charlm.{name}")
     assert set(charlm.__all__) <= set(dir(charlm))
     assert charlm.nn.CrossEntropyLoss().reduction == "mean"
 
@@ -69,6 +69,16 @@ def test_info_says_what_is_wrong_where_the_extension_does_not_load() -> None:
     facts = json.loads(result.stdout)
     assert facts["versions"]["charlm"] == charlm.__version__
     assert f"error: {facts['error']}" == line
+
+
+def test_an_error_inside_a_module_is_not_a_missing_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise AttributeError("an op that an older binary does not have")
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    monkeypatch.delitem(vars(charlm), "plots", raising=False)
+    with pytest.raises(ImportError, match=r"charlm\.plots cannot be imported: an op that"):
+        _ = charlm.plots
 
 
 def test_without_the_extension_other_commands_fail_in_one_line() -> None:

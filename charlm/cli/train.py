@@ -68,7 +68,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, Option(help="Of initial weights and batches.", rich_help_panel=_RUN)] = None,
     backend: Annotated[
-        str | None, Option(metavar="eager|compile|ops", help="What computes the steps.", rich_help_panel=_RUN)
+        str | None, Option(metavar="eager|compile|ops|fused", help="What computes the steps.", rich_help_panel=_RUN)
     ] = None,
     device: Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...", rich_help_panel=_RUN)] = None,
     model: Annotated[str | None, Option(metavar="count-bigram|bigram|mlp", rich_help_panel=_MODEL)] = None,

@@ -3,5 +3,6 @@
 from charlm.ops.cross_entropy import cross_entropy
 from charlm.ops.embedding_linear import embedding_linear
 from charlm.ops.linear_cross_entropy import linear_cross_entropy
+from charlm.ops.mlp_cross_entropy import mlp_cross_entropy
 
-__all__ = ["cross_entropy", "embedding_linear", "linear_cross_entropy"]
+__all__ = ["cross_entropy", "embedding_linear", "linear_cross_entropy", "mlp_cross_entropy"]

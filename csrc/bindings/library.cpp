@@ -31,4 +31,26 @@ STABLE_TORCH_LIBRARY(charlm, library) {
       "float softcap, float z_loss, bool input_gradient, bool weight_gradient, bool bias_gradient, "
       "bool target_gradient) "
       "-> (Tensor input_gradient, Tensor weight_gradient, Tensor bias_gradient, Tensor target_gradient)");
+  // parameters: embedding, weight1, bias1, weight2, bias2[, direct_weight]. optimizer 0 is SGD, whose state with
+  // momentum is one tensor a parameter; 1 is AdamW, with the first moments of all parameters, then the second.
+  library.def(
+      "train_steps(Tensor(a!)[] parameters, Tensor(b!)[] optimizer_state, Tensor contexts, Tensor targets, "
+      "Tensor? context_index, Tensor batch_indices, Tensor learning_rates, int optimizer, float momentum, float beta1, "
+      "float beta2, float eps, float weight_decay, float max_grad_norm, float softcap, int first_step) -> Tensor");
+  // Every step on the same distinct contexts, whose targets and counts are compressed rows: the whole data set.
+  library.def(
+      "train_full_steps(Tensor(a!)[] parameters, Tensor(b!)[] optimizer_state, Tensor contexts, Tensor row_ptr, "
+      "Tensor targets, Tensor counts, Tensor learning_rates, int optimizer, float momentum, float beta1, float beta2, "
+      "float eps, float weight_decay, float max_grad_norm, float softcap, int first_step) -> Tensor");
+  library.def(
+      "mlp_cross_entropy_forward(Tensor ids, Tensor target, Tensor embedding, Tensor weight1, Tensor? bias1, "
+      "Tensor weight2, Tensor? bias2, int reduction, float softcap, bool compute_gradient) "
+      "-> (Tensor loss, Tensor embedding_gradient, Tensor weight1_gradient, Tensor bias1_gradient, "
+      "Tensor weight2_gradient, Tensor bias2_gradient)");
+  // For reduction "none": grad_output has one element an example.
+  library.def(
+      "mlp_cross_entropy_backward(Tensor grad_output, Tensor ids, Tensor target, Tensor embedding, Tensor weight1, "
+      "Tensor? bias1, Tensor weight2, Tensor? bias2, float softcap) "
+      "-> (Tensor embedding_gradient, Tensor weight1_gradient, Tensor bias1_gradient, Tensor weight2_gradient, "
+      "Tensor bias2_gradient)");
 }

@@ -26,6 +26,7 @@
 #endif
 
 #define CHARLM_INLINE inline __attribute__((always_inline))
+#define CHARLM_LAMBDA_INLINE __attribute__((always_inline))
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
 

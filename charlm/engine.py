@@ -1,0 +1,147 @@
+"""Whole training steps in one call: forward, backward and update of many steps without returning to Python.
+
+Examples of a batch that share a context share its hidden state and its logits, so each distinct context of a batch is
+computed once. Parameters and optimizer state are ordinary tensors, updated in place; the GIL is released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from charlm.ops import _extension  # noqa: F401  registers the ops
+from charlm.ops._autograd import softcap_code
+
+__all__ = ["train_full_steps", "train_steps"]
+
+_OPTIMIZERS = {"sgd": 0, "adamw": 1}
+
+
+@torch.no_grad()
+def train_steps(
+    parameters: Sequence[Tensor],
+    optimizer_state: Sequence[Tensor],
+    contexts: Tensor,
+    targets: Tensor,
+    batch_indices: Tensor,
+    learning_rates: Tensor,
+    *,
+    context_index: Tensor | None = None,
+    optimizer: str = "sgd",
+    momentum: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = None,
+    softcap: float | None = None,
+    first_step: int = 0,
+) -> Tensor:
+    """Trains S steps on the mean cross-entropy of a batch each; the same updates as autograd and `torch.optim`.
+
+    Args:
+        parameters: of an MLP: embedding (V, D), weight1 (H, T*D), bias1 (H,), weight2 (V, H), bias2 (V,) and perhaps
+            direct_weight (V, T*D); or of a bigram: weight (V, V). float32 or float64, contiguous, updated in place.
+        optimizer_state: updated in place, in the order of `parameters`: nothing for "sgd" without momentum, the
+            momentum buffers with it; for "adamw" all first moments, then all second moments.
+        contexts: (N, T), any integer dtype and strides, values in [0, V); T = 1 for a bigram.
+        targets: (N,), any integer dtype, values in [0, V).
+        batch_indices: (S, B), the examples of each step.
+        learning_rates: (S,).
+        context_index: (N,), where `contexts` holds each distinct context once, (U, T): the context of every example.
+            Without it equal contexts are looked for, in time proportional to N, at every call.
+        optimizer: "sgd" (as `torch.optim.SGD`) or "adamw" (as `torch.optim.AdamW`).
+        max_grad_norm: clips the norm of the whole gradient, as `torch.nn.utils.clip_grad_norm_`; or None.
+        softcap: bounds the logits to (-softcap, softcap); None for none.
+        first_step: how many steps were done before, which AdamW's bias correction counts.
+
+    Returns:
+        The loss of every step's batch before its update: (S,), dtype of the parameters.
+
+    Raises:
+        IndexError: a token, a target or an index is out of range. No parameter was changed.
+        ValueError: an argument has the wrong shape, dtype, device or range. No parameter was changed.
+    """
+    options = _options(optimizer, momentum, betas, eps, weight_decay, max_grad_norm, softcap, first_step)
+    return torch.ops.charlm.train_steps.default(
+        _detached(parameters),
+        _detached(optimizer_state),
+        contexts,
+        targets,
+        context_index,
+        batch_indices,
+        learning_rates,
+        *options,
+    )
+
+
+@torch.no_grad()
+def train_full_steps(
+    parameters: Sequence[Tensor],
+    optimizer_state: Sequence[Tensor],
+    contexts: Tensor,
+    row_ptr: Tensor,
+    targets: Tensor,
+    counts: Tensor,
+    learning_rates: Tensor,
+    *,
+    optimizer: str = "sgd",
+    momentum: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = None,
+    softcap: float | None = None,
+    first_step: int = 0,
+) -> Tensor:
+    """Trains S steps, each on all examples at once: the exact gradient of a whole split.
+
+    Args:
+        contexts: (U, T), each distinct context once, in any order.
+        row_ptr, targets, counts: how often each target follows each context, in compressed sparse rows: the targets of
+            context u are `targets[row_ptr[u] : row_ptr[u + 1]]`, and `counts` says how often each occurs.
+        parameters, optimizer_state, learning_rates, and the options: as in `train_steps`.
+
+    Returns:
+        The mean loss of all examples before every update: (S,), dtype of the parameters.
+
+    Raises:
+        IndexError, ValueError: as `train_steps`.
+    """
+    options = _options(optimizer, momentum, betas, eps, weight_decay, max_grad_norm, softcap, first_step)
+    return torch.ops.charlm.train_full_steps.default(
+        _detached(parameters),
+        _detached(optimizer_state),
+        contexts,
+        row_ptr,
+        targets,
+        counts,
+        learning_rates,
+        *options,
+    )
+
+
+def _detached(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same memory as tensors that may be written to although they require a gradient."""
+    return [tensor.detach() for tensor in tensors]
+
+
+def _options(
+    optimizer: str,
+    momentum: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    max_grad_norm: float | None,
+    softcap: float | None,
+    first_step: int,
+) -> tuple[Any, ...]:
+    if optimizer not in _OPTIMIZERS:
+        raise ValueError(f"optimizer must be one of {', '.join(_OPTIMIZERS)}, got {optimizer!r}")
+    if max_grad_norm is not None and not max_grad_norm > 0.0:
+        raise ValueError(f"max_grad_norm must be a positive number or None, got {max_grad_norm}")
+    clip = 0.0 if max_grad_norm is None else float(max_grad_norm)
+    cap = softcap_code(softcap)
+    return _OPTIMIZERS[optimizer], momentum, *betas, eps, weight_decay, clip, cap, first_step

@@ -1,0 +1,143 @@
+"""The Bengio/makemore network and its loss as one op: each distinct context is computed once."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from charlm.ops import _extension  # noqa: F401  registers the ops
+from charlm.ops._autograd import needs_gradient, reduction_code, scale_saved, softcap_code
+
+_forward = torch.ops.charlm.mlp_cross_entropy_forward.default
+_backward = torch.ops.charlm.mlp_cross_entropy_backward.default
+
+
+def mlp_cross_entropy(
+    ids: Tensor,
+    target: Tensor,
+    embedding: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    *,
+    reduction: str = "mean",
+    softcap: float | None = None,
+) -> Tensor:
+    """Cross-entropy of ``weight2 @ tanh(weight1 @ concat(embedding[ids]) + bias1) + bias2``, all in one op.
+
+    Equal to ``linear_cross_entropy(embedding_linear(ids, embedding, weight1, bias1), weight2, target,
+    linear_bias=bias2, reduction=reduction, softcap=softcap)``. Rows of ``ids`` that are equal share one forward and one
+    backward pass; neither hidden states nor logits are kept.
+
+    Args:
+        ids: (..., T), any integer dtype and any strides, values in [0, V).
+        target: (...), any integer dtype, values in [0, V).
+        embedding: (V, D); float32, float64, bfloat16 or float16 (the last two are computed in float32).
+        weight1: (H, T*D); columns t*D to (t+1)*D act on position t.
+        bias1: (H,) or None.
+        weight2: (V, H).
+        bias2: (V,) or None.
+        reduction: "none" (one loss an example), "mean" or "sum".
+        softcap: bounds the logits to (-softcap, softcap); None for none.
+
+    Returns:
+        A scalar, or for "none" the losses in the shape of ``target``; dtype of ``embedding``. The mean over no examples
+        is NaN, as in torch.
+
+    Raises:
+        IndexError: an id or a target is out of range.
+        ValueError: an argument has the wrong shape, dtype, device or range.
+
+    Source:
+        Bengio et al. 2003, "A Neural Probabilistic Language Model", section 2, without direct connections.
+    """
+    arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
+    options = (reduction_code(reduction), softcap_code(softcap))
+    if needs_gradient(embedding, weight1, bias1, weight2, bias2):
+        return _MlpCrossEntropy.apply(*arguments, *options)
+    return _forward(*arguments, *options, False)[0]
+
+
+class _MlpCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        ids: Tensor,
+        target: Tensor,
+        embedding: Tensor,
+        weight1: Tensor,
+        bias1: Tensor | None,
+        weight2: Tensor,
+        bias2: Tensor | None,
+        reduction: int,
+        softcap: float,
+    ) -> Tensor:
+        # A single loss has gradients that only its upstream gradient scales: they come with the one forward pass. Not
+        # in float16 and bfloat16, where a loss scale must multiply them before they are rounded.
+        ctx.in_forward = reduction != 0 and embedding.dtype in (torch.float32, torch.float64)
+        arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
+        loss, *gradients = _forward(*arguments, reduction, softcap, ctx.in_forward)
+        ctx.save_for_backward(*(gradients if ctx.in_forward else arguments))
+        ctx.reduction = reduction
+        ctx.softcap = softcap
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.in_forward:
+            gradients = [scale_saved(grad_output, gradient) for gradient in ctx.saved_tensors]
+        else:
+            target = ctx.saved_tensors[1]
+            if ctx.reduction == 1:
+                grad_output = grad_output / target.numel()
+            gradients = _backward(grad_output.expand(target.shape), *ctx.saved_tensors, ctx.softcap)
+        needed = ctx.needs_input_grad[2:7]
+        return None, None, *(g if n else None for g, n in zip(gradients, needed, strict=True)), None, None
+
+
+@torch.library.register_fake("charlm::mlp_cross_entropy_forward")
+def _(
+    ids: Tensor,
+    target: Tensor,
+    embedding: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    reduction: int,
+    softcap: float,
+    compute_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    loss = embedding.new_empty(target.shape if reduction == 0 else ())
+    shapes = _gradient_shapes(embedding, weight1, weight2) if compute_gradient else [(0,)] * 5
+    return loss, *(embedding.new_empty(shape) for shape in shapes)  # type: ignore[return-value]
+
+
+@torch.library.register_fake("charlm::mlp_cross_entropy_backward")
+def _(
+    grad_output: Tensor,
+    ids: Tensor,
+    target: Tensor,
+    embedding: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    shapes = _gradient_shapes(embedding, weight1, weight2)
+    return tuple(embedding.new_empty(shape) for shape in shapes)  # type: ignore[return-value]
+
+
+def _gradient_shapes(embedding: Tensor, weight1: Tensor, weight2: Tensor) -> list[tuple[int, ...]]:
+    """Of embedding, weight1, bias1, weight2, bias2: biases have a gradient also where there is none to receive it."""
+    return [
+        tuple(embedding.shape),
+        tuple(weight1.shape),
+        (weight1.shape[0],),
+        tuple(weight2.shape),
+        (weight2.shape[0],),
+    ]

@@ -1,0 +1,178 @@
+#include "bindings/cross_entropy.h"
+#include "bindings/tokens.h"
+#include "bindings/training.h"
+
+namespace charlm {
+namespace {
+
+constexpr int kParameters = 5;
+constexpr const char* kNames[kParameters] = {"embedding", "weight1", "bias1", "weight2", "bias2"};
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// The checked arguments, parameters contiguous in the compute dtype.
+struct Arguments {
+  ModelShape shape;
+  std::vector<Tensor> parameters;
+  int64_t examples;
+  Reduction reduction;
+  double softcap;
+};
+
+Arguments read_arguments(const Tensor& ids, const Tensor& target, const Tensor& embedding, const Tensor& weight1,
+                         const OptionalTensor& bias1, const Tensor& weight2, const OptionalTensor& bias2,
+                         int64_t reduction, double softcap) {
+  const auto options = cross_entropy_options(-100, reduction, 0, softcap, 0);
+  check(ids.dim() >= 1 && ids.size(ids.dim() - 1) > 0, "ids must have shape (..., T), got ", ShapeString(ids));
+  bool matches = target.dim() == ids.dim() - 1;
+  for (int64_t d = 0; matches && d < target.dim(); ++d) matches = target.size(d) == ids.size(d);
+  check(matches, "target must have the shape of ids without its last dimension, ",
+        ShapeString(torch::headeronly::IntHeaderOnlyArrayRef(ids.sizes().data(), ids.dim() - 1)), ", got ",
+        ShapeString(target));
+  check_floating("embedding", embedding);
+  check(embedding.dim() == 2 && embedding.numel() > 0, "embedding must have shape (V, D), got ",
+        ShapeString(embedding));
+  check(weight1.dim() == 2 && weight1.size(0) > 0, "weight1 must have shape (H, T*D), got ", ShapeString(weight1));
+  Arguments arguments{{embedding.size(0), ids.size(ids.dim() - 1), embedding.size(1), weight1.size(0), false},
+                      {},
+                      target.numel(),
+                      options.reduction,
+                      softcap};
+  const ModelShape& shape = arguments.shape;
+  const auto add = [&](int i, const Tensor& tensor, std::initializer_list<int64_t> expected, const char* meaning) {
+    check_matches(kNames[i], tensor, "embedding", embedding);
+    bool fits = tensor.dim() == static_cast<int64_t>(expected.size());
+    for (size_t d = 0; fits && d < expected.size(); ++d) fits = tensor.size(d) == expected.begin()[d];
+    check(fits, kNames[i], " must have shape ", meaning, " = ",
+          ShapeString(torch::headeronly::IntHeaderOnlyArrayRef(expected.begin(), expected.size())), ", got ",
+          ShapeString(tensor));
+    arguments.parameters.push_back(contiguous_as(tensor, compute_type(embedding)));
+  };
+  const auto zeros = [&](int64_t size) { return torch::stable::new_zeros(embedding, {size}); };
+  add(0, embedding, {shape.vocab_size, shape.embedding_dim}, "(V, D)");
+  add(1, weight1, {shape.hidden_dim, shape.context_length * shape.embedding_dim}, "(H, T*D)");
+  add(2, bias1.has_value() ? *bias1 : zeros(shape.hidden_dim), {shape.hidden_dim}, "(H,)");
+  add(3, weight2, {shape.vocab_size, shape.hidden_dim}, "(V, H)");
+  add(4, bias2.has_value() ? *bias2 : zeros(shape.vocab_size), {shape.vocab_size}, "(V,)");
+  return arguments;
+}
+
+// One evaluation: each distinct context once, losses per example and, where asked for, all gradients.
+template <typename T>
+class Evaluation {
+ public:
+  Evaluation(const Arguments& arguments, const Tensor& ids, const Tensor& target)
+      : arguments_(arguments),
+        model_(arguments.shape, arguments.softcap),
+        data_(read_examples("ids", torch::stable::reshape(ids, {arguments.examples, arguments.shape.context_length}),
+                            "target", torch::stable::reshape(target, {arguments.examples}), std::nullopt,
+                            arguments.shape.vocab_size)),
+        memory_(new int32_t[batch_memory(data_.examples, arguments.examples)]),
+        builder_(data_.examples, arguments.examples, memory_.get()),
+        parameters_(model_.size()) {
+    model_.pack(arguments.parameters, parameters_.data());
+    const std::unique_ptr<int64_t[]> all(new int64_t[arguments.examples]);
+    for (int64_t n = 0; n < arguments.examples; ++n) all[n] = n;
+    batch_ = builder_.template build<T>(all.get(), arguments.examples);
+    if (arguments.reduction == Reduction::kSum) batch_.weight = 1;
+  }
+
+  // weights (N,) of the examples; null: those of the reduction. example_losses (N,) and gradients may be null.
+  double run(const T* weights, T* example_losses, std::vector<Tensor>* gradients) {
+    const int64_t count = arguments_.examples;
+    const int32_t* entry = builder_.entry_of_example();
+    const std::unique_ptr<T[]> entries(new T[2 * count]);
+    T *entry_losses = entries.get(), *entry_weights = entry_losses + count;
+    if (weights != nullptr) {
+      for (int64_t n = 0; n < count; ++n) entry_weights[entry[n]] = weights[n];
+      batch_.weights = entry_weights;
+    }
+    const Workspace<T> workspace(
+        model_.workspace(batch_.rows, batch_.table_rows(arguments_.shape.context_length), count));
+    const std::optional<ZeroedWorkspace<T>> gradient =
+        gradients != nullptr ? std::optional<ZeroedWorkspace<T>>(std::in_place, model_.size()) : std::nullopt;
+    model_.set_entry_losses(entry_losses);
+    const double loss =
+        model_.step(batch_, parameters_.data(), gradient ? gradient->data() : nullptr, nullptr, workspace.data());
+    if (example_losses != nullptr) {
+      for (int64_t n = 0; n < count; ++n) example_losses[n] = entry_losses[entry[n]];
+    }
+    if (gradients != nullptr) model_.unpack(gradient->data(), *gradients);
+    return loss;
+  }
+
+ private:
+  const Arguments& arguments_;
+  MlpModel<T> model_;
+  ExampleTensors data_;
+  std::unique_ptr<int32_t[]> memory_;
+  BatchBuilder builder_;
+  ZeroedWorkspace<T> parameters_;
+  MlpBatch<T> batch_;
+};
+
+std::vector<Tensor> empty_gradients(const Arguments& arguments) {
+  std::vector<Tensor> gradients;
+  for (const Tensor& parameter : arguments.parameters) {
+    gradients.push_back(allocate(parameter.sizes(), parameter.scalar_type()));
+  }
+  return gradients;
+}
+Gradients as_tuple(const std::vector<Tensor>& gradients, ScalarType type) {
+  const auto at = [&](int i) { return contiguous_as(gradients[i], type); };
+  return {at(0), at(1), at(2), at(3), at(4)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor ids, const Tensor target,
+                                                                   const Tensor embedding, const Tensor weight1,
+                                                                   const OptionalTensor bias1, const Tensor weight2,
+                                                                   const OptionalTensor bias2, int64_t reduction,
+                                                                   double softcap, bool compute_gradient) {
+  const Arguments arguments =
+      read_arguments(ids, target, embedding, weight1, bias1, weight2, bias2, reduction, softcap);
+  const ScalarType compute = compute_type(embedding), type = embedding.scalar_type();
+  const bool per_example = arguments.reduction == Reduction::kNone;
+  Tensor loss = per_example ? allocate(target.sizes(), compute) : allocate({}, compute);
+  std::vector<Tensor> gradients;
+  if (compute_gradient) {
+    gradients = empty_gradients(arguments);
+  } else {
+    for (int i = 0; i < kParameters; ++i) gradients.push_back(allocate({0}, compute));
+  }
+  dispatch_compute_type(embedding, [&](auto kind) {
+    using T = decltype(kind);
+    Evaluation<T> evaluation(arguments, ids, target);
+    const double total = evaluation.run(nullptr, per_example ? loss.template mutable_data_ptr<T>() : nullptr,
+                                        compute_gradient ? &gradients : nullptr);
+    if (per_example) return;
+    const bool is_empty_mean = arguments.examples == 0 && arguments.reduction == Reduction::kMean;
+    *loss.template mutable_data_ptr<T>() = is_empty_mean ? static_cast<T>(NAN) : static_cast<T>(total);
+  });
+  return std::tuple_cat(std::make_tuple(contiguous_as(loss, type)), as_tuple(gradients, type));
+}
+
+Gradients backward(const Tensor grad_output, const Tensor ids, const Tensor target, const Tensor embedding,
+                   const Tensor weight1, const OptionalTensor bias1, const Tensor weight2, const OptionalTensor bias2,
+                   double softcap) {
+  const Arguments arguments = read_arguments(ids, target, embedding, weight1, bias1, weight2, bias2,
+                                             static_cast<int64_t>(Reduction::kNone), softcap);
+  check(grad_output.numel() == arguments.examples, "grad_output must have ", arguments.examples,
+        " elements, got shape ", ShapeString(grad_output));
+  check_on_cpu("grad_output", grad_output);
+  const Tensor weights = contiguous_as(grad_output, compute_type(embedding));
+  std::vector<Tensor> gradients = empty_gradients(arguments);
+  dispatch_compute_type(embedding, [&](auto kind) {
+    using T = decltype(kind);
+    Evaluation<T>(arguments, ids, target).run(weights.template const_data_ptr<T>(), nullptr, &gradients);
+  });
+  return as_tuple(gradients, embedding.scalar_type());
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) {
+  library.impl("mlp_cross_entropy_forward", TORCH_BOX(&forward));
+  library.impl("mlp_cross_entropy_backward", TORCH_BOX(&backward));
+}
+
+}  // namespace charlm

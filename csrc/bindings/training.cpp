@@ -1,0 +1,91 @@
+#include "bindings/training.h"
+
+namespace charlm {
+namespace {
+
+constexpr const char* kNames[] = {"embedding", "weight1", "bias1", "weight2", "bias2", "direct_weight"};
+
+void check_shape(const char* name, const Tensor& tensor, torch::headeronly::IntHeaderOnlyArrayRef shape,
+                 const char* meaning) {
+  bool matches = tensor.dim() == static_cast<int64_t>(shape.size());
+  for (size_t d = 0; matches && d < shape.size(); ++d) matches = tensor.size(d) == shape[d];
+  check(matches, name, " must have shape ", meaning, " = ", ShapeString(shape), ", got ", ShapeString(tensor));
+}
+
+// Updated in place: its memory must be exactly the tensor.
+void check_updatable(const char* name, const Tensor& tensor, const char* first_name, const Tensor& first) {
+  check_matches(name, tensor, first_name, first);
+  check(tensor.scalar_type() == ScalarType::Float || tensor.scalar_type() == ScalarType::Double, name,
+        " must have dtype float32 or float64, got ", DtypeString(tensor.scalar_type()));
+  check(tensor.is_contiguous(), name, " must be contiguous, since it is updated in place");
+}
+
+ModelShape bigram_shape(const Tensor& weight, int64_t context_length) {
+  check_updatable("weight", weight, "weight", weight);
+  check(weight.dim() == 2 && weight.size(0) == weight.size(1) && weight.numel() > 0,
+        "weight must have shape (V, V), got ", ShapeString(weight));
+  check(context_length == 1, "contexts must have shape (N, 1) for a bigram, got T=", context_length);
+  return {weight.size(0), 1, 0, 0, false};
+}
+
+ModelShape mlp_shape(Tensors parameters, int64_t context_length) {
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    check_updatable(kNames[i], parameters[i], "embedding", parameters[0]);
+  }
+  check(parameters[0].dim() == 2 && parameters[0].numel() > 0, "embedding must have shape (V, D), got ",
+        ShapeString(parameters[0]));
+  check(parameters[2].dim() == 1 && parameters[2].numel() > 0, "bias1 must have shape (H,), got ",
+        ShapeString(parameters[2]));
+  const ModelShape shape{parameters[0].size(0), context_length, parameters[0].size(1), parameters[2].size(0),
+                         parameters.size() == 6};
+  const int64_t inputs = context_length * shape.embedding_dim;
+  const auto expect = [&](size_t i, std::initializer_list<int64_t> sizes, const char* meaning) {
+    check_shape(kNames[i], parameters[i], {sizes.begin(), sizes.size()}, meaning);
+  };
+  expect(1, {shape.hidden_dim, inputs}, "(H, T*D)");
+  expect(3, {shape.vocab_size, shape.hidden_dim}, "(V, H)");
+  expect(4, {shape.vocab_size}, "(V,)");
+  if (shape.direct) expect(5, {shape.vocab_size, inputs}, "(V, T*D)");
+  return shape;
+}
+
+}  // namespace
+
+void check_options(const TrainingOptions& options) {
+  const auto check_non_negative = [](const char* name, double value) {
+    check(value >= 0 && std::isfinite(value), name, " must be non-negative and finite, got ", value);
+  };
+  const auto check_fraction = [](const char* name, double value) {
+    check(value >= 0 && value < 1, name, " must be in [0, 1), got ", value);
+  };
+  check(options.kind == OptimizerKind::kSgd || options.kind == OptimizerKind::kAdamw,
+        "optimizer must be 0 (sgd) or 1 (adamw), got ", static_cast<int64_t>(options.kind));
+  check_fraction("momentum", options.momentum);
+  check_fraction("beta1", options.beta1);
+  check_fraction("beta2", options.beta2);
+  check_non_negative("eps", options.eps);
+  check_non_negative("weight_decay", options.weight_decay);
+  check_non_negative("max_grad_norm", options.max_grad_norm);
+  check_non_negative("softcap", options.softcap);
+  check(options.first_step >= 0, "first_step must be at least 0, got ", options.first_step);
+}
+
+ModelShape check_parameters(Tensors parameters, Tensors state, const TrainingOptions& options, int64_t context_length) {
+  check(parameters.size() == 1 || parameters.size() == 5 || parameters.size() == 6,
+        "parameters must be weight; or embedding, weight1, bias1, weight2, bias2 and perhaps direct_weight; got ",
+        parameters.size(), " tensors");
+  const ModelShape shape =
+      parameters.size() == 1 ? bigram_shape(parameters[0], context_length) : mlp_shape(parameters, context_length);
+  check(!shape.is_bigram() || options.softcap == 0, "softcap is not an option of a bigram, got ", options.softcap);
+  const int64_t expected = options.states() * static_cast<int64_t>(parameters.size());
+  check(static_cast<int64_t>(state.size()) == expected, "optimizer_state must have ", expected, " tensors, got ",
+        state.size());
+  for (size_t i = 0; i < state.size(); ++i) {
+    const std::string name = concatenate("optimizer_state[", i, "]");
+    check_updatable(name.c_str(), state[i], "the parameters", parameters[0]);
+    check_shape(name.c_str(), state[i], parameters[i % parameters.size()].sizes(), "of its parameter");
+  }
+  return shape;
+}
+
+}  // namespace charlm

@@ -1,0 +1,134 @@
+#include "kernels/batch.h"
+
+#include <cstring>
+
+namespace charlm {
+
+int64_t number_contexts_table_size(int64_t rows) {
+  int64_t size = 16;
+  while (size < 2 * rows) size *= 2;
+  return size;
+}
+
+int64_t number_contexts(const int32_t* contexts, int64_t rows, int64_t context_length, int32_t* table, int32_t* index,
+                        int32_t* distinct) {
+  const int64_t table_size = number_contexts_table_size(rows);
+  const size_t bytes = context_length * sizeof(int32_t);
+  for (int64_t i = 0; i < table_size; ++i) table[i] = -1;
+  const uint64_t mask = static_cast<uint64_t>(table_size) - 1;
+  int32_t count = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    const int32_t* context = contexts + row * context_length;
+    uint64_t hash = 0;
+    for (int64_t t = 0; t < context_length; ++t) {
+      hash = (hash ^ static_cast<uint32_t>(context[t])) * 0x9e3779b97f4a7c15u;
+      hash ^= hash >> 32;
+    }
+    uint64_t slot = hash & mask;
+    while (table[slot] >= 0 && std::memcmp(distinct + table[slot] * context_length, context, bytes) != 0) {
+      slot = (slot + 1) & mask;
+    }
+    if (table[slot] < 0) {
+      std::memcpy(distinct + count * context_length, context, bytes);
+      table[slot] = count++;
+    }
+    index[row] = table[slot];
+  }
+  return count;
+}
+
+int64_t batch_memory(const Examples& examples, int64_t max_size) {
+  const int64_t contexts = max_size * examples.context_length;
+  return examples.num_contexts + examples.vocab_size + 4 * max_size + 1 + 2 * contexts + examples.context_length + 1;
+}
+
+BatchBuilder::BatchBuilder(const Examples& examples, int64_t max_size, int32_t* memory) : examples_(examples) {
+  const auto take = [&](int64_t count) {
+    int32_t* piece = memory;
+    memory += count;
+    return piece;
+  };
+  slot_of_context_ = take(examples.num_contexts);
+  slot_of_token_ = take(examples.vocab_size);
+  context_of_row_ = take(max_size);
+  entry_of_example_ = take(max_size);
+  entry_begin_ = take(max_size + 1);
+  targets_ = take(max_size);
+  context_rows_ = take(max_size * examples.context_length);
+  position_begin_ = take(examples.context_length + 1);
+  tokens_ = take(max_size * examples.context_length);
+  // Sparse sets: an element is in the set if its slot points back at it. Nothing is cleared between batches.
+  std::memset(slot_of_context_, 0, examples.num_contexts * sizeof(int32_t));
+  std::memset(slot_of_token_, 0, examples.vocab_size * sizeof(int32_t));
+}
+
+void BatchBuilder::number_tokens(int64_t rows, const int32_t* context_of_row) {
+  const int64_t length = examples_.context_length;
+  int32_t table_row = 0;
+  for (int64_t t = 0; t < length; ++t) {
+    const int32_t begin = table_row;
+    position_begin_[t] = begin;
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t context = context_of_row != nullptr ? context_of_row[row] : row;
+      const int32_t token = examples_.contexts[context * length + t];
+      int32_t slot = slot_of_token_[token];
+      if (slot < begin || slot >= table_row || tokens_[slot] != token) {
+        slot = table_row++;
+        slot_of_token_[token] = slot;
+        tokens_[slot] = token;
+      }
+      context_rows_[row * length + t] = slot;
+    }
+  }
+  position_begin_[length] = table_row;
+}
+
+template <typename T>
+MlpBatch<T> BatchBuilder::build(const int64_t* indices, int64_t size) {
+  int32_t rows = 0;
+  int32_t* count = entry_begin_ + 1;
+  for (int64_t b = 0; b < size; ++b) {
+    const int32_t context = examples_.examples[indices[b]].context;
+    int32_t row = slot_of_context_[context];
+    if (row >= rows || context_of_row_[row] != context) {
+      row = rows++;
+      slot_of_context_[context] = row;
+      context_of_row_[row] = context;
+      count[row] = 0;
+    }
+    ++count[row];
+    entry_of_example_[b] = row;  // for now
+  }
+  // entry_begin_[row + 1] runs from the first entry of the row to one past its last while the targets are filled in.
+  int32_t total = 0;
+  for (int32_t row = 0; row < rows; ++row) {
+    const int32_t here = count[row];
+    count[row] = total;
+    total += here;
+  }
+  entry_begin_[0] = 0;
+  for (int64_t b = 0; b < size; ++b) {
+    const int32_t entry = count[entry_of_example_[b]]++;
+    targets_[entry] = examples_.examples[indices[b]].target;
+    entry_of_example_[b] = entry;
+  }
+  number_tokens(rows, context_of_row_);
+  return {rows, context_rows_, position_begin_, tokens_, entry_begin_, targets_, nullptr, T(1) / static_cast<T>(size)};
+}
+
+template <typename T>
+MlpBatch<T> BatchBuilder::build_all(const int32_t* entry_begin, const int32_t* targets, const T* weights) {
+  number_tokens(examples_.num_contexts, nullptr);
+  return {examples_.num_contexts, context_rows_, position_begin_, tokens_, entry_begin, targets, weights, T(1)};
+}
+
+void BatchBuilder::prefetch(const int64_t* indices, int64_t size) const {
+  for (int64_t b = 0; b < size; ++b) __builtin_prefetch(&examples_.examples[indices[b]]);
+}
+
+template MlpBatch<float> BatchBuilder::build(const int64_t*, int64_t);
+template MlpBatch<double> BatchBuilder::build(const int64_t*, int64_t);
+template MlpBatch<float> BatchBuilder::build_all(const int32_t*, const int32_t*, const float*);
+template MlpBatch<double> BatchBuilder::build_all(const int32_t*, const int32_t*, const double*);
+
+}  // namespace charlm

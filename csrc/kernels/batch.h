@@ -1,0 +1,57 @@
+// From examples to a batch of distinct contexts: each context once, with all the targets that follow it.
+#pragma once
+
+#include <stdint.h>
+
+#include "kernels/mlp.h"
+
+namespace charlm {
+
+struct Example {
+  int32_t context, target;  // context: a row of Examples::contexts
+};
+
+// The examples of a run, over distinct contexts.
+struct Examples {
+  int64_t context_length = 0, vocab_size = 0;
+  int64_t num_contexts = 0;           // U
+  const int32_t* contexts = nullptr;  // (U, T)
+  const Example* examples = nullptr;  // (N,)
+};
+
+// Numbers equal rows of `contexts` (N, T) alike, by first appearance: index[i] is the number of row i, and the first U
+// rows of `distinct` (N, T) are the rows so numbered. Returns U. `table` has number_contexts_table_size(N) elements.
+int64_t number_contexts(const int32_t* contexts, int64_t rows, int64_t context_length, int32_t* table, int32_t* index,
+                        int32_t* distinct);
+int64_t number_contexts_table_size(int64_t rows);
+
+// Builds batches in memory that the caller provides: batch_memory(examples, size) int32 values.
+class BatchBuilder {
+ public:
+  BatchBuilder(const Examples& examples, int64_t max_size, int32_t* memory);
+
+  // The batch of these examples, each of weight 1 / size. Valid until the next one is built.
+  template <typename T>
+  MlpBatch<T> build(const int64_t* indices, int64_t size);
+
+  // The entry of the last batch that example b of it became: (size,).
+  const int32_t* entry_of_example() const { return entry_of_example_; }
+
+  // Brings the examples of a later batch into cache: they lie anywhere in memory.
+  void prefetch(const int64_t* indices, int64_t size) const;
+
+  // Every context of `examples` once, as it is; its targets come with the caller.
+  template <typename T>
+  MlpBatch<T> build_all(const int32_t* entry_begin, const int32_t* targets, const T* weights);
+
+ private:
+  void number_tokens(int64_t rows, const int32_t* context_of_row);
+
+  Examples examples_;
+  int32_t *slot_of_context_, *slot_of_token_;
+  int32_t *context_of_row_, *entry_of_example_, *entry_begin_, *targets_;
+  int32_t *context_rows_, *position_begin_, *tokens_;
+};
+int64_t batch_memory(const Examples& examples, int64_t max_size);
+
+}  // namespace charlm
