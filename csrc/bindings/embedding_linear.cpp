@@ -109,7 +109,9 @@ void check_arguments(const Tensor& ids, const Tensor& embedding, const Tensor& w
 
 [[noreturn]] void refuse_ids(const Tensor& ids, const TokenIds& flat, int64_t vocab_size) {
   int64_t index = first_bad_id(flat, vocab_size);
-  const std::string value = id_string(flat, index / flat.context_length, index % flat.context_length);
+  const int64_t id = id_at(flat, index / flat.context_length, index % flat.context_length);
+  const std::string value =
+      flat.type == IntegerType::kUInt64 ? std::to_string(static_cast<uint64_t>(id)) : std::to_string(id);
   std::string position;
   for (int64_t d = ids.dim() - 1; d >= 0; --d) {
     position = std::to_string(index % ids.size(d)) + (position.empty() ? "" : ", ") + position;

@@ -28,34 +28,35 @@ auto with_type(const TokenIds& ids, const Function& function) {
   return function(static_cast<const int64_t*>(ids.data));
 }
 
-// Negative ids become large ones.
+// Negative just where an id is not in [0, limit]: an instruction or two on vectors of any instruction set. An uint64
+// from 2^63 on counts as negative.
 template <typename Id>
-bool is_bad(Id id, int64_t vocab_size) {
-  return static_cast<uint64_t>(id) >= static_cast<uint64_t>(vocab_size);
+int64_t out_of_range(Id id, int64_t limit) {
+  return static_cast<int64_t>(id) | (limit - static_cast<int64_t>(static_cast<uint64_t>(id) & INT64_MAX));
 }
 
 }  // namespace
 
 bool read_tokens(const TokenIds& ids, int64_t vocab_size, int64_t first, int64_t last, int32_t* tokens) {
-  const int64_t length = ids.context_length;
+  const int64_t length = ids.context_length, limit = vocab_size - 1;
   return with_type(ids, [&](const auto* data) {
-    bool bad = false;  // gathered without a branch, so that the loops vectorise
+    int64_t bad = 0;  // gathered without a branch, so that the loops vectorise
     if (ids.position_stride == 1 && ids.row_stride == length) {
       for (int64_t i = first * length; i < last * length; ++i) {
-        bad |= is_bad(data[i], vocab_size);
+        bad |= out_of_range(data[i], limit);
         tokens[i] = static_cast<int32_t>(data[i]);
       }
-      return !bad;
+      return bad >= 0;
     }
     for (int64_t n = first; n < last; ++n) {
       const auto* row = data + n * ids.row_stride;
       for (int64_t t = 0; t < length; ++t) {
         const auto id = row[t * ids.position_stride];
-        bad |= is_bad(id, vocab_size);
+        bad |= out_of_range(id, limit);
         tokens[n * length + t] = static_cast<int32_t>(id);
       }
     }
-    return !bad;
+    return bad >= 0;
   });
 }
 
@@ -63,16 +64,18 @@ int64_t first_bad_id(const TokenIds& ids, int64_t vocab_size) {
   return with_type(ids, [&](const auto* data) -> int64_t {
     for (int64_t n = 0; n < ids.rows; ++n) {
       for (int64_t t = 0; t < ids.context_length; ++t) {
-        if (is_bad(data[n * ids.row_stride + t * ids.position_stride], vocab_size)) return n * ids.context_length + t;
+        if (out_of_range(data[n * ids.row_stride + t * ids.position_stride], vocab_size - 1) < 0) {
+          return n * ids.context_length + t;
+        }
       }
     }
     return -1;
   });
 }
 
-std::string id_string(const TokenIds& ids, int64_t row, int64_t position) {
+int64_t id_at(const TokenIds& ids, int64_t row, int64_t position) {
   return with_type(ids, [&](const auto* data) {
-    return std::to_string(data[row * ids.row_stride + position * ids.position_stride]);
+    return static_cast<int64_t>(data[row * ids.row_stride + position * ids.position_stride]);
   });
 }
 

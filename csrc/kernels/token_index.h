@@ -3,8 +3,6 @@
 
 #include <stdint.h>
 
-#include <string>
-
 namespace charlm {
 
 enum class IntegerType { kInt8, kInt16, kInt32, kInt64, kUInt8, kUInt16, kUInt32, kUInt64 };
@@ -24,7 +22,8 @@ bool read_tokens(const TokenIds& ids, int64_t vocab_size, int64_t first, int64_t
 
 // The first id, in row-major order, that is not in [0, vocab_size), as row * T + position; -1 if there is none.
 int64_t first_bad_id(const TokenIds& ids, int64_t vocab_size);
-std::string id_string(const TokenIds& ids, int64_t row, int64_t position);
+// One id; of type uint64, its bits.
+int64_t id_at(const TokenIds& ids, int64_t row, int64_t position);
 
 // Numbers the distinct tokens of one position of tokens (N, T) in the order they are first seen: distinct[slot] is the
 // token, slots[n * T + position] the number of row n's. Returns how many there are. `seen` is (V,) scratch.

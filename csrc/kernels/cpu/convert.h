@@ -112,12 +112,15 @@ CHARLM_INLINE bool is_direct(const StoredMatrix& matrix) {
 
 // `count` values of a row from column `first` on: in place where the matrix is direct, otherwise copied to scratch.
 template <typename T>
-CHARLM_INLINE const T* read_row(const StoredMatrix& matrix, int64_t row, int64_t first, int64_t count, T* scratch) {
-  const int64_t offset = row * matrix.row_stride + first * matrix.column_stride;
-  if (is_direct<T>(matrix)) return static_cast<const T*>(matrix.data) + offset;
+__attribute__((noinline)) const T* copy_row(const StoredMatrix& matrix, int64_t offset, int64_t count, T* scratch) {
   with_storage<T>(matrix.data, matrix.storage,
                   [&](auto* data) { pack_rows(data + offset, 0, matrix.column_stride, 1, count, scratch, 0); });
   return scratch;
+}
+template <typename T>
+CHARLM_INLINE const T* read_row(const StoredMatrix& matrix, int64_t row, int64_t first, int64_t count, T* scratch) {
+  const int64_t offset = row * matrix.row_stride + first * matrix.column_stride;
+  return is_direct<T>(matrix) ? static_cast<const T*>(matrix.data) + offset : copy_row(matrix, offset, count, scratch);
 }
 
 }  // namespace charlm::cpu::CHARLM_ISA_NAMESPACE
