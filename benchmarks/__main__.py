@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -30,11 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--files", nargs="*", type=Path, default=sorted(FOLDER.glob("bench_*.py")), help="benchmarks of ops (all)"
     )
     parser.add_argument("--out", type=Path, default=FOLDER / "results", help="folder of the results")
-    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser.parse_args(given)
 
     machine = environment.machine()
     results = {
-        "command": "python -m benchmarks",
+        "command": shlex.join(["python", "-m", "benchmarks", *given]),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": environment.commit(),
         "machine": machine,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
-from charlm.cli.bench import duration
+from charlm.cli.bench import duration, rate
 
 _HEAD = """# Results
 
@@ -40,7 +40,7 @@ def _race(race: dict[str, Any]) -> str:
             row["name"],
             row["examples"],
             duration(row["median_s"]),
-            f"{row['steps_per_second']:,.4g}",
+            rate(row["steps_per_second"]),
             _ratio(row["ratio_to_eager"]),
             f"{row['gflops']:.1f}",
             f"{row['share_of_sgemm']:.0%}",

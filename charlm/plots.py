@@ -109,7 +109,9 @@ def speed_chart(steps_per_second: Mapping[str, float], title: str) -> Figure:
     figure = _figure(7.0, 1.2 + 0.45 * len(steps_per_second))
     axes = figure.add_subplot()
     bars = axes.barh(list(steps_per_second), list(steps_per_second.values()))
-    axes.bar_label(bars, [f"{speed:,.4g}" for speed in steps_per_second.values()], padding=3)
+    axes.bar_label(
+        bars, [f"{speed:,.0f}" if speed >= 1000.0 else f"{speed:.4g}" for speed in steps_per_second.values()], padding=3
+    )
     axes.set(xlabel="steps per second", title=title)
     axes.margins(x=0.15)
     axes.invert_yaxis()

@@ -20,7 +20,7 @@ from charlm import benchmark
 from charlm.backends import BACKENDS, EagerBackend
 from charlm.benchmark import WORKLOADS, race
 from charlm.cli import main
-from charlm.cli.bench import duration
+from charlm.cli.bench import duration, rate
 
 TINY = {"seconds": 1e-3}
 
@@ -206,6 +206,11 @@ def test_durations_have_the_unit_that_fits(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
 
 
+@pytest.mark.parametrize(("per_second", "shown"), [(0.76123, "0.7612"), (987.65, "987.6"), (19178.4, "19,178")])
+def test_rates_are_no_powers_of_ten(per_second: float, shown: str) -> None:
+    assert rate(per_second) == shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -273,6 +278,7 @@ def test_results_are_kept_by_machine_and_shown_on_one_page(small: Path, tmp_path
     (written,) = set(results.glob("*.json")) - {results / "other.json"}
     report = json.loads(written.read_text())
     assert report["races"] == report["ops"] == []
+    assert report["command"] == f"python -m benchmarks --presets --files --out {results}"
     assert report["commit"] == charlm.environment.commit()
     assert set(written.stem) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
     page = (results / "README.md").read_text()
@@ -280,5 +286,5 @@ def test_results_are_kept_by_machine_and_shown_on_one_page(small: Path, tmp_path
     assert f"## {report['machine']['processor']}, {report['machine']['cores']} cores\n" in page
     assert "| w | charlm | 2 µs | 2.50 | 1 µs: one read |\n| w | eager | 5 µs | 1.00 | 1 µs: one read |\n" in page
     (eager,) = other["races"][0]["results"]
-    assert f"| eager | batch | {duration(eager['median_s'])} | {eager['steps_per_second']:,.4g} | 1.00 | " in page
+    assert f"| eager | batch | {duration(eager['median_s'])} | {rate(eager['steps_per_second'])} | 1.00 | " in page
     assert page == render([json.loads(path.read_text()) for path in sorted(results.glob("*.json"))])

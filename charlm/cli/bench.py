@@ -88,7 +88,7 @@ def _print_report(report: dict[str, Any], finished: Race) -> None:
         table.add_row(
             row["name"],
             duration(row["median_s"]),
-            f"{row['steps_per_second']:,.4g}" if row["median_s"] > 1e-3 else f"{row['steps_per_second']:,.0f}",
+            rate(row["steps_per_second"]),
             f"{row['examples_per_second']:,.0f}",
             "-" if ratio is None else f"{ratio:.2f}",
             f"{row['gflops']:.1f}",
@@ -135,3 +135,8 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds * 1e6:.3g} µs"
+
+
+def rate(per_second: float) -> str:
+    """Four digits of small rates, all those before the point of large ones."""
+    return f"{per_second:,.0f}" if per_second >= 1000.0 else f"{per_second:.4g}"
