@@ -43,7 +43,7 @@ class Trainer:
             `decay_factor`: see `charlm.schedules.Schedule`.
         max_grad_norm: clips the norm of the whole gradient to this, or None.
         batch_size: B examples drawn with replacement, or "full": the whole split in every step.
-        backend: "eager", "compile", "ops" or "fused".
+        backend: "eager", "compile", "ops" or "fused" (on the CPU).
         seed: of the batches; initial weights are the model's own matter.
         device: where to move the model; None leaves it where it is.
 
@@ -73,7 +73,7 @@ class Trainer:
         decay_factor: float = 0.1,
         max_grad_norm: float | None = None,
         batch_size: int | str = 32,
-        backend: str = "ops",
+        backend: str = "fused",
         seed: int = 42,
         device: torch.device | str | None = None,
     ) -> None:

@@ -183,8 +183,8 @@ def test_without_arguments_it_trains_the_lecture_model_on_the_embedded_names(run
     out = run_charlm.output("train", "--steps", 21, "--backend", "eager", "--quiet")
     assert "names: 27 characters; 175,781 / 21,898 / 21,937 examples in train / dev / test\n" in out
     assert "mlp: 11,897 parameters, 21 steps, adamw, backend eager\n" in out
-    # A shorter run has its share of the warm-up: 20 of 400 steps, so 1 of 21.
-    expected = PRESETS["fast"].to_dict() | {"steps": 21, "warmup_steps": 1, "backend": "eager"}
+    # A shorter run has its share of the warm-up: 20 of 200 steps, so 2 of 21.
+    expected = PRESETS["fast"].to_dict() | {"steps": 21, "warmup_steps": 2, "backend": "eager"}
     assert checkpoint.load("runs/names").config.to_dict() == expected
     # Whole-split steps at a warmed-up rate: well below the uniform log 27 = 3.296 within twenty of them.
     assert checkpoint.read_metrics("runs/names")[-1]["loss"] < 2.8
