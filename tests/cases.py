@@ -242,6 +242,34 @@ def linear_cross_entropy_sample(
     return Sample("linear_cross_entropy", arguments, differentiable)
 
 
+def mlp_cross_entropy_sample(
+    rows: int,
+    context_length: int = 3,
+    vocab_size: int = 27,
+    embedding_dim: int = 4,
+    hidden_dim: int = 9,
+    *,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    **options: Any,
+) -> Sample:
+    fan_in = context_length * embedding_dim
+    parameters = {
+        "embedding": normal(vocab_size, embedding_dim, dtype=dtype, seed=seed + 2),
+        "weight1": (normal(hidden_dim, fan_in, seed=seed + 3) / fan_in**0.5).to(dtype),
+        "bias1": normal(hidden_dim, dtype=dtype, seed=seed + 4),
+        "weight2": normal(vocab_size, hidden_dim, dtype=dtype, seed=seed + 5),
+        "bias2": normal(vocab_size, dtype=dtype, seed=seed + 6),
+    }
+    arguments = {
+        "ids": torch.randint(vocab_size, (rows, context_length), generator=generator(seed)),
+        "target": torch.randint(vocab_size, (rows,), generator=generator(seed + 1)),
+        **parameters,
+        **options,
+    }
+    return Sample("mlp_cross_entropy", arguments, tuple(parameters))
+
+
 def evaluate(sample: Sample, namespace: Any = ops, *, upstream_dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The result of the op in `namespace` and the gradients for a random upstream gradient, by name."""
     leaves = sample.leaves()

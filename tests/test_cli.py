@@ -523,7 +523,7 @@ BAD_INPUT = [
     (["train", "--betas", "0.9"], "Invalid value for '--betas': '0.9' is not two numbers such as 0.9,0.999"),
     (["train", "--milestones", "a"], "Invalid value for '--milestones': 'a' is not a list of integers such as 1000,20"),
     (["train", "--checkpoint-every", "0"], "Invalid value for '--checkpoint-every': "),
-    (["train", "--preset", "huge"], "preset must be one of fast, makemore, eureka, "),
+    (["train", "--preset", "huge"], "preset must be one of fast, best, makemore, eureka, "),
     (["train", "--model", "gpt"], "model must be 'count-bigram' or 'bigram' or 'mlp', got 'gpt'"),
     (["train", "--split", "odd"], "split must be 'random' or 'makemore', got 'odd'"),
     (["train", "--optimizer", "lion"], "optimizer must be 'sgd' or 'adamw', got 'lion'"),

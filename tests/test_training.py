@@ -176,13 +176,14 @@ def test_the_makemore_split_and_a_short_lecture_run(makemore_names: Path) -> Non
     assert trainer.evaluate("dev") < 2.45
 
 
-def test_the_fast_preset_is_as_good_as_the_lecture(makemore_names: Path) -> None:
-    dataset = data.load(makemore_names, split="makemore")
-    config = PRESETS["fast"]
+# The lecture: 2.1682 for its first run, 2.1027 with the initialisation mended, 1.9937 for its deepest network.
+@pytest.mark.parametrize(("preset", "at_most"), [("makemore", 2.17), ("fast", 2.1027), ("best", 1.97)])
+def test_presets_reach_their_dev_loss(makemore_names: Path, preset: str, at_most: float) -> None:
+    config = PRESETS[preset]
+    dataset = data.load(makemore_names, context_length=config.context_length, split="makemore")
     trainer = config.create_trainer(config.create_model(27), dataset)
     trainer.run(config.steps)
-    # The lecture reaches 2.1027 in 200,000 steps; the same configuration in another program reached 2.103.
-    assert trainer.evaluate("dev") == pytest.approx(2.103, abs=0.006)
+    assert at_most - 0.1 < trainer.evaluate("dev") <= at_most
 
 
 # Batches
@@ -343,6 +344,7 @@ def test_progress_is_reported_now_and_then_and_at_the_end(
     dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reports: list[tuple[int, float]] = []
+    monkeypatch.setattr("charlm.trainer._CHUNK_SECONDS", 1e9)
     losses = make_trainer(dataset).run(20, on_progress=lambda step, loss: reports.append((step, loss)))
     assert reports == [(20, losses[-1].item())]
 
@@ -473,6 +475,7 @@ def test_presets_are_the_published_models() -> None:
     sizes = {name: sum(p.numel() for p in config.create_model(27).parameters()) for name, config in PRESETS.items()}
     assert sizes == {
         "fast": 11_897,
+        "best": 88_891,
         "makemore": 11_897,
         "eureka": 27 * 48 + 512 * 144 + 512 + 27 * 512 + 27,
         "bigram": 729,
