@@ -261,7 +261,14 @@ struct NarrowTile {
   }
 
   explicit NarrowTile(const CrossEntropy<T>& problem) : p(problem) {
-    for (int64_t i = 0; i < classes * kWidth<T>; ++i) row_of[i / kWidth<T>][i % kWidth<T>] = i / classes;
+    // Counted, not divided: 64-bit divisions would cost as much as a small batch.
+    for (int64_t i = 0, row = 0, left = classes; i < classes * kWidth<T>; ++i, --left) {
+      if (left == 0) {
+        ++row;
+        left = classes;
+      }
+      row_of[i / kWidth<T>][i % kWidth<T>] = row;
+    }
   }
 
   // e = exp(logits); false where a logit is too large to go without a shift.
@@ -349,7 +356,7 @@ void tiles(const CrossEntropy<T>& problem, int64_t first, int64_t last, T* scrat
   const int64_t tile_rows = cross_entropy_tile_rows(problem.classes);
   const int64_t end = last * tile_rows < problem.rows ? last * tile_rows : problem.rows;
   int64_t row = first * tile_rows;
-  if (NarrowTile<T>::applies_to(problem)) {
+  if (end - row >= kWidth<T> && NarrowTile<T>::applies_to(problem)) {
     NarrowTile<T> narrow(problem);
     for (; end - row >= kWidth<T>; row += tile_rows) {
       const int64_t left = end - row < tile_rows ? end - row : tile_rows, count = left / kWidth<T> * kWidth<T>;
