@@ -59,7 +59,6 @@ void set_options(const CrossEntropyOptions& options, const OptionalTensor& weigh
   problem->label_smoothing = static_cast<T>(options.label_smoothing);
   problem->softcap = static_cast<T>(options.softcap);
   problem->z_loss = static_cast<T>(options.z_loss);
-  problem->weight_sum = static_cast<T>(problem->classes);
   if (!weight.has_value()) return;
   check_floating("weight", *weight);
   check_on_cpu("weight", *weight);
@@ -72,8 +71,10 @@ void set_options(const CrossEntropyOptions& options, const OptionalTensor& weigh
 template <typename T>
 void check_targets(const CrossEntropy<T>& problem, torch::headeronly::IntHeaderOnlyArrayRef shape) {
   if (problem.target == nullptr) return;
-  const auto is_bad = [&](int64_t y) { return (y < 0 || y >= problem.classes) && y != problem.ignore_index; };
-  int64_t bad = 0;  // counted without a branch, so that the loop vectorises
+  // As unsigned numbers, negative classes are too large as well.
+  const auto classes = static_cast<uint64_t>(problem.classes);
+  const auto is_bad = [&](int64_t y) { return (static_cast<uint64_t>(y) >= classes) & (y != problem.ignore_index); };
+  int64_t bad = 0;  // counted without a branch
   for (int64_t n = 0; n < problem.rows; ++n) bad += is_bad(problem.target[n]);
   if (bad == 0) [[likely]] {
     return;

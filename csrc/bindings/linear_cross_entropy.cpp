@@ -13,16 +13,17 @@
 namespace charlm {
 namespace {
 
-constexpr int64_t kMinChunkRows = 64;  // fewer rows cannot feed the products
-constexpr int64_t kChunkBytes =
-    64ll << 20;                            // a chunk is 1/20 of the logits, but not more than this unless rows are few
-constexpr int64_t kClassBlocks = 40;       // a block is 1/40 of the logits,
-constexpr int64_t kMinBlockClasses = 256;  // unless classes are few
-constexpr int64_t kConvertBytes = 8ll << 20;  // of a half-precision weight, in float32 at a time
+// A chunk is 1/20 of the logits, but at least as many rows as can feed the products, and at most so many bytes.
+constexpr int64_t kMinChunkRows = 64;
+constexpr int64_t kChunkBytes = 64ll << 20;
+// A block is 1/40 of the logits, unless classes are few.
+constexpr int64_t kClassBlocks = 40;
+constexpr int64_t kMinBlockClasses = 256;
+// Of a half-precision weight, in float32 at a time.
+constexpr int64_t kConvertBytes = 8ll << 20;
 
 struct Wanted {
   bool input, weight, bias, target;
-  bool any() const { return input || weight || bias || target; }
 };
 
 // The checked arguments: float16 and bfloat16 inputs as float32, rows flattened to (N, D).
@@ -66,10 +67,10 @@ Problem<T> read_arguments(const Tensor& input, const Tensor& linear_weight, cons
   if (probabilities) {
     check_matches("target", target, "input", input);
     check(has_suffix(target, input, classes), "target must have shape (..., V=", classes,
-          ") with the leading dimensions ", "of input ", ShapeString(input), ", got ", ShapeString(target));
+          ") with the leading dimensions of input ", ShapeString(input), ", got ", ShapeString(target));
   } else {
     check(target.dim() == input.dim() - 1 && has_suffix(target, input, -1), "target must have the shape of input ",
-          ShapeString(input), " without its last dimension (class indices), or ", "with V=", classes,
+          ShapeString(input), " without its last dimension (class indices), or with V=", classes,
           " in its place (class probabilities), got ", ShapeString(target));
     check_integral("target", target);
     check_on_cpu("target", target);

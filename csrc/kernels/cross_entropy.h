@@ -29,7 +29,6 @@ struct CrossEntropy {
   ClassMatrix probabilities;           // used where target is null
   ClassMatrix probabilities_gradient;  // data null: not computed
   const T* weight = nullptr;           // (C,), null: all 1
-  T weight_sum = 0;                    // sum of weight, C where it is null
   T label_smoothing = 0;
   T softcap = 0;  // 0: none
   T z_loss = 0;

@@ -132,10 +132,6 @@ template <typename T>
 CHARLM_INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) {
   return a > b ? a : b;
 }
-template <typename T>
-CHARLM_INLINE Vec<T> minimum(Vec<T> a, Vec<T> b) {
-  return a < b ? a : b;
-}
 CHARLM_INLINE Vec<float> absolute(Vec<float> a) { return (Vec<float>)((IntVec<float>)a & 0x7fffffff); }
 CHARLM_INLINE Vec<double> absolute(Vec<double> a) { return (Vec<double>)((IntVec<double>)a & 0x7fffffffffffffff); }
 
