@@ -124,12 +124,14 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor targ
     problem.loss = row_loss.template mutable_data_ptr<T>();
     set_lse(lse, &problem);
     Tensor gradient = compute_gradient ? empty_gradient(input) : allocate({0}, input.scalar_type());
+    const T denominator = denominator_of(problem, options.reduction);
     if (compute_gradient) {
       problem.input_gradient = class_matrix(gradient);
-      problem.scale = gradient_scale(problem, options.reduction);
+      problem.scale = 1 / denominator;
     }
     run_tiles(problem);
-    result.emplace(reduce(problem, options.reduction, row_loss, row_shape(input), input.scalar_type()), lse, gradient);
+    result.emplace(reduce(problem, options.reduction, denominator, row_loss, row_shape(input), input.scalar_type()),
+                   lse, gradient);
   });
   return *result;
 }

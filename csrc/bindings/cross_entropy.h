@@ -27,17 +27,14 @@ void set_options(const CrossEntropyOptions& options, const OptionalTensor& weigh
 template <typename T>
 void check_targets(const CrossEntropy<T>& problem, torch::headeronly::IntHeaderOnlyArrayRef shape);
 
-// What "mean" divides by: the weights of the targets that count, or the number of rows of probabilities.
+// What the sum over rows is divided by: under "mean" the weights of the targets that count, or the number of rows of
+// probabilities; otherwise 1. It walks all targets, so callers keep it.
 template <typename T>
-T mean_denominator(const CrossEntropy<T>& problem);
-
-// The factor every row's gradient carries under the reduction, before the upstream gradient.
-template <typename T>
-T gradient_scale(const CrossEntropy<T>& problem, Reduction reduction);
+T denominator_of(const CrossEntropy<T>& problem, Reduction reduction);
 
 // Row losses (N,) in the compute dtype to the op's result: `shape` for "none", otherwise a scalar; dtype `type`.
 template <typename T>
-Tensor reduce(const CrossEntropy<T>& problem, Reduction reduction, const Tensor& row_loss,
+Tensor reduce(const CrossEntropy<T>& problem, Reduction reduction, T denominator, const Tensor& row_loss,
               torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType type);
 
 // The (2, N) tensor that forward hands to backward: shift, then log_sum, of every row.

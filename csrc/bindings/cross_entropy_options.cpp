@@ -86,7 +86,8 @@ void check_targets(const CrossEntropy<T>& problem, torch::headeronly::IntHeaderO
 }
 
 template <typename T>
-T mean_denominator(const CrossEntropy<T>& problem) {
+T denominator_of(const CrossEntropy<T>& problem, Reduction reduction) {
+  if (reduction != Reduction::kMean) return 1;
   if (problem.target == nullptr) return static_cast<T>(problem.rows);
   if (problem.weight == nullptr) {
     int64_t count = 0;
@@ -101,20 +102,14 @@ T mean_denominator(const CrossEntropy<T>& problem) {
 }
 
 template <typename T>
-T gradient_scale(const CrossEntropy<T>& problem, Reduction reduction) {
-  return reduction == Reduction::kMean ? 1 / mean_denominator(problem) : 1;
-}
-
-template <typename T>
-Tensor reduce(const CrossEntropy<T>& problem, Reduction reduction, const Tensor& row_loss,
+Tensor reduce(const CrossEntropy<T>& problem, Reduction reduction, T denominator, const Tensor& row_loss,
               torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType type) {
   if (reduction == Reduction::kNone) {
     const Tensor shaped = torch::stable::view(row_loss, shape);
     return type == row_loss.scalar_type() ? shaped : torch::stable::to(shaped, type);
   }
-  double loss = sum_of(row_loss.const_data_ptr<T>(), problem.rows);
-  if (reduction == Reduction::kMean) loss /= mean_denominator(problem);  // nothing counted: 0 / 0, NaN as in torch
-  return scalar_tensor<T>(loss, type);
+  // A mean over nothing is 0 / 0, NaN as in torch.
+  return scalar_tensor<T>(sum_of(row_loss.const_data_ptr<T>(), problem.rows) / denominator, type);
 }
 
 template <typename T>
@@ -133,7 +128,7 @@ void set_upstream(const Tensor& grad_output, Reduction reduction, OptionalTensor
   const int64_t expected = reduction == Reduction::kNone ? problem->rows : 1;
   check(grad_output.numel() == expected, "grad_output must have ", expected, " elements, got shape ",
         ShapeString(grad_output));
-  problem->scale = gradient_scale(*problem, reduction);
+  problem->scale = 1 / denominator_of(*problem, reduction);
   if (reduction == Reduction::kNone) {
     problem->row_scale = values;
   } else {
@@ -154,15 +149,14 @@ void run_tiles(const CrossEntropy<T>& problem) {
   });
 }
 
-#define CHARLM_INSTANTIATE(T)                                                                                        \
-  template void set_options(const CrossEntropyOptions&, const OptionalTensor&, OptionalTensor*, CrossEntropy<T>*);   \
-  template void check_targets(const CrossEntropy<T>&, torch::headeronly::IntHeaderOnlyArrayRef);                     \
-  template T mean_denominator(const CrossEntropy<T>&);                                                               \
-  template T gradient_scale(const CrossEntropy<T>&, Reduction);                                                      \
-  template Tensor reduce(const CrossEntropy<T>&, Reduction, const Tensor&, torch::headeronly::IntHeaderOnlyArrayRef, \
-                         ScalarType);                                                                                \
-  template void set_lse(const Tensor&, CrossEntropy<T>*);                                                            \
-  template void set_upstream(const Tensor&, Reduction, OptionalTensor*, CrossEntropy<T>*);                           \
+#define CHARLM_INSTANTIATE(T)                                                                                      \
+  template void set_options(const CrossEntropyOptions&, const OptionalTensor&, OptionalTensor*, CrossEntropy<T>*); \
+  template void check_targets(const CrossEntropy<T>&, torch::headeronly::IntHeaderOnlyArrayRef);                   \
+  template T denominator_of(const CrossEntropy<T>&, Reduction);                                                    \
+  template Tensor reduce(const CrossEntropy<T>&, Reduction, T, const Tensor&,                                      \
+                         torch::headeronly::IntHeaderOnlyArrayRef, ScalarType);                                    \
+  template void set_lse(const Tensor&, CrossEntropy<T>*);                                                          \
+  template void set_upstream(const Tensor&, Reduction, OptionalTensor*, CrossEntropy<T>*);                         \
   template void run_tiles(const CrossEntropy<T>&);
 CHARLM_INSTANTIATE(float)
 CHARLM_INSTANTIATE(double)

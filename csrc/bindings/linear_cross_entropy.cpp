@@ -283,12 +283,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, c
                  lse = allocate({2, problem.rows}, kComputeType<T>);
     problem.loss.loss = row_loss.template mutable_data_ptr<T>();
     set_lse(lse, &problem.loss);
-    problem.loss.scale = gradient_scale(problem.loss, options.reduction);
+    const T denominator = denominator_of(problem.loss, options.reduction);
+    problem.loss.scale = 1 / denominator;
     const Gradients gradients = allocate_gradients(problem, wanted);
     run("linear_cross_entropy_forward/in_weight_gradient", "linear_cross_entropy_forward/chunks", problem, wanted,
         gradients);
     const torch::headeronly::IntHeaderOnlyArrayRef row_shape(input.sizes().data(), input.dim() - 1);
-    result.emplace(reduce(problem.loss, options.reduction, row_loss, row_shape, type), lse,
+    result.emplace(reduce(problem.loss, options.reduction, denominator, row_loss, row_shape, type), lse,
                    finished(gradients.input, input_gradient, input.sizes(), type),
                    finished(gradients.weight, weight_gradient, linear_weight.sizes(), type),
                    finished(gradients.bias, bias_gradient, {&problem.classes, 1}, type));
