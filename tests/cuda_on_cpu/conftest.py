@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 if sys.platform == "linux":
     from simulator import Server, build
-
-    # Named after what they were made of, what is in it stays right.
-    BUILD = Path(__file__).resolve().parents[2] / "build" / "cuda_on_cpu"
 
     @pytest.fixture(scope="session")
     def serve() -> Iterator[Callable[[str], Server]]:
@@ -21,7 +17,7 @@ if sys.platform == "linux":
 
         def get(op: str) -> Server:
             if op not in servers:
-                servers[op] = Server(build(op, BUILD))
+                servers[op] = Server(build(op))
             return servers[op]
 
         yield get

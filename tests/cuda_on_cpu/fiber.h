@@ -76,10 +76,11 @@ class Fiber {
  public:
   // The next switch to it calls function(), which must never return.
   void start(size_t bytes, void (*function)()) {
+    bytes_ = bytes;
     if (stack_ == nullptr) {
       stack_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     }
-    ASAN_UNPOISON_MEMORY_REGION(stack_, bytes);  // the frames of what ran before never returned
+    __asan_unpoison_memory_region(stack_, bytes);  // the frames of what ran before never returned
     // What the switch pops, last of all the address to return to.
     auto* top = reinterpret_cast<void**>(static_cast<char*>(stack_) + bytes) - CHARLM_STACK_PADDING;
     *--top = reinterpret_cast<void*>(function);
@@ -87,10 +88,13 @@ class Fiber {
     pointer_ = top;
   }
 
+  bool has_on_stack(uintptr_t address) const { return address - reinterpret_cast<uintptr_t>(stack_) < bytes_; }
+
   friend void switch_fiber(Fiber* from, const Fiber& to) { charlm_switch_stack(&from->pointer_, to.pointer_); }
 
  private:
   void* stack_ = nullptr;
+  size_t bytes_ = 0;
   void* pointer_ = nullptr;
 };
 

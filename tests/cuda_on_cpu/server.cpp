@@ -74,6 +74,9 @@ int main() {
     if (call.op == "seed") {
       simulator::seed(static_cast<uint64_t>(call.integer("value")));
       call.answer(0);
+    } else if (call.op == "plant") {
+      simulator::plant(static_cast<int>(call.integer("number")));
+      call.answer(0);
     } else {
       call.answer(simulator::ops().at(call.op)(call));
     }

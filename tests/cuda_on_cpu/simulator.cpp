@@ -15,11 +15,9 @@
 
 dim3 gridDim, blockDim, blockIdx, threadIdx;
 
-// The linker's names for the ends of the section in which __shared__ variables are.
-extern "C" {
-extern unsigned char __start_charlm_shared[] __attribute__((weak));
-extern unsigned char __stop_charlm_shared[] __attribute__((weak));
-}
+// The linker's names for the ends of zero-initialised memory, where __shared__ variables are. The indices above are
+// not.
+extern "C" unsigned char __bss_start[], _end[];
 
 namespace simulator {
 namespace {
@@ -64,6 +62,7 @@ struct Range {
 };
 
 std::mt19937_64 generator;
+int planted = 0;
 std::vector<Range> ranges;       // of buffers; the first two are static and dynamic shared memory
 std::vector<void*> allocations;  // to free
 Thread threads[kMaxThreads];
@@ -146,6 +145,11 @@ void run_block() {
   check_all_done();
 }
 
+struct ShadowMapping {
+  size_t scale, offset;
+  ShadowMapping() { __asan_get_shadow_mapping(&scale, &offset); }
+};
+
 Range* range_of(uintptr_t address) {
   for (Range& range : ranges) {
     if (address - range.begin < range.size) return &range;
@@ -162,15 +166,27 @@ bool unordered(const Access& earlier, bool shared) {
   return !same_warp || earlier.warp_barriers == warps[current / kWarp].barriers;
 }
 
+// AddressSanitizer has a byte of shadow for 8 of memory, 0 where all of them may be accessed.
+bool is_poisoned(uintptr_t address, size_t size) {
+  static const ShadowMapping shadow;
+  const int8_t* first = reinterpret_cast<const int8_t*>((address >> shadow.scale) + shadow.offset);
+  const int8_t* last = reinterpret_cast<const int8_t*>(((address + size - 1) >> shadow.scale) + shadow.offset);
+  if (size <= 16 && *first == 0 && *last == 0) return false;
+  return __asan_region_is_poisoned(reinterpret_cast<void*>(address), size) != nullptr;
+}
+
 void on_access(uintptr_t address, size_t size, bool is_write) {
-  if (__asan_region_is_poisoned(reinterpret_cast<void*>(address), size) != nullptr) {
+  if (is_poisoned(address, size)) {
     __asan_describe_address(reinterpret_cast<void*>(address));
     fail("a %s of %zu bytes out of bounds", is_write ? "write" : "read", size);
   }
-  if (current < 0 || atomics > 0) return;
+  if (current < 0 || atomics > 0 || threads[current].fiber.has_on_stack(address)) return;
   Range* range = range_of(address);
   if (range == nullptr) return;
   const char* kind = range->shared ? "shared" : "global";
+  if (size <= 16 && address % size != 0) {
+    fail("a misaligned %s of %zu bytes of %s memory", is_write ? "write" : "read", size, kind);
+  }
   const Access access{now, warps[current / kWarp].barriers, static_cast<int16_t>(current)};
   for (size_t i = address - range->begin; i < address - range->begin + size; ++i) {
     Byte& byte = range->bytes[i];
@@ -222,13 +238,17 @@ void wait_for_warp(unsigned mask, int line, bool orders_memory) {
 
 void seed(uint64_t value) { generator.seed(value); }
 
+void plant(int number) { planted = number; }
+bool fault(int number) { return planted == number; }
+
 void* allocate(size_t bytes, size_t offset, bool initialised) {
   if (ranges.empty()) free_all();
   auto* base = static_cast<unsigned char*>(aligned_alloc(256, (bytes + offset + 256) / 256 * 256));
   allocations.push_back(base);
   // Only what was asked for is not poisoned; the rest is redzone, as is all of an empty buffer.
-  ASAN_POISON_MEMORY_REGION(base, (bytes + offset + 256) / 256 * 256);
-  ASAN_UNPOISON_MEMORY_REGION(base + offset, bytes);
+  __asan_poison_memory_region(base, (bytes + offset + 256) / 256 * 256);
+  __asan_unpoison_memory_region(base + offset, bytes);
+  memset(base + offset, 0xff, bytes);  // NaN in every dtype, should it come out again
   ranges.push_back({reinterpret_cast<uintptr_t>(base + offset), bytes, false, initialised, std::vector<Byte>(bytes)});
   return base + offset;
 }
@@ -237,8 +257,8 @@ void free_all() {
   for (void* allocation : allocations) free(allocation);
   allocations.clear();
   ranges.clear();
-  const auto begin = reinterpret_cast<uintptr_t>(__start_charlm_shared);
-  const size_t size = reinterpret_cast<uintptr_t>(__stop_charlm_shared) - begin;
+  const auto begin = reinterpret_cast<uintptr_t>(__bss_start);
+  const size_t size = reinterpret_cast<uintptr_t>(_end) - begin;
   ranges.push_back({begin, size, true, false, std::vector<Byte>(size)});
   ranges.push_back({0, 0, true, false, {}});
 }
@@ -253,7 +273,7 @@ bool launch(size_t shared_bytes, void (*thread)(const void*), const void* closur
   thread_closure = closure;
   const size_t padded = (shared_bytes + 15) / 16 * 16;
   dynamic_memory = static_cast<unsigned char*>(aligned_alloc(16, padded + 16));
-  ASAN_POISON_MEMORY_REGION(dynamic_memory + shared_bytes, padded + 16 - shared_bytes);
+  __asan_poison_memory_region(dynamic_memory + shared_bytes, padded + 16 - shared_bytes);
   ranges[1] = {reinterpret_cast<uintptr_t>(dynamic_memory), shared_bytes, true, false, std::vector<Byte>(shared_bytes)};
   launch_began = now + 1;
   std::vector<unsigned> order(blocks);
@@ -317,16 +337,25 @@ Atomic::~Atomic() { --atomics; }
 
 }  // namespace simulator
 
-// The functions that -fsanitize=address calls at every access, in the place of AddressSanitizer's own.
-#define CHARLM_ACCESS(size)                                                                 \
-  void __asan_load##size(uintptr_t address) { simulator::on_access(address, size, false); } \
-  void __asan_store##size(uintptr_t address) { simulator::on_access(address, size, true); }
+// The functions that -fsanitize=address and -fsanitize=thread call at every access, in the place of the compiler's own.
+#define CHARLM_ACCESS(size)                                                                           \
+  void __asan_load##size(uintptr_t address) { simulator::on_access(address, size, false); }           \
+  void __asan_store##size(uintptr_t address) { simulator::on_access(address, size, true); }           \
+  void __tsan_read##size(uintptr_t address) { simulator::on_access(address, size, false); }           \
+  void __tsan_write##size(uintptr_t address) { simulator::on_access(address, size, true); }           \
+  void __tsan_unaligned_read##size(uintptr_t address) { simulator::on_access(address, size, false); } \
+  void __tsan_unaligned_write##size(uintptr_t address) { simulator::on_access(address, size, true); }
 extern "C" {
 CHARLM_ACCESS(1)
 CHARLM_ACCESS(2)
 CHARLM_ACCESS(4)
 CHARLM_ACCESS(8)
 CHARLM_ACCESS(16)
+void __tsan_read_range(uintptr_t address, size_t size) { simulator::on_access(address, size, false); }
+void __tsan_write_range(uintptr_t address, size_t size) { simulator::on_access(address, size, true); }
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit(void*) {}
 void __asan_loadN(uintptr_t address, size_t size) { simulator::on_access(address, size, false); }
 void __asan_storeN(uintptr_t address, size_t size) { simulator::on_access(address, size, true); }
 }

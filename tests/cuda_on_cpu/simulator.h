@@ -5,6 +5,7 @@
 //   a read of memory that nothing has written;
 //   two accesses to the same byte, one of them a write, that no synchronisation orders: by threads of a block without a
 //   __syncthreads between them (within a warp, a __syncwarp will do), or by different blocks of a launch;
+//   a misaligned access, such as a vector at any element of an array;
 //   a barrier, a shuffle or a vote that some of its threads never reach, or reach at another place.
 //
 // g++ compiles every access into a call of a function of AddressSanitizer's (simulator.cpp defines them), so kernels
@@ -22,6 +23,10 @@ inline constexpr int kWarp = 32;
 
 // The order of threads and blocks from now on.
 void seed(uint64_t value);
+
+// Which of the faults that a test has planted in the kernels is at work; none is fault 0.
+void plant(int number);
+bool fault(int number);
 
 // Memory that kernels may use, exactly `bytes` long, aligned as CUDA's is and then moved by `offset` bytes. What is not
 // written must not be read, unless it is `initialised`.

@@ -6,6 +6,7 @@ arguments. It ends with a message at the first mistake of a kernel; `simulator.h
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -22,11 +23,15 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
 
-_COMPILER = ["g++", "-std=c++20", "-O1", "-g1", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
+_COMPILER = ["g++", "-std=c++20", "-g1", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
 _COMPILER += ["-Wno-unknown-pragmas", f"-I{HERE}", f"-I{HERE / 'standin'}"]
-# Every access becomes a call of a function, which simulator.cpp defines.
-_WATCHED = ["-fsanitize=address", "--param", "asan-instrumentation-with-call-threshold=0"]
-_WATCHED += ["-fsanitize-sections=charlm_shared"]
+# Every access becomes a call of a function, which simulator.cpp defines; simulator.h says how the two differ.
+_WATCHES = {
+    "bounds": ["-O1", "-fsanitize=address", "--param", "asan-instrumentation-with-call-threshold=0"],
+    "races": ["-O1", "-fsanitize=thread"],
+}
+# Named after what they were made of, files in it stay right.
+_FOLDER = ROOT / "build" / "cuda_on_cpu"
 _SUPPORT = (HERE / "simulator.cpp", HERE / "server.cpp")
 
 STORAGES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -39,34 +44,43 @@ class KernelError(Exception):
 Edit = Callable[[str], str]
 
 
-def build(op: str, folder: Path, edits: Mapping[str, Edit] | None = None) -> Path:
-    """The server for one op; `edits` change the text of files in csrc/kernels/cuda before they are compiled."""
-    folder.mkdir(parents=True, exist_ok=True)
+def build(op: str, watch: str = "bounds", edits: Mapping[str, Edit] | None = None) -> Path:
+    """The server for one op, watched for "bounds" or for "races".
+
+    `edits` change the text of files in csrc/kernels/cuda before they are compiled.
+    """
+    _FOLDER.mkdir(parents=True, exist_ok=True)
+    with (_FOLDER / "lock").open("w") as lock:  # of several test processes one compiles, and the others find its work
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build(op, watch, edits or {})
+
+
+def _build(op: str, watch: str, edits: Mapping[str, Edit]) -> Path:
     sources = CSRC
     if edits:
-        sources = folder / "csrc"
+        sources = _FOLDER / "edited"
         _copy_edited(sources, edits)
-    objects = [_compile(source, folder, sources, []) for source in (*_SUPPORT, HERE / "ops" / f"{op}.cpp")]
-    objects.append(_compile(sources / "kernels" / "cuda" / f"{op}.cu", folder, sources, _WATCHED))
-    program = folder / f"{op}-{_digest([path.name.encode() for path in objects])}"
+    objects = [_compile(source, sources, ["-O2"]) for source in (*_SUPPORT, HERE / "ops" / f"{op}.cpp")]
+    objects.append(_compile(sources / "kernels" / "cuda" / f"{op}.cu", sources, _WATCHES[watch]))
+    program = _FOLDER / f"{op}-{_digest([path.name.encode() for path in objects])}"
     if not program.exists():
         _create(program, ["g++", "-fsanitize=address", *map(str, objects)])
     return program
 
 
-def _compile(source: Path, folder: Path, sources: Path, flags: list[str]) -> Path:
+def _compile(source: Path, sources: Path, flags: list[str]) -> Path:
     """The object file of a source, named after everything that it was made of, so that nothing is compiled twice."""
     command = [*_COMPILER, *flags, f"-I{sources}"]
     preprocessed = subprocess.run([*command, "-E", "-P", "-x", "c++", str(source)], check=True, stdout=subprocess.PIPE)
     options = " ".join([*_COMPILER, *flags]).encode()
-    result = folder / f"{source.stem}-{_digest([preprocessed.stdout, options])}.o"
+    result = _FOLDER / f"{source.stem}-{_digest([preprocessed.stdout, options])}.o"
     if not result.exists():
         _create(result, [*command, "-c", "-x", "c++", str(source)])
     return result
 
 
 def _create(path: Path, command: list[str]) -> None:
-    """Runs a command that writes a file. Other processes may do the same at the same time; each sees a whole file."""
+    """Runs a command that writes a file, which is there when it is whole."""
     temporary = path.with_suffix(f".{os.getpid()}")
     result = subprocess.run([*command, "-o", str(temporary)], capture_output=True, text=True)
     if result.returncode != 0:
@@ -113,6 +127,10 @@ class Server:
     def seed(self, value: int) -> None:
         """Sets the order in which threads and blocks run from now on."""
         self.call("seed", value=value)
+
+    def plant(self, number: int) -> None:
+        """Puts a fault to work that an edit has written into the kernels as `simulator::fault(number)`."""
+        self.call("plant", number=number)
 
     def call(self, op: str, outputs: Mapping[str, Tensor] | None = None, **arguments: Any) -> None:
         """Runs an op: numbers and tensors by name; what it writes into its copies of `outputs` is copied back.

@@ -10,10 +10,10 @@ import torch
 from cases import (
     ALL_LOSS_OPTIONS,
     DTYPES,
-    LOGITS_SHAPES,
     LOSS_OPTIONS,
     REDUCTIONS,
     TARGETS,
+    VOCAB_SIZES,
     check,
     cross_entropy_sample,
     evaluate,
@@ -24,9 +24,10 @@ from simulated import Ops
 from simulator import Server
 from torch import Tensor
 
+SHAPES = (*((rows, classes) for rows in (0, 1, 7) for classes in VOCAB_SIZES), (515, 65))
 # Rows on both sides of each change in how a problem is cut: 512 classes (shared memory or registers), a warp and more
 # for a row, and 32,768 (several blocks for a row).
-EDGE_SHAPES = ((5, 511), (5, 512), (5, 513), (3, 4096), (2, 9001), (1, 32769), (259, 600))
+EDGE_SHAPES = ((5, 511), (5, 512), (5, 513), (3, 4096), (2, 9001), (1, 32769), (300, 520))
 
 
 @pytest.fixture(scope="session")
@@ -40,10 +41,15 @@ def cuda(server: Server) -> Ops:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", LOGITS_SHAPES + EDGE_SHAPES)
+@pytest.mark.parametrize("shape", SHAPES + EDGE_SHAPES)
 def test_every_shape_in_every_dtype(shape: tuple[int, ...], dtype: torch.dtype, cuda: Ops) -> None:
     check(cross_entropy_sample(*shape, dtype=dtype), cuda)
     check(cross_entropy_sample(*shape, dtype=dtype, targets="ignored", **ALL_LOSS_OPTIONS), cuda)
+
+
+def test_many_blocks(cuda: Ops) -> None:
+    check(cross_entropy_sample(4099, 27, dtype=torch.bfloat16, targets="ignored"), cuda)
+    check(cross_entropy_sample(67, 5003, dtype=torch.float32), cuda)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -57,11 +63,11 @@ def test_probabilities_in_every_dtype(shape: tuple[int, ...], dtype: torch.dtype
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("options", LOSS_OPTIONS, ids=names_of)
 def test_every_combination_of_options(options: dict[str, Any], reduction: str, targets: str, cuda: Ops) -> None:
-    for dtype, classes in ((torch.float64, 29), (torch.float32, 29), (torch.float32, 530)):
+    for dtype, classes in ((torch.float64, 29), (torch.float32, 530)):
         check(cross_entropy_sample(9, classes, dtype=dtype, targets=targets, reduction=reduction, **options), cuda)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("shape", [(9, 27), (5, 600), (2, 33000), (3, 7, 5)])
 def test_gradient_in_the_forward_pass(
@@ -82,7 +88,6 @@ def test_any_trailing_dimensions(targets: str, shape: tuple[int, ...], cuda: Ops
 
 
 @pytest.mark.parametrize("targets", TARGETS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("classes", [29, 530])
 @pytest.mark.parametrize(
     "view",
@@ -96,10 +101,8 @@ def test_any_trailing_dimensions(targets: str, shape: tuple[int, ...], cuda: Ops
         pytest.param(lambda x: x[:, :1].expand_as(x), id="expanded classes"),
     ],
 )
-def test_any_strides(
-    view: Callable[[Tensor], Tensor], classes: int, dtype: torch.dtype, targets: str, cuda: Ops
-) -> None:
-    sample = cross_entropy_sample(6, classes, dtype=dtype, targets=targets, weighted=True)
+def test_any_strides(view: Callable[[Tensor], Tensor], classes: int, targets: str, cuda: Ops) -> None:
+    sample = cross_entropy_sample(6, classes, dtype=torch.bfloat16, targets=targets, weighted=True)
     logits, target = sample.arguments["input"], sample.arguments["target"]
     check(sample.with_arguments(input=view(logits)), cuda)
     if targets == "probabilities":
@@ -107,7 +110,7 @@ def test_any_strides(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(7, 27), (3, 601), (3, 33001)])
+@pytest.mark.parametrize("shape", [(7, 27), (3, 601)])
 def test_large_logits(shape: tuple[int, int], dtype: torch.dtype, cuda: Ops) -> None:
     logits = torch.full(shape, -1e4, dtype=dtype)
     logits[0] = 1e4
@@ -118,7 +121,7 @@ def test_large_logits(shape: tuple[int, int], dtype: torch.dtype, cuda: Ops) -> 
     check(sample.with_arguments(input=logits, label_smoothing=0.1), cuda)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 @pytest.mark.parametrize("targets", ["indices", "probabilities"])
 @pytest.mark.parametrize("classes", [37, 601])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
@@ -151,12 +154,13 @@ def test_nan_and_infinity_stay_in_their_row(classes: int, bad: float, cuda: Ops)
     assert values["gradient of input"].isnan().any(dim=1).tolist() == [False, False, True, False, False]
 
 
-@pytest.mark.parametrize("bad", [-1, 27, 2**40, -(2**40)])
-@pytest.mark.parametrize("classes", [27, 600, 33000])
+@pytest.mark.parametrize(
+    ("classes", "bad"), [(27, -1), (27, 27), (27, -(2**40)), (600, 600), (600, 2**40), (33000, -1)]
+)
 def test_a_target_out_of_range_makes_its_row_nan(classes: int, bad: int, cuda: Ops) -> None:
     sample = cross_entropy_sample(5, classes, dtype=torch.float32, reduction="none", weighted=True)
     target = sample.arguments["target"].clone()
-    target[2] = classes if bad == 27 else bad
+    target[2] = bad
     sample = sample.with_arguments(target=target)
     values = evaluate(sample, cuda)
     assert values["result"].isnan().tolist() == [False, False, True, False, False]

@@ -20,9 +20,8 @@
 #define __restrict__
 #define __grid_constant__
 #define __launch_bounds__(...)
-// Shared memory of a fixed size gets a section of its own, by which the simulator knows it. That takes internal
-// linkage: kernels are defined in unnamed namespaces.
-#define __shared__ static __attribute__((section("charlm_shared")))
+// Where zero-initialised variables go, by which the simulator knows it. Kernels have no others.
+#define __shared__ static
 
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
