@@ -59,9 +59,7 @@ def test_cuda_that_is_asked_for_but_missing_is_an_error() -> None:
     assert result.returncode == 1
     assert "CHARLM_CUDA=1 asks for kernels for GPUs, but there is no nvcc-that-is-not-there" in result.stderr
     assert "CHARLM_CUDA=0" in result.stderr
-    for wanted in ("auto", "0"):
-        assert run_setup(CHARLM_CUDA=wanted, NVCC="nvcc-that-is-not-there").returncode == 0
-    assert "CHARLM_CUDA must be 0, 1 or auto, got 'yes'" in run_setup(CHARLM_CUDA="yes").stderr
+    assert run_setup(CHARLM_CUDA="auto", NVCC="nvcc-that-is-not-there").returncode == 0
 
 
 def test_what_the_assembler_says_is_read() -> None:
