@@ -1,12 +1,8 @@
-#include "kernels/embedding_linear.h"
-
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <limits>
 
-#include "bindings/check.h"
-#include "kernels/token_index.h"
+#include "bindings/embedding_linear_arguments.h"
 
 namespace charlm {
 namespace {
@@ -19,46 +15,6 @@ constexpr int64_t kChunkValues = 1 << 20;
 constexpr int64_t kChunkRows = 256;
 
 int64_t grain(int64_t work, int64_t work_per_item) { return 1 + work / (work_per_item > 0 ? work_per_item : 1); }
-
-IntegerType integer_type(ScalarType type) {
-  switch (type) {
-    case ScalarType::Char:
-      return IntegerType::kInt8;
-    case ScalarType::Short:
-      return IntegerType::kInt16;
-    case ScalarType::Int:
-      return IntegerType::kInt32;
-    case ScalarType::Byte:
-      return IntegerType::kUInt8;
-    case ScalarType::UInt16:
-      return IntegerType::kUInt16;
-    case ScalarType::UInt32:
-      return IntegerType::kUInt32;
-    case ScalarType::UInt64:
-      return IntegerType::kUInt64;
-    default:
-      return IntegerType::kInt64;
-  }
-}
-
-// The stride from row to row where one stride walks through all dimensions but the last.
-std::optional<int64_t> row_stride(const Tensor& tensor) {
-  int64_t stride = 0, expected = -1;
-  for (int64_t d = tensor.dim() - 2; d >= 0; --d) {
-    if (tensor.size(d) == 1) continue;
-    if (expected < 0) {
-      stride = tensor.stride(d);
-    } else if (tensor.stride(d) != expected) {
-      return std::nullopt;
-    }
-    expected = tensor.stride(d) * tensor.size(d);
-  }
-  return stride;
-}
-
-Tensor with_rows(const Tensor& tensor) {
-  return row_stride(tensor).has_value() ? tensor : torch::stable::contiguous(tensor);
-}
 
 StoredMatrix stored_matrix(const Tensor& tensor) {
   StoredMatrix matrix;
@@ -80,33 +36,6 @@ struct Arguments {
   EmbeddingLinear<T> problem;
 };
 
-void check_arguments(const Tensor& ids, const Tensor& embedding, const Tensor& weight, const OptionalTensor& bias,
-                     int64_t activation) {
-  check(activation >= 0 && activation < kActivations, "activation must be between 0 and ", kActivations - 1, ", got ",
-        activation);
-  check_integral("ids", ids);
-  check_on_cpu("ids", ids);
-  check(ids.dim() >= 1, "ids must have shape (..., T), got ()");
-  const int64_t context_length = ids.size(ids.dim() - 1);
-  check(context_length > 0, "ids must have shape (..., T) with T >= 1, got ", ShapeString(ids));
-  check_floating("embedding", embedding);
-  check_on_cpu("embedding", embedding);
-  check(embedding.dim() == 2, "embedding must have shape (V, D), got ", ShapeString(embedding));
-  check(embedding.size(0) <= std::numeric_limits<int32_t>::max(), "embedding must have fewer than 2^31 rows, got ",
-        ShapeString(embedding));
-  check(embedding.size(0) > 0 || ids.numel() == 0, "embedding must have at least one row, got shape ",
-        ShapeString(embedding));
-  const int64_t width = context_length * embedding.size(1);
-  check_matches("weight", weight, "embedding", embedding);
-  check(weight.dim() == 2, "weight must have shape (H, T*D=", width, "), got ", ShapeString(weight));
-  check(weight.size(1) == width, "weight must have shape (H=", weight.size(0), ", T*D=", width, "), got ",
-        ShapeString(weight));
-  if (!bias.has_value()) return;
-  check_matches("bias", *bias, "embedding", embedding);
-  check(bias->dim() == 1 && bias->size(0) == weight.size(0), "bias must have shape (H=", weight.size(0), ",), got ",
-        ShapeString(*bias));
-}
-
 [[noreturn]] void refuse_ids(const Tensor& ids, const TokenIds& flat, int64_t vocab_size) {
   int64_t index = first_bad_id(flat, vocab_size);
   const int64_t id = id_at(flat, index / flat.context_length, index % flat.context_length);
@@ -124,16 +53,17 @@ void check_arguments(const Tensor& ids, const Tensor& embedding, const Tensor& w
 template <typename T>
 Arguments<T> read_arguments(const Tensor& ids, const Tensor& embedding, const Tensor& weight,
                             const OptionalTensor& bias, int64_t activation) {
-  check_arguments(ids, embedding, weight, bias, activation);
+  check_on_cpu("ids", ids);
+  check_on_cpu("embedding", embedding);
+  check_embedding_linear(ids, embedding, weight, bias, activation);
   const ScalarType type = compute_type(embedding);
   Arguments<T> arguments{with_rows(ids),
                          contiguous_as(weight, type),
                          bias.has_value() ? OptionalTensor(contiguous_as(*bias, type)) : std::nullopt,
                          Workspace<int32_t>(ids.numel()),
                          embedding.size(0),
-                         {ids.sizes().begin(), ids.sizes().end()},
+                         layer_shape(ids, weight),
                          {}};
-  arguments.output_shape.back() = weight.size(0);
 
   EmbeddingLinear<T>& problem = arguments.problem;
   problem.context_length = ids.size(ids.dim() - 1);
@@ -144,15 +74,12 @@ Arguments<T> read_arguments(const Tensor& ids, const Tensor& embedding, const Te
   problem.embedding = stored_matrix(embedding);
   if (arguments.bias.has_value()) problem.bias = arguments.bias->template const_data_ptr<T>();
 
-  const Tensor& flat = arguments.ids;
-  const TokenIds token_ids{flat.const_data_ptr(), integer_type(flat.scalar_type()),
-                           problem.rows,          problem.context_length,
-                           *row_stride(flat),     flat.stride(flat.dim() - 1)};
+  const TokenIds flat = token_ids(arguments.ids);
   std::atomic<bool> good{true};
   parallel_for(problem.rows, grain(kValueGrain, problem.context_length), [&](int64_t first, int64_t last) {
-    if (!read_tokens(token_ids, arguments.vocab_size, first, last, arguments.tokens.data())) good = false;
+    if (!read_tokens(flat, arguments.vocab_size, first, last, arguments.tokens.data())) good = false;
   });
-  if (!good) refuse_ids(ids, token_ids, arguments.vocab_size);
+  if (!good) refuse_ids(ids, flat, arguments.vocab_size);
   problem.tokens = arguments.tokens.data();
   return arguments;
 }
@@ -394,13 +321,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tens
     using T = decltype(type);
     Arguments<T> arguments = read_arguments<T>(ids, embedding, weight, bias, activation);
     EmbeddingLinear<T>& problem = arguments.problem;
-    check_matches("grad_output", grad_output, "embedding", embedding);
-    check_matches("output", output, "embedding", embedding);
-    const auto shape = torch::headeronly::IntHeaderOnlyArrayRef(arguments.output_shape);
-    check(grad_output.sizes().equals(shape), "grad_output must have shape ", ShapeString(shape), ", got ",
-          ShapeString(grad_output));
-    check(output.sizes().equals(shape), "output must have shape ", ShapeString(shape), ", got ", ShapeString(output));
-    check(!wants_bias || bias.has_value(), "bias must be given to have a gradient");
+    check_embedding_linear_backward(grad_output, output, embedding, arguments.output_shape, wants_bias, bias);
     const Tensor gradient_rows = with_rows(grad_output), output_rows = with_rows(output);
     problem.grad_output = stored_matrix(gradient_rows);
     problem.output = stored_matrix(output_rows);

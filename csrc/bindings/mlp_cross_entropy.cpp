@@ -1,67 +1,16 @@
-#include "bindings/cross_entropy.h"
+#include "bindings/mlp_cross_entropy_arguments.h"
 #include "bindings/tokens.h"
-#include "bindings/training.h"
 
 namespace charlm {
 namespace {
 
-constexpr int kParameters = 5;
-constexpr const char* kNames[kParameters] = {"embedding", "weight1", "bias1", "weight2", "bias2"};
-
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-// The checked arguments, parameters contiguous in the compute dtype.
-struct Arguments {
-  ModelShape shape;
-  std::vector<Tensor> parameters;
-  int64_t examples;
-  Reduction reduction;
-  double softcap;
-};
-
-Arguments read_arguments(const Tensor& ids, const Tensor& target, const Tensor& embedding, const Tensor& weight1,
-                         const OptionalTensor& bias1, const Tensor& weight2, const OptionalTensor& bias2,
-                         int64_t reduction, double softcap) {
-  const auto options = cross_entropy_options(-100, reduction, 0, softcap, 0);
-  check(ids.dim() >= 1 && ids.size(ids.dim() - 1) > 0, "ids must have shape (..., T), got ", ShapeString(ids));
-  bool matches = target.dim() == ids.dim() - 1;
-  for (int64_t d = 0; matches && d < target.dim(); ++d) matches = target.size(d) == ids.size(d);
-  check(matches, "target must have the shape of ids without its last dimension, ",
-        ShapeString(torch::headeronly::IntHeaderOnlyArrayRef(ids.sizes().data(), ids.dim() - 1)), ", got ",
-        ShapeString(target));
-  check_floating("embedding", embedding);
-  check(embedding.dim() == 2 && embedding.numel() > 0, "embedding must have shape (V, D), got ",
-        ShapeString(embedding));
-  check(weight1.dim() == 2 && weight1.size(0) > 0, "weight1 must have shape (H, T*D), got ", ShapeString(weight1));
-  Arguments arguments{{embedding.size(0), ids.size(ids.dim() - 1), embedding.size(1), weight1.size(0), false},
-                      {},
-                      target.numel(),
-                      options.reduction,
-                      softcap};
-  const ModelShape& shape = arguments.shape;
-  const auto add = [&](int i, const Tensor& tensor, std::initializer_list<int64_t> expected, const char* meaning) {
-    check_matches(kNames[i], tensor, "embedding", embedding);
-    bool fits = tensor.dim() == static_cast<int64_t>(expected.size());
-    for (size_t d = 0; fits && d < expected.size(); ++d) fits = tensor.size(d) == expected.begin()[d];
-    check(fits, kNames[i], " must have shape ", meaning, " = ",
-          ShapeString(torch::headeronly::IntHeaderOnlyArrayRef(expected.begin(), expected.size())), ", got ",
-          ShapeString(tensor));
-    arguments.parameters.push_back(contiguous_as(tensor, compute_type(embedding)));
-  };
-  const auto zeros = [&](int64_t size) { return torch::stable::new_zeros(embedding, {size}); };
-  add(0, embedding, {shape.vocab_size, shape.embedding_dim}, "(V, D)");
-  add(1, weight1, {shape.hidden_dim, shape.context_length * shape.embedding_dim}, "(H, T*D)");
-  add(2, bias1.has_value() ? *bias1 : zeros(shape.hidden_dim), {shape.hidden_dim}, "(H,)");
-  add(3, weight2, {shape.vocab_size, shape.hidden_dim}, "(V, H)");
-  add(4, bias2.has_value() ? *bias2 : zeros(shape.vocab_size), {shape.vocab_size}, "(V,)");
-  return arguments;
-}
 
 // One evaluation: each distinct context once, losses per example and, where asked for, all gradients.
 template <typename T>
 class Evaluation {
  public:
-  Evaluation(const Arguments& arguments, const Tensor& ids, const Tensor& target)
+  Evaluation(const MlpArguments& arguments, const Tensor& ids, const Tensor& target)
       : arguments_(arguments),
         model_(arguments.shape, arguments.softcap),
         data_(read_examples("ids", torch::stable::reshape(ids, {arguments.examples, arguments.shape.context_length}),
@@ -102,7 +51,7 @@ class Evaluation {
   }
 
  private:
-  const Arguments& arguments_;
+  const MlpArguments& arguments_;
   MlpModel<T> model_;
   ExampleTensors data_;
   std::unique_ptr<int32_t[]> memory_;
@@ -111,7 +60,7 @@ class Evaluation {
   MlpBatch<T> batch_;
 };
 
-std::vector<Tensor> empty_gradients(const Arguments& arguments) {
+std::vector<Tensor> empty_gradients(const MlpArguments& arguments) {
   std::vector<Tensor> gradients;
   for (const Tensor& parameter : arguments.parameters) {
     gradients.push_back(allocate(parameter.sizes(), parameter.scalar_type()));
@@ -128,8 +77,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor 
                                                                    const OptionalTensor bias1, const Tensor weight2,
                                                                    const OptionalTensor bias2, int64_t reduction,
                                                                    double softcap, bool compute_gradient) {
-  const Arguments arguments =
-      read_arguments(ids, target, embedding, weight1, bias1, weight2, bias2, reduction, softcap);
+  const MlpArguments arguments = read_mlp_arguments(ids, target, embedding, weight1, bias1, weight2, bias2, reduction,
+                                                    softcap, compute_type(embedding));
   const ScalarType compute = compute_type(embedding), type = embedding.scalar_type();
   const bool per_example = arguments.reduction == Reduction::kNone;
   Tensor loss = per_example ? allocate(target.sizes(), compute) : allocate({}, compute);
@@ -137,7 +86,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor 
   if (compute_gradient) {
     gradients = empty_gradients(arguments);
   } else {
-    for (int i = 0; i < kParameters; ++i) gradients.push_back(allocate({0}, compute));
+    for (int i = 0; i < kMlpParameters; ++i) gradients.push_back(allocate({0}, compute));
   }
   dispatch_compute_type(embedding, [&](auto kind) {
     using T = decltype(kind);
@@ -154,8 +103,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor 
 Gradients backward(const Tensor grad_output, const Tensor ids, const Tensor target, const Tensor embedding,
                    const Tensor weight1, const OptionalTensor bias1, const Tensor weight2, const OptionalTensor bias2,
                    double softcap) {
-  const Arguments arguments = read_arguments(ids, target, embedding, weight1, bias1, weight2, bias2,
-                                             static_cast<int64_t>(Reduction::kNone), softcap);
+  const MlpArguments arguments =
+      read_mlp_arguments(ids, target, embedding, weight1, bias1, weight2, bias2, static_cast<int64_t>(Reduction::kNone),
+                         softcap, compute_type(embedding));
   check(grad_output.numel() == arguments.examples, "grad_output must have ", arguments.examples,
         " elements, got shape ", ShapeString(grad_output));
   check_on_cpu("grad_output", grad_output);

@@ -13,6 +13,8 @@
 
 #include <stdint.h>
 
+#include <initializer_list>
+
 #include "kernels/device.h"
 #include "kernels/isa.h"
 #include "kernels/storage.h"
@@ -41,6 +43,23 @@ struct CrossEntropy {
   const T* row_scale = nullptr;  // (N,), upstream gradient of each row; null: 1
   T scale = 1;                   // every gradient is scale * row_scale * d loss / d input
 };
+
+// The problem of some of its rows. Its input and input_gradient stay as they are.
+template <typename T>
+CrossEntropy<T> rows_from(const CrossEntropy<T>& problem, int64_t first, int64_t rows) {
+  CrossEntropy<T> part = problem;
+  part.rows = rows;
+  if (part.target != nullptr) part.target += first;
+  if (part.loss != nullptr) part.loss += first;
+  part.shift += first;
+  part.log_sum += first;
+  if (part.row_scale != nullptr) part.row_scale += first;
+  for (ClassMatrix* matrix : {&part.probabilities, &part.probabilities_gradient}) {
+    if (matrix->data == nullptr) continue;
+    matrix->data = static_cast<char*>(matrix->data) + first * matrix->outer_stride * storage_size(matrix->storage);
+  }
+  return part;
+}
 
 // Rows are worked on in tiles cut by shape alone, so that results do not depend on the number of threads: as many rows
 // as keep a tile and its gradient within the first-level cache, at least one.

@@ -1,0 +1,104 @@
+#include "bindings/embedding_linear_arguments.h"
+
+#include <limits>
+
+namespace charlm {
+namespace {
+
+IntegerType integer_type(ScalarType type) {
+  switch (type) {
+    case ScalarType::Char:
+      return IntegerType::kInt8;
+    case ScalarType::Short:
+      return IntegerType::kInt16;
+    case ScalarType::Int:
+      return IntegerType::kInt32;
+    case ScalarType::Byte:
+      return IntegerType::kUInt8;
+    case ScalarType::UInt16:
+      return IntegerType::kUInt16;
+    case ScalarType::UInt32:
+      return IntegerType::kUInt32;
+    case ScalarType::UInt64:
+      return IntegerType::kUInt64;
+    default:
+      return IntegerType::kInt64;
+  }
+}
+
+}  // namespace
+
+void check_embedding_linear(const Tensor& ids, const Tensor& embedding, const Tensor& weight,
+                            const OptionalTensor& bias, int64_t activation) {
+  check(activation >= 0 && activation < kActivations, "activation must be between 0 and ", kActivations - 1, ", got ",
+        activation);
+  check_integral("ids", ids);
+  check(ids.dim() >= 1, "ids must have shape (..., T), got ()");
+  const int64_t context_length = ids.size(ids.dim() - 1);
+  check(context_length > 0, "ids must have shape (..., T) with T >= 1, got ", ShapeString(ids));
+  check_floating("embedding", embedding);
+  check_same_device("ids", ids, "embedding", embedding);
+  check(embedding.dim() == 2, "embedding must have shape (V, D), got ", ShapeString(embedding));
+  check(embedding.size(0) <= std::numeric_limits<int32_t>::max(), "embedding must have fewer than 2^31 rows, got ",
+        ShapeString(embedding));
+  check(embedding.size(0) > 0 || ids.numel() == 0, "embedding must have at least one row, got shape ",
+        ShapeString(embedding));
+  const int64_t width = context_length * embedding.size(1);
+  check_matches("weight", weight, "embedding", embedding);
+  check(weight.dim() == 2, "weight must have shape (H, T*D=", width, "), got ", ShapeString(weight));
+  check(weight.size(1) == width, "weight must have shape (H=", weight.size(0), ", T*D=", width, "), got ",
+        ShapeString(weight));
+  if (!bias.has_value()) return;
+  check_matches("bias", *bias, "embedding", embedding);
+  check(bias->dim() == 1 && bias->size(0) == weight.size(0), "bias must have shape (H=", weight.size(0), ",), got ",
+        ShapeString(*bias));
+}
+
+void check_embedding_linear_backward(const Tensor& grad_output, const Tensor& output, const Tensor& embedding,
+                                     const std::vector<int64_t>& output_shape, bool wants_bias,
+                                     const OptionalTensor& bias) {
+  check_matches("grad_output", grad_output, "embedding", embedding);
+  check_matches("output", output, "embedding", embedding);
+  const auto shape = torch::headeronly::IntHeaderOnlyArrayRef(output_shape);
+  check(grad_output.sizes().equals(shape), "grad_output must have shape ", ShapeString(shape), ", got ",
+        ShapeString(grad_output));
+  check(output.sizes().equals(shape), "output must have shape ", ShapeString(shape), ", got ", ShapeString(output));
+  check(!wants_bias || bias.has_value(), "bias must be given to have a gradient");
+}
+
+std::vector<int64_t> layer_shape(const Tensor& ids, const Tensor& weight) {
+  std::vector<int64_t> shape(ids.sizes().begin(), ids.sizes().end());
+  shape.back() = weight.size(0);
+  return shape;
+}
+
+std::optional<int64_t> row_stride(const Tensor& tensor) {
+  int64_t stride = 0, expected = -1;
+  for (int64_t d = tensor.dim() - 2; d >= 0; --d) {
+    if (tensor.size(d) == 1) continue;
+    if (expected < 0) {
+      stride = tensor.stride(d);
+    } else if (tensor.stride(d) != expected) {
+      return std::nullopt;
+    }
+    expected = tensor.stride(d) * tensor.size(d);
+  }
+  return stride;
+}
+
+Tensor with_rows(const Tensor& tensor) {
+  return row_stride(tensor).has_value() ? tensor : torch::stable::contiguous(tensor);
+}
+
+TokenIds token_ids(const Tensor& ids) {
+  TokenIds result;
+  result.data = ids.const_data_ptr();
+  result.type = integer_type(ids.scalar_type());
+  result.context_length = ids.size(ids.dim() - 1);
+  result.rows = ids.numel() / result.context_length;
+  result.row_stride = *row_stride(ids);
+  result.position_stride = ids.stride(ids.dim() - 1);
+  return result;
+}
+
+}  // namespace charlm

@@ -1,0 +1,26 @@
+// The arguments of embedding_linear, checked: what its bindings for the CPU and for CUDA share.
+#pragma once
+
+#include "bindings/check.h"
+#include "kernels/embedding_linear.h"
+
+namespace charlm {
+
+// Everything but the values of the ids and the device they are on, which is that of `embedding`.
+void check_embedding_linear(const Tensor& ids, const Tensor& embedding, const Tensor& weight,
+                            const OptionalTensor& bias, int64_t activation);
+void check_embedding_linear_backward(const Tensor& grad_output, const Tensor& output, const Tensor& embedding,
+                                     const std::vector<int64_t>& output_shape, bool wants_bias,
+                                     const OptionalTensor& bias);
+
+// (..., H)
+std::vector<int64_t> layer_shape(const Tensor& ids, const Tensor& weight);
+
+// The stride from row to row where one stride walks through all dimensions but the last.
+std::optional<int64_t> row_stride(const Tensor& tensor);
+// A tensor that has one: itself or a copy.
+Tensor with_rows(const Tensor& tensor);
+// Ids that have one.
+TokenIds token_ids(const Tensor& ids);
+
+}  // namespace charlm

@@ -1,0 +1,83 @@
+#include "bindings/linear_cross_entropy_arguments.h"
+
+namespace charlm {
+namespace {
+
+bool has_suffix(const Tensor& target, const Tensor& input, int64_t last) {
+  for (int64_t d = 0; d + 1 < input.dim(); ++d) {
+    if (target.size(d) != input.size(d)) return false;
+  }
+  return last < 0 || target.size(target.dim() - 1) == last;
+}
+
+}  // namespace
+
+template <typename T>
+LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
+    const Tensor& input, const Tensor& linear_weight, const Tensor& target, const OptionalTensor& linear_bias,
+    const OptionalTensor& weight, const CrossEntropyOptions& options, ScalarType type) {
+  check_floating("input", input);
+  check(input.dim() >= 1, "input must have shape (..., D), got ()");
+  check_matches("linear_weight", linear_weight, "input", input);
+  const int64_t features = input.size(input.dim() - 1);
+  check(linear_weight.dim() == 2 && linear_weight.size(1) == features, "linear_weight must have shape (V, D=", features,
+        "), got ", ShapeString(linear_weight));
+  const int64_t classes = linear_weight.size(0);
+  check(classes > 0, "linear_weight must have at least one class, got ", ShapeString(linear_weight));
+  int64_t rows = 1;
+  for (int64_t d = 0; d + 1 < input.dim(); ++d) rows *= input.size(d);
+
+  const bool probabilities = target.dim() == input.dim() && !is_integral(target.scalar_type());
+  if (probabilities) {
+    check_matches("target", target, "input", input);
+    check(has_suffix(target, input, classes), "target must have shape (..., V=", classes,
+          ") with the leading dimensions of input ", ShapeString(input), ", got ", ShapeString(target));
+  } else {
+    check(target.dim() == input.dim() - 1 && has_suffix(target, input, -1), "target must have the shape of input ",
+          ShapeString(input), " without its last dimension (class indices), or with V=", classes,
+          " in its place (class probabilities), got ", ShapeString(target));
+    check_integral("target", target);
+    check_same_device("target", target, "input", input);
+  }
+
+  const Tensor flat = contiguous_as(input, type);
+  LinearCrossEntropyArguments<T> problem{
+      matrix_view(flat, 0, rows, features, features),
+      linear_weight,
+      std::nullopt,
+      probabilities ? contiguous_as(target, input.scalar_type()) : contiguous_as(target, ScalarType::Long),
+      std::nullopt,
+      {},
+      rows,
+      features,
+      classes};
+  if (linear_bias.has_value()) {
+    check_matches("linear_bias", *linear_bias, "input", input);
+    check(linear_bias->dim() == 1 && linear_bias->size(0) == classes, "linear_bias must have shape (V=", classes,
+          ",), got ", ShapeString(*linear_bias));
+    problem.bias = contiguous_as(*linear_bias, type);
+  }
+  problem.loss.rows = rows;
+  problem.loss.classes = classes;
+  if (probabilities) {
+    problem.loss.probabilities.data = const_cast<void*>(problem.target.const_data_ptr());
+    problem.loss.probabilities.storage = storage_of(target);
+    problem.loss.probabilities.outer_stride = classes;
+  } else {
+    problem.loss.target = problem.target.template const_data_ptr<int64_t>();
+  }
+  set_options(options, weight, input, &problem.class_weight, &problem.loss);
+  return problem;
+}
+
+template LinearCrossEntropyArguments<float> read_linear_cross_entropy_arguments(const Tensor&, const Tensor&,
+                                                                                const Tensor&, const OptionalTensor&,
+                                                                                const OptionalTensor&,
+                                                                                const CrossEntropyOptions&, ScalarType);
+template LinearCrossEntropyArguments<double> read_linear_cross_entropy_arguments(const Tensor&, const Tensor&,
+                                                                                 const Tensor&, const OptionalTensor&,
+                                                                                 const OptionalTensor&,
+                                                                                 const CrossEntropyOptions&,
+                                                                                 ScalarType);
+
+}  // namespace charlm

@@ -1,0 +1,26 @@
+// The arguments of mlp_cross_entropy, checked: what its bindings for the CPU and for CUDA share.
+#pragma once
+
+#include "bindings/cross_entropy.h"
+#include "bindings/training.h"
+
+namespace charlm {
+
+inline constexpr int kMlpParameters = 5;
+inline constexpr const char* kMlpNames[kMlpParameters] = {"embedding", "weight1", "bias1", "weight2", "bias2"};
+
+// Checked; the parameters contiguous in one dtype, zeros for a missing bias.
+struct MlpArguments {
+  ModelShape shape;
+  std::vector<Tensor> parameters;
+  int64_t examples;
+  Reduction reduction;
+  double softcap;
+};
+
+// Everything but the values of ids and targets is checked. The parameters are converted to `type`.
+MlpArguments read_mlp_arguments(const Tensor& ids, const Tensor& target, const Tensor& embedding, const Tensor& weight1,
+                                const OptionalTensor& bias1, const Tensor& weight2, const OptionalTensor& bias2,
+                                int64_t reduction, double softcap, ScalarType type);
+
+}  // namespace charlm
