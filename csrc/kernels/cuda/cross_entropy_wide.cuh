@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)  // 64 registers 
   const T scale = has_gradient ? gradient_scale<S>(p, run) : T(0);
   const RowTarget<T> target = has_row ? row_target(p, row) : RowTarget<T>{-1, 0, 0};
   T target_input = 0;  // read before a gradient in the place of the logits is written
-  if (thread == 0 && target.index >= 0) {
+  if (thread == 0 && !p.lse_is_known && target.index >= 0) {
     target_input = to_compute(value_at<S>(p.input, p.input.row_offset(row), target.index));
   }
   const int classes = static_cast<int>(p.classes);
