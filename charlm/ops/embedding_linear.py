@@ -23,7 +23,8 @@ def embedding_linear(
     Each distinct pair of a token and its position is multiplied once, whatever the batch: a row of the result is a sum
     of T rows of that table, and the gradients of embedding and weight follow from the gradient of the table. Where
     that would cost more, since few tokens occur twice, rows are gathered and multiplied a tile at a time. Nothing of
-    size N x T*D is held in either case. Results do not depend on the number of threads.
+    size N x T*D is held in either case, on the CPU; a GPU gathers all rows for one product, and chooses by shape alone.
+    Results do not depend on the number of threads.
 
     Args:
         ids: (..., T), any integer dtype and any strides, values in [0, V); any leading dimensions, also none.
@@ -38,7 +39,8 @@ def embedding_linear(
         (..., H) in the dtype of ``embedding``; differentiable in ``embedding``, ``weight`` and ``bias``.
 
     Raises:
-        IndexError: an id is outside [0, V).
+        IndexError: an id is outside [0, V). Not on CUDA, where nothing waits for the GPU to say so: there the output of
+            that row is NaN, and the row adds nothing to any gradient.
         ValueError: an argument has the wrong shape, dtype or device, or ``activation`` is unknown.
 
     Source:

@@ -31,6 +31,8 @@ STABLE_TORCH_LIBRARY(charlm, library) {
       "float softcap, float z_loss, bool input_gradient, bool weight_gradient, bool bias_gradient, "
       "bool target_gradient) "
       "-> (Tensor input_gradient, Tensor weight_gradient, Tensor bias_gradient, Tensor target_gradient)");
+  // out = addend + a b; the addend is out itself or one row. For the other ops, on CUDA only: see bindings/cuda.
+  library.def("multiply_add(Tensor addend, Tensor a, Tensor b, Tensor(a!) out) -> ()");
   // parameters: embedding, weight1, bias1, weight2, bias2[, direct_weight]. optimizer 0 is SGD, whose state with
   // momentum is one tensor a parameter; 1 is AdamW, with the first moments of all parameters, then the second.
   library.def(

@@ -14,8 +14,11 @@
 
 #include <stdint.h>
 
+#include "kernels/device.h"
+#include "kernels/device_library.h"
 #include "kernels/isa.h"
 #include "kernels/storage.h"
+#include "kernels/token_index.h"
 
 namespace charlm {
 
@@ -23,10 +26,10 @@ enum class Activation : int64_t { kTanh = 0, kRelu = 1, kGelu = 2, kSilu = 3, kN
 inline constexpr int64_t kActivations = 5;
 
 // Whether the derivative needs the output of the activation, its input, or neither.
-constexpr bool derivative_uses_output(Activation activation) {
+CHARLM_HOST_DEVICE constexpr bool derivative_uses_output(Activation activation) {
   return activation == Activation::kTanh || activation == Activation::kRelu;
 }
-constexpr bool derivative_uses_input(Activation activation) {
+CHARLM_HOST_DEVICE constexpr bool derivative_uses_input(Activation activation) {
   return activation == Activation::kGelu || activation == Activation::kSilu;
 }
 
@@ -149,5 +152,36 @@ struct EmbeddingLinearKernels {
 CHARLM_DECLARE_KERNELS(EmbeddingLinearKernels<float>)
 CHARLM_DECLARE_KERNELS(EmbeddingLinearKernels<double>)
 }  // namespace cpu
+
+// On a GPU an id outside [0, V) makes the output of its row NaN, and its row adds nothing to any gradient. Everything
+// below is memory of the device; nothing waits for it.
+namespace cuda {
+
+struct EmbeddingLinearCall {
+  TokenIds ids;            // (N, T)
+  int64_t vocab_size = 0;  // V
+  int64_t embedding_dim = 0;
+  int64_t hidden_dim = 0;
+  Activation activation = Activation::kTanh;
+  Storage storage = Storage::kFloat32;  // of all that follow, which are contiguous
+  const void* embedding = nullptr;      // (V, D)
+  const void* weight = nullptr;         // (H, T*D)
+  const void* bias = nullptr;           // (H,), null: none
+  void* output = nullptr;               // (N, H), written by forward, read by backward
+  const void* grad_output = nullptr;    // (N, H)
+  void* embedding_gradient = nullptr;   // (V, D), like the next two null where not wanted
+  void* weight_gradient = nullptr;      // (H, T*D)
+  void* bias_gradient = nullptr;        // (H,)
+};
+
+// "project" by shape alone, as nothing may wait to count the pairs that occur: the table P of all V*T pairs has fewer
+// rows than the batch has tokens, and its rows, read once a token, stay in a second-level cache of 40 MB or more.
+inline constexpr int64_t kProjectedTableBytes = 16ll << 20;
+bool embedding_linear_projects(const EmbeddingLinearCall& call);
+
+Error embedding_linear_forward(const EmbeddingLinearCall& call, DeviceLibrary& library, Stream stream);
+Error embedding_linear_backward(const EmbeddingLinearCall& call, DeviceLibrary& library, Stream stream);
+
+}  // namespace cuda
 
 }  // namespace charlm

@@ -30,6 +30,17 @@ charlm::ClassMatrix Call::class_matrix(const std::string& name) const {
   return matrix;
 }
 
+charlm::TokenIds Call::token_ids() const {
+  charlm::TokenIds ids;
+  ids.data = buffer<void>("ids");
+  ids.type = static_cast<charlm::IntegerType>(integer("ids.type"));
+  ids.rows = integer("rows");
+  ids.context_length = integer("context_length");
+  ids.row_stride = integer("ids.row_stride");
+  ids.position_stride = integer("ids.position_stride");
+  return ids;
+}
+
 // Lines "integer NAME VALUE", "real NAME VALUE", "input NAME BYTES OFFSET" and the bytes, "output NAME BYTES OFFSET"; a
 // line "run OP" ends the call.
 bool Call::read() {

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "kernels/storage.h"
+#include "kernels/token_index.h"
 #include "simulator.h"
 
 namespace simulator {
@@ -23,6 +24,7 @@ class Call {
   }
   // The matrix whose members were sent as <name> and <name>.inner, ....
   charlm::ClassMatrix class_matrix(const std::string& name) const;
+  charlm::TokenIds token_ids() const;
   charlm::Storage storage() const { return static_cast<charlm::Storage>(integer("storage")); }
 
   // False at the end of the input.

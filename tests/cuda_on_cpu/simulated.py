@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from simulator import STORAGES, Server
+from simulator import INTEGER_TYPES, STORAGES, Server
 from torch import Tensor
 
 from charlm.ops._autograd import reduction_code, softcap_code
@@ -17,9 +17,14 @@ from charlm.ops._autograd import reduction_code, softcap_code
 class Ops:
     """What tests/cases.py takes for a namespace of ops."""
 
-    def __init__(self, server: Server, *, gradient_in_forward: bool = False) -> None:
+    def __init__(
+        self, server: Server, *, gradient_in_forward: bool = False, chunk_rows: int = 0, large_model: bool = False
+    ) -> None:
+        """chunk_rows: of linear_cross_entropy; 0: what follows from the shape. large_model: see mlp_cross_entropy."""
         self.server = server
-        self._gradient_in_forward = gradient_in_forward
+        self.gradient_in_forward = gradient_in_forward
+        self.chunk_rows = chunk_rows
+        self.large_model = large_model
 
     def cross_entropy(
         self,
@@ -39,7 +44,58 @@ class Ops:
             "softcap": softcap_code(softcap),
             "z_loss": float(z_loss),
         }
-        return _CrossEntropy.apply(input, target, weight, options, self.server, self._gradient_in_forward)
+        return _CrossEntropy.apply(input, target, weight, options, self.server, self.gradient_in_forward)
+
+    def embedding_linear(
+        self, ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "tanh"
+    ) -> Tensor:
+        code = ("tanh", "relu", "gelu", "silu", "none").index(activation)
+        return _EmbeddingLinear.apply(ids, embedding, weight, bias, code, self)
+
+    def linear_cross_entropy(
+        self,
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        *,
+        linear_bias: Tensor | None = None,
+        weight: Tensor | None = None,
+        reduction: str = "mean",
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        softcap: float | None = None,
+        z_loss: float = 0.0,
+    ) -> Tensor:
+        options = {
+            "mean": reduction == "mean",
+            "ignore_index": ignore_index,
+            "label_smoothing": float(label_smoothing),
+            "softcap": softcap_code(softcap),
+            "z_loss": float(z_loss),
+            "class_weight": None if weight is None else weight.to(_compute_dtype(input)).contiguous(),
+            "chunk_rows": self.chunk_rows,
+        }
+        return _LinearCrossEntropy.apply(input, linear_weight, target, linear_bias, reduction, options, self)
+
+    def mlp_cross_entropy(
+        self,
+        ids: Tensor,
+        target: Tensor,
+        embedding: Tensor,
+        weight1: Tensor,
+        bias1: Tensor | None,
+        weight2: Tensor,
+        bias2: Tensor | None,
+        *,
+        reduction: str = "mean",
+        softcap: float | None = None,
+    ) -> Tensor:
+        options = {"softcap": softcap_code(softcap), "chunk_rows": self.chunk_rows}
+        # Small models are computed in float32, large ones as they are stored: csrc/bindings/cuda/mlp_cross_entropy.cpp.
+        dtype = embedding.dtype if self.large_model else _compute_dtype(embedding)
+        parameters = [p if p is None else p.to(dtype) for p in (embedding, weight1, bias1, weight2, bias2)]
+        loss = _MlpCrossEntropy.apply(ids, target, *parameters, reduction, options, self.server)
+        return loss.to(embedding.dtype)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -54,11 +110,10 @@ class _CrossEntropy(torch.autograd.Function):
         gradient_in_forward: bool,
     ) -> Tensor:
         call = _cross_entropy_arguments(input, target, weight, options)
-        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         row_shape = input.shape[:1] + input.shape[2:] if input.dim() > 1 else torch.Size([])
         outputs = {
             "loss": input.new_empty(row_shape if options["reduction"] == 0 else []),
-            "lse": torch.empty(2, call["rows"], dtype=dtype),
+            "lse": torch.empty(2, call["rows"], dtype=_compute_dtype(input)),
         }
         ctx.in_forward = gradient_in_forward and not target.requires_grad
         if ctx.in_forward:
@@ -91,6 +146,181 @@ class _CrossEntropy(torch.autograd.Function):
         return outputs.get("input_gradient"), outputs.get("probabilities_gradient"), *(None,) * 4
 
 
+class _EmbeddingLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        ids: Tensor,
+        embedding: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: int,
+        ops: Ops,
+    ) -> Tensor:
+        output = embedding.new_empty(*ids.shape[:-1], weight.shape[0])
+        call = {**ids_of(ids), **_contiguous(embedding=embedding, weight=weight, bias=bias), "activation": activation}
+        call |= {"vocab_size": embedding.shape[0], "embedding_dim": embedding.shape[1], "hidden_dim": weight.shape[0]}
+        ops.projects = torch.empty((), dtype=torch.int64)
+        ops.server.call("embedding_linear", {"output": output, "projects": ops.projects}, **call)
+        ctx.save_for_backward(output, *(tensor for tensor in (embedding, weight, bias) if tensor is not None))
+        ctx.call, ctx.ops = call, ops
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        output, *parameters = ctx.saved_tensors
+        names = ("embedding_gradient", "weight_gradient", "bias_gradient")
+        gradients = {
+            name: _new(parameter)
+            for name, parameter, needed in zip(names, parameters, ctx.needs_input_grad[1:4], strict=False)
+            if needed
+        }
+        outputs = {**gradients, "projects": ctx.ops.projects}
+        inputs = {**ctx.call, "output": output, "grad_output": grad_output.contiguous()}
+        ctx.ops.server.call("embedding_linear", outputs, **inputs)
+        return None, *(gradients.get(name) for name in names), None, None
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        linear_bias: Tensor | None,
+        reduction: str,
+        options: dict[str, Any],
+        ops: Ops,
+    ) -> Tensor:
+        call = {**_contiguous(input=input, weight=linear_weight, bias=linear_bias), **options}
+        classes, features = linear_weight.shape
+        rows = input[..., 0].numel() if features > 0 else input.shape[:-1].numel()
+        call |= {"classes": classes, "features": features, "rows": rows}
+        if target.is_floating_point():
+            call["probabilities"] = target.detach().contiguous()
+            call |= _rows_of_classes("probabilities", classes)
+        else:
+            call["target"] = target.long().contiguous()
+        loss = input.new_empty(input.shape[:-1] if reduction == "none" else [])
+        outputs = {
+            "row_loss" if reduction == "none" else "total_loss": loss,
+            "lse": torch.empty(2, rows, dtype=_compute_dtype(input)),
+        }
+        # As charlm.ops.linear_cross_entropy decides it.
+        needed = dict(zip(_LINEAR_GRADIENTS, ctx.needs_input_grad, strict=False))
+        ctx.in_forward = ops.gradient_in_forward and reduction != "none" and not needed["probabilities_gradient"]
+        ctx.parameters = {"input_gradient": input, "weight_gradient": linear_weight, "bias_gradient": linear_bias}
+        gradients = {}
+        if ctx.in_forward:
+            gradients = {name: _new(like) for name, like in ctx.parameters.items() if like is not None and needed[name]}
+        ops.server.call("linear_cross_entropy", {**outputs, **gradients}, lse_is_known=False, **call)
+        ctx.call, ctx.ops, ctx.gradients, ctx.target, ctx.lse = call, ops, gradients, target, outputs["lse"]
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.in_forward:
+            gradients = {name: grad_output * gradient for name, gradient in ctx.gradients.items()}
+        else:
+            likes = {**ctx.parameters, "probabilities_gradient": ctx.target}
+            needed = dict(zip(_LINEAR_GRADIENTS, ctx.needs_input_grad, strict=False))
+            gradients = {name: _new(like) for name, like in likes.items() if like is not None and needed[name]}
+            call = {**ctx.call, "lse": ctx.lse}
+            if "probabilities_gradient" in gradients:
+                call |= _rows_of_classes("probabilities_gradient", call["classes"])
+            if grad_output.dim() > 0:
+                call["row_scale"] = grad_output.to(ctx.lse.dtype).contiguous()
+            else:
+                call["upstream"] = grad_output.contiguous()
+            ctx.ops.server.call("linear_cross_entropy", gradients, lse_is_known=True, **call)
+        return *(gradients.get(name) for name in _LINEAR_GRADIENTS), None, None, None
+
+
+class _MlpCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        ids: Tensor,
+        target: Tensor,
+        embedding: Tensor,
+        weight1: Tensor,
+        bias1: Tensor | None,
+        weight2: Tensor,
+        bias2: Tensor | None,
+        reduction: str,
+        options: dict[str, Any],
+        server: Server,
+    ) -> Tensor:
+        parameters = {"embedding": embedding, "weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
+        call = {**ids_of(ids), **_contiguous(**parameters), **options, "target": target.long().contiguous()}
+        call |= {"vocab_size": embedding.shape[0], "embedding_dim": embedding.shape[1], "hidden_dim": weight1.shape[0]}
+        loss = embedding.new_empty(target.shape if reduction == "none" else [])
+        outputs = {"row_loss" if reduction == "none" else "total_loss": loss}
+        ctx.gradients = {f"{name}_gradient": None if like is None else _new(like) for name, like in parameters.items()}
+        # As charlm.ops.mlp_cross_entropy decides it.
+        ctx.in_forward = reduction != "none" and embedding.dtype in (torch.float32, torch.float64)
+        if ctx.in_forward:
+            outputs |= {name: gradient for name, gradient in ctx.gradients.items() if gradient is not None}
+        server.call("mlp_cross_entropy", outputs, mean=reduction == "mean", has_gradient=ctx.in_forward, **call)
+        ctx.call, ctx.server, ctx.reduction = call, server, reduction
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = [gradient for gradient in ctx.gradients.values() if gradient is not None]
+        if ctx.in_forward:
+            for gradient in gradients:
+                gradient.mul_(grad_output)
+        else:
+            target = ctx.call["target"]
+            row_scale = grad_output / target.numel() if ctx.reduction == "mean" else grad_output
+            row_scale = row_scale.expand(target.shape).contiguous().to(_compute_dtype(grad_output))
+            outputs = {name: gradient for name, gradient in ctx.gradients.items() if gradient is not None}
+            ctx.server.call(
+                "mlp_cross_entropy", outputs, mean=False, has_gradient=True, row_scale=row_scale, **ctx.call
+            )
+        return None, None, *ctx.gradients.values(), None, None, None
+
+
+_LINEAR_GRADIENTS = ("input_gradient", "weight_gradient", "probabilities_gradient", "bias_gradient")
+
+
+def _rows_of_classes(name: str, classes: int) -> dict[str, int]:
+    strides = {"inner": 1, "outer_stride": classes, "inner_stride": 0, "class_stride": 1}
+    return {f"{name}.{key}": value for key, value in strides.items()}
+
+
+def _new(like: Tensor) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype)
+
+
+def _compute_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def ids_of(ids: Tensor) -> dict[str, Any]:
+    """Ids (..., T) as csrc/bindings/embedding_linear_arguments.cpp hands them on, copied only if rows have no stride."""
+    try:
+        rows = ids.view(-1, ids.shape[-1]) if ids.numel() > 0 else ids.reshape(0, ids.shape[-1])
+    except RuntimeError:
+        rows = ids.contiguous().view(-1, ids.shape[-1])
+    return {
+        "ids": rows,
+        "ids.type": INTEGER_TYPES[ids.dtype],
+        "ids.row_stride": rows.stride(0),
+        "ids.position_stride": rows.stride(1),
+        "rows": rows.shape[0],
+        "context_length": rows.shape[1],
+    }
+
+
+def _contiguous(**tensors: Tensor | None) -> dict[str, Any]:
+    """Tensors of one floating dtype, and what it is called in a call."""
+    found = {name: tensor.detach().contiguous() for name, tensor in tensors.items() if tensor is not None}
+    return {"storage": STORAGES[next(iter(found.values())).dtype], **found}
+
+
 def _cross_entropy_arguments(
     input: Tensor, target: Tensor, weight: Tensor | None, options: dict[str, Any]
 ) -> dict[str, Any]:
@@ -103,9 +333,8 @@ def _cross_entropy_arguments(
         "reduces": options["reduction"] != 0,
         **{name: value for name, value in options.items() if name != "reduction"},
     }
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     if weight is not None:
-        call["weight"] = weight.to(dtype).contiguous()
+        call["weight"] = weight.to(_compute_dtype(input)).contiguous()
     for name, tensor in {"input": input, "probabilities": target}.items():
         if tensor.is_floating_point():
             call[name] = _with_flat_inner(tensor)

@@ -263,6 +263,15 @@ void free_all() {
   ranges.push_back({0, 0, true, false, {}});
 }
 
+void initialise(void* data, size_t bytes) {
+  const auto address = reinterpret_cast<uintptr_t>(data);
+  Range* range = range_of(address);
+  if (range == nullptr || address + bytes > range->begin + range->size) refuse("a product beyond the end of a buffer");
+  for (size_t i = 0; i < bytes; ++i) range->bytes[address - range->begin + i].write.time = now;
+}
+
+void refuse(const char* message) { fail("%s", message); }
+
 bool launch(size_t shared_bytes, void (*thread)(const void*), const void* closure) {
   thread_count = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
   const uint64_t blocks = gridDim.x;

@@ -32,6 +32,10 @@ bool fault(int number);
 // written must not be read, unless it is `initialised`.
 void* allocate(size_t bytes, size_t offset, bool initialised);
 void free_all();
+// What else than a kernel has written counts as written.
+void initialise(void* data, size_t bytes);
+// Ends the process with a message.
+[[noreturn]] void refuse(const char* message);
 
 // Runs thread(closure) for every thread of gridDim and blockDim; false where CUDA would refuse the launch.
 bool launch(size_t shared_bytes, void (*thread)(const void*), const void* closure);

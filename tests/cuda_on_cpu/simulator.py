@@ -32,8 +32,15 @@ _WATCHES = {
 }
 # Named after what they were made of, files in it stay right.
 _FOLDER = ROOT / "build" / "cuda_on_cpu"
-_SUPPORT = (HERE / "simulator.cpp", HERE / "server.cpp")
+_SUPPORT = tuple(HERE / name for name in ("simulator.cpp", "server.cpp", "library.cpp"))
 
+# By their numbers in csrc/kernels.
+INTEGER_TYPES = {
+    dtype: number
+    for number, dtype in enumerate(
+        (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+    )
+}
 STORAGES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
@@ -61,11 +68,28 @@ def _build(op: str, watch: str, edits: Mapping[str, Edit]) -> Path:
         sources = _FOLDER / "edited"
         _copy_edited(sources, edits)
     objects = [_compile(source, sources, ["-O2"]) for source in (*_SUPPORT, HERE / "ops" / f"{op}.cpp")]
-    objects.append(_compile(sources / "kernels" / "cuda" / f"{op}.cu", sources, _WATCHES[watch]))
+    for kernels in _kernels_of(HERE / "ops" / f"{op}.cpp"):
+        objects.append(_compile(sources / "kernels" / "cuda" / f"{kernels}.cu", sources, _WATCHES[watch]))
     program = _FOLDER / f"{op}-{_digest([path.name.encode() for path in objects])}"
     if not program.exists():
         _create(program, ["g++", "-fsanitize=address", *map(str, objects)])
     return program
+
+
+def _kernels_of(source: Path) -> list[str]:
+    """The .cu files that a source needs: those of the headers in csrc/kernels that it and they include."""
+    seen: list[str] = []
+    waiting = [source]
+    while waiting:
+        for name in re.findall(r'^#include "kernels/(\w+)\.h"', waiting.pop().read_text(), re.MULTILINE):
+            if name not in seen:
+                seen.append(name)
+                waiting += [CSRC / "kernels" / f"{name}.h", *_kernel_file(name)]
+    return [name for name in seen if _kernel_file(name)]
+
+
+def _kernel_file(name: str) -> list[Path]:
+    return list((CSRC / "kernels" / "cuda").glob(f"{name}.cu"))
 
 
 def _compile(source: Path, sources: Path, flags: list[str]) -> Path:

@@ -1,29 +1,23 @@
 """What the simulator is for: each of these mistakes, written into the kernels of cross_entropy, is found.
 
-All of them are compiled into one program, in which `simulator::fault(number)` chooses one.
+Those of the layers are in test_planted_layer_faults.py.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from cases import ALL_LOSS_OPTIONS, check, cross_entropy_sample
+from planted import WRONG_NUMBERS, barriers_of, edits_of
 from simulated import Ops
-from simulator import CSRC, KernelError, Server, build
+from simulator import KernelError, Server, build
 
-CUDA = CSRC / "kernels" / "cuda"
 FILES = ("cross_entropy.cu", "cross_entropy_narrow.cuh", "cross_entropy_wide.cuh", "reduce.cuh", "softmax_row.cuh")
-BARRIER = re.compile(r"(?<!{ )__syncthreads\(\);")
-# Every barrier of the kernels, as its file and its number in it.
-BARRIERS = [(name, i) for name in FILES for i in range(len(BARRIER.findall((CUDA / name).read_text())))]
+BARRIERS = barriers_of(FILES)
 
 NARROW, WIDE, ROW = "cross_entropy_narrow.cuh", "cross_entropy_wide.cuh", "softmax_row.cuh"
-WRONG_NUMBERS = "instead of"
-# file, what it says, what a mistake makes of it, and how it shows.
 MISTAKES = [
     (NARROW, "i < count; i += threads) to[i]", "i < count + FAULT; i += threads) to[i]", "a race|out of bounds"),
     (NARROW, "tail = head + vectors", "tail = FAULT + head + vectors", "nothing has written"),
@@ -53,25 +47,9 @@ MISTAKES = [
 ]
 
 
-def edits() -> dict[str, Callable[[str], str]]:
-    """All faults, numbered from 1: the missing barriers, then the mistakes."""
-
-    def edit(name: str, text: str) -> str:
-        numbers = iter([number for number, (file, _) in enumerate(BARRIERS, 1) if file == name])
-        text = BARRIER.sub(lambda _: f"if (!simulator::fault({next(numbers)})) {{ __syncthreads(); }}", text)
-        for number, (file, right, wrong, _) in enumerate(MISTAKES, 1 + len(BARRIERS)):
-            if file == name:
-                assert text.count(right) == 1, f"{name} has not one place that says {right}"
-                text = text.replace(right, wrong.replace("FAULT", f"simulator::fault({number})"))
-        return text
-
-    changed = {file for file, *_ in [*BARRIERS, *MISTAKES]}
-    return {name: lambda text, name=name: edit(name, text) for name in changed}
-
-
 @pytest.fixture(scope="session")
 def faulty() -> Path:
-    return build("cross_entropy", "races", edits())
+    return build("cross_entropy", "races", edits_of(BARRIERS, MISTAKES))
 
 
 def run_everything(program: Path, fault: int) -> None:

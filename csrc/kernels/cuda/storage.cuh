@@ -86,4 +86,10 @@ auto with_storage(Storage storage, const Function& function) {
   }
 }
 
+// The same where nothing has settled what to compute in.
+template <typename Function>
+auto with_any_storage(Storage storage, const Function& function) {
+  return storage == Storage::kFloat64 ? function(double{}) : with_storage<float>(storage, function);
+}
+
 }  // namespace charlm::cuda

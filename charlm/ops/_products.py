@@ -1,0 +1,16 @@
+"""Products of matrices that C++ cannot ask torch for: its stable interface passes no number of any type, as beta is."""
+
+import torch
+from torch import Tensor
+
+from charlm.ops import _extension  # noqa: F401  declares the op
+
+__all__: list[str] = []
+
+
+@torch.library.impl("charlm::multiply_add", "CUDA")
+def _(addend: Tensor, a: Tensor, b: Tensor, out: Tensor) -> None:
+    if out.dtype == a.dtype:
+        torch.addmm(addend, a, b, out=out)
+    else:
+        torch.ops.aten.addmm.dtype_out(addend, a, b, out.dtype, out=out)

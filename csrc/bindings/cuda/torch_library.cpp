@@ -1,0 +1,88 @@
+#include "bindings/cuda/torch_library.h"
+
+#include <array>
+
+namespace charlm {
+namespace {
+
+using torch::stable::detail::from;
+using torch::stable::detail::to;
+
+// The result or the first of the results; tensors in the stack are handed over.
+template <size_t kCount>
+void call(const char* op, const char* overload, std::array<StableIValue, kCount>* stack) {
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack->data(), TORCH_ABI_VERSION));
+}
+
+ScalarType scalar_type(Storage storage) {
+  switch (storage) {
+    case Storage::kFloat64:
+      return ScalarType::Double;
+    case Storage::kBFloat16:
+      return ScalarType::BFloat16;
+    case Storage::kFloat16:
+      return ScalarType::Half;
+    default:
+      return ScalarType::Float;
+  }
+}
+
+}  // namespace
+
+void* TorchLibrary::allocate(int64_t bytes) {
+  memory_.push_back(charlm::allocate({bytes}, ScalarType::Byte, call_.device));
+  return memory_.back().mutable_data_ptr();
+}
+
+Tensor TorchLibrary::tensor_at(const void* data, ScalarType type, std::initializer_list<int64_t> sizes,
+                               std::initializer_list<int64_t> strides) const {
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
+      const_cast<void*>(data), static_cast<int64_t>(sizes.size()), sizes.begin(), strides.begin(), 0,
+      to<int32_t>(from(type)), static_cast<int32_t>(call_.device.type()), call_.device.index(), &handle));
+  return Tensor(handle);
+}
+
+Tensor TorchLibrary::tensor(const cuda::Matrix& matrix) const {
+  return tensor_at(matrix.data, scalar_type(matrix.storage), {matrix.rows, matrix.columns},
+                   {matrix.row_stride, matrix.column_stride});
+}
+
+void TorchLibrary::multiply(const cuda::Matrix& out, const cuda::Matrix& a, const cuda::Matrix& b) {
+  if (out.rows == 0 || out.columns == 0) return;
+  if (out.storage == a.storage) {
+    std::array<StableIValue, 3> stack{from(tensor(a)), from(tensor(b)), from(tensor(out))};
+    call("aten::mm", "out", &stack);
+    to<Tensor>(stack[0]);
+  } else {
+    std::array<StableIValue, 4> stack{from(tensor(a)), from(tensor(b)), from(scalar_type(out.storage)),
+                                      from(tensor(out))};
+    call("aten::mm", "dtype_out", &stack);
+    to<Tensor>(stack[0]);
+  }
+}
+
+// Numbers that may be of any type, as beta is, cannot pass through the stable interface: charlm/ops/_products.py, which
+// implements this op for CUDA, makes the call.
+void TorchLibrary::multiply_add(const cuda::Matrix& out, const cuda::Matrix& addend, const cuda::Matrix& a,
+                                const cuda::Matrix& b) {
+  if (out.rows == 0 || out.columns == 0) return;
+  const Tensor result = tensor(out);
+  // As a vector a row becomes part of cuBLAS's product.
+  const Tensor added =
+      addend.data == out.data ? result : tensor_at(addend.data, scalar_type(addend.storage), {addend.columns}, {1});
+  std::array<StableIValue, 4> stack{from(added), from(tensor(a)), from(tensor(b)), from(result)};
+  call("charlm::multiply_add", "", &stack);
+}
+
+cuda::DeviceLibrary::Sorted TorchLibrary::sort(const int32_t* keys, int64_t count) {
+  const Tensor unsorted = tensor_at(keys, ScalarType::Int, {count}, {1});
+  std::array<StableIValue, 4> stack{from(unsorted), from(std::optional<bool>(true)), from(int64_t{0}), from(false)};
+  call("aten::sort", "stable", &stack);
+  const Tensor sorted = to<Tensor>(stack[0]), order = to<Tensor>(stack[1]);
+  memory_.push_back(sorted);
+  memory_.push_back(order);
+  return {sorted.const_data_ptr<int32_t>(), order.const_data_ptr<int64_t>()};
+}
+
+}  // namespace charlm

@@ -1,0 +1,29 @@
+// What launchers of whole layers ask of a library, by torch: its memory, its products (cuBLAS) and its sort.
+#pragma once
+
+#include "bindings/cuda/device_call.h"
+#include "kernels/device_library.h"
+
+namespace charlm {
+
+// For one call; its memory goes back to torch's pool at the end, where later calls of the stream find it.
+class TorchLibrary final : public cuda::DeviceLibrary {
+ public:
+  explicit TorchLibrary(const DeviceCall& call) : call_(call) {}
+
+  void* allocate(int64_t bytes) override;
+  void multiply(const cuda::Matrix& out, const cuda::Matrix& a, const cuda::Matrix& b) override;
+  void multiply_add(const cuda::Matrix& out, const cuda::Matrix& addend, const cuda::Matrix& a,
+                    const cuda::Matrix& b) override;
+  Sorted sort(const int32_t* keys, int64_t count) override;
+
+ private:
+  Tensor tensor_at(const void* data, ScalarType type, std::initializer_list<int64_t> sizes,
+                   std::initializer_list<int64_t> strides) const;
+  Tensor tensor(const cuda::Matrix& matrix) const;
+
+  const DeviceCall& call_;
+  std::vector<Tensor> memory_;
+};
+
+}  // namespace charlm
