@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from charlm.ops import _extension  # noqa: F401  registers the ops
+from charlm.ops import _extension, _products  # noqa: F401  register the ops
 from charlm.ops._autograd import (
     check_devices,
     needs_gradient,
@@ -55,7 +55,8 @@ def linear_cross_entropy(
         A scalar, or (...) for "none"; dtype of ``input``.
 
     Raises:
-        IndexError: a target is out of range.
+        IndexError: a target is out of range. Not on CUDA, where nothing waits for the GPU to say so: there the loss of
+            that row is NaN, it does not count in the mean, and the gradients that it takes part in are NaN.
         ValueError: an argument has the wrong shape, dtype, device or range.
 
     Source:

@@ -1,7 +1,7 @@
 #include <limits>
 
 #include "bindings/cross_entropy_arguments.h"
-#include "bindings/cuda/device_call.h"
+#include "bindings/cuda/upstream.h"
 
 namespace charlm {
 namespace {
@@ -94,17 +94,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor grad_output, const Tensor input
       check(problem.target == nullptr, "target must be class probabilities to have a gradient");
       problem.probabilities_gradient = class_matrix(grad_target);
     }
-    check_same_device("grad_output", grad_output, "input", input);
-    const bool per_row = options.reduction == Reduction::kNone;
-    const int64_t expected = per_row ? problem.rows : 1;
-    check(grad_output.numel() == expected, "grad_output must have ", expected, " elements, got shape ",
-          ShapeString(grad_output));
-    const Tensor upstream = contiguous_as(grad_output, per_row ? compute_type(input) : input.scalar_type());
-    if (per_row) {
-      problem.row_scale = upstream.template const_data_ptr<T>();
-    } else {
-      run.upstream = upstream.const_data_ptr();
-    }
+    const Tensor upstream = read_upstream(grad_output, input, options.reduction, &problem, &run.upstream);
     const Tensor denominators = divide_by_denominator(call, options.reduction, &problem, &run);
     call.check(cuda::cross_entropy(problem, run, call.stream()));
   });

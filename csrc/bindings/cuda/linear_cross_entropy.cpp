@@ -1,0 +1,124 @@
+#include "kernels/linear_cross_entropy.h"
+
+#include "bindings/cuda/torch_library.h"
+#include "bindings/cuda/upstream.h"
+#include "bindings/linear_cross_entropy_arguments.h"
+
+namespace charlm {
+namespace {
+
+struct Wanted {
+  bool input, weight, bias, target;
+};
+
+struct Gradients {
+  Tensor input, weight, bias, target;
+};
+
+cuda::Matrix matrix(const Tensor& tensor) {
+  return {tensor.const_data_ptr(), storage_of(tensor), tensor.size(0),
+          tensor.size(1),          tensor.stride(0),   tensor.stride(1)};
+}
+
+template <typename T>
+cuda::LinearCrossEntropy<T> problem_of(const LinearCrossEntropyArguments<T>& arguments,
+                                       const CrossEntropyOptions& options) {
+  cuda::LinearCrossEntropy<T> problem;
+  problem.input = matrix(arguments.input);
+  problem.weight = matrix(arguments.weight);
+  problem.bias = arguments.bias.has_value() ? arguments.bias->const_data_ptr() : nullptr;
+  problem.loss = arguments.loss;
+  problem.mean = options.reduction == Reduction::kMean;
+  problem.chunk_rows =
+      cuda::linear_cross_entropy_chunk_rows(arguments.rows, arguments.classes, storage_of(arguments.input));
+  return problem;
+}
+
+template <typename T>
+Gradients allocate_gradients(const Tensor& input, const Tensor& linear_weight, const Tensor& target,
+                             const Wanted& wanted, cuda::LinearCrossEntropy<T>* problem) {
+  const auto gradient = [&](const Tensor& like, bool want) {
+    return want ? allocate(like.sizes(), input.scalar_type(), input.device())
+                : allocate({0}, input.scalar_type(), input.device());
+  };
+  const Gradients gradients{gradient(input, wanted.input), gradient(linear_weight, wanted.weight),
+                            allocate({wanted.bias ? linear_weight.size(0) : 0}, input.scalar_type(), input.device()),
+                            gradient(target, wanted.target)};
+  if (wanted.input) problem->input_gradient = gradients.input.mutable_data_ptr();
+  if (wanted.weight) problem->weight_gradient = gradients.weight.mutable_data_ptr();
+  if (wanted.bias) problem->bias_gradient = gradients.bias.mutable_data_ptr();
+  if (wanted.target) {
+    problem->loss.probabilities_gradient = problem->loss.probabilities;
+    problem->loss.probabilities_gradient.data = gradients.target.mutable_data_ptr();
+  }
+  return gradients;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor linear_weight,
+                                                           const Tensor target, const OptionalTensor linear_bias,
+                                                           const OptionalTensor weight, int64_t ignore_index,
+                                                           int64_t reduction, double label_smoothing, double softcap,
+                                                           double z_loss, bool input_gradient, bool weight_gradient,
+                                                           bool bias_gradient) {
+  const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
+  const DeviceCall call("input", input);
+  std::optional<std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>> result;
+  dispatch_compute_type(input, [&](auto compute) {
+    using T = decltype(compute);
+    const auto arguments = read_linear_cross_entropy_arguments<T>(input, linear_weight, target, linear_bias, weight,
+                                                                  options, input.scalar_type());
+    cuda::LinearCrossEntropy<T> problem = problem_of(arguments, options);
+    const bool per_row = options.reduction == Reduction::kNone;
+    const torch::headeronly::IntHeaderOnlyArrayRef row_shape(input.sizes().data(), input.dim() - 1);
+    const Tensor loss = per_row ? allocate(row_shape, input.scalar_type(), call.device)
+                                : allocate({}, input.scalar_type(), call.device);
+    (per_row ? problem.row_loss : problem.total_loss) = loss.mutable_data_ptr();
+    const Tensor lse = allocate({2, arguments.rows}, compute_type(input), call.device);
+    set_lse(lse, &problem.loss);
+    const Gradients gradients = allocate_gradients(input, linear_weight, target,
+                                                   {input_gradient, weight_gradient, bias_gradient, false}, &problem);
+    TorchLibrary library(call);
+    call.check(cuda::linear_cross_entropy(problem, library, call.stream()));
+    result.emplace(loss, lse, gradients.input, gradients.weight, gradients.bias);
+  });
+  return *result;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tensor input,
+                                                    const Tensor linear_weight, const Tensor target,
+                                                    const OptionalTensor linear_bias, const OptionalTensor weight,
+                                                    const Tensor lse, int64_t ignore_index, int64_t reduction,
+                                                    double label_smoothing, double softcap, double z_loss,
+                                                    bool input_gradient, bool weight_gradient, bool bias_gradient,
+                                                    bool target_gradient) {
+  const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
+  const DeviceCall call("input", input);
+  std::optional<std::tuple<Tensor, Tensor, Tensor, Tensor>> result;
+  dispatch_compute_type(input, [&](auto compute) {
+    using T = decltype(compute);
+    const auto arguments = read_linear_cross_entropy_arguments<T>(input, linear_weight, target, linear_bias, weight,
+                                                                  options, input.scalar_type());
+    cuda::LinearCrossEntropy<T> problem = problem_of(arguments, options);
+    check(!target_gradient || problem.loss.target == nullptr,
+          "target must be class probabilities to have a gradient, got class indices");
+    check_same_device("lse", lse, "input", input);
+    set_lse(lse, &problem.loss);
+    problem.loss.lse_is_known = true;
+    const Tensor upstream = read_upstream(grad_output, input, options.reduction, &problem.loss, &problem.upstream);
+    const Gradients gradients = allocate_gradients(
+        input, linear_weight, target, {input_gradient, weight_gradient, bias_gradient, target_gradient}, &problem);
+    TorchLibrary library(call);
+    call.check(cuda::linear_cross_entropy(problem, library, call.stream()));
+    result.emplace(gradients.input, gradients.weight, gradients.bias, gradients.target);
+  });
+  return *result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, library) {
+  library.impl("linear_cross_entropy_forward", TORCH_BOX(&forward));
+  library.impl("linear_cross_entropy_backward", TORCH_BOX(&backward));
+}
+
+}  // namespace charlm

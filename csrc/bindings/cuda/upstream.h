@@ -1,0 +1,27 @@
+// The upstream gradient of a loss, which stays on the device.
+#pragma once
+
+#include "bindings/cross_entropy.h"
+#include "bindings/cuda/device_call.h"
+
+namespace charlm {
+
+// Points row_scale at it under "none", and `factor` otherwise. The result holds its memory.
+template <typename T>
+Tensor read_upstream(const Tensor& grad_output, const Tensor& input, Reduction reduction, CrossEntropy<T>* problem,
+                     const void** factor) {
+  check_same_device("grad_output", grad_output, "input", input);
+  const bool per_row = reduction == Reduction::kNone;
+  const int64_t expected = per_row ? problem->rows : 1;
+  check(grad_output.numel() == expected, "grad_output must have ", expected, " elements, got shape ",
+        ShapeString(grad_output));
+  const Tensor upstream = contiguous_as(grad_output, per_row ? compute_type(input) : input.scalar_type());
+  if (per_row) {
+    problem->row_scale = upstream.template const_data_ptr<T>();
+  } else {
+    *factor = upstream.const_data_ptr();
+  }
+  return upstream;
+}
+
+}  // namespace charlm

@@ -1,0 +1,51 @@
+// cross_entropy(input weight^T + bias) on a GPU, a chunk of rows at a time: the logits of a chunk, their gradient in
+// the same place, and from it
+//
+//   d input = dz weight      d weight += dz^T input      d bias += column sums of dz
+//
+// Everything is memory of the device; nothing waits for it. Out-of-range targets: see kernels/cross_entropy.h; the NaN
+// of such a row reaches the gradients of weight and bias.
+#pragma once
+
+#include "kernels/cross_entropy.h"
+#include "kernels/device_library.h"
+
+namespace charlm::cuda {
+
+// The product for the weight's gradient reads and writes all of it, V * D sums in float32, for each chunk: 8 bytes for
+// 2 * rows operations a value. At 2,048 rows that is 512 operations a byte, more than any GPU can do for a byte of its
+// memory. A chunk of so many rows is at most a part in 16 of a large batch, and of bounded size.
+inline constexpr int64_t kChunkRows = 2048;
+inline constexpr int64_t kChunkParts = 16;
+inline constexpr int64_t kChunkBytes = 512ll << 20;
+inline constexpr int64_t kMinChunkRows = 256;
+inline constexpr int64_t kChunkMultiple = 128;  // rows of the products' tiles
+inline int64_t linear_cross_entropy_chunk_rows(int64_t rows, int64_t classes, Storage storage) {
+  int64_t chunk = rows / kChunkParts > kChunkRows ? rows / kChunkParts : kChunkRows;
+  const int64_t fitting = kChunkBytes / (classes * storage_size(storage));
+  if (chunk > fitting) chunk = fitting > kMinChunkRows ? fitting : kMinChunkRows;
+  return chunk / kChunkMultiple * kChunkMultiple;
+}
+
+template <typename T>
+struct LinearCrossEntropy {
+  Matrix input;                // (N, D)
+  Matrix weight;               // (V, D), stored as input is, like all that follows but the loss
+  const void* bias = nullptr;  // (V,), null: none
+  // N, V, targets, probabilities, options and lse. Its input and input_gradient are not read, the chunks' take their
+  // place; under a mean the scale becomes what the host knows of it.
+  CrossEntropy<T> loss;
+  bool mean = false;                // divides gradients, and the result, by the mean's denominator
+  void* row_loss = nullptr;         // (N,), null: not wanted
+  void* total_loss = nullptr;       // (1,), null: not wanted
+  const void* upstream = nullptr;   // (1,), a factor of every gradient; null: 1
+  void* input_gradient = nullptr;   // (N, D) contiguous, like the next two null where not wanted
+  void* weight_gradient = nullptr;  // (V, D)
+  void* bias_gradient = nullptr;    // (V,)
+  int64_t chunk_rows = 0;           // as above
+};
+
+template <typename T>
+Error linear_cross_entropy(const LinearCrossEntropy<T>& problem, DeviceLibrary& library, Stream stream);
+
+}  // namespace charlm::cuda
