@@ -32,7 +32,11 @@ from charlm import environment, ops
 
 ROOT = Path(__file__).resolve().parent.parent
 # Tests of ops with CUDA kernels, and those of them that a sanitizer, which is slow, gets through.
-TEST_FILES = ("tests/test_cross_entropy.py",)
+TEST_FILES = (
+    "tests/test_cross_entropy.py",
+    "tests/test_embedding_linear.py",
+    "tests/test_linear_cross_entropy.py",
+)
 SANITIZED = "any_trailing_dimensions or every_combination_of_options"
 
 # (N, C): quack publishes from 256 classes on, with fewer rows of more than 65,536; 27 are the symbols of names.

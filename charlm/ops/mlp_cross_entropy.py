@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from charlm.ops import _extension  # noqa: F401  registers the ops
+from charlm.ops import _extension, _products  # noqa: F401  register the ops
 from charlm.ops._autograd import needs_gradient, reduction_code, scale_saved, softcap_code
 
 _forward = torch.ops.charlm.mlp_cross_entropy_forward.default
@@ -28,8 +28,8 @@ def mlp_cross_entropy(
     """Cross-entropy of ``weight2 @ tanh(weight1 @ concat(embedding[ids]) + bias1) + bias2``, all in one op.
 
     Equal to ``linear_cross_entropy(embedding_linear(ids, embedding, weight1, bias1), weight2, target,
-    linear_bias=bias2, reduction=reduction, softcap=softcap)``. Rows of ``ids`` that are equal share one forward and one
-    backward pass; neither hidden states nor logits are kept.
+    linear_bias=bias2, reduction=reduction, softcap=softcap)``. Neither hidden states nor logits are kept. On the CPU,
+    rows of ``ids`` that are equal share one forward and one backward pass.
 
     Args:
         ids: (..., T), any integer dtype and any strides, values in [0, V).
@@ -47,7 +47,8 @@ def mlp_cross_entropy(
         is NaN, as in torch.
 
     Raises:
-        IndexError: an id or a target is out of range.
+        IndexError: an id or a target is out of range. Not on CUDA, where nothing waits for the GPU to say so: there the
+            loss of that row and all gradients are NaN.
         ValueError: an argument has the wrong shape, dtype, device or range.
 
     Source:

@@ -12,7 +12,9 @@
 #include <stdint.h>
 
 #include "kernels/blocks.h"
+#include "kernels/embedding_linear.h"
 #include "kernels/isa.h"
+#include "kernels/linear_cross_entropy.h"
 #include "kernels/parallel.h"
 #include "kernels/update.h"
 
@@ -115,5 +117,21 @@ struct MlpKernels {
 CHARLM_DECLARE_KERNELS(MlpKernels<float>)
 CHARLM_DECLARE_KERNELS(MlpKernels<double>)
 }  // namespace cpu
+
+// On a GPU: the two layers one after the other, what is between them in memory of the device for the time of the call.
+// The loss of a row whose ids or target are out of range is NaN, and so is every gradient.
+namespace cuda {
+
+template <typename T>
+struct MlpCrossEntropy {
+  EmbeddingLinearCall hidden;    // its output and grad_output are not read
+  LinearCrossEntropy<T> output;  // its input and input_gradient are not read, nor what loss has of lse
+  bool has_gradient = false;
+};
+
+template <typename T>
+Error mlp_cross_entropy(const MlpCrossEntropy<T>& problem, DeviceLibrary& library, Stream stream);
+
+}  // namespace cuda
 
 }  // namespace charlm

@@ -1,0 +1,135 @@
+#include <limits>
+
+#include "bindings/cuda/torch_library.h"
+#include "bindings/embedding_linear_arguments.h"
+#include "bindings/mlp_cross_entropy_arguments.h"
+
+namespace charlm {
+namespace {
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// Small models of bfloat16 and float16 are computed in float32 throughout, as on the CPU. A large output layer is worth
+// products in the small type, and its hidden states in it.
+constexpr int64_t kSmallOutputLayer = 1 << 20;
+ScalarType product_type(const Tensor& embedding, const Tensor& weight2) {
+  return weight2.numel() <= kSmallOutputLayer ? compute_type(embedding) : embedding.scalar_type();
+}
+
+// The checked arguments, and gradients of all parameters, or of none.
+struct Call {
+  DeviceCall device;
+  MlpArguments arguments;
+  ScalarType type;  // of the results
+  Tensor ids, target;
+  std::vector<Tensor> gradients;
+
+  Call(const Tensor& ids, const Tensor& target, const Tensor& embedding, const Tensor& weight1,
+       const OptionalTensor& bias1, const Tensor& weight2, const OptionalTensor& bias2, int64_t reduction,
+       double softcap, bool has_gradient)
+      : device("embedding", embedding),
+        arguments(read_mlp_arguments(ids, target, embedding, weight1, bias1, weight2, bias2, reduction, softcap,
+                                     product_type(embedding, weight2))),
+        type(embedding.scalar_type()) {
+    check_integral("ids", ids);
+    check_same_device("ids", ids, "embedding", embedding);
+    check_integral("target", target);
+    check_same_device("target", target, "embedding", embedding);
+    this->ids = with_rows(ids);
+    this->target = contiguous_as(target, ScalarType::Long);
+    for (const Tensor& parameter : arguments.parameters) {
+      gradients.push_back(has_gradient ? allocate(parameter.sizes(), parameter.scalar_type(), device.device)
+                                       : allocate({0}, parameter.scalar_type(), device.device));
+    }
+  }
+
+  template <typename T>
+  cuda::MlpCrossEntropy<T> problem() const {
+    const auto parameter = [&](int i) { return arguments.parameters[i].const_data_ptr(); };
+    cuda::MlpCrossEntropy<T> problem;
+    cuda::EmbeddingLinearCall& hidden = problem.hidden;
+    hidden.ids = token_ids(ids);
+    hidden.vocab_size = arguments.shape.vocab_size;
+    hidden.embedding_dim = arguments.shape.embedding_dim;
+    hidden.hidden_dim = arguments.shape.hidden_dim;
+    hidden.storage = storage_of(arguments.parameters[0]);
+    hidden.embedding = parameter(0);
+    hidden.weight = parameter(1);
+    hidden.bias = parameter(2);
+    cuda::LinearCrossEntropy<T>& output = problem.output;
+    output.weight = cuda::Matrix(parameter(3), hidden.storage, hidden.vocab_size, hidden.hidden_dim);
+    output.bias = parameter(4);
+    output.loss.rows = arguments.examples;
+    output.loss.classes = hidden.vocab_size;
+    output.loss.target = target.const_data_ptr<int64_t>();
+    output.loss.ignore_index = std::numeric_limits<int64_t>::min();  // none is ignored
+    output.loss.softcap = static_cast<T>(arguments.softcap);
+    output.mean = arguments.reduction == Reduction::kMean;
+    output.chunk_rows = cuda::linear_cross_entropy_chunk_rows(arguments.examples, hidden.vocab_size, hidden.storage);
+    return problem;
+  }
+
+  template <typename T>
+  void run(cuda::MlpCrossEntropy<T> problem, bool has_gradient) const {
+    problem.has_gradient = has_gradient;
+    if (has_gradient) {
+      problem.hidden.embedding_gradient = gradients[0].mutable_data_ptr();
+      problem.hidden.weight_gradient = gradients[1].mutable_data_ptr();
+      problem.hidden.bias_gradient = gradients[2].mutable_data_ptr();
+      problem.output.weight_gradient = gradients[3].mutable_data_ptr();
+      problem.output.bias_gradient = gradients[4].mutable_data_ptr();
+    }
+    TorchLibrary library(device);
+    device.check(cuda::mlp_cross_entropy(problem, library, device.stream()));
+  }
+
+  ScalarType computed_type() const { return arguments.parameters[0].scalar_type(); }
+  Gradients results() const {
+    const auto at = [&](int i) { return contiguous_as(gradients[i], type); };
+    return {at(0), at(1), at(2), at(3), at(4)};
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor ids, const Tensor target,
+                                                                   const Tensor embedding, const Tensor weight1,
+                                                                   const OptionalTensor bias1, const Tensor weight2,
+                                                                   const OptionalTensor bias2, int64_t reduction,
+                                                                   double softcap, bool compute_gradient) {
+  const Call call(ids, target, embedding, weight1, bias1, weight2, bias2, reduction, softcap, compute_gradient);
+  const bool per_row = call.arguments.reduction == Reduction::kNone;
+  const Tensor loss = per_row ? allocate(target.sizes(), call.computed_type(), call.device.device)
+                              : allocate({}, call.computed_type(), call.device.device);
+  dispatch_compute_type(embedding, [&](auto type) {
+    auto problem = call.problem<decltype(type)>();
+    (per_row ? problem.output.row_loss : problem.output.total_loss) = loss.mutable_data_ptr();
+    call.run(problem, compute_gradient);
+  });
+  return std::tuple_cat(std::make_tuple(contiguous_as(loss, call.type)), call.results());
+}
+
+Gradients backward(const Tensor grad_output, const Tensor ids, const Tensor target, const Tensor embedding,
+                   const Tensor weight1, const OptionalTensor bias1, const Tensor weight2, const OptionalTensor bias2,
+                   double softcap) {
+  const Call call(ids, target, embedding, weight1, bias1, weight2, bias2, static_cast<int64_t>(Reduction::kNone),
+                  softcap, true);
+  check(grad_output.numel() == call.arguments.examples, "grad_output must have ", call.arguments.examples,
+        " elements, got shape ", ShapeString(grad_output));
+  check_same_device("grad_output", grad_output, "embedding", embedding);
+  const Tensor upstream = contiguous_as(grad_output, compute_type(embedding));
+  dispatch_compute_type(embedding, [&](auto type) {
+    using T = decltype(type);
+    auto problem = call.problem<T>();
+    problem.output.loss.row_scale = upstream.template const_data_ptr<T>();
+    call.run(problem, true);
+  });
+  return call.results();
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, library) {
+  library.impl("mlp_cross_entropy_forward", TORCH_BOX(&forward));
+  library.impl("mlp_cross_entropy_backward", TORCH_BOX(&backward));
+}
+
+}  // namespace charlm
