@@ -167,9 +167,7 @@ class _VocabParallel(torch.autograd.Function):
             own_sum[rows] = logits.sub_(shift[:, None]).exp_().sum(1)
         own_label_logit.masked_fill_(~is_own, 0.0)
 
-        of_ranks = own.new_empty((dist.get_world_size(loss.group), *own.shape))
-        dist.all_gather_into_tensor(of_ranks, own, loss.group)
-        maxima, sums, label_logits, spread_logits = of_ranks.unbind(1)
+        maxima, sums, label_logits, spread_logits = _all_gather(own, loss.group).unbind(1)
         # logsumexp = shift + log_sum, apart so that z - shift cancels exactly.
         shift = maxima.amax(0)
         log_sum = (sums * (maxima - shift).exp()).sum(0).log()
@@ -247,6 +245,13 @@ def _logits(
     return unit.mul_(softcap), slope
 
 
+def _all_gather(own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The tensors of all ranks, stacked."""
+    of_ranks = own.new_empty((dist.get_world_size(group), *own.shape))
+    dist.all_gather(list(of_ranks.unbind(0)), own, group)
+    return of_ranks
+
+
 def _own_classes(
     error: ValueError | None, input: Tensor, linear_weight: Tensor, group: dist.ProcessGroup | None
 ) -> tuple[int, int]:
@@ -259,8 +264,7 @@ def _own_classes(
         features = input.shape[-1]
         description = [0, len(linear_weight), input[..., 0].numel(), features, _DTYPES.index(input.dtype)]
     own = torch.tensor(description, device=input.device)
-    of_ranks = own.new_empty((dist.get_world_size(group), len(own)))
-    dist.all_gather_into_tensor(of_ranks, own, group)
+    of_ranks = _all_gather(own, group)
     if error is not None:
         raise error
     failed, own_classes, *alike = of_ranks.T.tolist()
