@@ -36,7 +36,7 @@ def run(worker: Worker, size: int, folder: Path) -> list[dict[str, Any]]:
     finally:
         for process in context.processes:
             process.kill()
-    return [torch.load(folder / f"{size}.{rank}.pt") for rank in range(size)]
+    return [torch.load(folder / f"{size}.{rank}.pt", weights_only=False) for rank in range(size)]
 
 
 def run_once(worker: Worker, size: int, factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
@@ -51,7 +51,7 @@ def run_once(worker: Worker, size: int, factory: pytest.TempPathFactory) -> list
         if (folder / "failed").exists():
             pytest.fail((folder / "failed").read_text())
         if (folder / "done").exists():
-            return [torch.load(folder / f"{size}.{rank}.pt") for rank in range(size)]
+            return [torch.load(folder / f"{size}.{rank}.pt", weights_only=False) for rank in range(size)]
         try:
             results = run(worker, size, folder)
         except BaseException:
@@ -66,4 +66,5 @@ def _enter(rank: int, worker: Worker, size: int, folder: Path) -> None:
     torch.manual_seed(0)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous.{size}", rank=rank, world_size=size)
     torch.save(worker(folder), folder / f"{size}.{rank}.pt")
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
