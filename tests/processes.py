@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 # Nothing here takes a tenth of it; without it a lost process would hang the tests.
-TIMEOUT_SECONDS = 240
+TIMEOUT_SECONDS = 120
 
 Worker = Callable[[Path], dict[str, Any]]
 
