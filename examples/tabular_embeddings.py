@@ -45,7 +45,7 @@ class Classifier(nn.Module):
 
 
 def sales(rows: int) -> tuple[Tensor, Tensor]:
-    """Synthetic rows (N, 5) and their classes: quarters of a score, the sum of an effect per category and of one pair."""
+    """Synthetic rows (N, 5) and their classes: quarters of a sum of an effect per category, and one of a pair."""
     ids = torch.stack([torch.randint(size, (rows,)) for size in CATEGORIES], dim=1)
     score = sum(torch.randn(size)[column] for size, column in zip(CATEGORIES, ids.T, strict=True))
     score = score + torch.randn(CATEGORIES[1], CATEGORIES[4])[ids[:, 1], ids[:, 4]]

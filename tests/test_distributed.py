@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -188,9 +189,18 @@ def worker(folder: Path) -> dict[str, Any]:
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=port.read_text())
     results["together"] = charlm("train", "--resume", run, "--steps", 30, "--quiet")
     assert not dist.is_initialized()
+    results["ddp example"] = ddp_example()
     dist.init_process_group("gloo", init_method=f"file://{folder}/last", rank=rank, world_size=2)
     results["lost"] = lost(rank)
     return results
+
+
+def ddp_example() -> str:
+    """What examples/ddp_names.py prints in this process."""
+    sys.argv = ["ddp_names", "--steps", "4"]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        runpy.run_path(str(Path(__file__).parents[1] / "examples" / "ddp_names.py"), run_name="__main__")
+    return out.getvalue()
 
 
 def lost(rank: int) -> str:
@@ -318,6 +328,17 @@ def test_fsdp_shards_a_model_with_our_modules_in_it(ranks: list[dict[str, Any]])
         torch.testing.assert_close(halves.mean(), expected.pop("loss"))
         for of_rank in sharded:
             torch.testing.assert_close(of_rank, expected)
+
+
+def test_the_example_of_ddp_has_the_losses_of_one_process(
+    ranks: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    actual, expected = ranks[0]["ddp example"], ddp_example()
+    assert re.sub(r"loss .*", "", actual) == re.sub(r"loss .*", "", expected) == "step 1  \nstep 4  \n"
+    losses = ([float(loss) for loss in re.findall(r"loss (.*)", printed)] for printed in (actual, expected))
+    assert next(losses) == pytest.approx(next(losses), abs=2e-4)
+    assert ranks[1]["ddp example"] == ""
 
 
 @pytest.mark.parametrize(("size", "count"), [(1, 5), (2, 7), (3, 2), (4, 0)])
