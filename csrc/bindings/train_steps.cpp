@@ -149,7 +149,9 @@ Tensor train_full_steps(std::vector<Tensor> parameters, std::vector<Tensor> stat
     for (int64_t e = 0; e < entries; ++e) {
       weights[e] = static_cast<T>(values.const_data_ptr<double>()[e] / total);
     }
-    const MlpBatch<T> batch = builder.build_all<T>(entry_begin, classes.const_data_ptr<int32_t>(), weights.get());
+    const std::unique_ptr<int32_t[]> entry_rows(new int32_t[entries]);
+    const MlpBatch<T> batch =
+        builder.build_all<T>(entry_begin, classes.const_data_ptr<int32_t>(), weights.get(), entry_rows.get());
     training.run(rates, losses, rows, batch.table_rows(shape.context_length), entries, [&](int64_t) { return batch; });
   });
   return losses;

@@ -39,7 +39,7 @@ int64_t number_contexts(const int32_t* contexts, int64_t rows, int64_t context_l
 
 int64_t batch_memory(const Examples& examples, int64_t max_size) {
   const int64_t contexts = max_size * examples.context_length;
-  return examples.num_contexts + examples.vocab_size + 4 * max_size + 1 + 2 * contexts + examples.context_length + 1;
+  return examples.num_contexts + examples.vocab_size + 6 * max_size + 1 + 2 * contexts + examples.context_length + 1;
 }
 
 BatchBuilder::BatchBuilder(const Examples& examples, int64_t max_size, int32_t* memory) : examples_(examples) {
@@ -51,8 +51,10 @@ BatchBuilder::BatchBuilder(const Examples& examples, int64_t max_size, int32_t* 
   slot_of_context_ = take(examples.num_contexts);
   slot_of_token_ = take(examples.vocab_size);
   context_of_row_ = take(max_size);
+  target_of_example_ = take(max_size);
   entry_of_example_ = take(max_size);
   entry_begin_ = take(max_size + 1);
+  entry_rows_ = take(max_size);
   targets_ = take(max_size);
   context_rows_ = take(max_size * examples.context_length);
   position_begin_ = take(examples.context_length + 1);
@@ -88,16 +90,17 @@ MlpBatch<T> BatchBuilder::build(const int64_t* indices, int64_t size) {
   int32_t rows = 0;
   int32_t* count = entry_begin_ + 1;
   for (int64_t b = 0; b < size; ++b) {
-    const int32_t context = examples_.examples[indices[b]].context;
-    int32_t row = slot_of_context_[context];
-    if (row >= rows || context_of_row_[row] != context) {
-      row = rows++;
-      slot_of_context_[context] = row;
-      context_of_row_[row] = context;
-      count[row] = 0;
-    }
-    ++count[row];
+    const auto [context, target] = examples_.examples[indices[b]];
+    const int32_t slot = slot_of_context_[context];
+    // Without a branch: whether a context is new is what no predictor can know.
+    const bool is_new = slot >= rows || context_of_row_[slot] != context;
+    const int32_t row = is_new ? rows : slot;
+    slot_of_context_[context] = row;
+    context_of_row_[row] = context;
+    count[row] = (is_new ? 0 : count[row]) + 1;
     entry_of_example_[b] = row;  // for now
+    target_of_example_[b] = target;
+    rows += is_new;
   }
   // entry_begin_[row + 1] runs from the first entry of the row to one past its last while the targets are filled in.
   int32_t total = 0;
@@ -108,18 +111,28 @@ MlpBatch<T> BatchBuilder::build(const int64_t* indices, int64_t size) {
   }
   entry_begin_[0] = 0;
   for (int64_t b = 0; b < size; ++b) {
-    const int32_t entry = count[entry_of_example_[b]]++;
-    targets_[entry] = examples_.examples[indices[b]].target;
+    const int32_t row = entry_of_example_[b], entry = count[row]++;
+    entry_rows_[entry] = row;
+    targets_[entry] = target_of_example_[b];
     entry_of_example_[b] = entry;
   }
   number_tokens(rows, context_of_row_);
-  return {rows, context_rows_, position_begin_, tokens_, entry_begin_, targets_, nullptr, T(1) / static_cast<T>(size)};
+  return {rows,     context_rows_, position_begin_,
+          tokens_,  entry_begin_,  entry_rows_,
+          targets_, nullptr,       T(1) / static_cast<T>(size)};
 }
 
 template <typename T>
-MlpBatch<T> BatchBuilder::build_all(const int32_t* entry_begin, const int32_t* targets, const T* weights) {
-  number_tokens(examples_.num_contexts, nullptr);
-  return {examples_.num_contexts, context_rows_, position_begin_, tokens_, entry_begin, targets, weights, T(1)};
+MlpBatch<T> BatchBuilder::build_all(const int32_t* entry_begin, const int32_t* targets, const T* weights,
+                                    int32_t* entry_rows) {
+  const int64_t rows = examples_.num_contexts;
+  number_tokens(rows, nullptr);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int32_t entry = entry_begin[row]; entry < entry_begin[row + 1]; ++entry) {
+      entry_rows[entry] = static_cast<int32_t>(row);
+    }
+  }
+  return {rows, context_rows_, position_begin_, tokens_, entry_begin, entry_rows, targets, weights, T(1)};
 }
 
 void BatchBuilder::prefetch(const int64_t* indices, int64_t size) const {
@@ -128,7 +141,7 @@ void BatchBuilder::prefetch(const int64_t* indices, int64_t size) const {
 
 template MlpBatch<float> BatchBuilder::build(const int64_t*, int64_t);
 template MlpBatch<double> BatchBuilder::build(const int64_t*, int64_t);
-template MlpBatch<float> BatchBuilder::build_all(const int32_t*, const int32_t*, const float*);
-template MlpBatch<double> BatchBuilder::build_all(const int32_t*, const int32_t*, const double*);
+template MlpBatch<float> BatchBuilder::build_all(const int32_t*, const int32_t*, const float*, int32_t*);
+template MlpBatch<double> BatchBuilder::build_all(const int32_t*, const int32_t*, const double*, int32_t*);
 
 }  // namespace charlm

@@ -40,16 +40,16 @@ class BatchBuilder {
   // Brings the examples of a later batch into cache: they lie anywhere in memory.
   void prefetch(const int64_t* indices, int64_t size) const;
 
-  // Every context of `examples` once, as it is; its targets come with the caller.
+  // Every context of `examples` once, as it is; its targets come with the caller. `entry_rows` (entries,) is filled in.
   template <typename T>
-  MlpBatch<T> build_all(const int32_t* entry_begin, const int32_t* targets, const T* weights);
+  MlpBatch<T> build_all(const int32_t* entry_begin, const int32_t* targets, const T* weights, int32_t* entry_rows);
 
  private:
   void number_tokens(int64_t rows, const int32_t* context_of_row);
 
   Examples examples_;
   int32_t *slot_of_context_, *slot_of_token_;
-  int32_t *context_of_row_, *entry_of_example_, *entry_begin_, *targets_;
+  int32_t *context_of_row_, *target_of_example_, *entry_of_example_, *entry_begin_, *entry_rows_, *targets_;
   int32_t *context_rows_, *position_begin_, *tokens_;
 };
 int64_t batch_memory(const Examples& examples, int64_t max_size);

@@ -59,13 +59,9 @@ double step(const BigramStep<T>& p) {
     for (int64_t r = 0; r < tile.rows; ++r) scale[r] = tile.row_weight(r) / sum[r];
     for (int64_t r = tile.rows; r < kTileRows; ++r) sum[r] = 1;
     for (int64_t r = 0; r < kTileRows; r += kWidth<T>) store(log_sum + r, log(load(sum + r)));
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      for (int64_t e = p.batch.entry_begin[first + r]; e < p.batch.entry_begin[first + r + 1]; ++e) {
-        loss += (double)(tile.weight(e) * (log_sum[r] - (target_logits[e] - shift[r])));
-      }
-    }
     tile.backward(0, p.classes.count, shift, scale);
     tile.backward_targets(target_logits, 1);
+    loss += tile.losses(shift, log_sum, target_logits);
     add_rows(p, tile, in_place ? -p.update->learning_rate : (T)1, in_place ? p.weight : p.gradient);
   }
   if (in_place) return loss;

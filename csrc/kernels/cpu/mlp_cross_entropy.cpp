@@ -285,12 +285,7 @@ class Step {
   void finish_loss(Slot<T>* slot, const SoftmaxTile<T>& tile) const {
     T* log_sum = slot->scale;
     for (int64_t r = 0; r < tile.rows; r += kWidth<T>) store(log_sum + r, log(load(slot->sum + r)));
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      for (int64_t e = p_.batch.entry_begin[tile.first + r]; e < p_.batch.entry_begin[tile.first + r + 1]; ++e) {
-        target_logits_[e] = log_sum[r] - (target_logits_[e] - slot->shift[r]);
-        slot->loss += (double)(tile.weight(e) * target_logits_[e]);
-      }
-    }
+    slot->loss += tile.losses(slot->shift, log_sum, target_logits_);
   }
 
   void backward_bias2(const Slot<T>& slot, const SoftmaxTile<T>& tile, int64_t begin, int64_t end,
