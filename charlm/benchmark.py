@@ -30,8 +30,6 @@ _FEWEST_ROUNDS = 3
 # Backends agree up to rounding; more than this apart, they do not do the same work.
 _LOSS_TOLERANCE = 1e-3
 _COMPARED_STEPS = 3
-# Who can be raced, besides the backends: the loop of `charlm.benchmark_jax`.
-CONTESTANTS = (*BACKENDS, "jax")
 _SGEMM_SIZE = 1024
 
 Examples = Literal["batch", "every example", "distinct contexts"]
@@ -43,7 +41,7 @@ class Timing:
 
     Attributes:
         name: of the contestant: its backend, and " (distinct)" if that takes part in two ways.
-        backend: in `CONTESTANTS`.
+        backend: in `charlm.backends.BACKENDS`, or "jax".
         examples: what a step computes: those of a random batch, every training example, or each distinct context once
             with the counts of its targets, which gives the same gradient.
         steps: in each round.
@@ -146,7 +144,7 @@ def race(
     Args:
         workload: in `WORKLOADS`.
         path: of the data; None is the embedded names.
-        backends: in `CONTESTANTS`; None is all of `charlm.backends.BACKENDS`.
+        backends: in `charlm.backends.BACKENDS`, or "jax" for the loop of `charlm.benchmark_jax`; None is all backends.
         threads: for torch and charlm while the race lasts.
         seconds: of measuring for each contestant; a slow one needs up to twice as much, or three steps.
         on_round: is told which stage begins.
@@ -159,8 +157,8 @@ def race(
         raise ValueError(f"workload must be one of {', '.join(WORKLOADS)}, got {workload!r}")
     names = list(BACKENDS) if backends is None else list(backends)
     for name in names:
-        if name not in CONTESTANTS:
-            raise ValueError(f"backends must be among {', '.join(CONTESTANTS)}, got {name!r}")
+        if name not in (*BACKENDS, "jax"):
+            raise ValueError(f"backends must be among {', '.join(BACKENDS)}, jax, got {name!r}")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"backends must be one or more different ones, got {', '.join(names) or 'none'}")
     if threads < 1:
