@@ -88,21 +88,11 @@ struct MlpTiling {
   MlpTiling(const MlpLayout& layout, int64_t rows);
   // All that is done to a block of the hidden dimension is done while it is in cache.
   CHARLM_SHARED_INLINE bool is_fused() const { return tiles <= 1 && class_slots == 1; }
+  template <typename T>
+  CHARLM_SHARED_INLINE UpdateTime update_time(const Update<T>* update) const {
+    return when_to_update(update, tiles <= 1);
+  }
 };
-
-// When a step changes the parameters.
-enum class UpdateTime {
-  kNever,          // only the loss, or loss and gradient, are wanted
-  kInPlace,        // plain SGD on one tile: every gradient, times -learning_rate, is added to the parameters at once
-  kBlockwise,      // each block as soon as its gradient is known
-  kAfterClipping,  // the norm of the whole gradient has to be known first
-};
-template <typename T>
-CHARLM_SHARED_INLINE UpdateTime when_to_update(const MlpTiling& tiling, const Update<T>* update) {
-  if (update == nullptr) return UpdateTime::kNever;
-  if (update->max_grad_norm != 0) return UpdateTime::kAfterClipping;
-  return tiling.tiles <= 1 && update->is_sparse() ? UpdateTime::kInPlace : UpdateTime::kBlockwise;
-}
 
 template <typename T>
 struct MlpStep {

@@ -120,7 +120,7 @@ class Step {
     if (m_.in_place()) return;
     const int64_t embedding = layout_.embedding(), bias2 = layout_.bias2();
     const T scale = clip_scale(*p_.update, p_.gradient, layout_.size());
-    if (!m_.blockwise()) {
+    if (!m_.at_once()) {
       p_.parallel(layout_.hidden.count,
                   [&](int64_t block) { update(layout_.weight1(block), layout_.weight1(block + 1), scale); });
     }

@@ -147,7 +147,7 @@ class InputLayers {
     with_vectors<T>(layout_.hidden.width(block), [&]<int N>() {
       hidden_.template backward_weight<N>(m_.tables_gradient_at(m_.slots[0], block), gradient, m_.in_place());
     });
-    if (!m_.blockwise()) return;
+    if (!m_.at_once()) return;
     const int64_t begin = layout_.weight1(block);
     apply<T>(*step_.update, 1, step_.parameters, gradient, begin, layout_.weight1(block + 1) - begin);
   }

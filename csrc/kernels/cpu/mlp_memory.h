@@ -60,7 +60,7 @@ struct MlpMemory {
       : step(problem),
         layout(problem.layout),
         tiling(problem.layout, rows),
-        update_time(when_to_update(tiling, problem.update)),
+        update_time(tiling.update_time(problem.update)),
         table_rows(table_rows),
         step_scale(in_place() ? -problem.update->learning_rate : 1) {
     Arena<T> arena{problem.workspace};
@@ -76,7 +76,7 @@ struct MlpMemory {
 
   bool fused() const { return tiling.is_fused(); }
   bool in_place() const { return update_time == UpdateTime::kInPlace; }
-  bool blockwise() const { return update_time == UpdateTime::kBlockwise; }
+  bool at_once() const { return update_time == UpdateTime::kAtOnce; }
 
   // Where the tables of a block are: where each block is done with before the next, all share one place in cache.
   T* tables_at(int64_t block) const { return tables + (fused() ? 0 : table_rows * layout.hidden.begin(block)); }
@@ -92,7 +92,7 @@ struct MlpMemory {
   }
   // The gradient of a block's weights, bias1 first. One that is used at once is not kept.
   T* gradient_at(const Slot<T>& slot, int64_t block) const {
-    return slot.gradient + (fused() && blockwise() ? 0 : layout.weight1(block));
+    return slot.gradient + (fused() && at_once() ? 0 : layout.weight1(block));
   }
   T* weight2_gradient_at(const Slot<T>& slot, int64_t block) const {
     return gradient_at(slot, block) + layout.weight2(block) - layout.weight1(block);

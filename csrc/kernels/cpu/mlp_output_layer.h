@@ -79,6 +79,8 @@ class OutputLayer {
       for (int64_t s = 1; s < slots; ++s) slot.sum[r] += slot.sum[s * stride + r];
       slot.scale[r] = m_.step_scale * tile.row_weight(r) / slot.sum[r];
     }
+    // finish_loss takes the logarithms of whole vectors.
+    for (int64_t r = tile.rows; r % kWidth<T> != 0; ++r) slot.sum[r] = 1;
   }
 
   // The logits become d loss / d logits.
