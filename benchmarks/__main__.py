@@ -11,15 +11,18 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.tables import render
 from charlm import environment
+from charlm.backends import BACKENDS
 from charlm.benchmark import WORKLOADS
 
 FOLDER = Path(__file__).resolve().parent
+_CONTESTANTS = (*BACKENDS, *(["jax"] if find_spec("jax") else []))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,6 +77,7 @@ def time_ops(files: Sequence[Path], passes: int, seconds: float = 1.0) -> list[d
 
 def _race(preset: str, seconds: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "charlm", "bench", "--preset", preset, "--seconds", f"{seconds:g}", "--json"]
+    command += ["--backends", ",".join(_CONTESTANTS)]
     result: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     return result
 

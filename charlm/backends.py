@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from charlm import engine
 from charlm.data import Distinct, Split
 from charlm.distributed import ALONE, Processes
-from charlm.models import MLP, LanguageModel, NeuralBigram
+from charlm.models import LanguageModel, engine_parameters
 
 # Logits of a full batch in memory at a time.
 _LOGITS_AT_ONCE = 1 << 21
@@ -183,7 +183,10 @@ class FusedBackend:
         if model.device.type != "cpu":
             raise ValueError(f"backend 'fused' trains on the CPU, but the model is on {model.device}")
         model.backend = "ops"
-        self._parameters = _parameters_in_order(model)
+        parameters = engine_parameters(model)
+        if parameters is None:
+            raise ValueError(f"backend 'fused' trains an MLP or a NeuralBigram, got a {type(model).__name__}")
+        self._parameters = parameters
         self._optimizer = optimizer
         (group,) = optimizer.param_groups
         self._options: dict[str, Any] = {
@@ -242,16 +245,6 @@ def _count_pairs(tokens: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tens
     contexts, lengths = (pairs // vocab_size).unique(return_counts=True)
     row_ptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     return contexts.unsqueeze(1), row_ptr, pairs % vocab_size, counts
-
-
-def _parameters_in_order(model: LanguageModel) -> list[Tensor]:
-    """The parameters in the order of `engine.train_steps`."""
-    if isinstance(model, NeuralBigram):
-        return [model.weight]
-    if not isinstance(model, MLP):
-        raise ValueError(f"backend 'fused' trains an MLP or a NeuralBigram, got a {type(model).__name__}")
-    parameters: list[Tensor] = [model.embedding, model.weight1, model.bias1, model.weight2, model.bias2]
-    return parameters if model.direct_weight is None else [*parameters, model.direct_weight]
 
 
 BACKENDS: dict[str, type[Backend]] = {

@@ -63,7 +63,7 @@ def main() -> None:
     print(f"difference from eager  loss {abs(losses[0] - losses[1]).item():.1e}", end="  ")
     print(f"gradient of the tied weight {(gradients[0] - gradients[1]).abs().max().item():.1e}")
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(1, options.steps + 1):
         batch = windows[torch.randint(len(windows), (16,))]
         loss = model.loss(batch[:, :-1], batch[:, 1:])

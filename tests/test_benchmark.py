@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from benchmarks.tables import render
 from charlm import benchmark
 from charlm.backends import BACKENDS, EagerBackend
 from charlm.benchmark import WORKLOADS, race
+from charlm.benchmark_jax import create_run
 from charlm.cli import main
 from charlm.cli.bench import duration, rate
 
@@ -162,8 +166,18 @@ def test_backends_that_compute_something_else_are_not_compared(small: Path, monk
             return super().run(batch_indices, learning_rates) * 1.01
 
     monkeypatch.setitem(BACKENDS, "wrong", Wrong)
-    with pytest.raises(RuntimeError, match=r"wrong has loss 3\.3\d+ in the first step, eager 3\.\d+"):
+    with pytest.raises(RuntimeError, match=r"wrong has the losses \[3\.3\d+, .*\] in its first steps, eager \[3\."):
         race("lecture", path=str(small), backends=["eager", "wrong"], **TINY)
+
+
+def test_jax_is_asked_for_by_who_wants_to_race_it(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jax", None)  # as if it were not installed
+    cores = os.sched_getaffinity(0)
+    with pytest.raises(ValueError, match="the backend 'jax' needs JAX: pip install jax"):
+        race("lecture", path=str(small), backends=["jax"], **TINY)
+    assert os.sched_getaffinity(0) == cores
+    with pytest.raises(ValueError, match="the loop in JAX trains an MLP without direct connections"):
+        create_run(replace(WORKLOADS["lecture"], direct=True), charlm.data.load(small), threads=1)
 
 
 def test_threads_are_set_for_the_race_only(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

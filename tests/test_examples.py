@@ -53,12 +53,12 @@ def test_makemore_transformer(run: Run) -> None:
 
 
 def test_gpt_tied_head(run: Run) -> None:
-    difference, first, *_, last = run("gpt_tied_head", "--steps", 60)
+    difference, first, *_, last = run("gpt_tied_head", "--steps", 100)
     assert difference["loss"] < 1e-5
     assert difference["gradient of the tied weight"] < 1e-6
-    # The frequencies of single characters are at 2.8, lines included.
+    # The frequencies of single characters are at 2.85, ends of lines included.
     assert first["loss"] > 3.0
-    assert last["loss"] < 2.75
+    assert last["loss"] < 2.83
 
 
 def test_tabular_embeddings(run: Run) -> None:
