@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -62,9 +62,12 @@ def by_reference(op: Op, tensors: Tensors, options: Sequence[Any]) -> Tensor:
         return op.reference(*map(_widened, tensors), *options)
 
 
-def is_differentiated() -> bool:
-    """In a backward: whether its result will be, or something is being mapped over it."""
-    return not torch.compiler.is_compiling() and (torch.is_grad_enabled() or is_transformed())
+def is_more_than_first_order(grad_output: Tensor) -> bool:
+    """In a backward: whether its result will be differentiated too (create_graph), or something is mapped over it."""
+    if torch.compiler.is_compiling():
+        return False
+    # The last is what is_grads_batched=True maps with.
+    return torch.is_grad_enabled() or is_transformed() or is_legacy_batchedtensor(grad_output)
 
 
 def gradients(

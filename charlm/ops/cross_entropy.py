@@ -153,7 +153,7 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, target, weight, saved = ctx.saved_tensors
         rest = (None,) * len(ctx.options)
-        if _transforms.is_differentiated():
+        if _transforms.is_more_than_first_order(grad_output):
             wanted = ctx.needs_input_grad[:3]
             return *_transforms.gradients(_OP, wanted, grad_output, (input, target, weight), ctx.options), *rest
         if ctx.in_forward:

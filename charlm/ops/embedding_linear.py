@@ -96,7 +96,7 @@ class _EmbeddingLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         output, *tensors = ctx.saved_tensors
-        if _transforms.is_differentiated():
+        if _transforms.is_more_than_first_order(grad_output):
             wanted = ctx.needs_input_grad[:4]
             return *_transforms.gradients(_OP, wanted, grad_output, tensors, (ctx.activation,)), None
         _, embedding_needs, weight_needs, bias_needs, _ = ctx.needs_input_grad

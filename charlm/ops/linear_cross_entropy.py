@@ -177,7 +177,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         tensors, saved = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
         rest = (None,) * len(ctx.options)
-        if _transforms.is_differentiated():
+        if _transforms.is_more_than_first_order(grad_output):
             wanted = ctx.needs_input_grad[:5]
             return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), *rest
         input_needs, weight_needs, target_needs, bias_needs, *_ = ctx.needs_input_grad

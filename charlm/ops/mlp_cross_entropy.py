@@ -139,7 +139,7 @@ class _MlpCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         tensors, saved = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
-        if _transforms.is_differentiated():
+        if _transforms.is_more_than_first_order(grad_output):
             wanted = ctx.needs_input_grad[:7]
             return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None, None
         if ctx.in_forward:

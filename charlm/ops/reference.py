@@ -23,11 +23,15 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
+def _silu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)  # F.silu has no forward-mode derivative of its backward
+
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "relu": F.relu,
     "gelu": F.gelu,
-    "silu": F.silu,
+    "silu": _silu,
     "none": _identity,
 }
 
