@@ -60,9 +60,12 @@ def scale_saved(grad_output: Tensor, saved: Tensor) -> Tensor:
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """The dtype in which autocast would multiply this tensor; None where it is off or, as for float64, leaves it."""
-    if not torch.is_autocast_enabled(tensor.device.type) or tensor.dtype not in _AUTOCAST_DTYPES:
+    if not torch._C._is_any_autocast_enabled():  # costs less than a tensor's device
         return None
-    return torch.get_autocast_dtype(tensor.device.type)
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device) if tensor.dtype in _AUTOCAST_DTYPES else None
 
 
 def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:

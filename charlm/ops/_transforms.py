@@ -6,6 +6,7 @@ A plain call runs an op's own Function, whose backward is made for first derivat
   autograd through the reference. A second derivative then costs what it costs in eager PyTorch, a first one nothing.
 - forward-mode AD (jvp, jacfwd, hessian, dual numbers): the reference, since a tangent wants the very intermediate
   results that the kernels avoid.
+- torch.export: the reference, so that a program runs without charlm and can be trained.
 - grad, vjp and vmap of torch.func: `_Transformed`, which ends in kernels for values and first gradients. A mapped
   dimension becomes rows of one call where weights are shared, and for all else the reference is mapped: with a weight
   or a weight's gradient for each sample there is nothing left to share.
@@ -43,8 +44,10 @@ class Op:
 
 
 def is_transformed() -> bool:
-    """Whether forward-mode AD or a transform of torch.func is at work; jvp opens a level of forward-mode AD too."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    """Whether forward-mode AD (which jvp turns on too), another transform of torch.func or torch.export is at work."""
+    return (
+        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or torch.compiler.is_exporting()
+    )
 
 
 def transformed(op: Op, tensors: Tensors, options: Sequence[Any]) -> Tensor:
@@ -57,9 +60,12 @@ def transformed(op: Op, tensors: Tensors, options: Sequence[Any]) -> Tensor:
 
 def by_reference(op: Op, tensors: Tensors, options: Sequence[Any]) -> Tensor:
     """The op in plain PyTorch, bfloat16 and float16 computed in float32 as by the kernels, whatever autocast says."""
-    device = next(tensor.device.type for tensor in tensors if tensor is not None)
+    tensors = [*map(_widened, tensors)]
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device):  # meta
+        return op.reference(*tensors, *options)
     with torch.autocast(device, enabled=False):
-        return op.reference(*map(_widened, tensors), *options)
+        return op.reference(*tensors, *options)
 
 
 def is_more_than_first_order(grad_output: Tensor) -> bool:
