@@ -44,6 +44,15 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
     return False
 
 
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """``function.apply(*arguments)`` of a plain call: outside of the compiler, without the search for torch.func's
+    wrappers that costs as much as the rest of it.
+    """
+    if torch.compiler.is_compiling():
+        return function.apply(*arguments)
+    return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
+
+
 def graph_is_kept() -> bool:
     """Whether the running backward may run again (retain_graph=True), so that saved tensors must stay as they are."""
     return torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph()

@@ -10,6 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from charlm.ops import _extension, _transforms, reference  # noqa: F401  _extension registers the ops
 from charlm.ops._autograd import (
     REDUCTION_NAMES,
+    apply,
     autocast_dtype,
     cast,
     check_devices,
@@ -91,7 +92,8 @@ def _call(input: Tensor, target: Tensor, weight: Tensor | None, *options: Any) -
     if weight is not None and weight.requires_grad:
         return _transforms.by_reference(_OP, (input, target, weight), options)
     if needs_gradient(input, target):
-        return _CrossEntropy.apply(input, target, weight, *options)
+        loss: Tensor = apply(_CrossEntropy, input, target, weight, options)
+        return loss
     return _forward(input, target, weight, *options, False)[0]
 
 
@@ -140,7 +142,7 @@ def _gradient_in_forward(input: Tensor, target: Tensor) -> bool:
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
+    def forward(ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: tuple[Any, ...]) -> Tensor:
         in_forward = _gradient_in_forward(input, target)
         loss, lse, gradient = _forward(input, target, weight, *options, in_forward)
         # With the gradient in hand the arguments are kept for its derivatives alone.
@@ -152,18 +154,17 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, target, weight, saved = ctx.saved_tensors
-        rest = (None,) * len(ctx.options)
         if _transforms.is_more_than_first_order(grad_output):
             wanted = ctx.needs_input_grad[:3]
-            return *_transforms.gradients(_OP, wanted, grad_output, (input, target, weight), ctx.options), *rest
+            return *_transforms.gradients(_OP, wanted, grad_output, (input, target, weight), ctx.options), None
         if ctx.in_forward:
             per_row = grad_output.unsqueeze(min(1, input.ndim - 1)) if grad_output.ndim > 0 else grad_output
-            return scale_saved(per_row, saved), None, None, *rest
+            return scale_saved(per_row, saved), None, None, None
         input_needs, target_needs, *_ = ctx.needs_input_grad
         input_gradient, target_gradient = _backward(
             grad_output, input, target, weight, saved, *ctx.options, input_needs, target_needs
         )
-        return input_gradient if input_needs else None, target_gradient if target_needs else None, None, *rest
+        return input_gradient if input_needs else None, target_gradient if target_needs else None, None, None
 
 
 def _rows(input: Tensor) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from charlm.ops import _extension, _transforms, reference  # noqa: F401  _extension registers the ops
-from charlm.ops._autograd import autocast_dtype, cast, check_devices, needs_gradient
+from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
 
 _forward = torch.ops.charlm.embedding_linear_forward.default
 _backward = torch.ops.charlm.embedding_linear_backward.default
@@ -67,7 +67,8 @@ def _call(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, a
     if _transforms.is_transformed():
         return _transforms.transformed(_OP, (ids, embedding, weight, bias), (activation,))
     if needs_gradient(embedding, weight, bias):
-        return _EmbeddingLinear.apply(ids, embedding, weight, bias, activation)
+        output: Tensor = apply(_EmbeddingLinear, ids, embedding, weight, bias, activation)
+        return output
     return _forward(ids, embedding, weight, bias, activation)
 
 

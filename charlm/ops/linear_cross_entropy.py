@@ -10,6 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from charlm.ops import _extension, _transforms, reference  # noqa: F401  _extension registers the ops
 from charlm.ops._autograd import (
     REDUCTION_NAMES,
+    apply,
     autocast_dtype,
     cast,
     check_devices,
@@ -105,7 +106,8 @@ def _call(
     if weight is not None and weight.requires_grad:
         return _transforms.by_reference(_OP, tensors, options)
     if needs_gradient(input, linear_weight, target, linear_bias):
-        return _LinearCrossEntropy.apply(*tensors, *options)
+        loss: Tensor = apply(_LinearCrossEntropy, *tensors, options)
+        return loss
     return _forward(*tensors, *options, False, False, False)[0]
 
 
@@ -158,7 +160,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         target: Tensor,
         linear_bias: Tensor | None,
         weight: Tensor | None,
-        *options: Any,
+        options: tuple[Any, ...],
     ) -> Tensor:
         input_needs, weight_needs, target_needs, bias_needs, *_ = ctx.needs_input_grad
         # Not where rows have upstream gradients of their own; not in float16, where a loss scale must multiply a
@@ -175,11 +177,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, saved = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
-        rest = (None,) * len(ctx.options)
+        kept = ctx.saved_tensors  # once: checkpointing computes them again at each reading
+        tensors, saved = kept[:5], kept[5:]
         if _transforms.is_more_than_first_order(grad_output):
             wanted = ctx.needs_input_grad[:5]
-            return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), *rest
+            return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None
         input_needs, weight_needs, target_needs, bias_needs, *_ = ctx.needs_input_grad
         if ctx.in_forward:
             input_gradient, weight_gradient, bias_gradient = saved
@@ -189,14 +191,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 None,
                 scale_saved(grad_output, bias_gradient) if bias_needs else None,
                 None,
-                *rest,
+                None,
             )
         wanted = (input_needs, weight_needs, bias_needs, target_needs)
         gradients = _backward(grad_output, *tensors, *saved, *ctx.options, *wanted)
         input_gradient, weight_gradient, bias_gradient, target_gradient = (
             gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)
         )
-        return input_gradient, weight_gradient, target_gradient, bias_gradient, None, *rest
+        return input_gradient, weight_gradient, target_gradient, bias_gradient, None, None
 
 
 def _wanted(like: Tensor | None, wanted: bool, input: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from charlm.ops import _extension, _transforms, reference  # noqa: F401  _extension registers the ops
 from charlm.ops._autograd import (
     REDUCTION_NAMES,
+    apply,
     autocast_dtype,
     cast,
     needs_gradient,
@@ -88,7 +89,8 @@ def _call(
     if _transforms.is_transformed():
         return _transforms.transformed(_OP, tensors, options)
     if needs_gradient(embedding, weight1, bias1, weight2, bias2):
-        return _MlpCrossEntropy.apply(*tensors, *options)
+        loss: Tensor = apply(_MlpCrossEntropy, *tensors, options)
+        return loss
     return _forward(*tensors, *options, False)[0]
 
 
@@ -123,25 +125,25 @@ class _MlpCrossEntropy(torch.autograd.Function):
         bias1: Tensor | None,
         weight2: Tensor,
         bias2: Tensor | None,
-        reduction: int,
-        softcap: float,
+        options: tuple[int, float],
     ) -> Tensor:
         # A single loss has gradients that only its upstream gradient scales: they come with the one forward pass. Not
         # in float16 and bfloat16, where a loss scale must multiply them before they are rounded.
-        ctx.in_forward = reduction != 0 and embedding.dtype in (torch.float32, torch.float64)
+        ctx.in_forward = options[0] != 0 and embedding.dtype in (torch.float32, torch.float64)
         arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
-        loss, *gradients = _forward(*arguments, reduction, softcap, ctx.in_forward)
+        loss, *gradients = _forward(*arguments, *options, ctx.in_forward)
         # With the gradients in hand the arguments are kept for their derivatives alone.
         ctx.save_for_backward(*arguments, *(gradients if ctx.in_forward else ()))
-        ctx.options = (reduction, softcap)
+        ctx.options = options
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, saved = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+        kept = ctx.saved_tensors  # once: checkpointing computes them again at each reading
+        tensors, saved = kept[:7], kept[7:]
         if _transforms.is_more_than_first_order(grad_output):
             wanted = ctx.needs_input_grad[:7]
-            return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None, None
+            return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None
         if ctx.in_forward:
             gradients = [scale_saved(grad_output, gradient) for gradient in saved]
         else:
@@ -151,7 +153,7 @@ class _MlpCrossEntropy(torch.autograd.Function):
                 grad_output = grad_output / target.numel()
             gradients = _backward(grad_output.expand(target.shape), *tensors, softcap)
         needed = ctx.needs_input_grad[2:7]
-        return None, None, *(g if n else None for g, n in zip(gradients, needed, strict=True)), None, None
+        return None, None, *(g if n else None for g, n in zip(gradients, needed, strict=True)), None
 
 
 @torch.library.register_fake("charlm::mlp_cross_entropy_forward")
