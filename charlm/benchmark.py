@@ -175,7 +175,7 @@ def race(
             for contestant in (
                 [_jax_contestant(config, dataset, threads)]
                 if name == "jax"
-                else _contestants(replace(config, backend=name), dataset)
+                else _contestants(name, replace(config, backend=name), dataset)
             )
         ]
         timings, sgemm = _time(contestants, seconds, on_round)
@@ -217,14 +217,13 @@ class _Contestant:
     run: Callable[[int], Tensor]
 
 
-def _contestants(config: TrainingConfig, dataset: Dataset) -> Iterator[_Contestant]:
-    """The ways in which the backend of `config` takes part."""
-    name = config.backend
+def _contestants(name: str, config: TrainingConfig, dataset: Dataset) -> Iterator[_Contestant]:
+    """The ways in which a backend, that of `config`, takes part."""
     trainer = config.create_trainer(config.create_model(len(dataset.vocabulary)), dataset)
     if config.batch_size != "full":
         yield _Contestant(name, name, "batch", trainer.run)
     elif issubclass(BACKENDS[name], EagerBackend):
-        yield _Contestant(name, name, "every example", _run_on_every_example(config, dataset))
+        yield _Contestant(name, name, "every example", _run_on_every_example(name, config, dataset))
         if name == "eager":
             yield _Contestant("eager (distinct)", name, "distinct contexts", trainer.run)
     else:
@@ -247,11 +246,11 @@ class _AllExamples(Split):
         return self._examples
 
 
-def _run_on_every_example(config: TrainingConfig, dataset: Dataset) -> Callable[[int], Tensor]:
+def _run_on_every_example(name: str, config: TrainingConfig, dataset: Dataset) -> Callable[[int], Tensor]:
     # The trainer is only asked for the optimizer.
     model = config.create_model(len(dataset.vocabulary))
     optimizer = config.create_trainer(model, dataset).optimizer
-    backend = BACKENDS[config.backend](model, optimizer, _AllExamples(dataset.train), None)
+    backend = BACKENDS[name](model, optimizer, _AllExamples(dataset.train), None)
     indices, rate = torch.arange(len(dataset.train))[None], torch.tensor([config.learning_rate])
 
     def run(steps: int) -> Tensor:
