@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from charlm import optimizers
 from charlm.backends import BACKENDS
 from charlm.data import Split
 from charlm.models import MLP
 
 ROUNDS = 5
 _BATCHES = 64  # different ones, over which the steps of a round run
+_RATE = 0.01
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ def _race(sizes: Sizes, seconds: float, contestants: Sequence[str]) -> dict[str,
     for name, run in runs.items():
         run(1)
         count = 1
-        while (elapsed := _seconds(run, count)) < seconds / 4 and count < _BATCHES:
-            count *= 2
-        counts[name] = max(1, min(round(count * seconds / elapsed), 100 * _BATCHES))
+        while (elapsed := _seconds(run, count)) < seconds / 4:
+            count *= 4
+        counts[name] = max(1, round(count * seconds / elapsed))
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(ROUNDS):
         for name in runs if number % 2 == 0 else reversed(runs):
@@ -115,15 +115,13 @@ def _steps(backend: str, threads: int, sizes: Sizes, split: Split, indices: Tens
         sizes.hidden_dim,
         generator=torch.Generator().manual_seed(3),
     )
-    options = {"momentum": 0.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
-    optimizer = optimizers.create(model, "sgd", learning_rate=0.01, **options)
-    runner = BACKENDS[backend](model, optimizer, split, None)
+    runner = BACKENDS[backend](model, torch.optim.SGD(model.parameters(), lr=_RATE), split, None)
 
     def run(steps: int) -> None:
         with _threads(threads):
             for first in range(0, steps, _BATCHES):
                 count = min(_BATCHES, steps - first)
-                runner.run(indices[:count], torch.full((count,), 0.01, dtype=torch.float64))
+                runner.run(indices[:count], torch.full((count,), _RATE, dtype=torch.float64))
 
     return run
 

@@ -7,6 +7,7 @@ Of several processes each computes the gradient of its part of a batch, and all 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -17,6 +18,9 @@ from charlm.data import Distinct, Split
 from charlm.distributed import ALONE, Processes
 from charlm.models import LanguageModel, engine_parameters
 
+# Up to so many examples their contexts are looked up once, which takes some 50 ns and 4 bytes for each of them; from
+# there on in every batch.
+_INDEXED_EXAMPLES = 1 << 24
 # Logits of a full batch in memory at a time.
 _LOGITS_AT_ONCE = 1 << 21
 
@@ -202,14 +206,9 @@ class FusedBackend:
             self._options.update(momentum=group["momentum"])
             state_names = ["momentum_buffer"] if group["momentum"] else []
         self._state_names = state_names
-        distinct = split.distinct()
-        self._contexts = distinct.contexts[:, -model.context_length :].int()
-        self._context_index = distinct.index
-        self._targets = split.targets.int()
-        self._counts = (self._contexts, distinct.counts.row_ptr, distinct.counts.targets, distinct.counts.values)
-        if model.context_length < split.context_length:
-            last = self._contexts[distinct.index.long()].flatten()
-            self._counts = _count_pairs(last, self._targets, model.vocab_size)
+        self._split = split
+        self._context_length = model.context_length
+        self._vocab_size = model.vocab_size
 
     def run(self, batch_indices: Tensor | None, learning_rates: Tensor) -> Tensor:
         states = [self._optimizer.state[parameter] for parameter in self._parameters]
@@ -220,14 +219,15 @@ class FusedBackend:
                 self._parameters, state, *self._counts, learning_rates, first_step=first_step, **self._options
             )
         else:
+            contexts, targets, indices, context_index = self._examples(batch_indices)
             losses = engine.train_steps(
                 self._parameters,
                 state,
-                self._contexts,
-                self._targets,
-                batch_indices,
+                contexts,
+                targets,
+                indices,
                 learning_rates,
-                context_index=self._context_index,
+                context_index=context_index,
                 first_step=first_step,
                 **self._options,
             )
@@ -237,6 +237,35 @@ class FusedBackend:
         for group in self._optimizer.param_groups:
             group["lr"] = float(learning_rates[-1])
         return losses
+
+    def _examples(self, batch_indices: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Contexts and targets, which of them each step takes, and each example's context where these are distinct."""
+        if len(self._split) <= _INDEXED_EXAMPLES:
+            return self._indexed[0], self._indexed[1], batch_indices, self._indexed[2]
+        contexts, targets = self._split.batch(batch_indices.flatten())
+        return self._read(contexts), targets, torch.arange(len(targets)).view_as(batch_indices), None
+
+    @cached_property
+    def _indexed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Distinct contexts, the target of every example, and its context."""
+        return self._read(self._distinct.contexts).int(), self._split.targets, self._distinct.index
+
+    @cached_property
+    def _counts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Distinct contexts; row_ptr, targets and counts of their compressed rows."""
+        distinct = self._distinct
+        if self._context_length < self._split.context_length:
+            last = self._read(distinct.contexts)[distinct.index.long()].flatten()
+            return _count_pairs(last, self._split.targets, self._vocab_size)
+        return distinct.contexts, distinct.counts.row_ptr, distinct.counts.targets, distinct.counts.values
+
+    @cached_property
+    def _distinct(self) -> Distinct:
+        return self._split.distinct()
+
+    def _read(self, contexts: Tensor) -> Tensor:
+        """What the model reads of them: a bigram their last token."""
+        return contexts[:, -self._context_length :]
 
 
 def _count_pairs(tokens: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

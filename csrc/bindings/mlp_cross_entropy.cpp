@@ -146,7 +146,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor 
     const bool is_empty_mean = arguments.examples == 0 && arguments.reduction == Reduction::kMean;
     *loss.template mutable_data_ptr<T>() = is_empty_mean ? static_cast<T>(NAN) : static_cast<T>(total);
   });
-  return std::tuple_cat(std::make_tuple(contiguous_as(loss, type)), as_tuple(gradients, type));
+  return std::tuple_cat(std::make_tuple(loss), as_tuple(gradients, type));
 }
 
 Gradients backward(const Tensor grad_output, const Tensor ids, const Tensor target, const Tensor embedding,
