@@ -177,22 +177,30 @@ def worker(folder: Path) -> dict[str, Any]:
     results["interrupted"] = interrupted("train", names, *RUN, "--steps", 10_000, "--out", folder / "interrupted")
     dist.destroy_process_group()
     # Rank 0 goes on alone, then both again, in a group that the command joins and leaves.
-    port = folder / "port"
     if rank == 0:
         results["alone"] = charlm("train", "--resume", run, "--steps", 20, "--quiet")
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            (folder / "port.new").write_text(str(free.getsockname()[1]))
-        (folder / "port.new").rename(port)
-    while not port.exists():
-        time.sleep(0.01)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=port.read_text())
+    set_environment_of_torchrun(rank, folder / "port of together")
     results["together"] = charlm("train", "--resume", run, "--steps", 30, "--quiet")
     assert not dist.is_initialized()
+    # A port of its own: rank 1 could find the first group's store where rank 0 has not left yet.
+    set_environment_of_torchrun(rank, folder / "port of example")
     results["ddp example"] = ddp_example()
     dist.init_process_group("gloo", init_method=f"file://{folder}/last", rank=rank, world_size=2)
     results["lost"] = lost(rank)
     return results
+
+
+def set_environment_of_torchrun(rank: int, port: Path) -> None:
+    """The variables that torchrun sets for two processes, with a port that rank 0 finds free and leaves in a file."""
+    if rank == 0:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            unfinished = port.with_suffix(".new")
+            unfinished.write_text(str(free.getsockname()[1]))
+        unfinished.rename(port)
+    while not port.exists():
+        time.sleep(0.01)
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=port.read_text())
 
 
 def ddp_example() -> str:

@@ -20,7 +20,7 @@ def numbers(printed: str) -> list[dict[str, float]]:
     found = []
     for line in printed.splitlines():
         pairs = re.findall(r"([a-z][a-z ]*?) (-?\d[\d.]*(?:e[+-]\d+)?)(?:  |$)", line)
-        found.append({words.split("  ")[-1]: float(number) for words, number in pairs})
+        found.append({words.strip().split("  ")[-1]: float(number) for words, number in pairs})
     return found
 
 
@@ -75,6 +75,13 @@ def test_bengio_words(run: Run, direct: list[str]) -> None:
     assert difference["loss"] < 1e-5
     assert first["loss"] > 6.0
     assert last["loss"] < 5.5
+
+
+def test_hessian_vector_product(run: Run) -> None:
+    difference, before, last = run("hessian_vector_product", "--iterations", 20)
+    assert difference["difference from eager"] < 1e-13
+    assert last["residual"] < 0.1 * before["residual"]
+    assert last["eigenvalue"] == pytest.approx(2.30, abs=0.01)
 
 
 def test_the_list_of_examples_is_complete() -> None:
