@@ -23,7 +23,8 @@ LAYERS = [
     {"evaluation", "sampler", "backends"},
     {"trainer"},
     {"presets"},
-    {"checkpoint", "plots", "benchmark"},
+    {"checkpoint", "plots", "benchmark_jax"},
+    {"benchmark"},
     {"cli"},
     {"__main__"},
 ]
