@@ -1,5 +1,6 @@
 # make train   set up, train on the embedded names, print sampled names
 # make test    set up, run the tests
+# make bench   set up, measure everything, write benchmarks/results/
 SHELL := /bin/bash
 PYTHON ?= python3
 TORCH_VERSION ?= 2.13.0
@@ -20,6 +21,7 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n auto
 
 bench: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
 	$(BIN)/python -m benchmarks
 
 lint: $(VENV)/.ready

@@ -51,7 +51,7 @@ def train_steps(
         batch_indices: (S, B), the examples of each step.
         learning_rates: (S,).
         context_index: (N,), where `contexts` holds each distinct context once, (U, T): the context of every example.
-            Without it equal contexts are looked for, in time proportional to N, at every call.
+            Without it equal contexts are looked for among the examples of the batches, at every call.
         optimizer: "sgd" (as `torch.optim.SGD`) or "adamw" (as `torch.optim.AdamW`).
         max_grad_norm: clips the norm of the whole gradient, as `torch.nn.utils.clip_grad_norm_`; or None.
         softcap: bounds the logits to (-softcap, softcap); None for none.
@@ -61,7 +61,7 @@ def train_steps(
         The loss of every step's batch before its update: (S,), dtype of the parameters.
 
     Raises:
-        IndexError: a token, a target or an index is out of range. No parameter was changed.
+        IndexError: a token or target of a batch, or an index is out of range. No parameter was changed.
         ValueError: an argument has the wrong shape, dtype, device or range. No parameter was changed.
     """
     options = _options(optimizer, momentum, betas, eps, weight_decay, max_grad_norm, softcap, first_step)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from charlm import engine
 from charlm.data import Distinct, Split
+from charlm.distributed import ALONE, Processes
 from charlm.models import LanguageModel, engine_parameters
 
 # Distinct contexts, and logits, in memory at a time.
@@ -15,7 +16,7 @@ _LOGITS_AT_ONCE = 1 << 22
 
 
 @torch.no_grad()
-def evaluate(model: LanguageModel, split: Split | Distinct) -> float:
+def evaluate(model: LanguageModel, split: Split | Distinct, processes: Processes = ALONE) -> float:
     """The mean of -log p(target | context) over all examples of `split`, in nats.
 
     Every distinct context goes through the model once, in the model's dtype; sums are float64. The result is exact up
@@ -25,6 +26,8 @@ def evaluate(model: LanguageModel, split: Split | Distinct) -> float:
     Args:
         model: any language model.
         split: a split of a dataset, or its `distinct()`, which a caller that evaluates often computes once.
+        processes: `charlm.distributed.current()` shares the work among all of them, which then all call this and get
+            the same result.
 
     Raises:
         ValueError: the split has no examples.
@@ -34,7 +37,7 @@ def evaluate(model: LanguageModel, split: Split | Distinct) -> float:
     if examples == 0:
         raise ValueError("split has no examples to evaluate")
     parameters = engine_parameters(model)
-    if parameters is not None and _engine_takes(model, parameters, distinct):
+    if processes.size == 1 and parameters is not None and _engine_takes(model, parameters, distinct):
         return engine.evaluate_full(
             parameters,
             distinct.contexts[:, -model.context_length :],
@@ -43,15 +46,16 @@ def evaluate(model: LanguageModel, split: Split | Distinct) -> float:
             distinct.counts.values,
             softcap=getattr(model, "softcap", None),
         ).item()
+    own = processes.shard(len(distinct))
     rows_at_once = max(1, min(_ROWS_AT_ONCE, _LOGITS_AT_ONCE // model.vocab_size))
     total = 0.0
-    for start in range(0, len(distinct), rows_at_once):
-        rows = slice(start, start + rows_at_once)
+    for start in range(own.start, own.stop, rows_at_once):
+        rows = slice(start, min(start + rows_at_once, own.stop))
         logits = model(distinct.contexts[rows].to(model.device)).cpu().double()
         counts = distinct.counts[rows]
         losses = torch.where(counts > 0, -counts * torch.log_softmax(logits, dim=-1), 0.0)
         total += losses.sum().item()
-    return total / examples
+    return processes.sum(total) / examples
 
 
 def _engine_takes(model: LanguageModel, parameters: list[Tensor], distinct: Distinct) -> bool:

@@ -121,6 +121,10 @@ class Sample:
             **{name: value.to(dtype) for name, value in self.arguments.items() if _is_floating(value)}
         )
 
+    def on(self, device: str) -> Sample:
+        """The same numbers on another device."""
+        return self.with_arguments(**{k: v.to(device) for k, v in self.arguments.items() if isinstance(v, Tensor)})
+
     def leaves(self) -> dict[str, Tensor]:
         """The differentiable arguments as leaves that require a gradient; the strides stay."""
         return {name: self.arguments[name].detach().requires_grad_() for name in self.differentiable}

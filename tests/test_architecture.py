@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"_C", "_text", "_version", "_buffers", "interrupts"},
     {"ops", "vocabulary", "schedules", "optimizers", "batches", "environment"},
-    {"nn", "engine", "data"},
+    {"nn", "engine", "data", "distributed"},
     {"models", "fingerprint"},
     {"evaluation", "sampler", "backends"},
     {"trainer"},

@@ -119,11 +119,15 @@ def test_large_logits_stay_finite(instruction_set: str) -> None:
         assert_agrees(*runs, (runs[0].eager(batches, rates), runs[1].fused(batches, rates)), 1e-4)
 
 
+# The first example of the batches below.
+USED = make_batches(3, 20)[0][0, :1]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"contexts": lambda c: c.index_fill(0, torch.tensor([7]), 27)}, IndexError, r"contexts\[7, 0\] = 27 is out"),
-        ({"targets": lambda t: t.index_fill(0, torch.tensor([9]), -1)}, IndexError, r"targets\[9\] = -1 is out of"),
+        ({"contexts": lambda c: c.index_fill(0, USED, 27)}, IndexError, rf"contexts\[{int(USED)}, 0\] = 27 is out"),
+        ({"targets": lambda t: t.index_fill(0, USED, -1)}, IndexError, rf"targets\[{int(USED)}\] = -1 is out of"),
         ({"batches": lambda b: b + 390}, IndexError, r"batch_indices\[0, \d+\] = \d+ is out of range for 400 examples"),
         ({"contexts": lambda c: c.float()}, ValueError, "contexts must have an integer dtype, got float32"),
         ({"targets": lambda t: t[:-1]}, ValueError, r"targets must have shape \(N=400,\), got \(399,\)"),
@@ -179,3 +183,27 @@ def test_other_python_threads_run_meanwhile() -> None:
         time.sleep(0.001)
     thread.join()
     assert sum(tick < finished[0] for tick in ticks) >= 5
+
+
+def test_only_examples_of_the_batches_are_read() -> None:
+    batches, rates = make_batches(3, 20)
+    plain, other = (make_run((27, 3, 4, 16, 20), torch.float64) for _ in range(2))
+    unused = torch.ones(400, dtype=torch.bool).index_fill(0, batches.flatten(), False)
+    other.contexts[unused], other.targets[unused] = 99, -99
+    assert torch.equal(plain.fused(batches, rates), other.fused(batches, rates))
+
+
+def test_indexed_contexts_are_read_only_where_a_batch_uses_them() -> None:
+    batches, rates = make_batches(3, 20)
+    run = make_run((27, 3, 4, 16, 20), torch.float64)
+    run.contexts, index = run.contexts.int().unique(dim=0, return_inverse=True)
+    used = index[batches.flatten()]
+    for row, is_used in ((int(used[0]), True), (min(set(range(len(run.contexts))) - set(used.tolist())), False)):
+        before = run.contexts[row].clone()
+        run.contexts[row, 1] = -1
+        if is_used:
+            with pytest.raises(IndexError, match=rf"contexts\[{row}, 1\] = -1 is out of range for 27 tokens"):
+                run.fused(batches, rates, context_index=index)
+        else:
+            assert run.fused(batches, rates, context_index=index).isfinite().all()
+        run.contexts[row] = before

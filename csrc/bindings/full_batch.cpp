@@ -31,9 +31,10 @@ class FullBatch {
     counts_ = contiguous_as(counts, ScalarType::Double);
     for (int64_t e = 0; e < entries_; ++e) total_ += counts_.const_data_ptr<double>()[e];
     check(total_ > 0, "counts must have a positive sum, got ", total_);
-    const Examples examples{contexts.size(1), shape.vocab_size, rows_, contexts_.const_data_ptr<int32_t>(), nullptr};
-    memory_.reset(new int32_t[batch_memory(examples, rows_)]);
-    builder_.emplace(examples, rows_, memory_.get());
+    const ContextTable table{contexts.size(1), shape.vocab_size, rows_, contexts_.const_data_ptr<int32_t>()};
+    memory_.reset(new int32_t[batch_memory(table, rows_)]);
+    entry_rows_.reset(new int32_t[entries_]);
+    builder_.emplace(table, rows_, memory_.get());
   }
 
   int64_t rows() const { return rows_; }
@@ -54,14 +55,15 @@ class FullBatch {
   MlpBatch<T> build(T* weights) {
     const double* counts = counts_.const_data_ptr<double>();
     for (int64_t e = 0; e < entries_; ++e) weights[e] = static_cast<T>(counts[e] / total_);
-    return builder_->build_all<T>(row_ptr_.const_data_ptr<int32_t>(), targets_.const_data_ptr<int32_t>(), weights);
+    return builder_->build_all<T>(row_ptr_.const_data_ptr<int32_t>(), targets_.const_data_ptr<int32_t>(), weights,
+                                  entry_rows_.get());
   }
 
  private:
   int64_t rows_, entries_;
   double total_ = 0;
   Tensor contexts_, targets_, row_ptr_, counts_;
-  std::unique_ptr<int32_t[]> memory_;
+  std::unique_ptr<int32_t[]> memory_, entry_rows_;
   std::optional<BatchBuilder> builder_;
 };
 

@@ -2,6 +2,7 @@
 // time, has its fake in charlm/ops/<op>.py, and its formula in kernels/<op>.h.
 //
 // reduction is 0 "none", 1 "mean", 2 "sum"; softcap 0 means none. Gradients that are not asked for come back empty.
+// A loss is in the dtype that is computed in, float32 for half precision; rounding it is the caller's choice.
 // lse (2, N) is what forward hands to backward: two numbers a row whose sum is logsumexp.
 #include <torch/csrc/stable/library.h>
 

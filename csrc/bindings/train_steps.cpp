@@ -10,13 +10,13 @@ int64_t table_row_limit(const ModelShape& shape, int64_t rows) {
 }
 
 // Contexts of one token are numbered by it: a bigram's step wants each row of its matrix once.
-void number_by_token(ExampleTensors* data, int64_t count) {
-  for (int64_t n = 0; n < count; ++n) data->pairs[n].context = data->examples.contexts[data->pairs[n].context];
-  const int64_t size = data->examples.vocab_size;
-  data->contexts = allocate({size, 1}, ScalarType::Int);
-  for (int64_t v = 0; v < size; ++v) data->contexts.mutable_data_ptr<int32_t>()[v] = static_cast<int32_t>(v);
-  data->examples.contexts = data->contexts.const_data_ptr<int32_t>();
-  data->examples.num_contexts = size;
+void number_by_token(Examples* data, int64_t count) {
+  for (int64_t n = 0; n < count; ++n) data->pairs[n].context = data->contexts.tokens[data->pairs[n].context];
+  const int64_t size = data->contexts.vocab_size;
+  data->tokens = allocate({size, 1}, ScalarType::Int);
+  for (int64_t v = 0; v < size; ++v) data->tokens.mutable_data_ptr<int32_t>()[v] = static_cast<int32_t>(v);
+  data->contexts.tokens = data->tokens.const_data_ptr<int32_t>();
+  data->contexts.rows = size;
 }
 
 Tensor train_steps(std::vector<Tensor> parameters, std::vector<Tensor> state, const Tensor contexts,
@@ -33,24 +33,23 @@ Tensor train_steps(std::vector<Tensor> parameters, std::vector<Tensor> state, co
         "batch_indices must have shape (S=", steps, ", B), got ", ShapeString(batch_indices));
   check_integral("batch_indices", batch_indices);
   check_on_cpu("batch_indices", batch_indices);
-  ExampleTensors data = read_examples("contexts", contexts, "targets", targets, context_index, shape.vocab_size);
-  if (shape.is_bigram()) number_by_token(&data, targets.size(0));
-  const int64_t size = batch_indices.size(1);
+  const int64_t size = batch_indices.size(1), count = batch_indices.numel();
   const Tensor indices = contiguous_as(batch_indices, ScalarType::Long);
-  check_range("batch_indices", indices.const_data_ptr<int64_t>(), indices.numel(), size, targets.size(0), "examples");
+  const auto* examples = indices.const_data_ptr<int64_t>();
+  check_range("batch_indices", examples, count, size,
+              context_index.has_value() ? context_index->numel() : contexts.size(0), "examples");
+  Examples data =
+      read_examples("contexts", contexts, "targets", targets, context_index, shape.vocab_size, examples, count);
+  if (shape.is_bigram()) number_by_token(&data, count);
 
-  const int64_t rows = size < data.examples.num_contexts ? size : data.examples.num_contexts;
-  const std::unique_ptr<int32_t[]> memory(new int32_t[batch_memory(data.examples, size)]);
-  BatchBuilder builder(data.examples, size, memory.get());
+  const int64_t rows = size < data.contexts.rows ? size : data.contexts.rows;
+  const std::unique_ptr<int32_t[]> memory(new int32_t[batch_memory(data.contexts, size)]);
+  BatchBuilder builder(data.contexts, size, memory.get());
   const Tensor losses = allocate({steps}, parameters[0].scalar_type());
   with_model(parameters, shape, softcap, [&](auto& model, auto type) {
     Training<decltype(type), std::decay_t<decltype(model)>> training(&model, parameters, state, options);
-    training.run(rates, losses, rows, table_row_limit(shape, rows), size, [&](int64_t s) {
-      const int64_t* row = indices.const_data_ptr<int64_t>() + s * size;
-      const auto batch = builder.build<decltype(type)>(row, size);
-      if (s + 1 < steps) builder.prefetch(row + size, size);
-      return batch;
-    });
+    training.run(rates, losses, rows, table_row_limit(shape, rows), size,
+                 [&](int64_t s) { return builder.build<decltype(type)>(data.pairs.get() + s * size, size); });
   });
   return losses;
 }

@@ -70,6 +70,7 @@ struct MlpBatch {
   const int32_t* position_begin = nullptr;  // (T + 1,) first table row of each position
   const int32_t* tokens = nullptr;          // (P,) the token of each table row
   const int32_t* entry_begin = nullptr;     // (U + 1,) first entry of each context
+  const int32_t* entry_rows = nullptr;      // (entries,) the context of each entry, ascending
   const int32_t* targets = nullptr;         // (entries,)
   const T* weights = nullptr;               // (entries,), null: all `weight`
   T weight = 1;

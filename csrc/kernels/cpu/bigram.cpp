@@ -60,11 +60,7 @@ double step(const BigramStep<T>& p) {
     for (int64_t r = 0; r < tile.rows; ++r) scale[r] = tile.row_weight(r) / sum[r];
     for (int64_t r = tile.rows; r % kWidth<T> != 0; ++r) sum[r] = 1;  // the logarithms are of whole vectors
     for (int64_t r = 0; r < tile.rows; r += kWidth<T>) store(log_sum + r, log(load(sum + r)));
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      for (int64_t e = p.batch.entry_begin[first + r]; e < p.batch.entry_begin[first + r + 1]; ++e) {
-        loss += (double)(tile.weight(e) * (log_sum[r] - (target_logits[e] - shift[r])));
-      }
-    }
+    loss += tile.losses(shift, log_sum, target_logits);
     if (update_time == UpdateTime::kNever) continue;
     tile.backward(0, p.classes.count, shift, scale);
     tile.backward_targets(target_logits, 1);

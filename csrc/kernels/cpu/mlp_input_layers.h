@@ -67,12 +67,13 @@ class InputLayers {
       const T* in = m_.hidden_gradient_at(slot, 0, block);
       for (int64_t r = 0; r < tile.rows; ++r) {
         Vec<T> gradient[N];
-        for (int n = 0; n < N; ++n) {
-          const int64_t i = r * width + n * kWidth<T>;
-          Vec<T> g = load(in + i);
-          for (int64_t s = 1; s < class_slots; ++s) g += load(in + s * slot_stride + i);
-          gradient[n] = g * (1 - load(h + i) * load(h + i));
+        const auto at = [&](const T* matrix, int n)
+                            CHARLM_LAMBDA_INLINE { return load(matrix + r * width + n * kWidth<T>); };
+        unroll<1, N>([&]<int, int n>() CHARLM_LAMBDA_INLINE { gradient[n] = at(in, n); });
+        for (int64_t s = 1; s < class_slots; ++s) {
+          unroll<1, N>([&]<int, int n>() CHARLM_LAMBDA_INLINE { gradient[n] += at(in + s * slot_stride, n); });
         }
+        unroll<1, N>([&]<int, int n>() CHARLM_LAMBDA_INLINE { gradient[n] *= 1 - at(h, n) * at(h, n); });
         hidden_.template scatter<N>(tile.first + r, gradient, out);
       }
     });

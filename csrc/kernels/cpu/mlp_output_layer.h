@@ -92,15 +92,9 @@ class OutputLayer {
 
   // Adds the tile's loss; target logits become the entries' losses. Overwrites the scales.
   void finish_loss(Slot<T>* slot, const SoftmaxTile<T>& tile) const {
-    const MlpBatch<T>& batch = step_.batch;
     T* log_sum = slot->scale;
     for (int64_t r = 0; r < tile.rows; r += kWidth<T>) store(log_sum + r, log(load(slot->sum + r)));
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      for (int64_t e = batch.entry_begin[tile.first + r]; e < batch.entry_begin[tile.first + r + 1]; ++e) {
-        m_.target_logits[e] = log_sum[r] - (m_.target_logits[e] - slot->shift[r]);
-        slot->loss += (double)(tile.weight(e) * m_.target_logits[e]);
-      }
-    }
+    slot->loss += tile.losses(slot->shift, log_sum, m_.target_logits);
   }
 
   void backward_bias2(const Slot<T>& slot, const SoftmaxTile<T>& tile, int64_t begin, int64_t end,
