@@ -53,8 +53,8 @@ def cross_entropy(
         z_loss: weight of the squared log-partition, added to every row that is not ignored.
 
     Returns:
-        A scalar, or for "none" a tensor of the shape of class-index targets; dtype of ``input``. The mean over no
-        rows is NaN, as in torch.
+        A scalar, or for "none" a tensor of the shape of class-index targets; dtype of ``input``, float32 under
+        autocast. The mean over no rows is NaN, as in torch. Derivatives after the first cost what they cost there.
 
     Raises:
         IndexError: a target is out of range.
