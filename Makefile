@@ -8,8 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Re-run the set-up whenever a file that decides what is installed or compiled changes.
 BUILD_INPUTS := pyproject.toml setup.py $(shell find csrc -type f)
+CXX_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: train test bench lint format setup clean
+.PHONY: train test bench gpu lint format setup clean
 
 # A run that is already there goes on to its end, which may be at once: no run is ever overwritten.
 train: $(VENV)/.ready
@@ -24,16 +25,20 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
 	$(BIN)/python -m benchmarks
 
+# On a machine with a GPU: tests on it, sanitizers, benchmarks; what a run that was cut short has done is not repeated.
+gpu: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.gpu
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 setup: $(VENV)/.ready
 

@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         growth.draw(results["growth"], options.out / results["growth_picture"])
     (options.out / f"{slug}.json").write_text(json.dumps(results, indent=1) + "\n")
     everything = [json.loads(path.read_text()) for path in sorted(options.out.glob("*.json"))]
-    (options.out / "README.md").write_text(render(everything))
+    # Those of GPUs have a table of their own: benchmarks/gpu.py.
+    (options.out / "README.md").write_text(render(results for results in everything if "races" in results))
 
 
 def time_ops(files: Sequence[Path], passes: int, seconds: float = 1.0) -> list[dict[str, Any]]:

@@ -17,6 +17,9 @@ from torch import Tensor
 from charlm import ops
 from charlm.ops import reference
 
+# Where `check` runs an op; the reference runs on the CPU. Set by pytest's option --device.
+device = torch.device("cpu")
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGER_DTYPES = (
     torch.int64,
@@ -121,9 +124,10 @@ class Sample:
             **{name: value.to(dtype) for name, value in self.arguments.items() if _is_floating(value)}
         )
 
-    def on(self, device: str) -> Sample:
-        """The same numbers on another device."""
-        return self.with_arguments(**{k: v.to(device) for k, v in self.arguments.items() if isinstance(v, Tensor)})
+    def on(self, device: torch.device) -> Sample:
+        """The same call on another device, with the same strides."""
+        moved = {name: _moved(value, device) for name, value in self.arguments.items() if isinstance(value, Tensor)}
+        return self.with_arguments(**moved)
 
     def leaves(self) -> dict[str, Tensor]:
         """The differentiable arguments as leaves that require a gradient; the strides stay."""
@@ -278,16 +282,16 @@ def evaluate(sample: Sample, namespace: Any = ops, *, upstream_dtype: torch.dtyp
     """The result of the op in `namespace` and the gradients for a random upstream gradient, by name."""
     leaves = sample.leaves()
     result = sample.call(getattr(namespace, sample.op), leaves)
-    upstream = normal(*result.shape, dtype=upstream_dtype or result.dtype, seed=99).to(result.dtype)
+    upstream = normal(*result.shape, dtype=upstream_dtype or result.dtype, seed=99).to(result)
     gradients = torch.autograd.grad(result, list(leaves.values()), upstream)
     named = zip((f"gradient of {name}" for name in leaves), gradients, strict=True)
     return {"result": result.detach(), **dict(named)}
 
 
-def check(sample: Sample) -> None:
+def check(sample: Sample, namespace: Any = ops) -> None:
     """Compare result and gradients of the op with the truth, and hold that the caller's tensors stay as they were."""
     before = {name: value.clone() for name, value in sample.arguments.items() if isinstance(value, Tensor)}
-    actual = evaluate(sample)
+    actual = {name: value.cpu() for name, value in evaluate(sample.on(device), namespace).items()}
     for name, value in before.items():
         assert same_bits(sample.arguments[name], value), f"{sample.op} changed the caller's {name}"
 
@@ -332,6 +336,15 @@ def _largest(tensor: Tensor) -> float:
     """The largest finite magnitude, 0 where there is none."""
     magnitudes = tensor.abs().nan_to_num(0.0, 0.0)
     return magnitudes.max().item() if magnitudes.numel() > 0 else 0.0
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; `Tensor.to` would give a view with gaps other strides."""
+    if tensor.device == device or tensor.numel() == 0:
+        return tensor.to(device)
+    elements = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    memory = tensor.as_strided((elements,), (1,)).to(device)
+    return memory.as_strided(tensor.shape, tensor.stride())
 
 
 def _is_floating(value: Any) -> bool:

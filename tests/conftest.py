@@ -15,6 +15,16 @@ settings.register_profile("charlm", deadline=None, derandomize=True)
 settings.load_profile("charlm")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where the ops that are checked against the reference run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    import cases
+
+    cases.device = torch.device(config.getoption("--device"))
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test starts from the same state of torch's default generator, in whatever order the tests run."""

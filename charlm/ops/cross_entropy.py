@@ -53,11 +53,12 @@ def cross_entropy(
         z_loss: weight of the squared log-partition, added to every row that is not ignored.
 
     Returns:
-        A scalar, or for "none" a tensor of the shape of class-index targets; dtype of ``input``. The mean over no
-        rows is NaN, as in torch.
+        A scalar, or for "none" a tensor of the shape of class-index targets; dtype of ``input``, float32 under
+        autocast. The mean over no rows is NaN, as in torch. Derivatives after the first cost what they cost there.
 
     Raises:
-        IndexError: a target is out of range.
+        IndexError: a target is out of range. Not on CUDA, where nothing waits for the GPU to say so: there the loss and
+            the gradient of that row are NaN, and the row does not count in the mean.
         ValueError: an argument has the wrong shape, dtype, device or range.
 
     Source:
@@ -135,9 +136,11 @@ def _gradient_in_forward(input: Tensor, target: Tensor) -> bool:
     """Whether forward also writes the gradient, in the one pass that has each row in cache.
 
     Backward is then a multiplication by the upstream gradient, or nothing where that is 1. Not for float16 and
-    bfloat16: a loss scale must multiply the gradient before it is rounded, or what it should rescue is already 0.
+    bfloat16: a loss scale must multiply the gradient before it is rounded, or what it should rescue is already 0. Not
+    on a GPU either: to find out there that the upstream gradient is 1 takes waiting, and a multiplication another pass.
     """
-    return input.requires_grad and not target.requires_grad and input.dtype in (torch.float32, torch.float64)
+    exact = input.dtype in (torch.float32, torch.float64)
+    return exact and input.device.type == "cpu" and input.requires_grad and not target.requires_grad
 
 
 class _CrossEntropy(torch.autograd.Function):

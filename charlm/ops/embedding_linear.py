@@ -37,7 +37,8 @@ def embedding_linear(
         activation: "tanh", "relu", "gelu" (exact, with erf), "silu" or "none".
 
     Returns:
-        (..., H) in the dtype of ``embedding``; differentiable in ``embedding``, ``weight`` and ``bias``.
+        (..., H) in the dtype of ``embedding``, under autocast in that of :func:`torch.nn.functional.linear`;
+        differentiable in ``embedding``, ``weight`` and ``bias``, any number of times.
 
     Raises:
         IndexError: an id is outside [0, V).

@@ -57,7 +57,8 @@ def linear_cross_entropy(
         z_loss: weight of the squared log-partition.
 
     Returns:
-        A scalar, or (...) for "none"; dtype of ``input``.
+        A scalar, or (...) for "none"; dtype of ``input``. Under autocast the product is in the lower precision and the
+        loss in float32. Derivatives after the first, and forward-mode, hold the logits as eager PyTorch does.
 
     Raises:
         IndexError: a target is out of range.

@@ -54,7 +54,8 @@ def mlp_cross_entropy(
 
     Returns:
         A scalar, or for "none" the losses in the shape of ``target``; dtype of ``embedding``. The mean over no examples
-        is NaN, as in torch.
+        is NaN, as in torch. Under autocast the products are in the lower precision and the loss in float32. Derivatives
+        after the first, and forward-mode, hold hidden states and logits as eager PyTorch does.
 
     Raises:
         IndexError: an id or a target is out of range.

@@ -76,6 +76,12 @@ std::ostream& operator<<(std::ostream& stream, const DtypeString& part) {
   }
 }
 
+std::ostream& operator<<(std::ostream& stream, const DeviceString& part) {
+  if (part.device.is_cpu()) return stream << "cpu";
+  if (part.device.is_cuda()) return stream << "cuda:" << part.device.index();
+  return stream << "a device of type " << static_cast<int>(part.device.type());
+}
+
 bool is_integral(ScalarType type) {
   return type == ScalarType::Long || type == ScalarType::Int || type == ScalarType::Short || type == ScalarType::Char ||
          type == ScalarType::Byte || type == ScalarType::UInt16 || type == ScalarType::UInt32 ||
@@ -100,12 +106,16 @@ void check_integral(const char* name, const Tensor& tensor) {
 }
 
 void check_on_cpu(const char* name, const Tensor& tensor) {
-  check(tensor.is_cpu(), name, " must be on the CPU like the other arguments, got device type ",
-        static_cast<int>(tensor.device().type()));
+  check(tensor.is_cpu(), name, " must be on the CPU like the other arguments, got ", DeviceString(tensor));
+}
+
+void check_same_device(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
+  check(tensor.device() == other.device(), name, " must be on the device of ", other_name, ", ", DeviceString(other),
+        ", got ", DeviceString(tensor));
 }
 
 void check_matches(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
-  check_on_cpu(name, tensor);
+  check_same_device(name, tensor, other_name, other);
   check(tensor.scalar_type() == other.scalar_type(), name, " must have the dtype of ", other_name, ", ",
         DtypeString(other.scalar_type()), ", got ", DtypeString(tensor.scalar_type()));
 }
@@ -127,18 +137,19 @@ ScalarType compute_type(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-Tensor allocate_strided(const int64_t* sizes, const int64_t* strides, int64_t dim, ScalarType type) {
+Tensor allocate_strided(const int64_t* sizes, const int64_t* strides, int64_t dim, ScalarType type,
+                        const Device& device) {
   // The C shim directly: the boxed aten::empty costs several times as much, which tiny tensors would notice.
   AtenTensorHandle handle = nullptr;
   const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dim, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype,
+                                                         static_cast<int32_t>(device.type()), device.index(), &handle));
   Tensor tensor(handle);
-  advise_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
+  if (device.is_cpu()) advise_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
   return tensor;
 }
 
-Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
+Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type, const Device& device) {
   int64_t small[8];
   std::vector<int64_t> large(sizes.size() > 8 ? sizes.size() : 0);
   int64_t* strides = large.empty() ? small : large.data();
@@ -147,16 +158,17 @@ Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type)
     strides[d] = stride;
     stride *= sizes[d] > 0 ? sizes[d] : 1;
   }
-  return allocate_strided(sizes.data(), strides, static_cast<int64_t>(sizes.size()), type);
+  return allocate_strided(sizes.data(), strides, static_cast<int64_t>(sizes.size()), type, device);
 }
 
-Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType type) {
-  return allocate(torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
+Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType type, const Device& device) {
+  return allocate(torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type, device);
 }
 
 Tensor allocate_like(const Tensor& tensor) {
   if (!is_dense(tensor)) return torch::stable::empty_like(tensor);
-  return allocate_strided(tensor.sizes().data(), tensor.strides().data(), tensor.dim(), tensor.scalar_type());
+  return allocate_strided(tensor.sizes().data(), tensor.strides().data(), tensor.dim(), tensor.scalar_type(),
+                          tensor.device());
 }
 
 Tensor contiguous_as(const Tensor& tensor, ScalarType type) {

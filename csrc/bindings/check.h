@@ -20,6 +20,7 @@
 namespace charlm {
 
 using torch::headeronly::ScalarType;
+using torch::stable::Device;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
@@ -38,7 +39,7 @@ void check(bool condition, const Parts&... message) {
   }
 }
 
-// Parts of messages, formatted only when a check fails: "(200, 31)", "(5,)", "()" and "float32".
+// Parts of messages, formatted only when a check fails: "(200, 31)", "(5,)", "()", "float32" and "cuda:0".
 struct ShapeString {
   torch::headeronly::IntHeaderOnlyArrayRef shape;
   explicit ShapeString(torch::headeronly::IntHeaderOnlyArrayRef shape) : shape(shape) {}
@@ -49,12 +50,18 @@ struct DtypeString {
   explicit DtypeString(ScalarType type) : type(type) {}
 };
 std::ostream& operator<<(std::ostream& stream, const ShapeString& part);
+struct DeviceString {
+  Device device;
+  explicit DeviceString(const Tensor& tensor) : device(tensor.device()) {}
+};
 std::ostream& operator<<(std::ostream& stream, const DtypeString& part);
+std::ostream& operator<<(std::ostream& stream, const DeviceString& part);
 
 void check_floating(const char* name, const Tensor& tensor);
 void check_integral(const char* name, const Tensor& tensor);
 void check_on_cpu(const char* name, const Tensor& tensor);
-// `tensor` has the dtype of `other`, and lives on the CPU as it does.
+void check_same_device(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other);
+// `tensor` has the dtype and the device of `other`.
 void check_matches(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other);
 
 bool is_integral(ScalarType type);
@@ -62,12 +69,15 @@ Storage storage_of(const Tensor& tensor);
 // The dtype kernels compute in: float64 for float64, float32 for everything else.
 ScalarType compute_type(const Tensor& tensor);
 
-// Uninitialised, contiguous (or with the given strides) on the CPU. Large ones ask for huge pages, which halve the cost
+inline const Device kCpu{torch::headeronly::DeviceType::CPU};
+
+// Uninitialised, contiguous (or with the given strides). On the CPU large ones ask for huge pages, which halve the cost
 // of touching fresh memory.
-Tensor allocate_strided(const int64_t* sizes, const int64_t* strides, int64_t dim, ScalarType type);
-Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType type);
-Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type);
-// The shape of `tensor`, and its strides where these cover memory without gaps or overlaps.
+Tensor allocate_strided(const int64_t* sizes, const int64_t* strides, int64_t dim, ScalarType type,
+                        const Device& device = kCpu);
+Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType type, const Device& device = kCpu);
+Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type, const Device& device = kCpu);
+// The shape and the device of `tensor`, and its strides where these cover memory without gaps or overlaps.
 Tensor allocate_like(const Tensor& tensor);
 
 // Uninitialised memory for the time of a call, aligned to cache lines.

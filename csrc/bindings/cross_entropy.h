@@ -20,8 +20,8 @@ CrossEntropyOptions cross_entropy_options(int64_t ignore_index, int64_t reductio
 
 // Fills the options in; `weight` (C,) is converted into `holder`, which must outlive the problem.
 template <typename T>
-void set_options(const CrossEntropyOptions& options, const OptionalTensor& weight, OptionalTensor* holder,
-                 CrossEntropy<T>* problem);
+void set_options(const CrossEntropyOptions& options, const OptionalTensor& weight, const Tensor& input,
+                 OptionalTensor* holder, CrossEntropy<T>* problem);
 
 // Throws IndexError at the first target that is neither a class nor ignore_index. `shape` is the shape to name it in.
 template <typename T>

@@ -52,15 +52,15 @@ CrossEntropyOptions cross_entropy_options(int64_t ignore_index, int64_t reductio
 }
 
 template <typename T>
-void set_options(const CrossEntropyOptions& options, const OptionalTensor& weight, OptionalTensor* holder,
-                 CrossEntropy<T>* problem) {
+void set_options(const CrossEntropyOptions& options, const OptionalTensor& weight, const Tensor& input,
+                 OptionalTensor* holder, CrossEntropy<T>* problem) {
   problem->ignore_index = options.ignore_index;
   problem->label_smoothing = static_cast<T>(options.label_smoothing);
   problem->softcap = static_cast<T>(options.softcap);
   problem->z_loss = static_cast<T>(options.z_loss);
   if (!weight.has_value()) return;
   check_floating("weight", *weight);
-  check_on_cpu("weight", *weight);
+  check_same_device("weight", *weight, "input", input);
   check(weight->dim() == 1 && weight->size(0) == problem->classes, "weight must have shape (C=", problem->classes,
         ",), got ", ShapeString(*weight));
   *holder = contiguous_as(*weight, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
@@ -145,14 +145,15 @@ void run_tiles(const CrossEntropy<T>& problem) {
   });
 }
 
-#define CHARLM_INSTANTIATE(T)                                                                                      \
-  template void set_options(const CrossEntropyOptions&, const OptionalTensor&, OptionalTensor*, CrossEntropy<T>*); \
-  template void check_targets(const CrossEntropy<T>&, torch::headeronly::IntHeaderOnlyArrayRef);                   \
-  template T denominator_of(const CrossEntropy<T>&, Reduction);                                                    \
-  template Tensor reduce(const CrossEntropy<T>&, Reduction, T, const Tensor&,                                      \
-                         torch::headeronly::IntHeaderOnlyArrayRef);                                                \
-  template void set_lse(const Tensor&, CrossEntropy<T>*);                                                          \
-  template void set_upstream(const Tensor&, Reduction, OptionalTensor*, CrossEntropy<T>*);                         \
+#define CHARLM_INSTANTIATE(T)                                                                                  \
+  template void set_options(const CrossEntropyOptions&, const OptionalTensor&, const Tensor&, OptionalTensor*, \
+                            CrossEntropy<T>*);                                                                 \
+  template void check_targets(const CrossEntropy<T>&, torch::headeronly::IntHeaderOnlyArrayRef);               \
+  template T denominator_of(const CrossEntropy<T>&, Reduction);                                                \
+  template Tensor reduce(const CrossEntropy<T>&, Reduction, T, const Tensor&,                                  \
+                         torch::headeronly::IntHeaderOnlyArrayRef);                                \
+  template void set_lse(const Tensor&, CrossEntropy<T>*);                                                      \
+  template void set_upstream(const Tensor&, Reduction, OptionalTensor*, CrossEntropy<T>*);                     \
   template void run_tiles(const CrossEntropy<T>&);
 CHARLM_INSTANTIATE(float)
 CHARLM_INSTANTIATE(double)

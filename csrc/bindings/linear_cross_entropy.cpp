@@ -103,7 +103,7 @@ Problem<T> read_arguments(const Tensor& input, const Tensor& linear_weight, cons
   } else {
     problem.loss.target = problem.target.template const_data_ptr<int64_t>();
   }
-  set_options(options, weight, &problem.class_weight, &problem.loss);
+  set_options(options, weight, input, &problem.class_weight, &problem.loss);
   check_targets(problem.loss, target.sizes());
   return problem;
 }

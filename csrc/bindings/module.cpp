@@ -45,8 +45,13 @@ PyObject* build_info(PyObject*, PyObject*) {
 #else
   const char* compiler = "unknown";
 #endif
-  return Py_BuildValue("{s:s,s:k,s:O}", "compiler", compiler, "torch_target_version",
-                       static_cast<unsigned long>(TORCH_TARGET_VERSION >> 48), "cuda", Py_False);
+#if defined(CHARLM_CUDA_ARCHITECTURES)
+  const char* cuda = CHARLM_CUDA_ARCHITECTURES;
+#else
+  const char* cuda = nullptr;
+#endif
+  return Py_BuildValue("{s:s,s:k,s:z}", "compiler", compiler, "torch_target_version",
+                       static_cast<unsigned long>(TORCH_TARGET_VERSION >> 48), "cuda", cuda);
 }
 
 PyMethodDef methods[] = {
@@ -54,7 +59,7 @@ PyMethodDef methods[] = {
     {"instruction_sets", instruction_sets, METH_NOARGS, "Names of those this machine can run, the best last."},
     {"set_instruction_set", set_instruction_set, METH_O, "Run the CPU kernels on the named set from now on."},
     {"last_branch", last_branch_name, METH_NOARGS, "Which branch the last op took, '<op>/<branch>'."},
-    {"build_info", build_info, METH_NOARGS, "Compiler and options of this binary."},
+    {"build_info", build_info, METH_NOARGS, "Compiler, oldest torch, and the GPUs this binary has kernels for."},
     {nullptr, nullptr, 0, nullptr},
 };
 

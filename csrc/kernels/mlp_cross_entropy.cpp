@@ -72,8 +72,8 @@ MlpTiling::MlpTiling(const MlpLayout& layout, int64_t rows) {
   tile_rows = many_classes ? 256 : 128;
   tiles = (rows + tile_rows - 1) / tile_rows;
   slots = 1;  // a power of two, which two or four threads can share evenly, of at least 4 tiles each
-  while (!many_classes && slots < 8 && 8 * slots <= tiles) slots *= 2;
-  class_slots = many_classes ? clamp(layout.classes.count / 16, 1, 8) : 1;
+  while (!many_classes && slots < kMaxSlots && 8 * slots <= tiles) slots *= 2;
+  class_slots = many_classes ? clamp(layout.classes.count / 16, 1, kMaxClassSlots) : 1;
 }
 
 }  // namespace charlm

@@ -80,6 +80,8 @@ struct MlpBatch {
 
 // How a batch is cut; by shape alone, so that results do not depend on the number of threads.
 struct MlpTiling {
+  static constexpr int64_t kMaxSlots = 8, kMaxClassSlots = 8;
+
   int64_t tile_rows;  // contexts worked on at a time
   int64_t tiles;
   int64_t slots;        // groups of tiles with a gradient each, added up in order

@@ -3,6 +3,13 @@
 
 #include <stdint.h>
 
+// Functions that kernels for the GPU call as well.
+#if defined(__CUDACC__)
+#define CHARLM_HOST_DEVICE __host__ __device__
+#else
+#define CHARLM_HOST_DEVICE
+#endif
+
 namespace charlm {
 
 enum class Storage { kFloat32, kFloat64, kBFloat16, kFloat16 };
@@ -38,7 +45,9 @@ struct ClassMatrix {
   int64_t block_classes = 0;
   int64_t block_stride = 0;
 
-  int64_t row_offset(int64_t row) const { return row / inner * outer_stride + row % inner * inner_stride; }
+  CHARLM_HOST_DEVICE int64_t row_offset(int64_t row) const {
+    return row / inner * outer_stride + row % inner * inner_stride;
+  }
 };
 
 }  // namespace charlm

@@ -63,7 +63,7 @@ double step(const BigramStep<T>& p) {
     loss += tile.losses(shift, log_sum, target_logits);
     if (update_time == UpdateTime::kNever) continue;
     tile.backward(0, p.classes.count, shift, scale);
-    tile.backward_targets(target_logits, 1);
+    tile.backward_targets(0, p.classes.count, target_logits, 1);
     add_rows(p, tile, in_place ? -p.update->learning_rate : (T)1, in_place ? p.weight : p.gradient);
   }
   if (in_place || update_time == UpdateTime::kNever) return loss;

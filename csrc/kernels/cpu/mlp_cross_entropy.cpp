@@ -46,25 +46,26 @@ class Step {
   void run_tile(Slot<T>* slot, int64_t tile_index, bool is_first) const {
     const SoftmaxTile<T> tile = m_.softmax_tile(*slot, tile_index);
     const bool one_class_slot = m_.tiling.class_slots == 1;
-    one_class_slot ? forward(*slot, tile, is_first) : forward_class_slots(*slot, tile);
+    one_class_slot ? forward(slot, tile, is_first) : forward_class_slots(slot, tile);
     output_.forward_softmax(*slot, tile);
-    if (p_.gradient == nullptr) return output_.finish_loss(slot, tile);
-    output_.backward_softmax(*slot, tile);
+    if (p_.gradient != nullptr) {
+      one_class_slot ? backward(*slot, tile, is_first) : backward_class_slots(*slot, tile, is_first);
+      if (layout_.direct) inputs_.backward_direct(*slot, tile, is_first);
+    }
     output_.finish_loss(slot, tile);
-    one_class_slot ? backward(*slot, tile, is_first) : backward_class_slots(*slot, tile, is_first);
-    if (layout_.direct) inputs_.backward_direct(*slot, tile, is_first);
   }
 
-  void forward(const Slot<T>& slot, const SoftmaxTile<T>& tile, bool is_first) const {
+  void forward(Slot<T>* slot, const SoftmaxTile<T>& tile, bool is_first) const {
     for (int64_t c = 0; c < layout_.classes.count; ++c) output_.start_logits(tile, c);
     for (int64_t block = 0; block < layout_.hidden.count; ++block) {
       if (m_.fused()) inputs_.project(block);
-      inputs_.forward_hidden(slot, tile, block);
-      for (int64_t c = 0; c < layout_.classes.count; ++c) output_.add_logits(slot, tile, 0, c, block, is_first);
+      inputs_.forward_hidden(*slot, tile, block);
+      for (int64_t c = 0; c < layout_.classes.count; ++c) output_.add_logits(*slot, tile, 0, c, block, is_first);
     }
+    output_.finish_logits(slot, tile, 0, 0, layout_.classes.count);
   }
   void backward(const Slot<T>& slot, const SoftmaxTile<T>& tile, bool is_first) const {
-    output_.backward_bias2(slot, tile, 0, layout_.classes.count, is_first);
+    output_.backward_softmax(slot, tile, 0, layout_.classes.count, is_first);
     for (int64_t block = 0; block < layout_.hidden.count; ++block) {
       for (int64_t c = 0; c < layout_.classes.count; ++c) {
         output_.backward_class_block(slot, tile, 0, block, c, is_first);
@@ -74,21 +75,23 @@ class Step {
     }
   }
 
-  void forward_class_slots(const Slot<T>& slot, const SoftmaxTile<T>& tile) const {
-    p_.parallel(layout_.hidden.count, [&](int64_t block) { inputs_.forward_hidden(slot, tile, block); });
+  // Every class block is done with while it is in cache: the logits of all of them are far larger.
+  void forward_class_slots(Slot<T>* slot, const SoftmaxTile<T>& tile) const {
+    p_.parallel(layout_.hidden.count, [&](int64_t block) { inputs_.forward_hidden(*slot, tile, block); });
     p_.parallel(m_.tiling.class_slots, [&](int64_t s) {
       for (int64_t c = m_.class_block(s); c < m_.class_block(s + 1); ++c) {
         output_.start_logits(tile, c);
         for (int64_t block = 0; block < layout_.hidden.count; ++block) {
-          output_.add_logits(slot, tile, s, c, block, true);
+          output_.add_logits(*slot, tile, s, c, block, true);
         }
+        output_.finish_logits(slot, tile, s, c, c + 1);
       }
     });
   }
   void backward_class_slots(const Slot<T>& slot, const SoftmaxTile<T>& tile, bool is_first) const {
     p_.parallel(m_.tiling.class_slots, [&](int64_t s) {
-      output_.backward_bias2(slot, tile, m_.class_block(s), m_.class_block(s + 1), is_first);
       for (int64_t c = m_.class_block(s); c < m_.class_block(s + 1); ++c) {
+        output_.backward_softmax(slot, tile, c, c + 1, is_first);
         for (int64_t block = 0; block < layout_.hidden.count; ++block) {
           output_.backward_class_block(slot, tile, s, block, c, is_first);
         }

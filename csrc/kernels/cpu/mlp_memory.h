@@ -22,24 +22,23 @@ struct Arena {
 // What one group of tiles works with. Matrices are stored block by block.
 template <typename T>
 struct Slot {
-  T* gradient;         // of the parameters
-  T* tables_gradient;  // (P, H)
-  T* direct_gradient;  // (P, V)
-  T* hidden;           // (tile, H)
-  T* z;                // (tile, V), logits and then their gradient
-  T* hidden_gradient;  // (class slots, tile, H); with one class slot only the block at hand
-  T* transposed;       // (class slots, H, width of a class block), weight2 transposed
-  T* shift;            // (tile,)
-  T* scale;            // (tile,)
-  T* sum;              // (class slots, tile)
+  T* gradient;                            // of the parameters
+  T* tables_gradient;                     // (P, H)
+  T* direct_gradient;                     // (P, V)
+  T* hidden;                              // (tile, H)
+  T* z;                                   // (tile, V), logits and then their gradient
+  T* hidden_gradient;                     // (class slots, tile, H); with one class slot only the block at hand
+  T* transposed;                          // (class slots, H, width of a class block), weight2 transposed
+  T* shift;                               // (tile,)
+  T* scale;                               // (tile,)
+  T* sum;                                 // (class slots, tile)
+  bool small[MlpTiling::kMaxClassSlots];  // whether no logit of the tile, in the classes of a slot, needs a shift
   double loss;
 };
 
 // Also how the step goes, which decides what has to be kept and what one place in cache serves for.
 template <typename T>
 struct MlpMemory {
-  static constexpr int64_t kMaxSlots = 8;
-
   const MlpStep<T>& step;
   const MlpLayout& layout;
   const MlpTiling tiling;
@@ -53,7 +52,7 @@ struct MlpMemory {
   T* direct_tables;       // (P, V) in blocks
   T* weight1_transposed;  // (T, width of a block, D in blocks)
   T* target_logits;       // (entries,)
-  Slot<T> slots[kMaxSlots];
+  Slot<T> slots[MlpTiling::kMaxSlots];
   T* end;
 
   MlpMemory(const MlpStep<T>& problem, int64_t rows, int64_t table_rows, int64_t entries)

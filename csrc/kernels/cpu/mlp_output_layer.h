@@ -49,17 +49,20 @@ class OutputLayer {
     });
   }
 
+  // Of the class blocks [begin, end), while their logits are in cache.
+  void finish_logits(Slot<T>* slot, const SoftmaxTile<T>& tile, int64_t class_slot, int64_t begin, int64_t end) const {
+    if (step_.softcap != 0) tile.cap(begin, end);
+    const bool is_first = begin == m_.class_block(class_slot);
+    slot->small[class_slot] = (is_first || slot->small[class_slot]) && tile.is_small(begin, end);
+  }
+
   // Leaves exponentials (logits, with a softcap), each row's shift and sum, and the logits of the targets.
   void forward_softmax(const Slot<T>& slot, const SoftmaxTile<T>& tile) const {
     const int64_t slots = m_.tiling.class_slots, stride = m_.tiling.tile_rows;
-    bool small[kMaxClassSlots];
-    step_.parallel(slots, [&](int64_t s) {
-      if (step_.softcap != 0) tile.cap(m_.class_block(s), m_.class_block(s + 1));
-      small[s] = tile.is_small(m_.class_block(s), m_.class_block(s + 1));
-    });
     tile.target_logits(m_.target_logits);
-    for (int64_t s = 1; s < slots; ++s) small[0] &= small[s];
-    if (small[0]) {
+    bool small = true;
+    for (int64_t s = 0; s < slots; ++s) small &= slot.small[s];
+    if (small) {
       fill_zero(slot.shift, tile.rows);
     } else {
       step_.parallel(
@@ -83,11 +86,12 @@ class OutputLayer {
     for (int64_t r = tile.rows; r % kWidth<T> != 0; ++r) slot.sum[r] = 1;
   }
 
-  // The logits become d loss / d logits.
-  void backward_softmax(const Slot<T>& slot, const SoftmaxTile<T>& tile) const {
-    step_.parallel(m_.tiling.class_slots,
-                   [&](int64_t s) { tile.backward(m_.class_block(s), m_.class_block(s + 1), slot.shift, slot.scale); });
-    tile.backward_targets(m_.target_logits, m_.step_scale);
+  // The logits of the class blocks [begin, end) become d loss / d logits, added to that of bias2.
+  void backward_softmax(const Slot<T>& slot, const SoftmaxTile<T>& tile, int64_t begin, int64_t end,
+                        bool is_first) const {
+    tile.backward(begin, end, slot.shift, slot.scale);
+    tile.backward_targets(begin, end, m_.target_logits, m_.step_scale);
+    backward_bias2(slot, tile, begin, end, is_first);
   }
 
   // Adds the tile's loss; target logits become the entries' losses. Overwrites the scales.
@@ -95,19 +99,6 @@ class OutputLayer {
     T* log_sum = slot->scale;
     for (int64_t r = 0; r < tile.rows; r += kWidth<T>) store(log_sum + r, log(load(slot->sum + r)));
     slot->loss += tile.losses(slot->shift, log_sum, m_.target_logits);
-  }
-
-  void backward_bias2(const Slot<T>& slot, const SoftmaxTile<T>& tile, int64_t begin, int64_t end,
-                      bool is_first) const {
-    for (int64_t c = begin; c < end; ++c) {
-      const int64_t width = layout_.classes.width(c);
-      T* out = slot.gradient + layout_.bias2() + layout_.classes.begin(c);
-      for (int64_t j = 0; j < width; j += kWidth<T>) {
-        Vec<T> sum = is_first && !m_.in_place() ? Vec<T>{} : load(out + j);
-        for (int64_t r = 0; r < tile.rows; ++r) sum += load(tile.chunk(c) + r * width + j);
-        store(out + j, sum);
-      }
-    }
   }
 
   // d h (+)= dz W2, then d W2 (+)= dz^T h, for one block of classes and one of the hidden dimension.
@@ -125,7 +116,18 @@ class OutputLayer {
   }
 
  private:
-  static constexpr int64_t kMaxClassSlots = 8;
+  void backward_bias2(const Slot<T>& slot, const SoftmaxTile<T>& tile, int64_t begin, int64_t end,
+                      bool is_first) const {
+    for (int64_t c = begin; c < end; ++c) {
+      const int64_t width = layout_.classes.width(c);
+      T* out = slot.gradient + layout_.bias2() + layout_.classes.begin(c);
+      for (int64_t j = 0; j < width; j += kWidth<T>) {
+        Vec<T> sum = is_first && !m_.in_place() ? Vec<T>{} : load(out + j);
+        for (int64_t r = 0; r < tile.rows; ++r) sum += load(tile.chunk(c) + r * width + j);
+        store(out + j, sum);
+      }
+    }
+  }
 
   const MlpMemory<T>& m_;
   const MlpStep<T>& step_;

@@ -138,11 +138,13 @@ struct SoftmaxTile {
   }
 
   // The targets' part, times `scale`. target_logits are those of target_logits().
-  void backward_targets(const T* target_logits, T scale) const {
-    const int64_t end = entries_end();
-    for (int64_t e = entries_begin(); e < end; ++e) {
+  void backward_targets(int64_t begin, int64_t end, const T* target_logits, T scale) const {
+    const int64_t first_class = classes.begin(begin), end_class = classes.begin(end), last_entry = entries_end();
+    for (int64_t e = entries_begin(); e < last_entry; ++e) {
+      const int64_t target = batch.targets[e];
+      if (target < first_class || target >= end_class) continue;
       const T t = softcap != 0 ? target_logits[e] / softcap : 0;
-      *at(row_of(e), batch.targets[e]) -= scale * weight(e) * (1 - t * t);
+      *at(row_of(e), target) -= scale * weight(e) * (1 - t * t);
     }
   }
 };

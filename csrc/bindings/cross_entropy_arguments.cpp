@@ -1,0 +1,110 @@
+#include "bindings/cross_entropy_arguments.h"
+
+namespace charlm {
+namespace {
+
+int64_t class_dim(const Tensor& input) { return input.dim() == 1 ? 0 : 1; }
+
+// Whether one stride walks through all of d1, d2, ...
+bool inner_is_flat(const Tensor& tensor) {
+  int64_t expected = -1;
+  for (int64_t d = tensor.dim() - 1; d >= 2; --d) {
+    if (tensor.size(d) == 1) continue;
+    if (expected >= 0 && tensor.stride(d) != expected) return false;
+    expected = tensor.stride(d) * tensor.size(d);
+  }
+  return true;
+}
+
+Tensor with_flat_inner(const Tensor& tensor) {
+  return inner_is_flat(tensor) ? tensor : torch::stable::contiguous(tensor);
+}
+
+void check_target(const Tensor& input, const Tensor& target, bool probabilities) {
+  if (probabilities) {
+    check_matches("target", target, "input", input);
+    return;
+  }
+  const int64_t dim = input.dim();
+  bool matches = target.dim() == dim - 1;
+  for (int64_t d = 0, t = 0; matches && d < dim; ++d) {
+    if (d != class_dim(input)) matches = target.size(t++) == input.size(d);
+  }
+  check(matches, "target must have the shape of input ", ShapeString(input),
+        " without its class dimension (class indices) or the same shape (class probabilities), got ",
+        ShapeString(target));
+  check_integral("target", target);
+  check_same_device("target", target, "input", input);
+}
+
+bool same_shape(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) != b.size(d)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+ClassMatrix class_matrix(const Tensor& tensor) {
+  const int64_t dim = tensor.dim();
+  ClassMatrix matrix;
+  matrix.data = const_cast<void*>(tensor.const_data_ptr());
+  matrix.storage = storage_of(tensor);
+  matrix.class_stride = tensor.stride(class_dim(tensor));
+  matrix.outer_stride = dim == 1 ? 0 : tensor.stride(0);
+  for (int64_t d = 2; d < dim; ++d) matrix.inner *= tensor.size(d);
+  if (matrix.inner > 1) {
+    int64_t d = dim - 1;
+    while (tensor.size(d) == 1) --d;
+    matrix.inner_stride = tensor.stride(d);
+  }
+  return matrix;
+}
+
+Tensor empty_gradient(const Tensor& like) {
+  const Tensor gradient = allocate_like(like);
+  return inner_is_flat(gradient) ? gradient : allocate(like.sizes(), like.scalar_type());
+}
+
+std::vector<int64_t> row_shape(const Tensor& input) {
+  std::vector<int64_t> shape;
+  for (int64_t d = 0; d < input.dim(); ++d) {
+    if (d != class_dim(input)) shape.push_back(input.size(d));
+  }
+  return shape;
+}
+
+template <typename T>
+CrossEntropyArguments<T> read_cross_entropy_arguments(const Tensor& input, const Tensor& target,
+                                                      const OptionalTensor& weight,
+                                                      const CrossEntropyOptions& options) {
+  check(input.dim() >= 1, "input must have shape (C,), (N, C) or (N, C, d1, ...), got ()");
+  check_floating("input", input);
+  const bool probabilities = same_shape(input, target);
+  check_target(input, target, probabilities);
+
+  CrossEntropyArguments<T> arguments{with_flat_inner(input), target, std::nullopt, {}};
+  CrossEntropy<T>& problem = arguments.problem;
+  problem.classes = input.size(class_dim(input));
+  check(problem.classes > 0, "input must have at least one class, got shape ", ShapeString(input));
+  problem.rows = input.numel() / problem.classes;
+  problem.input = class_matrix(arguments.input);
+  if (probabilities) {
+    arguments.target = with_flat_inner(target);
+    problem.probabilities = class_matrix(arguments.target);
+  } else {
+    arguments.target = contiguous_as(target, ScalarType::Long);
+    problem.target = arguments.target.template const_data_ptr<int64_t>();
+  }
+  set_options(options, weight, input, &arguments.weight, &problem);
+  return arguments;
+}
+
+template CrossEntropyArguments<float> read_cross_entropy_arguments(const Tensor&, const Tensor&, const OptionalTensor&,
+                                                                   const CrossEntropyOptions&);
+template CrossEntropyArguments<double> read_cross_entropy_arguments(const Tensor&, const Tensor&, const OptionalTensor&,
+                                                                    const CrossEntropyOptions&);
+
+}  // namespace charlm

@@ -1,0 +1,29 @@
+// The arguments of cross_entropy, checked and laid out as kernels want them: what its bindings for the CPU and for CUDA
+// share.
+#pragma once
+
+#include "bindings/cross_entropy.h"
+
+namespace charlm {
+
+// The checked arguments, converted, and the problem that points into them.
+template <typename T>
+struct CrossEntropyArguments {
+  Tensor input, target;
+  OptionalTensor weight;
+  CrossEntropy<T> problem;
+};
+
+// Everything but the values of the targets is checked, for which see check_targets.
+template <typename T>
+CrossEntropyArguments<T> read_cross_entropy_arguments(const Tensor& input, const Tensor& target,
+                                                      const OptionalTensor& weight, const CrossEntropyOptions& options);
+
+// An (N, C, d1, ...) tensor as an (N * d1 * ..., C) matrix. One stride must describe all trailing dimensions: it does
+// in the arguments above and in an empty gradient.
+ClassMatrix class_matrix(const Tensor& tensor);
+Tensor empty_gradient(const Tensor& like);
+// The shape of class indices: that of the input without its class dimension.
+std::vector<int64_t> row_shape(const Tensor& input);
+
+}  // namespace charlm

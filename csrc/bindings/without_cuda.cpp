@@ -1,0 +1,28 @@
+// Compiled in the place of bindings/cuda where there is no nvcc: every op says what to do about a CUDA tensor.
+#include <torch/csrc/stable/library.h>
+
+#include <stdexcept>
+
+namespace charlm {
+namespace {
+
+constexpr const char* kOps[] = {
+    "cross_entropy_forward",     "cross_entropy_backward",       "embedding_linear_forward",
+    "embedding_linear_backward", "linear_cross_entropy_forward", "linear_cross_entropy_backward",
+    "mlp_cross_entropy_forward", "mlp_cross_entropy_backward",   "train_steps",
+    "train_full_steps",
+};
+
+void refuse(StableIValue*, uint64_t, uint64_t) {
+  throw std::runtime_error(
+      "charlm was built without kernels for GPUs, so its ops take CPU tensors only: move the tensors to the CPU, or "
+      "install charlm again where nvcc is on the PATH");
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, library) {
+  for (const char* op : kOps) library.impl(op, refuse);
+}
+
+}  // namespace charlm

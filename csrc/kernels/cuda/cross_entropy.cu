@@ -1,0 +1,119 @@
+#include "kernels/cross_entropy.h"
+#include "kernels/cuda/cross_entropy_narrow.cuh"
+#include "kernels/cuda/cross_entropy_wide.cuh"
+
+namespace charlm::cuda {
+namespace {
+
+constexpr int kReduceThreads = 1024;
+
+// Block i sums the rows i, i + kDenominatorParts, ... of blocks of threads.
+template <typename T>
+__global__ void __launch_bounds__(kReduceThreads) sum_mean_weights(const CrossEntropy<T> p, T* denominators) {
+  __shared__ T scratch[kWarp];
+  T sum = 0;
+  const int64_t step = kDenominatorParts * kReduceThreads;
+  for (int64_t row = blockIdx.x * kReduceThreads + threadIdx.x; row < p.rows; row += step) {
+    sum += row_target(p, row).mean_weight;
+  }
+  sum = block_sum(sum, scratch);
+  if (threadIdx.x == 0) denominators[blockIdx.x] = sum;
+}
+
+// One block; in double, as there may be one part for each of many rows.
+template <typename T>
+__global__ void __launch_bounds__(kReduceThreads)
+    reduce_parts(const T* loss_parts, const T* weight_parts, int64_t parts, T* result) {
+  __shared__ double scratch[kWarp];
+  double loss = 0, weight = 0;
+  for (int64_t i = threadIdx.x; i < parts; i += kReduceThreads) {
+    loss += loss_parts[i];
+    if (weight_parts != nullptr) weight += weight_parts[i];
+  }
+  loss = block_sum(loss, scratch);
+  weight = block_sum(weight, scratch);
+  if (threadIdx.x != 0) return;
+  *result = static_cast<T>(weight_parts != nullptr ? loss / weight : loss);
+}
+
+int64_t merge_blocks(int64_t rows) { return (rows * kWarp + kMergeThreads - 1) / kMergeThreads; }
+
+template <typename S, bool kPlain>
+Error run_narrow(const CrossEntropy<Compute<S>>& p, const CrossEntropyRun<Compute<S>>& run, Stream stream) {
+  const NarrowTile tile = NarrowTile::of(p.classes, sizeof(S));
+  return launch(narrow_rows<S, kPlain>, (p.rows + tile.rows - 1) / tile.rows, dim3(kNarrowThreads),
+                NarrowMemory<S>::bytes(tile, p.classes), stream, p, run, tile);
+}
+
+template <typename S, bool kPlain>
+Error run_wide(CrossEntropy<Compute<S>> p, const CrossEntropyRun<Compute<S>>& run, Stream stream) {
+  const WideShape shape = WideShape::of(p);
+  const dim3 threads(static_cast<unsigned>(shape.threads), static_cast<unsigned>(shape.rows));
+  if (shape.splits > 1 && !p.lse_is_known) {
+    const Error error =
+        launch(wide_rows<S, kPlain>, shape.row_blocks * shape.splits, threads, 0, stream, p, run, shape.splits);
+    if (error != cudaSuccess) return error;
+    const Error merge_error =
+        launch(merge_splits<S, kPlain>, merge_blocks(p.rows), dim3(kMergeThreads), 0, stream, p, run, shape.splits);
+    if (merge_error != cudaSuccess || p.input_gradient.data == nullptr) return merge_error;
+    p.lse_is_known = true;
+  }
+  // Where a gradient needs sum_c a_c, one block has to see the whole row.
+  const int splits = p.lse_is_known && total_is_unknown(p) ? 1 : shape.splits;
+  return launch(wide_rows<S, kPlain>, shape.row_blocks * splits, threads, 0, stream, p, run, splits);
+}
+
+}  // namespace
+
+template <typename T>
+int64_t cross_entropy_parts(const CrossEntropy<T>& problem) {
+  if (is_narrow(problem)) {
+    const int64_t rows = NarrowTile::of(problem.classes, storage_size(problem.input.storage)).rows;
+    return (problem.rows + rows - 1) / rows;
+  }
+  const WideShape shape = WideShape::of(problem);
+  return shape.splits > 1 ? merge_blocks(problem.rows) : shape.row_blocks;
+}
+
+template <typename T>
+int64_t cross_entropy_split_values(const CrossEntropy<T>& problem) {
+  if (is_narrow(problem) || problem.lse_is_known) return 0;
+  const WideShape shape = WideShape::of(problem);
+  return shape.splits > 1 ? 4 * problem.rows * shape.splits : 0;
+}
+
+template <typename T>
+Error cross_entropy(const CrossEntropy<T>& problem, const CrossEntropyRun<T>& run, Stream stream) {
+  return with_storage<T>(problem.input.storage, [&](auto storage) {
+    using S = decltype(storage);
+    // Arithmetic in double is for checking gradients; it is not worth kernels of its own for the plain case.
+    constexpr bool kHasPlain = sizeof(T) == sizeof(float);
+    const bool plain = kHasPlain && is_plain(problem);
+    if (is_narrow(problem)) {
+      return plain ? run_narrow<S, kHasPlain>(problem, run, stream) : run_narrow<S, false>(problem, run, stream);
+    }
+    return plain ? run_wide<S, kHasPlain>(problem, run, stream) : run_wide<S, false>(problem, run, stream);
+  });
+}
+
+template <typename T>
+Error cross_entropy_denominators(const CrossEntropy<T>& problem, T* denominators, Stream stream) {
+  return launch(sum_mean_weights<T>, kDenominatorParts, dim3(kReduceThreads), 0, stream, problem, denominators);
+}
+
+template <typename T>
+Error cross_entropy_reduce(const T* loss_parts, const T* weight_parts, int64_t parts, T* result, Stream stream) {
+  return launch(reduce_parts<T>, 1, dim3(kReduceThreads), 0, stream, loss_parts, weight_parts, parts, result);
+}
+
+#define CHARLM_INSTANTIATE(T)                                                              \
+  template int64_t cross_entropy_parts(const CrossEntropy<T>&);                            \
+  template int64_t cross_entropy_split_values(const CrossEntropy<T>&);                     \
+  template Error cross_entropy(const CrossEntropy<T>&, const CrossEntropyRun<T>&, Stream); \
+  template Error cross_entropy_denominators(const CrossEntropy<T>&, T*, Stream);           \
+  template Error cross_entropy_reduce(const T*, const T*, int64_t, T*, Stream);
+CHARLM_INSTANTIATE(float)
+CHARLM_INSTANTIATE(double)
+#undef CHARLM_INSTANTIATE
+
+}  // namespace charlm::cuda

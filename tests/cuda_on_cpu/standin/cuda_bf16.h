@@ -1,0 +1,17 @@
+// Stands in for CUDA's header of this name.
+#pragma once
+
+#include <cuda_runtime.h>
+
+struct __nv_bfloat16 {
+  uint16_t bits;
+};
+
+inline float __bfloat162float(__nv_bfloat16 value) { return __uint_as_float(static_cast<unsigned>(value.bits) << 16); }
+
+// To nearest, ties to even; a NaN stays one.
+inline __nv_bfloat16 __float2bfloat16_rn(float value) {
+  const unsigned bits = __float_as_uint(value);
+  if (value != value) return {0x7fff};
+  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}

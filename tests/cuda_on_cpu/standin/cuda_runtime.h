@@ -1,0 +1,150 @@
+// Stands in for CUDA's header of this name, so that g++ compiles a .cu file for the CPU and tests can run it.
+//
+// One block at a time, its threads are fibers that simulator.cpp runs in random order, from one synchronisation to the
+// next. Only what kernels use is here; a kernel that needs more of CUDA adds it, with its rules, here or in
+// simulator.h.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmath>
+
+#include "simulator.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __restrict__
+#define __grid_constant__
+#define __launch_bounds__(...)
+// Where zero-initialised variables go, by which the simulator knows it. Kernels have no others.
+#define __shared__ static
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+extern dim3 gridDim, blockDim, blockIdx, threadIdx;
+inline constexpr int warpSize = simulator::kWarp;
+
+// Launches run at once, to their end.
+using cudaStream_t = struct CUstream_st*;
+enum cudaError_t : int { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+};
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  gridDim = config->gridDim;
+  blockDim = config->blockDim;
+  const auto thread = [&] { kernel(arguments...); };
+  const auto call = [](const void* closure) { (*static_cast<const decltype(thread)*>(closure))(); };
+  return simulator::launch(config->dynamicSmemBytes, call, &thread) ? cudaSuccess : cudaErrorInvalidValue;
+}
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel*, int, int) {
+  return cudaSuccess;
+}
+inline constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 8;
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return "an error of the simulator"; }
+
+// Synchronisation. The line tells places apart, as all threads must wait at the same one.
+inline void __syncthreads(int line = __builtin_LINE()) { simulator::block_barrier(line); }
+inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_LINE()) {
+  simulator::warp_barrier(mask, line);
+}
+
+// Exchanges between the lanes of a warp. They do not order accesses to memory, as __syncwarp does.
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int source, int width = warpSize, int line = __builtin_LINE()) {
+  const int lane = simulator::lane();
+  return simulator::exchange(mask, value, lane / width * width + source % width, line);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int offset, int width = warpSize, int line = __builtin_LINE()) {
+  const int lane = simulator::lane(), source = lane ^ offset;
+  return simulator::exchange(mask, value, source / width == lane / width ? source : lane, line);
+}
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, int offset, int width = warpSize, int line = __builtin_LINE()) {
+  const int lane = simulator::lane(), source = lane + offset;
+  return simulator::exchange(mask, value, source / width == lane / width ? source : lane, line);
+}
+template <typename T>
+T __shfl_up_sync(unsigned mask, T value, int offset, int width = warpSize, int line = __builtin_LINE()) {
+  const int lane = simulator::lane(), source = lane - offset;
+  return simulator::exchange(mask, value, source >= lane / width * width ? source : lane, line);
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
+  return simulator::vote(mask, predicate != 0, line);
+}
+inline int __any_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
+  return simulator::vote(mask, predicate != 0, line) != 0;
+}
+inline int __all_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
+  return simulator::vote(mask, predicate != 0, line) == mask;
+}
+
+// Fibers switch at synchronisations only, so a plain update is atomic.
+template <typename T>
+T atomicAdd(T* address, T value) {
+  const simulator::Atomic atomic;
+  const T before = *address;
+  *address = before + value;
+  return before;
+}
+template <typename T>
+T atomicMax(T* address, T value) {
+  const simulator::Atomic atomic;
+  const T before = *address;
+  if (before < value) *address = value;
+  return before;
+}
+
+template <typename T>
+T __ldg(const T* address) {
+  return *address;
+}
+inline float __expf(float x) { return std::exp(x); }
+inline float __logf(float x) { return std::log(x); }
+inline float __fdividef(float x, float y) { return x / y; }
+inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+// CUDA has these in the global namespace, for both types.
+using std::erf;
+using std::exp;
+using std::log;
+using std::sqrt;
+using std::tanh;
