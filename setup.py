@@ -55,6 +55,7 @@ HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
 KERNELS = sorted(glob("csrc/kernels/cpu/*.cpp"))
 CUDA_HEADERS = sorted(glob("csrc/kernels/cuda/*.cuh"))
 CUDA_KERNELS = sorted(glob("csrc/kernels/cuda/*.cu"))
+CUDA_BUILD = Path("build/cuda")
 
 # A100, H100 and H200, B200; other and later GPUs compile the intermediate code of the last one when they load it.
 CUDA_ARCHITECTURES = ("80", "90", "100")
@@ -104,14 +105,13 @@ class BuildKernels(build_clib):
         output = Path(self.build_clib) / self.compiler.library_filename(name)
         if self.is_new(output, [*options["sources"], *HEADERS, *CUDA_HEADERS]):
             return
-        folder = Path(self.build_temp) / name
         if name == "charlm_kernels_cuda":
             with ThreadPoolExecutor(cpu_count()) as pool:
-                objects = list(pool.map(lambda source: self.compile_cuda(Path(source), folder), options["sources"]))
+                objects = list(pool.map(self.compile_cuda, options["sources"]))
         else:
             objects = self.compiler.compile(
                 options["sources"],
-                output_dir=str(folder),
+                output_dir=str(Path(self.build_temp) / name),
                 macros=options["macros"],
                 include_dirs=options["include_dirs"],
                 extra_postargs=options["cflags"],
@@ -119,13 +119,17 @@ class BuildKernels(build_clib):
         output.unlink(missing_ok=True)  # an archive keeps the members of sources that no longer exist
         self.compiler.create_static_lib(objects, name, output_dir=self.build_clib)
 
-    def compile_cuda(self, source: Path, folder: Path) -> str:
-        """Compiles for all architectures at once; what the assembler says of registers is left beside the object."""
-        output = folder / f"{source.stem}.o"
-        if not self.is_new(output, [str(source), *HEADERS, *CUDA_HEADERS]):
-            folder.mkdir(parents=True, exist_ok=True)
+    def compile_cuda(self, source: str) -> str:
+        """Compiles for all architectures at once.
+
+        What the assembler says of registers goes beside the object, for scripts/cuda_resources.py. Both outlive a build
+        by pip, whose folder for objects is a temporary one: nothing else takes as long to compile.
+        """
+        output = CUDA_BUILD / f"{Path(source).stem}.o"
+        if not self.is_new(output, [source, *HEADERS, *CUDA_HEADERS]):
+            CUDA_BUILD.mkdir(parents=True, exist_ok=True)
             targets = [f"-gencode=arch=compute_{target.split('_')[1]},code={target}" for target in CUDA_TARGETS]
-            command = [*NVCC, *CUDA_FLAGS, *targets, f"-I{INCLUDE}", "-c", str(source), "-o", str(output)]
+            command = [*NVCC, *CUDA_FLAGS, *targets, f"-I{INCLUDE}", "-c", source, "-o", str(output)]
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode != 0:
                 output.unlink(missing_ok=True)

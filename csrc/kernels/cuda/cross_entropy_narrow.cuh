@@ -124,7 +124,7 @@ __device__ inline SoftmaxPart<Compute<S>> narrow_part(const CrossEntropy<Compute
 }
 
 template <typename S, bool kPlain>
-__global__ void __launch_bounds__(kNarrowThreads)
+__global__ void __launch_bounds__(kNarrowThreads, sizeof(S) == sizeof(double) ? 2 : 4)
     narrow_rows(const CrossEntropy<Compute<S>> p, const CrossEntropyRun<Compute<S>> run, const NarrowTile tile) {
   using T = Compute<S>;
   const int64_t first = blockIdx.x * static_cast<int64_t>(tile.rows);

@@ -1,0 +1,95 @@
+"""The CUDA half of the build, as far as it goes without a GPU: what it says, and the table of registers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from charlm import _C
+from scripts import cuda_resources
+
+ROOT = Path(__file__).resolve().parent.parent
+
+LOG = """\
+ptxas info    : Compiling entry function 'void charlm::cuda::(anonymous namespace)::f<float, true>(int)' for 'sm_90'
+ptxas info    : Function properties for f
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 48 registers, used 1 barriers
+ptxas info    : Compiling entry function 'void charlm::cuda::g(int*)' for 'sm_80'
+    8 bytes stack frame, 6 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 64 registers
+"""
+
+
+def on_cuda(op: torch._ops.OpOverload, *arguments: object) -> object:
+    """Calls what is registered for CUDA tensors, with tensors of the CPU."""
+    return op.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), *arguments)
+
+
+def test_an_op_on_a_cuda_tensor_says_what_to_do_where_it_has_no_kernels() -> None:
+    """With kernels, it refuses the CPU tensors that this test has."""
+    built = _C.build_info()["cuda"] is not None
+    message = "input must be on a CUDA device, got cpu" if built else "built without kernels for GPUs.*nvcc"
+    arguments = (torch.randn(4, 27), torch.zeros(4, dtype=torch.int64), None, -100, 1, 0.0, 0.0, 0.0, False)
+    with pytest.raises(ValueError if built else RuntimeError, match=message):
+        on_cuda(torch.ops.charlm.cross_entropy_forward.default, *arguments)
+
+
+def test_every_op_says_what_to_do_without_kernels() -> None:
+    source = (ROOT / "csrc" / "bindings" / "without_cuda.cpp").read_text()
+    registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("charlm::")}
+    for name in registered:
+        assert f'"{name.removeprefix("charlm::")}"' in source
+
+
+def run_setup(**environment: str) -> subprocess.CompletedProcess[str]:
+    """setup.py up to the point where it would build."""
+    command = [sys.executable, "setup.py", "--version"]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+
+
+def test_cuda_that_is_asked_for_but_missing_is_an_error() -> None:
+    result = run_setup(CHARLM_CUDA="1", NVCC="nvcc-that-is-not-there")
+    assert result.returncode == 1
+    assert "CHARLM_CUDA=1 asks for kernels for GPUs, but there is no nvcc-that-is-not-there" in result.stderr
+    assert "CHARLM_CUDA=0" in result.stderr
+    assert run_setup(CHARLM_CUDA="auto", NVCC="nvcc-that-is-not-there").returncode == 0
+
+
+def test_what_the_assembler_says_is_read() -> None:
+    assert cuda_resources.parse(LOG) == {
+        "f<float, true>": {"sm_90": {"registers": 48, "spilled": 0}},
+        "g": {"sm_80": {"registers": 64, "spilled": 14}},
+    }
+
+
+def test_spills_growth_and_new_kernels_are_complained_about() -> None:
+    now = {"op": cuda_resources.parse(LOG)}
+    assert cuda_resources.complaints(now, now) == ["op: g on sm_80 spills 14 bytes"]
+    table = {"op": {"f<float, true>": {"sm_90": {"registers": 47, "spilled": 0}}}}
+    assert cuda_resources.complaints(table, now) == [
+        "op: f<float, true> on sm_90 takes 48 registers, 47 in the table",
+        "op: g on sm_80 spills 14 bytes",
+        "op: g on sm_80 is not in the table",
+    ]
+
+
+def test_no_kernel_of_the_table_spills() -> None:
+    table = json.loads(cuda_resources.TABLE.read_text())
+    entries = [entry for kernels in table.values() for kernel in kernels.values() for entry in kernel.values()]
+    assert entries
+    assert all(entry["spilled"] == 0 for entry in entries)
+
+
+def test_every_cuda_source_is_in_the_table() -> None:
+    table = json.loads(cuda_resources.TABLE.read_text())
+    sources = {
+        path.stem for path in (ROOT / "csrc" / "kernels" / "cuda").glob("*.cu") if "__global__" in path.read_text()
+    }
+    assert set(table) == sources
