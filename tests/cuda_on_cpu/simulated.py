@@ -57,7 +57,7 @@ class _CrossEntropy(torch.autograd.Function):
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         row_shape = input.shape[:1] + input.shape[2:] if input.dim() > 1 else torch.Size([])
         outputs = {
-            "loss": input.new_empty(row_shape if options["reduction"] == 0 else []),
+            "loss": torch.empty(row_shape if options["reduction"] == 0 else [], dtype=dtype),
             "lse": torch.empty(2, call["rows"], dtype=dtype),
         }
         ctx.in_forward = gradient_in_forward and not target.requires_grad
@@ -67,7 +67,7 @@ class _CrossEntropy(torch.autograd.Function):
         server.call("cross_entropy", outputs, lse_is_known=False, scale=_scale(call, options), **call)
         ctx.save_for_backward(input, target, weight, *outputs.values())
         ctx.options, ctx.server = options, server
-        return outputs["loss"]
+        return outputs["loss"].to(input.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -83,9 +83,8 @@ class _CrossEntropy(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             outputs["probabilities_gradient"] = _dense_like(target)
             call |= _class_matrix("probabilities_gradient", outputs["probabilities_gradient"])
-        upstream = {"upstream": grad_output}
-        if ctx.options["reduction"] == 0:
-            upstream = {"row_scale": grad_output.to(lse.dtype).contiguous()}
+        name = "row_scale" if ctx.options["reduction"] == 0 else "upstream"
+        upstream = {name: grad_output.to(lse.dtype).contiguous()}
         call |= {"scale": _scale(call, ctx.options), "lse_is_known": True, "lse": lse, **upstream}
         ctx.server.call("cross_entropy", outputs, **call)
         return outputs.get("input_gradient"), outputs.get("probabilities_gradient"), *(None,) * 4
