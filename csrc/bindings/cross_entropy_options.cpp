@@ -151,7 +151,7 @@ void run_tiles(const CrossEntropy<T>& problem) {
   template void check_targets(const CrossEntropy<T>&, torch::headeronly::IntHeaderOnlyArrayRef);               \
   template T denominator_of(const CrossEntropy<T>&, Reduction);                                                \
   template Tensor reduce(const CrossEntropy<T>&, Reduction, T, const Tensor&,                                  \
-                         torch::headeronly::IntHeaderOnlyArrayRef);                                \
+                         torch::headeronly::IntHeaderOnlyArrayRef);                                            \
   template void set_lse(const Tensor&, CrossEntropy<T>*);                                                      \
   template void set_upstream(const Tensor&, Reduction, OptionalTensor*, CrossEntropy<T>*);                     \
   template void run_tiles(const CrossEntropy<T>&);
