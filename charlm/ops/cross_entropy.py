@@ -136,13 +136,8 @@ def _gradient_in_forward(input: Tensor, target: Tensor) -> bool:
     """Whether forward also writes the gradient, in the one pass that has each row in cache.
 
     Backward is then a multiplication by the upstream gradient, or nothing where that is 1. Not for float16 and
-<<<<<<< HEAD
     bfloat16: a loss scale must multiply the gradient before it is rounded, or what it should rescue is already 0. Not
     on a GPU either: to find out there that the upstream gradient is 1 takes waiting, and a multiplication another pass.
-=======
-    bfloat16: a loss scale must multiply the gradient before it is rounded, or what it should rescue is already 0. Nor
-    on a GPU: to find out there that the upstream gradient is 1 takes waiting, and a multiplication another pass.
->>>>>>> cuda
     """
     exact = input.dtype in (torch.float32, torch.float64)
     return exact and input.device.type == "cpu" and input.requires_grad and not target.requires_grad
