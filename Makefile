@@ -1,5 +1,6 @@
 # make train   set up, train on the embedded names, print sampled names
 # make test    set up, run the tests
+# make bench   set up, measure everything, write benchmarks/results/
 SHELL := /bin/bash
 PYTHON ?= python3
 TORCH_VERSION ?= 2.13.0
@@ -21,6 +22,7 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n auto
 
 bench: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
 	$(BIN)/python -m benchmarks
 
 # On a machine with a GPU: tests on it, sanitizers, benchmarks; what a run that was cut short has done is not repeated.

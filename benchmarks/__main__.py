@@ -11,15 +11,20 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import growth
+from benchmarks.growth import SWEEPS
 from benchmarks.tables import render
 from charlm import environment
+from charlm.backends import BACKENDS
 from charlm.benchmark import WORKLOADS
 
 FOLDER = Path(__file__).resolve().parent
+_CONTESTANTS = (*BACKENDS, *(["jax"] if find_spec("jax") else []))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,12 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--files", nargs="*", type=Path, default=sorted(FOLDER.glob("bench_*.py")), help="benchmarks of ops (all)"
     )
+    parser.add_argument("--sweeps", nargs="*", default=list(SWEEPS), help="of how cost grows (default: all)")
     parser.add_argument("--out", type=Path, default=FOLDER / "results", help="folder of the results")
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(given)
 
     machine = environment.machine()
-    results = {
+    results: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "benchmarks", *given]),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": environment.commit(),
@@ -43,9 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "versions": environment.versions(),
         "races": [_race(preset, options.seconds) for preset in options.presets],
         "ops": time_ops(options.files, options.passes),
+        "growth": growth.measure({name: SWEEPS[name] for name in options.sweeps}, options.seconds / 100),
     }
     options.out.mkdir(parents=True, exist_ok=True)
     slug = re.sub(r"[^a-z0-9]+", "-", f"{machine['processor']} {machine['cores']} cores".lower()).strip("-")
+    if results["growth"]:
+        results["growth_picture"] = f"{slug}-growth.png"
+        growth.draw(results["growth"], options.out / results["growth_picture"])
     (options.out / f"{slug}.json").write_text(json.dumps(results, indent=1) + "\n")
     everything = [json.loads(path.read_text()) for path in sorted(options.out.glob("*.json"))]
     # Those of GPUs have a table of their own: benchmarks/gpu.py.
@@ -75,6 +85,7 @@ def time_ops(files: Sequence[Path], passes: int, seconds: float = 1.0) -> list[d
 
 def _race(preset: str, seconds: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "charlm", "bench", "--preset", preset, "--seconds", f"{seconds:g}", "--json"]
+    command += ["--backends", ",".join(_CONTESTANTS)]
     result: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     return result
 

@@ -30,6 +30,8 @@ def _machine(results: dict[str, Any]) -> str:
     ]
     if results["ops"]:
         parts += ["### Ops, one thread\n", _ops(results["ops"])]
+    if results["growth"]:
+        parts += ["### How the cost of a step grows\n", _growth(results)]
     return "\n".join(parts)
 
 
@@ -66,6 +68,26 @@ def _ops(timings: Sequence[dict[str, Any]]) -> str:
             floor = f"{duration(row['floor_s'])}: {row['floor']}"
             rows.append([workload, name, duration(row["median_s"]), _ratio(ratio), floor])
     return _table(["workload", "implementation", "time", "x eager", "floor"], rows)
+
+
+def _growth(results: dict[str, Any]) -> str:
+    names = list(results["growth"][0]["points"][0]["median_s"])
+    rows = [
+        [
+            f"B={point['batch_size']:,} T={point['context_length']} V={point['vocab_size']:,} "
+            f"D={point['embedding_dim']} H={point['hidden_dim']:,}",
+            *(duration(point["median_s"][name]) for name in names),
+            _ratio(point["median_s"]["eager"] / point["median_s"]["fused"]),
+        ]
+        for sweep in results["growth"]
+        for point in sweep["points"]
+    ]
+    return (
+        "Whole steps of SGD, one thread unless stated. Batches of one tile (up to 128 distinct contexts) stay on one "
+        "thread.\n\n"
+        + _table(["step", *names, "fused x eager"], rows)
+        + f"\n![time per step]({results['growth_picture']})\n"
+    )
 
 
 def _ratio(ratio: float | None) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from charlm._version import __version__
 
 if TYPE_CHECKING:
-    from charlm import backends, checkpoint, data, models, nn, ops, plots, presets, sampler
+    from charlm import backends, checkpoint, data, distributed, models, nn, ops, plots, presets, sampler
     from charlm.evaluation import evaluate
     from charlm.models import MLP, CountBigram, NeuralBigram
     from charlm.presets import PRESETS, TrainingConfig
@@ -32,6 +32,7 @@ __all__ = [
     "backends",
     "checkpoint",
     "data",
+    "distributed",
     "evaluate",
     "models",
     "nn",

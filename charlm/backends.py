@@ -1,11 +1,13 @@
 """What executes training steps. A backend is one entry in `BACKENDS`; the trainer knows nothing else about it.
 
 Every backend gets the same batches and learning rates and updates the same parameters and optimizer state in place.
+Of several processes each computes the gradient of its part of a batch, and all make the same update with the sum.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -13,8 +15,12 @@ from torch import Tensor, nn
 
 from charlm import engine
 from charlm.data import Distinct, Split
-from charlm.models import MLP, LanguageModel, NeuralBigram
+from charlm.distributed import ALONE, Processes
+from charlm.models import LanguageModel, engine_parameters
 
+# Up to so many examples their contexts are looked up once, which takes some 50 ns and 4 bytes for each of them; from
+# there on in every batch.
+_INDEXED_EXAMPLES = 1 << 24
 # Logits of a full batch in memory at a time.
 _LOGITS_AT_ONCE = 1 << 21
 
@@ -27,17 +33,24 @@ class Backend(Protocol):
         optimizer: `torch.optim.SGD` or `AdamW` with initialised state, which is updated in place.
         split: the training examples.
         max_grad_norm: the norm of the whole gradient is clipped to this, as by `nn.utils.clip_grad_norm_`; or None.
+        processes: those that train the model together.
     """
 
     def __init__(
-        self, model: LanguageModel, optimizer: torch.optim.Optimizer, split: Split, max_grad_norm: float | None
+        self,
+        model: LanguageModel,
+        optimizer: torch.optim.Optimizer,
+        split: Split,
+        max_grad_norm: float | None,
+        processes: Processes = ALONE,
     ) -> None: ...
 
     def run(self, batch_indices: Tensor | None, learning_rates: Tensor) -> Tensor:
         """S steps, one after the other.
 
         Args:
-            batch_indices: (S, B) int64 on the CPU, the examples of every step; None takes the whole split each time.
+            batch_indices: (S, B) int64 on the CPU, the examples of every step, the same in all processes; None takes
+                the whole split each time.
             learning_rates: (S,) float64 on the CPU.
 
         Returns:
@@ -51,65 +64,85 @@ class EagerBackend:
 
     The whole split as a batch is its distinct contexts, with the counts of their targets over N as unnormalised class
     probabilities: sum_c sum_v -(counts[c, v] / N) log p(v | c) is exactly the mean loss of all examples.
+
+    Of several processes each has a part of the rows, and its loss is their sum over B: then the sum of the gradients is
+    that of the mean loss, however unequal the parts are.
     """
 
     model_backend: ClassVar[str] = "eager"
 
     def __init__(
-        self, model: LanguageModel, optimizer: torch.optim.Optimizer, split: Split, max_grad_norm: float | None
+        self,
+        model: LanguageModel,
+        optimizer: torch.optim.Optimizer,
+        split: Split,
+        max_grad_norm: float | None,
+        processes: Processes = ALONE,
     ) -> None:
         model.backend = self.model_backend
         self._model = model
         self._optimizer = optimizer
         self._split = split
         self._max_grad_norm = max_grad_norm
+        self._processes = processes
         self._loss: Callable[..., Tensor] = model.loss
-        self._parameters = list(model.parameters())
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._distinct: Distinct | None = None
         self._only_part: list[tuple[Tensor, Tensor]] | None = None
 
     def run(self, batch_indices: Tensor | None, learning_rates: Tensor) -> Tensor:
         example = self._parameters[0]
         losses = torch.empty(len(learning_rates), dtype=example.dtype, device=example.device)
+        reduction, divisor = "sum", 1
         if batch_indices is not None:
-            contexts, targets = self._split.batch(batch_indices.flatten())
-            contexts = contexts.to(example.device).unflatten(0, batch_indices.shape)
-            targets = targets.to(example.device).unflatten(0, batch_indices.shape)
+            batch_size = batch_indices.shape[1]
+            own = batch_indices[:, self._processes.shard(batch_size)]
+            contexts, targets = self._split.batch(own.flatten())
+            contexts = contexts.to(example.device).unflatten(0, own.shape)
+            targets = targets.to(example.device).unflatten(0, own.shape)
+            reduction, divisor = ("mean", 1) if self._processes.size == 1 else ("sum", batch_size)
         for step, learning_rate in enumerate(learning_rates.tolist()):
-            if batch_indices is not None:
-                losses[step] = self._update([(contexts[step], targets[step])], "mean", learning_rate)
-            else:
-                losses[step] = self._update(self._full_batch(), "sum", learning_rate)
+            parts = self._full_batch() if batch_indices is None else [(contexts[step], targets[step])]
+            losses[step] = self._update(parts, reduction, divisor, learning_rate)
         return losses
 
-    def _update(self, parts: Iterable[tuple[Tensor, Tensor]], reduction: str, learning_rate: float) -> Tensor:
-        """One step on the sum of the losses of `parts`; returns that sum."""
+    def _update(
+        self, parts: Iterable[tuple[Tensor, Tensor]], reduction: str, divisor: int, learning_rate: float
+    ) -> Tensor:
+        """One step on the sum of the losses of `parts`, of all processes, over `divisor`; returns that loss."""
         self._optimizer.zero_grad()
-        losses = []
+        total = self._parameters[0].new_zeros(())
         for contexts, targets in parts:
+            if len(targets) == 0:  # a batch smaller than the number of processes
+                continue
             loss = self._loss(contexts, targets, reduction)
+            if divisor != 1:
+                loss = loss / divisor
             loss.backward()
-            losses.append(loss.detach())
+            total = total + loss.detach()
+        total = self._processes.sum_gradients(self._parameters, total)
         if self._max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()
-        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+        return total
 
     def _full_batch(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """The distinct contexts (U, T) and their target probabilities (U, V), in parts that fit into memory."""
+        """This process' distinct contexts (U, T), their target probabilities (U, V), in parts that fit into memory."""
         if self._distinct is None:
             self._distinct = self._split.distinct()
-            if len(self._distinct) * self._model.vocab_size <= _LOGITS_AT_ONCE:
+            own = self._processes.shard(len(self._distinct))
+            if (own.stop - own.start) * self._model.vocab_size <= _LOGITS_AT_ONCE:
                 self._only_part = list(self._parts(self._distinct))
-        return self._only_part or self._parts(self._distinct)
+        return self._parts(self._distinct) if self._only_part is None else self._only_part
 
     def _parts(self, distinct: Distinct) -> Iterator[tuple[Tensor, Tensor]]:
         example = self._parameters[0]
         rows_at_once = max(1, _LOGITS_AT_ONCE // self._model.vocab_size)
-        for start in range(0, len(distinct), rows_at_once):
-            rows = slice(start, start + rows_at_once)
+        own = self._processes.shard(len(distinct))
+        for start in range(own.start, own.stop, rows_at_once):
+            rows = slice(start, min(start + rows_at_once, own.stop))
             probabilities = distinct.counts[rows].double() / len(self._split)
             yield distinct.contexts[rows].to(example.device), probabilities.to(example.device, example.dtype)
 
@@ -118,9 +151,14 @@ class CompileBackend(EagerBackend):
     """The eager backend with the model's loss, forward and backward, under `torch.compile`."""
 
     def __init__(
-        self, model: LanguageModel, optimizer: torch.optim.Optimizer, split: Split, max_grad_norm: float | None
+        self,
+        model: LanguageModel,
+        optimizer: torch.optim.Optimizer,
+        split: Split,
+        max_grad_norm: float | None,
+        processes: Processes = ALONE,
     ) -> None:
-        super().__init__(model, optimizer, split, max_grad_norm)
+        super().__init__(model, optimizer, split, max_grad_norm, processes)
         self._loss = torch.compile(model.loss, dynamic=False, fullgraph=True)
 
 
@@ -134,12 +172,25 @@ class FusedBackend:
     """All steps of a call in C++: `charlm.engine`."""
 
     def __init__(
-        self, model: LanguageModel, optimizer: torch.optim.Optimizer, split: Split, max_grad_norm: float | None
+        self,
+        model: LanguageModel,
+        optimizer: torch.optim.Optimizer,
+        split: Split,
+        max_grad_norm: float | None,
+        processes: Processes = ALONE,
     ) -> None:
+        if processes.size > 1:
+            raise ValueError(
+                f"backend 'fused' makes whole steps in one process, but there are {processes.size}: use 'ops', which "
+                "is the default then"
+            )
         if model.device.type != "cpu":
             raise ValueError(f"backend 'fused' trains on the CPU, but the model is on {model.device}")
         model.backend = "ops"
-        self._parameters = _parameters_in_order(model)
+        parameters = engine_parameters(model)
+        if parameters is None:
+            raise ValueError(f"backend 'fused' trains an MLP or a NeuralBigram, got a {type(model).__name__}")
+        self._parameters = parameters
         self._optimizer = optimizer
         (group,) = optimizer.param_groups
         self._options: dict[str, Any] = {
@@ -155,14 +206,9 @@ class FusedBackend:
             self._options.update(momentum=group["momentum"])
             state_names = ["momentum_buffer"] if group["momentum"] else []
         self._state_names = state_names
-        distinct = split.distinct()
-        self._contexts = distinct.contexts[:, -model.context_length :].int()
-        self._context_index = distinct.index
-        self._targets = split.targets.int()
-        self._counts = (self._contexts, distinct.counts.row_ptr, distinct.counts.targets, distinct.counts.values)
-        if model.context_length < split.context_length:
-            last = self._contexts[distinct.index.long()].flatten()
-            self._counts = _count_pairs(last, self._targets, model.vocab_size)
+        self._split = split
+        self._context_length = model.context_length
+        self._vocab_size = model.vocab_size
 
     def run(self, batch_indices: Tensor | None, learning_rates: Tensor) -> Tensor:
         states = [self._optimizer.state[parameter] for parameter in self._parameters]
@@ -173,14 +219,15 @@ class FusedBackend:
                 self._parameters, state, *self._counts, learning_rates, first_step=first_step, **self._options
             )
         else:
+            contexts, targets, indices, context_index = self._examples(batch_indices)
             losses = engine.train_steps(
                 self._parameters,
                 state,
-                self._contexts,
-                self._targets,
-                batch_indices,
+                contexts,
+                targets,
+                indices,
                 learning_rates,
-                context_index=self._context_index,
+                context_index=context_index,
                 first_step=first_step,
                 **self._options,
             )
@@ -191,6 +238,35 @@ class FusedBackend:
             group["lr"] = float(learning_rates[-1])
         return losses
 
+    def _examples(self, batch_indices: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Contexts and targets, which of them each step takes, and each example's context where these are distinct."""
+        if len(self._split) <= _INDEXED_EXAMPLES:
+            return self._indexed[0], self._indexed[1], batch_indices, self._indexed[2]
+        contexts, targets = self._split.batch(batch_indices.flatten())
+        return self._read(contexts), targets, torch.arange(len(targets)).view_as(batch_indices), None
+
+    @cached_property
+    def _indexed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Distinct contexts, the target of every example, and its context."""
+        return self._read(self._distinct.contexts).int(), self._split.targets, self._distinct.index
+
+    @cached_property
+    def _counts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Distinct contexts; row_ptr, targets and counts of their compressed rows."""
+        distinct = self._distinct
+        if self._context_length < self._split.context_length:
+            last = self._read(distinct.contexts)[distinct.index.long()].flatten()
+            return _count_pairs(last, self._split.targets, self._vocab_size)
+        return distinct.contexts, distinct.counts.row_ptr, distinct.counts.targets, distinct.counts.values
+
+    @cached_property
+    def _distinct(self) -> Distinct:
+        return self._split.distinct()
+
+    def _read(self, contexts: Tensor) -> Tensor:
+        """What the model reads of them: a bigram their last token."""
+        return contexts[:, -self._context_length :]
+
 
 def _count_pairs(tokens: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """How often each target follows each token: contexts (U, 1), row_ptr, targets and counts of compressed rows."""
@@ -198,16 +274,6 @@ def _count_pairs(tokens: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tens
     contexts, lengths = (pairs // vocab_size).unique(return_counts=True)
     row_ptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     return contexts.unsqueeze(1), row_ptr, pairs % vocab_size, counts
-
-
-def _parameters_in_order(model: LanguageModel) -> list[Tensor]:
-    """The parameters in the order of `engine.train_steps`."""
-    if isinstance(model, NeuralBigram):
-        return [model.weight]
-    if not isinstance(model, MLP):
-        raise ValueError(f"backend 'fused' trains an MLP or a NeuralBigram, got a {type(model).__name__}")
-    parameters: list[Tensor] = [model.embedding, model.weight1, model.bias1, model.weight2, model.bias2]
-    return parameters if model.direct_weight is None else [*parameters, model.direct_weight]
 
 
 BACKENDS: dict[str, type[Backend]] = {

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from charlm import benchmark_jax
 from charlm.backends import BACKENDS, EagerBackend
 from charlm.data import Dataset, Split
 from charlm.presets import PRESETS, TrainingConfig
@@ -28,6 +29,7 @@ ROUNDS = 9
 _FEWEST_ROUNDS = 3
 # Backends agree up to rounding; more than this apart, they do not do the same work.
 _LOSS_TOLERANCE = 1e-3
+_COMPARED_STEPS = 3
 _SGEMM_SIZE = 1024
 
 Examples = Literal["batch", "every example", "distinct contexts"]
@@ -39,7 +41,7 @@ class Timing:
 
     Attributes:
         name: of the contestant: its backend, and " (distinct)" if that takes part in two ways.
-        backend: in `charlm.backends.BACKENDS`.
+        backend: in `charlm.backends.BACKENDS`, or "jax".
         examples: what a step computes: those of a random batch, every training example, or each distinct context once
             with the counts of its targets, which gives the same gradient.
         steps: in each round.
@@ -142,7 +144,7 @@ def race(
     Args:
         workload: in `WORKLOADS`.
         path: of the data; None is the embedded names.
-        backends: in `charlm.backends.BACKENDS`; None is all of them.
+        backends: in `charlm.backends.BACKENDS`, or "jax" for the loop of `charlm.benchmark_jax`; None is all backends.
         threads: for torch and charlm while the race lasts.
         seconds: of measuring for each contestant; a slow one needs up to twice as much, or three steps.
         on_round: is told which stage begins.
@@ -155,8 +157,8 @@ def race(
         raise ValueError(f"workload must be one of {', '.join(WORKLOADS)}, got {workload!r}")
     names = list(BACKENDS) if backends is None else list(backends)
     for name in names:
-        if name not in BACKENDS:
-            raise ValueError(f"backends must be among {', '.join(BACKENDS)}, got {name!r}")
+        if name not in (*BACKENDS, "jax"):
+            raise ValueError(f"backends must be among {', '.join(BACKENDS)}, jax, got {name!r}")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"backends must be one or more different ones, got {', '.join(names) or 'none'}")
     if threads < 1:
@@ -168,7 +170,13 @@ def race(
     dataset = config.load_data()
     with _threads(threads):
         contestants = [
-            contestant for name in names for contestant in _contestants(replace(config, backend=name), dataset)
+            contestant
+            for name in names
+            for contestant in (
+                [_jax_contestant(config, dataset, threads)]
+                if name == "jax"
+                else _contestants(name, replace(config, backend=name), dataset)
+            )
         ]
         timings, sgemm = _time(contestants, seconds, on_round)
     vocab_size, batch = len(dataset.vocabulary), _batch(config, dataset)
@@ -209,18 +217,22 @@ class _Contestant:
     run: Callable[[int], Tensor]
 
 
-def _contestants(config: TrainingConfig, dataset: Dataset) -> Iterator[_Contestant]:
-    """The ways in which the backend of `config` takes part."""
-    name = config.backend
+def _contestants(name: str, config: TrainingConfig, dataset: Dataset) -> Iterator[_Contestant]:
+    """The ways in which a backend, that of `config`, takes part."""
     trainer = config.create_trainer(config.create_model(len(dataset.vocabulary)), dataset)
     if config.batch_size != "full":
         yield _Contestant(name, name, "batch", trainer.run)
     elif issubclass(BACKENDS[name], EagerBackend):
-        yield _Contestant(name, name, "every example", _run_on_every_example(config, dataset))
+        yield _Contestant(name, name, "every example", _run_on_every_example(name, config, dataset))
         if name == "eager":
             yield _Contestant("eager (distinct)", name, "distinct contexts", trainer.run)
     else:
         yield _Contestant(name, name, "distinct contexts", trainer.run)
+
+
+def _jax_contestant(config: TrainingConfig, dataset: Dataset, threads: int) -> _Contestant:
+    examples: Examples = "every example" if config.batch_size == "full" else "batch"
+    return _Contestant("jax", "jax", examples, benchmark_jax.create_run(config, dataset, threads))
 
 
 class _AllExamples(Split):
@@ -234,11 +246,11 @@ class _AllExamples(Split):
         return self._examples
 
 
-def _run_on_every_example(config: TrainingConfig, dataset: Dataset) -> Callable[[int], Tensor]:
+def _run_on_every_example(name: str, config: TrainingConfig, dataset: Dataset) -> Callable[[int], Tensor]:
     # The trainer is only asked for the optimizer.
     model = config.create_model(len(dataset.vocabulary))
     optimizer = config.create_trainer(model, dataset).optimizer
-    backend = BACKENDS[config.backend](model, optimizer, _AllExamples(dataset.train), None)
+    backend = BACKENDS[name](model, optimizer, _AllExamples(dataset.train), None)
     indices, rate = torch.arange(len(dataset.train))[None], torch.tensor([config.learning_rate])
 
     def run(steps: int) -> Tensor:
@@ -258,10 +270,11 @@ def _time(
     losses, steps, slowest = [], [], 0.0
     for contestant in contestants:
         on_round(f"warming up {contestant.name}")
-        losses.append(contestant.run(1).item())
-        if abs(losses[-1] - losses[0]) > _LOSS_TOLERANCE * abs(losses[0]):
+        losses.append(contestant.run(_COMPARED_STEPS))
+        if not torch.allclose(losses[-1], losses[0], rtol=_LOSS_TOLERANCE, atol=0.0):
             raise RuntimeError(
-                f"{contestant.name} has loss {losses[-1]:.6f} in the first step, {contestants[0].name} {losses[0]:.6f}"
+                f"{contestant.name} has the losses {losses[-1].tolist()} in its first steps, "
+                f"{contestants[0].name} {losses[0].tolist()}"
             )
         count, step_seconds = _warm_up(contestant.run, seconds / ROUNDS)
         steps.append(count)
@@ -283,12 +296,19 @@ def _time(
 
 
 def _warm_up(run: Callable[[int], Tensor], seconds: float) -> tuple[int, float]:
-    """Runs for at least a tenth of `seconds`; returns how many steps fill these, and what one step takes."""
+    """Returns how many steps take `seconds`, and what one step takes, after a run of as many.
+
+    Every number of steps is run twice and timed once: it may have to be compiled first.
+    """
     steps = 1
     while True:
+        run(steps)
         elapsed = _seconds(run, steps)
         if elapsed >= seconds / 10:
-            return max(1, round(steps * seconds / elapsed)), elapsed / steps
+            count = max(1, round(steps * seconds / elapsed))
+            if count > steps:
+                run(count)
+            return count, elapsed / steps
         steps *= 4
 
 

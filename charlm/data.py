@@ -79,6 +79,13 @@ class Distinct:
     def __len__(self) -> int:
         return len(self.contexts)
 
+    def part(self, contexts: slice) -> Distinct:
+        """Some of the contexts, start .. stop-1, without the index of the examples."""
+        row_ptr, counts = self.counts.row_ptr[contexts.start : contexts.stop + 1], self.counts
+        entries = slice(int(row_ptr[0]), int(row_ptr[-1]))
+        own = TargetCounts(row_ptr - row_ptr[0], counts.targets[entries], counts.values[entries], counts.shape[1])
+        return Distinct(self.contexts[contexts], self.index[:0], own)
+
 
 class Split:
     """N examples over one array of tokens, in which contexts overlap: no example is stored by itself.

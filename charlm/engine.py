@@ -15,7 +15,7 @@ from torch import Tensor
 from charlm.ops import _extension  # noqa: F401  registers the ops
 from charlm.ops._autograd import softcap_code
 
-__all__ = ["train_full_steps", "train_steps"]
+__all__ = ["evaluate_full", "train_full_steps", "train_steps"]
 
 _OPTIMIZERS = {"sgd": 0, "adamw": 1}
 
@@ -51,7 +51,7 @@ def train_steps(
         batch_indices: (S, B), the examples of each step.
         learning_rates: (S,).
         context_index: (N,), where `contexts` holds each distinct context once, (U, T): the context of every example.
-            Without it equal contexts are looked for, in time proportional to N, at every call.
+            Without it equal contexts are looked for among the examples of the batches, at every call.
         optimizer: "sgd" (as `torch.optim.SGD`) or "adamw" (as `torch.optim.AdamW`).
         max_grad_norm: clips the norm of the whole gradient, as `torch.nn.utils.clip_grad_norm_`; or None.
         softcap: bounds the logits to (-softcap, softcap); None for none.
@@ -61,7 +61,7 @@ def train_steps(
         The loss of every step's batch before its update: (S,), dtype of the parameters.
 
     Raises:
-        IndexError: a token, a target or an index is out of range. No parameter was changed.
+        IndexError: a token or target of a batch, or an index is out of range. No parameter was changed.
         ValueError: an argument has the wrong shape, dtype, device or range. No parameter was changed.
     """
     options = _options(optimizer, momentum, betas, eps, weight_decay, max_grad_norm, softcap, first_step)
@@ -121,6 +121,33 @@ def train_full_steps(
         learning_rates,
         *options,
     )
+
+
+@torch.no_grad()
+def evaluate_full(
+    parameters: Sequence[Tensor],
+    contexts: Tensor,
+    row_ptr: Tensor,
+    targets: Tensor,
+    counts: Tensor,
+    *,
+    softcap: float | None = None,
+) -> Tensor:
+    """The mean cross-entropy of all examples: the loss of `train_full_steps`, without its step.
+
+    Args:
+        parameters: as in `train_steps`, of any strides; only read.
+        contexts, row_ptr, targets, counts: as in `train_full_steps`; a context may be there more than once.
+        softcap: bounds the logits to (-softcap, softcap); None for none.
+
+    Returns:
+        A scalar in float64. Losses are computed in the dtype of the parameters, and added up in float64.
+
+    Raises:
+        IndexError, ValueError: as `train_steps`.
+    """
+    contiguous = [parameter.contiguous() for parameter in _detached(parameters)]
+    return torch.ops.charlm.evaluate_full.default(contiguous, contexts, row_ptr, targets, counts, softcap_code(softcap))
 
 
 def _detached(tensors: Sequence[Tensor]) -> list[Tensor]:

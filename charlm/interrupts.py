@@ -8,27 +8,52 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+Handler = Callable[[int, FrameType | None], object]
+
+
+class Interrupt:
+    """Ctrl-C, held back.
+
+    Attributes:
+        pending: whether it has been pressed.
+    """
+
+    def __init__(self, handler: Handler) -> None:
+        self.pending = False
+        self._handler = handler
+        self._frame: FrameType | None = None
+
+    def hold(self, signum: int, frame: FrameType | None) -> None:
+        """The handler of the signal while it is held back."""
+        self.pending = True
+        self._frame = frame
+
+    def deliver(self) -> None:
+        """Does now what Ctrl-C does, which is to raise KeyboardInterrupt, whether or not it has been pressed."""
+        self.pending = False
+        self._handler(signal.SIGINT, self._frame)
+
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], None]]:
-    """Holds Ctrl-C back until the yielded function is called or the block ends, so that no work is stopped halfway.
+def deferred_interrupt() -> Iterator[Interrupt]:
+    """Holds Ctrl-C back until it is delivered or the block ends, so that no work is stopped halfway.
 
-    Python delivers signals to the main thread only; elsewhere, and where Ctrl-C is not handled in Python, this does
-    nothing.
+    Within another such block the end of that one counts. Python delivers signals to the main thread only; elsewhere,
+    and where Ctrl-C is not handled in Python, nothing is held back.
     """
     handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield lambda: None
+    outer = getattr(handler, "__self__", None)
+    if isinstance(outer, Interrupt):
+        yield outer
         return
-    pending: list[tuple[int, FrameType | None]] = []
-
-    def raise_if_interrupted() -> None:
-        if pending:
-            handler(*pending.pop())
-
-    signal.signal(signal.SIGINT, lambda signum, frame: pending.append((signum, frame)))
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield Interrupt(signal.default_int_handler)
+        return
+    interrupt = Interrupt(handler)
+    signal.signal(signal.SIGINT, interrupt.hold)
     try:
-        yield raise_if_interrupted
+        yield interrupt
     finally:
         signal.signal(signal.SIGINT, handler)
-    raise_if_interrupted()
+    if interrupt.pending:
+        interrupt.deliver()

@@ -50,7 +50,7 @@ class TrainingConfig:
     milestones: tuple[int, ...] | None = None
     decay_factor: float = 0.1
     max_grad_norm: float | None = None
-    backend: str = "fused"
+    backend: str | None = None
     device: str | None = None
     seed: int = 42
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from charlm import optimizers
+from charlm import distributed, optimizers
 from charlm.backends import BACKENDS
 from charlm.batches import BatchSampler
 from charlm.data import Dataset, Distinct
@@ -33,6 +34,11 @@ class Trainer:
     Batches, learning rates and updates are the same for every backend, so that loss curves agree up to rounding.
     The model is trained in place; so is its `backend` set, which evaluation then uses too.
 
+    In a process group (`torch.distributed.init_process_group`) all processes train one model together: each makes the
+    same trainer, and calls `run`, `evaluate` and `load_state_dict` as the others do. They start from the weights of
+    rank 0. Each computes its part of every batch, of which `batch_size` is the size in all processes together, and all
+    have the losses and parameters that one process would have, up to rounding; saving is for one of them.
+
     Args:
         model: `NeuralBigram` or `MLP`.
         dataset: from `charlm.data.load`, with the model's vocabulary size and context length.
@@ -43,16 +49,19 @@ class Trainer:
             `decay_factor`: see `charlm.schedules.Schedule`.
         max_grad_norm: clips the norm of the whole gradient to this, or None.
         batch_size: B examples drawn with replacement, or "full": the whole split in every step.
-        backend: "eager", "compile", "ops" or "fused" (on the CPU).
+        backend: "eager", "compile", "ops" or "fused" (one process, on the CPU); None is "fused" where that can be, and
+            otherwise "ops".
         seed: of the batches; initial weights are the model's own matter.
         device: where to move the model; None leaves it where it is.
 
     Attributes:
         step: steps done so far.
+        backend: the name of the backend.
         optimizer: the `torch.optim` optimizer.
 
     Raises:
-        ValueError: an argument is out of range, or model and dataset do not fit each other.
+        ValueError: an argument is out of range, model and dataset do not fit each other, or processes were given
+            different data, batch sizes or seeds.
     """
 
     def __init__(
@@ -73,12 +82,12 @@ class Trainer:
         decay_factor: float = 0.1,
         max_grad_norm: float | None = None,
         batch_size: int | str = 32,
-        backend: str = "fused",
+        backend: str | None = None,
         seed: int = 42,
         device: torch.device | str | None = None,
     ) -> None:
         _check_fit(model, dataset)
-        if backend not in BACKENDS:
+        if backend is not None and backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         if max_grad_norm is not None and not max_grad_norm > 0.0:
             raise ValueError(f"max_grad_norm must be a positive number or None, got {max_grad_norm}")
@@ -90,7 +99,9 @@ class Trainer:
             self._batches = BatchSampler(len(dataset.train), positive("batch_size", batch_size), seed)
         self._schedule = Schedule(schedule, learning_rate, total_steps, warmup_steps, milestones, decay_factor)
 
+        self._processes = distributed.current()
         self.model = _moved(model, device)
+        self.backend = backend or _default_backend(self.model, self._processes)
         self.dataset = dataset
         self.optimizer = optimizers.create(
             self.model,
@@ -101,7 +112,16 @@ class Trainer:
             eps=eps,
             weight_decay=weight_decay,
         )
-        self._backend = BACKENDS[backend](self.model, self.optimizer, dataset.train, max_grad_norm)
+        self._backend = BACKENDS[self.backend](
+            self.model, self.optimizer, dataset.train, max_grad_norm, self._processes
+        )
+        self._processes.check_same(
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            examples=len(dataset.train),
+            batch_size=len(dataset.train) if batch_size == "full" else int(batch_size),
+            seed=seed,
+        )
+        self._processes.copy_from_first(self.model.state_dict().values())
         self._distinct: dict[str, Distinct] = {}
         self._chunk_steps = 1
         self.step = 0
@@ -126,16 +146,20 @@ class Trainer:
         chunks = [torch.empty(0, dtype=next(self.model.parameters()).dtype)]
         end = self.step + steps
         reported = time.monotonic()
-        with deferred_interrupt() as raise_if_interrupted:
+        with deferred_interrupt() as interrupt:
             while self.step < end:
                 started = time.monotonic()
                 chunks.append(self._run_chunk(min(self._chunk_steps, end - self.step)))
                 now = time.monotonic()
-                self._chunk_steps = _next_chunk(len(chunks[-1]), now - started)
+                # Processes stop at the same step: Ctrl-C is pressed for all of them.
+                interrupted, self._chunk_steps = self._processes.largest(
+                    interrupt.pending, _next_chunk(len(chunks[-1]), now - started)
+                )
                 if on_progress is not None and (self.step == end or now - reported >= _CHUNK_SECONDS):
                     on_progress(self.step, chunks[-1][-1].item())
                     reported = now
-                raise_if_interrupted()
+                if interrupted:
+                    interrupt.deliver()
         return torch.cat(chunks)
 
     def evaluate(self, split: str) -> float:
@@ -144,7 +168,8 @@ class Trainer:
             raise ValueError(f"split must be one of train, dev, test, got {split!r}")
         if split not in self._distinct:
             self._distinct[split] = getattr(self.dataset, split).distinct()
-        return evaluate(self.model, self._distinct[split])
+        with deferred_interrupt() if self._processes.size > 1 else nullcontext():
+            return evaluate(self.model, self._distinct[split], self._processes)
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that training changes: `step`, and the tensors of `model`, `optimizer` and `batches`."""
@@ -199,6 +224,10 @@ class Trainer:
                 f"{self._schedule(first + bad):g}: lower learning_rate, or set max_grad_norm"
             )
         return losses
+
+
+def _default_backend(model: LanguageModel, processes: distributed.Processes) -> str:
+    return "fused" if processes.size == 1 and model.device.type == "cpu" else "ops"
 
 
 def _check_fit(model: LanguageModel, dataset: Dataset) -> None:

@@ -18,12 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"_C", "_text", "_version", "_buffers", "interrupts"},
     {"ops", "vocabulary", "schedules", "optimizers", "batches", "environment"},
-    {"nn", "engine", "data"},
+    {"nn", "engine", "data", "distributed"},
     {"models", "fingerprint"},
     {"evaluation", "sampler", "backends"},
     {"trainer"},
     {"presets"},
-    {"checkpoint", "plots", "benchmark"},
+    {"checkpoint", "plots", "benchmark_jax"},
+    {"benchmark"},
     {"cli"},
     {"__main__"},
 ]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,14 @@ import torch
 from torch import Tensor
 
 import charlm
+from benchmarks import growth
 from benchmarks.__main__ import main as run_benchmarks
 from benchmarks.__main__ import time_ops
 from benchmarks.tables import render
 from charlm import benchmark
 from charlm.backends import BACKENDS, EagerBackend
 from charlm.benchmark import WORKLOADS, race
+from charlm.benchmark_jax import create_run
 from charlm.cli import main
 from charlm.cli.bench import duration, rate
 
@@ -162,8 +167,18 @@ def test_backends_that_compute_something_else_are_not_compared(small: Path, monk
             return super().run(batch_indices, learning_rates) * 1.01
 
     monkeypatch.setitem(BACKENDS, "wrong", Wrong)
-    with pytest.raises(RuntimeError, match=r"wrong has loss 3\.3\d+ in the first step, eager 3\.\d+"):
+    with pytest.raises(RuntimeError, match=r"wrong has the losses \[3\.3\d+, .*\] in its first steps, eager \[3\."):
         race("lecture", path=str(small), backends=["eager", "wrong"], **TINY)
+
+
+def test_jax_is_asked_for_by_who_wants_to_race_it(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jax", None)  # as if it were not installed
+    cores = os.sched_getaffinity(0)
+    with pytest.raises(ValueError, match="the backend 'jax' needs JAX: pip install jax"):
+        race("lecture", path=str(small), backends=["jax"], **TINY)
+    assert os.sched_getaffinity(0) == cores
+    with pytest.raises(ValueError, match="the loop in JAX trains an MLP without direct connections"):
+        create_run(replace(WORKLOADS["lecture"], direct=True), charlm.data.load(small), threads=1)
 
 
 def test_threads_are_set_for_the_race_only(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,21 +287,58 @@ def test_results_are_kept_by_machine_and_shown_on_one_page(small: Path, tmp_path
             {"workload": "w", "implementation": name, "median_s": time, "floor": "one read", "floor_s": 1e-6}
             for name, time in (("charlm", 2e-6), ("eager", 5e-6))
         ],
+        "growth": [
+            {
+                "sweep": "batch_size",
+                "label": "batch size B",
+                "points": [
+                    {"batch_size": size, "context_length": 3, "vocab_size": 27, "embedding_dim": 10, "hidden_dim": 200}
+                    | {"median_s": {"eager": 8e-6, "fused": 2e-6}}
+                    for size in (1, 4096)
+                ],
+            }
+        ],
+        "growth_picture": "other-growth.png",
     }
     results = tmp_path / "results"
     results.mkdir()
     (results / "other.json").write_text(json.dumps(other))
-    run_benchmarks(["--presets", "--files", "--out", str(results)])
+    run_benchmarks(["--presets", "--files", "--sweeps", "--out", str(results)])
     (written,) = set(results.glob("*.json")) - {results / "other.json"}
     report = json.loads(written.read_text())
-    assert report["races"] == report["ops"] == []
-    assert report["command"] == f"python -m benchmarks --presets --files --out {results}"
+    assert report["races"] == report["ops"] == report["growth"] == []
+    assert report["command"] == f"python -m benchmarks --presets --files --sweeps --out {results}"
     assert report["commit"] == charlm.environment.commit()
     assert set(written.stem) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
     page = (results / "README.md").read_text()
     assert "## Other 3000, 64 cores\n" in page
     assert f"## {report['machine']['processor']}, {report['machine']['cores']} cores\n" in page
     assert "| w | charlm | 2 µs | 2.50 | 1 µs: one read |\n| w | eager | 5 µs | 1.00 | 1 µs: one read |\n" in page
+    assert "| B=4,096 T=3 V=27 D=10 H=200 | 8 µs | 2 µs | 4.00 |\n" in page
+    assert "![time per step](other-growth.png)\n" in page
     (eager,) = other["races"][0]["results"]
     assert f"| eager | batch | {duration(eager['median_s'])} | {rate(eager['steps_per_second'])} | 1.00 | " in page
     assert page == render([json.loads(path.read_text()) for path in sorted(results.glob("*.json"))])
+
+
+def test_growth_is_measured_at_every_point_and_drawn(tmp_path: Path) -> None:
+    base = growth.Sizes(batch_size=3, context_length=2, vocab_size=5, embedding_dim=2, hidden_dim=4)
+    sweeps = {
+        "batch_size": growth.Sweep("batch size B", (base, replace(base, batch_size=6))),
+        "word_model": growth.Sweep("word model", (replace(base, vocab_size=300),)),
+    }
+    measured = growth.measure(sweeps, 1e-4)
+    assert [len(sweep["points"]) for sweep in measured] == [2, 1]
+    for sweep in measured:
+        for point in sweep["points"]:
+            assert set(point["median_s"]) == {"eager", "ops", "fused", "fused, 2 threads"}
+            assert all(0 < seconds < 10 for seconds in point["median_s"].values())
+    growth.draw(measured, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tokens_of_the_sweeps_repeat_their_contexts() -> None:
+    split = growth.token_stream(27, 20_000, 3)
+    assert len(split) == 20_000
+    assert split.targets.unique().tolist() == list(range(27))
+    assert len(split.distinct()) < 10_000

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.func import grad, jvp, vmap
 
 from charlm import ops
+from charlm.nn import EmbeddingLinear, LinearCrossEntropyLoss
 from charlm.ops import reference
 
 _ROWS, _DIM, _CLASSES, _TOKENS = 37, 12, 29, 4
@@ -26,43 +29,43 @@ def leaf(*shape: int) -> Tensor:
     return torch.randn(*shape, requires_grad=True)
 
 
-def classes() -> Tensor:
-    targets = torch.randint(_CLASSES, (_ROWS,))
-    targets[3] = -100
+def classes(rows: int) -> Tensor:
+    targets = torch.randint(_CLASSES, (rows,))
+    targets[1] = -100
     return targets
 
 
-# A function of the module that holds the ops, with work for the compiler around the op, and its arguments.
-CASES: dict[str, tuple[Callable[..., Tensor], Callable[[], tuple[Tensor, ...]]]] = {
+# A function of the module that holds the ops, with work for the compiler around the op, and arguments of so many rows.
+CASES: dict[str, tuple[Callable[..., Tensor], Callable[[int], tuple[Tensor, ...]]]] = {
     "cross_entropy": (
         lambda module, input, target: module.cross_entropy(2.0 * input, target, softcap=5.0, z_loss=1e-3) * 3.0,
-        lambda: (leaf(_ROWS, _CLASSES), classes()),
+        lambda rows: (leaf(rows, _CLASSES), classes(rows)),
     ),
     "cross_entropy, a loss a row": (
         lambda module, input, target: module.cross_entropy(input.sin(), target, reduction="none").square().sum(),
-        lambda: (leaf(_ROWS, _CLASSES), classes()),
+        lambda rows: (leaf(rows, _CLASSES), classes(rows)),
     ),
     "cross_entropy, probabilities": (
         lambda module, input, scores: module.cross_entropy(input, scores.softmax(dim=1), label_smoothing=0.1),
-        lambda: (leaf(_ROWS, _CLASSES), leaf(_ROWS, _CLASSES)),
+        lambda rows: (leaf(rows, _CLASSES), leaf(rows, _CLASSES)),
     ),
     "linear_cross_entropy": (
         lambda module, input, weight, bias, target: module.linear_cross_entropy(
             input.tanh(), weight, target, linear_bias=bias, label_smoothing=0.1
         ),
-        lambda: (leaf(_ROWS, _DIM), leaf(_CLASSES, _DIM), leaf(_CLASSES), classes()),
+        lambda rows: (leaf(rows, _DIM), leaf(_CLASSES, _DIM), leaf(_CLASSES), classes(rows)),
     ),
     "linear_cross_entropy, a loss a row": (
         lambda module, input, weight, target: (
             module.linear_cross_entropy(input.tanh(), weight, target, reduction="none").square().sum()
         ),
-        lambda: (leaf(_ROWS, _DIM), leaf(_CLASSES, _DIM), classes()),
+        lambda rows: (leaf(rows, _DIM), leaf(_CLASSES, _DIM), classes(rows)),
     ),
     "mlp_cross_entropy": (
         lambda module, ids, target, *parameters: module.mlp_cross_entropy(ids, target, *parameters, softcap=5.0) * 3.0,
-        lambda: (
-            torch.randint(_CLASSES, (_ROWS, _TOKENS)),
-            torch.randint(_CLASSES, (_ROWS,)),
+        lambda rows: (
+            torch.randint(_CLASSES, (rows, _TOKENS)),
+            torch.randint(_CLASSES, (rows,)),
             leaf(_CLASSES, 5),
             leaf(_DIM, 5 * _TOKENS),
             leaf(_DIM),
@@ -74,8 +77,8 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[[], tuple[Tensor, ...]]]]
         lambda module, ids, table, weight, bias: (
             module.embedding_linear(ids, 2.0 * table, weight, bias).square().mean()
         ),
-        lambda: (
-            torch.randint(_CLASSES, (_ROWS, _TOKENS)),
+        lambda rows: (
+            torch.randint(_CLASSES, (rows, _TOKENS)),
             leaf(_CLASSES, 5),
             leaf(_DIM, 5 * _TOKENS),
             leaf(_DIM),
@@ -102,7 +105,7 @@ def assert_compiles(function: Callable[..., Tensor], arguments: tuple[Tensor, ..
 def test_each_op_is_traced_in_one_graph(case: str) -> None:
     """Without generating code for what is around the op, which takes far longer than tracing."""
     function, make_arguments = CASES[case]
-    assert_compiles(function, make_arguments(), backend="aot_eager")
+    assert_compiles(function, make_arguments(_ROWS), backend="aot_eager")
 
 
 def test_a_model_of_all_ops_is_compiled_in_one_graph() -> None:
@@ -112,5 +115,86 @@ def test_a_model_of_all_ops_is_compiled_in_one_graph() -> None:
         return direct + 2.0 * module.linear_cross_entropy(hidden, output, target, z_loss=1e-3)
 
     ids = torch.randint(_CLASSES, (_ROWS, _TOKENS))
-    arguments = ids, leaf(_CLASSES, 5), leaf(_DIM, 5 * _TOKENS), leaf(_CLASSES, _DIM), classes()
+    arguments = ids, leaf(_CLASSES, 5), leaf(_DIM, 5 * _TOKENS), leaf(_CLASSES, _DIM), classes(_ROWS)
     assert_compiles(loss, arguments, backend="inductor")
+
+
+@pytest.mark.parametrize(("case", "dynamic"), [*((case, True) for case in CASES), ("linear_cross_entropy", None)])
+def test_no_batch_size_is_compiled_for(case: str, dynamic: bool | None) -> None:
+    function, make_arguments = CASES[case]
+    counter = CompileCounterWithBackend("aot_eager")
+    parameters = make_arguments(_ROWS)
+    compiled: Any = torch.compile(
+        lambda *given: function(ops, *given), fullgraph=True, dynamic=dynamic, backend=counter
+    )
+    for position, rows in enumerate((_ROWS, 5, 64, 2)):
+        # Arguments without rows are parameters: the same in every call.
+        arguments = tuple(
+            old if old.shape[0] != _ROWS else new for old, new in zip(parameters, make_arguments(rows), strict=True)
+        )
+        leaves = [argument for argument in arguments if argument.requires_grad]
+        loss, expected = compiled(*arguments), function(reference, *arguments)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, leaves))
+        if position == 1:
+            compilations = counter.frame_count
+    assert counter.frame_count == compilations
+
+
+def test_transforms_inside_a_compiled_function() -> None:
+    input, target, tangent = torch.randn(6, 5), torch.randint(5, (6,)), torch.randn(6, 5)
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        return torch.compile(function, fullgraph=True, backend="aot_eager")
+
+    def of(module: Any) -> dict[str, Callable[..., Any]]:
+        return {
+            "grad": lambda z: grad(module.cross_entropy)(z, target),
+            "per sample": lambda z: vmap(grad(module.cross_entropy))(z, target),
+            "jvp": lambda z: jvp(lambda y: module.cross_entropy(y, target), (z,), (tangent,)),
+        }
+
+    for name, function in of(ops).items():
+        torch.testing.assert_close(compiled(function)(input), of(reference)[name](input))
+
+
+def test_autocast_inside_a_compiled_function() -> None:
+    def loss(module: Any, input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return module.linear_cross_entropy(input, weight, target)
+
+    arguments = leaf(_ROWS, _DIM), leaf(_CLASSES, _DIM), classes(_ROWS)
+    compiled: Any = torch.compile(lambda *given: loss(ops, *given), fullgraph=True, backend="aot_eager")
+    ours, torchs = compiled(*arguments), loss(reference, *arguments)
+    assert ours.dtype == torchs.dtype == torch.float32
+    torch.testing.assert_close(ours, torchs, rtol=0.02, atol=0.02)
+    found, expected = (torch.autograd.grad(value, arguments[:2]) for value in (ours, torchs))
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.002)
+
+
+class NextToken(torch.nn.Module):
+    """The first layer, the output layer and the loss of a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = EmbeddingLinear(_CLASSES, 5, _TOKENS, _DIM)
+        self.loss = LinearCrossEntropyLoss(_DIM, _CLASSES, softcap=5.0)
+
+    def forward(self, ids: Tensor, target: Tensor) -> Tensor:
+        return self.loss(self.first(ids), target)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_is_ordinary_pytorch_that_can_be_trained(strict: bool) -> None:
+    model, rows = NextToken(), torch.export.Dim("rows", min=2)
+    ids, target = torch.randint(_CLASSES, (_ROWS, _TOKENS)), torch.randint(_CLASSES, (_ROWS,))
+    shapes = ({0: rows}, {0: rows})
+    exported = torch.export.export(model, (ids, target), dynamic_shapes=shapes, strict=strict)
+    called = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
+    assert not any("charlm" in name for name in called)
+    program = exported.module()
+    for count in (_ROWS, 11):
+        loss, expected = program(ids[:count], target[:count]), model(ids[:count], target[:count])
+        torch.testing.assert_close(loss, expected)
+        ours = torch.autograd.grad(loss, list(program.parameters()))
+        torch.testing.assert_close(ours, torch.autograd.grad(expected, list(model.parameters())))

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from engine_runs import OPTIMIZERS, assert_agrees, make_batches, make_bigram, make_run
 
 from charlm import engine
-from charlm.models import MLP, NeuralBigram
 
-# AdamW's eps is not tiny, or it would blow the rounding of gradients that are 0 up to a step.
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "sgd": {"optimizer": "sgd"},
-    "weight_decay": {"optimizer": "sgd", "weight_decay": 0.01},
-    "momentum": {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 1e-3},
-    "adamw": {"optimizer": "adamw", "betas": (0.9, 0.98), "eps": 1e-4, "weight_decay": 0.1},
-}
 # (V, T, D, H, B): widths around the vector registers, one class, one position, many; one tile of contexts and several.
 SHAPES = [
     (27, 3, 10, 200, 32),
@@ -33,82 +24,6 @@ SHAPES = [
     (300, 2, 17, 20, 70),
     (1100, 3, 5, 70, 600),
 ]
-
-
-@dataclass
-class Run:
-    """A model, its optimizer state, and the examples it is trained on."""
-
-    model: nn.Module
-    contexts: Tensor
-    targets: Tensor
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        return list(self.model.parameters())
-
-    def new_state(self) -> list[Tensor]:
-        adamw = self.options.get("optimizer") == "adamw"
-        tensors = 2 if adamw else 1 if self.options.get("momentum") else 0
-        return [torch.zeros_like(p) for _ in range(tensors) for p in self.parameters]
-
-    def eager(self, batches: Tensor, learning_rates: Tensor) -> Tensor:
-        options = dict(self.options)
-        clip = options.pop("max_grad_norm", None)
-        options.pop("softcap", None)
-        name = options.pop("optimizer", "sgd")
-        kind = torch.optim.AdamW if name == "adamw" else torch.optim.SGD
-        optimizer = kind(self.parameters, lr=0.1, **({"weight_decay": 0.0} | options))
-        losses = []
-        for batch, rate in zip(batches, learning_rates.tolist(), strict=True):
-            optimizer.zero_grad()
-            loss = self.model.loss(self.contexts[batch], self.targets[batch])
-            loss.backward()
-            if clip is not None:
-                nn.utils.clip_grad_norm_(self.parameters, clip)
-            optimizer.param_groups[0]["lr"] = rate
-            optimizer.step()
-            losses.append(loss.detach())
-        return torch.stack(losses)
-
-    def fused(self, batches: Tensor, learning_rates: Tensor, state: list[Tensor] | None = None, **more: Any) -> Tensor:
-        state = self.new_state() if state is None else state
-        examples = (self.contexts, self.targets, batches, learning_rates)
-        return engine.train_steps(self.parameters, state, *examples, **self.options, **more)
-
-
-def make_run(shape: tuple[int, ...], dtype: torch.dtype, *, direct: bool = False, **options: Any) -> Run:
-    vocab_size, length, dim, hidden, _ = shape
-    generator = torch.Generator().manual_seed(1)
-    model = MLP(
-        vocab_size,
-        length,
-        dim,
-        hidden,
-        direct=direct,
-        softcap=options.get("softcap"),
-        backend="eager",
-        dtype=dtype,
-        generator=generator,
-    )
-    tokens = min(vocab_size, 6) if length > 1 else vocab_size  # few, so that contexts repeat
-    contexts = torch.randint(tokens, (400, length), generator=generator)
-    contexts[0] = vocab_size - 1
-    targets = torch.randint(vocab_size, (400,), generator=generator)
-    return Run(model, contexts, targets, options)
-
-
-def make_batches(steps: int, size: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    batches = torch.randint(400, (steps, size), generator=generator)
-    return batches, torch.linspace(0.05, 0.01, steps, dtype=torch.float64)
-
-
-def assert_agrees(first: Run, second: Run, losses: tuple[Tensor, Tensor], tolerance: float) -> None:
-    torch.testing.assert_close(losses[0], losses[1], rtol=tolerance, atol=tolerance)
-    for one, other in zip(first.parameters, second.parameters, strict=True):
-        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -156,32 +71,11 @@ def test_calls_continue_each_other_bit_for_bit(optimizer: str) -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(
-    ("shape", "options"), [((27, 3, 10, 64, 1500), {}), ((1100, 3, 5, 70, 600), {"momentum": 0.9})]
-)
-def test_same_bits_for_any_number_of_threads(shape: tuple[int, ...], options: dict[str, Any], threads: None) -> None:
-    batches, rates = make_batches(3, shape[-1])
-    results = []
-    for count in (1, 2, 4):
-        torch.set_num_threads(count)
-        run = make_run(shape, torch.float32, **options)
-        run.contexts = torch.randint(27, (2000, 3), generator=torch.Generator().manual_seed(4))
-        run.targets = run.contexts[:, 0].roll(1)
-        results.append([run.fused(batches * 5 % 2000, rates), *run.parameters])
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_full_batch_equals_eager(optimizer: str) -> None:
     rates = torch.linspace(0.1, 0.02, 5, dtype=torch.float64)
     eager, fused = (make_run((27, 3, 6, 50, 0), torch.float64, **OPTIMIZERS[optimizer]) for _ in range(2))
-    contexts, index = eager.contexts.unique(dim=0, return_inverse=True)
-    dense = torch.zeros(len(contexts), 27, dtype=torch.int64)
-    dense.index_put_((index, eager.targets), torch.ones(400, dtype=torch.int64), accumulate=True)
-    row_ptr = torch.cat([torch.zeros(1, dtype=torch.int64), (dense > 0).sum(1).cumsum(0)])
-    rows = (contexts, row_ptr, dense.nonzero()[:, 1], dense[dense > 0])
-    losses = engine.train_full_steps(fused.parameters, fused.new_state(), *rows, rates, **fused.options)
+    losses = engine.train_full_steps(fused.parameters, fused.new_state(), *fused.counts(), rates, **fused.options)
     everything = torch.arange(400).expand(5, 400)
     assert_agrees(eager, fused, (eager.eager(everything, rates), losses), 1e-10)
 
@@ -191,15 +85,8 @@ def test_full_batch_equals_eager(optimizer: str) -> None:
 @pytest.mark.parametrize("vocab_size", [1, 2, 27, 150])
 def test_bigram_equals_eager(optimizer: str, clip: float | None, vocab_size: int, instruction_set: str) -> None:
     batches, rates = make_batches(5, 300)
-    runs = []
-    for _ in range(2):
-        generator = torch.Generator().manual_seed(5)
-        model = NeuralBigram(vocab_size, backend="eager", dtype=torch.float64)
-        nn.init.normal_(model.weight, generator=generator)
-        contexts = torch.randint(vocab_size, (400, 1), generator=generator)
-        targets = torch.randint(vocab_size, (400,), generator=generator)
-        runs.append(Run(model, contexts, targets, {**OPTIMIZERS[optimizer], "max_grad_norm": clip}))
-    eager, fused = runs
+    options = {**OPTIMIZERS[optimizer], "max_grad_norm": clip}
+    eager, fused = (make_bigram(vocab_size, torch.float64, **options) for _ in range(2))
     assert_agrees(eager, fused, (eager.eager(batches, rates), fused.fused(batches, rates)), 1e-10)
 
 
@@ -232,11 +119,15 @@ def test_large_logits_stay_finite(instruction_set: str) -> None:
         assert_agrees(*runs, (runs[0].eager(batches, rates), runs[1].fused(batches, rates)), 1e-4)
 
 
+# The first example of the batches below.
+USED = make_batches(3, 20)[0][0, :1]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"contexts": lambda c: c.index_fill(0, torch.tensor([7]), 27)}, IndexError, r"contexts\[7, 0\] = 27 is out"),
-        ({"targets": lambda t: t.index_fill(0, torch.tensor([9]), -1)}, IndexError, r"targets\[9\] = -1 is out of"),
+        ({"contexts": lambda c: c.index_fill(0, USED, 27)}, IndexError, rf"contexts\[{int(USED)}, 0\] = 27 is out"),
+        ({"targets": lambda t: t.index_fill(0, USED, -1)}, IndexError, rf"targets\[{int(USED)}\] = -1 is out of"),
         ({"batches": lambda b: b + 390}, IndexError, r"batch_indices\[0, \d+\] = \d+ is out of range for 400 examples"),
         ({"contexts": lambda c: c.float()}, ValueError, "contexts must have an integer dtype, got float32"),
         ({"targets": lambda t: t[:-1]}, ValueError, r"targets must have shape \(N=400,\), got \(399,\)"),
@@ -292,3 +183,27 @@ def test_other_python_threads_run_meanwhile() -> None:
         time.sleep(0.001)
     thread.join()
     assert sum(tick < finished[0] for tick in ticks) >= 5
+
+
+def test_only_examples_of_the_batches_are_read() -> None:
+    batches, rates = make_batches(3, 20)
+    plain, other = (make_run((27, 3, 4, 16, 20), torch.float64) for _ in range(2))
+    unused = torch.ones(400, dtype=torch.bool).index_fill(0, batches.flatten(), False)
+    other.contexts[unused], other.targets[unused] = 99, -99
+    assert torch.equal(plain.fused(batches, rates), other.fused(batches, rates))
+
+
+def test_indexed_contexts_are_read_only_where_a_batch_uses_them() -> None:
+    batches, rates = make_batches(3, 20)
+    run = make_run((27, 3, 4, 16, 20), torch.float64)
+    run.contexts, index = run.contexts.int().unique(dim=0, return_inverse=True)
+    used = index[batches.flatten()]
+    for row, is_used in ((int(used[0]), True), (min(set(range(len(run.contexts))) - set(used.tolist())), False)):
+        before = run.contexts[row].clone()
+        run.contexts[row, 1] = -1
+        if is_used:
+            with pytest.raises(IndexError, match=rf"contexts\[{row}, 1\] = -1 is out of range for 27 tokens"):
+                run.fused(batches, rates, context_index=index)
+        else:
+            assert run.fused(batches, rates, context_index=index).isfinite().all()
+        run.contexts[row] = before

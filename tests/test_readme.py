@@ -127,6 +127,16 @@ def test_every_snippet_runs(code: str, working_folder: Path) -> None:
         torch.testing.assert_close(namespace["loss"], expected)
 
 
+def test_a_test_is_behind_each_row_of_what_works() -> None:
+    section = README.split("## What works where", 1)[1].split("\n## ", 1)[0]
+    rows = re.findall(r"^\| ([^|]+?) \| yes \|", section, re.MULTILINE)
+    assert len(rows) == len(re.findall(r"^\| ", section, re.MULTILINE)) - 1
+    tests = re.findall(r"^(.+): (tests/\w+\.py)::(test_\w+)$", section, re.MULTILINE)
+    assert [row for row, _, _ in tests] == rows
+    for _, path, name in tests:
+        assert f"\ndef {name}(" in (ROOT / path).read_text(), f"{path} has no {name}"
+
+
 def test_links_to_files_lead_somewhere() -> None:
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text()):

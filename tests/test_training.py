@@ -509,3 +509,19 @@ def test_every_preset_that_trains_makes_a_trainer() -> None:
 def test_a_bad_configuration_is_explained(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainingConfig.from_dict(options)
+
+
+@pytest.mark.parametrize("model", ["mlp", "bigram"])
+def test_contexts_of_a_large_text_are_looked_up_batch_by_batch(
+    dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    def losses() -> Tensor:
+        if model == "mlp":
+            return make_trainer(dataset, backend="fused", batch_size=40).run(30)
+        return Trainer(NeuralBigram(len(dataset.vocabulary)), dataset, learning_rate=1.0, batch_size=40).run(30)
+
+    indexed = losses()
+    monkeypatch.setattr("charlm.backends._INDEXED_EXAMPLES", 100)
+    assert len(dataset.train) > 100
+    monkeypatch.setattr(data.Split, "distinct", None)  # which would take long
+    assert torch.equal(losses(), indexed)

@@ -79,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get(DEBUG_VARIABLE):
             raise
         message, code = _explain(error)
-        print(f"error: {message}", file=sys.stderr)
+        # All processes of `torchrun` write to one terminal.
+        rank = os.environ.get("RANK", "0")
+        print(f"error: {message}" if rank == "0" else f"error (rank {rank}): {message}", file=sys.stderr)
         return code
 
 
@@ -87,6 +89,8 @@ def _explain(error: Exception) -> tuple[str, int]:
     """The one line that is shown for an error, and its exit code."""
     if isinstance(error, _UsageError):
         return _one_line(error.format_message()), EXIT_USAGE  # type: ignore[attr-defined]
+    if isinstance(error, ConnectionError):
+        return _one_line(str(error)), EXIT_FAILURE
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}", EXIT_USAGE
     if isinstance(error, (ValueError, OSError, ImportError)):

@@ -1,14 +1,18 @@
-"""One training run on disk, from where it is to its last step: trains, records, saves."""
+"""One training run on disk, from where it is to its last step: trains, records, saves.
+
+Of several processes that train one model all do the same, and the first one writes.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from charlm import checkpoint
+from charlm import checkpoint, distributed
 from charlm.cli.console import OnProgress
 from charlm.data import Dataset
 from charlm.evaluation import evaluate
@@ -44,6 +48,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self._data = Fingerprint.of(self.dataset)
+        self._processes = distributed.current()
 
     @classmethod
     def start(cls, config: TrainingConfig, run_dir: Path | None) -> Session:
@@ -56,12 +61,14 @@ class Session:
         Raises:
             ValueError: the folder is in use; or whatever is wrong with `config` or the data.
         """
+        processes = distributed.current()
+        processes.check_device(config.device)
         if run_dir is not None:
-            _check_unused(run_dir)
+            processes.on_first(partial(_check_unused, run_dir))
         dataset = config.load_data()
         if run_dir is None:
             run_dir = Path("runs", dataset.name)
-            _check_unused(run_dir)
+            processes.on_first(partial(_check_unused, run_dir))
         model = config.create_model(len(dataset.vocabulary))
         trainer = None if isinstance(model, CountBigram) else config.create_trainer(model, dataset)
         if isinstance(model, CountBigram):
@@ -82,10 +89,12 @@ class Session:
         if run.training_state is None:
             raise ValueError(f"{run_dir} holds a {run.config.model}, which is not trained in steps: it is complete")
         config = replace(run.config, **changes)
+        processes = distributed.current()
+        processes.check_device(config.device)
         dataset = run.load_data(config.path)
         trainer = config.create_trainer(run.model, dataset)
         trainer.load_state_dict(run.training_state)
-        checkpoint.truncate_metrics(run_dir, trainer.step)
+        processes.on_first(partial(checkpoint.truncate_metrics, run_dir, trainer.step))
         return cls(run_dir, config, dataset, run.model, trainer)
 
     @property
@@ -146,6 +155,9 @@ class Session:
         return loss
 
     def _save(self) -> None:
+        self._processes.on_first(self._write)
+
+    def _write(self) -> None:
         """Ctrl-C waits until all of it is written."""
         with deferred_interrupt():
             self.run_dir.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,9 +14,11 @@ import typer
 from typer import Option
 
 from charlm.cli.console import loss_table, progress
+from charlm.interrupts import deferred_interrupt
 
 if TYPE_CHECKING:
     from charlm.cli.session import Session
+    from charlm.distributed import Processes
     from charlm.presets import TrainingConfig
 
 # Options of a run that a resumed run may change: none of them is part of the saved state.
@@ -115,8 +119,10 @@ def train(
 ) -> None:
     """Train a model and keep it in a run folder; without FILE, on the given names of the United States.
 
+    Under `torchrun --nproc-per-node N -m charlm train ...` N processes share every batch and train the same model.
     Options that are not given are those of the preset. Ctrl-C saves the run and says how to continue it.
     """
+    from charlm import distributed
     from charlm.cli.session import Session
     from charlm.presets import TrainingConfig
 
@@ -125,26 +131,43 @@ def train(
     if path is not None:
         # The run must find its data from wherever it is used.
         options["path"] = str(path.resolve())
-    if resume is None:
-        session = Session.start(_configuration(preset, options), out)
-    else:
-        given = {**options, **({"preset": preset} if preset else {}), **({"out": out} if out else {})}
-        _check_changeable(given)
-        session = Session.resume(resume, options)
+    with distributed.joined() as processes:
+        if resume is None:
+            session = Session.start(_configuration(preset, options), out)
+        else:
+            given = {**options, **({"preset": preset} if preset else {}), **({"out": out} if out else {})}
+            _check_changeable(given)
+            session = Session.resume(resume, options)
+        _run(session, processes, checkpoint_every, quiet)
 
-    typer.echo(_description(session))
-    try:
-        with progress(session.step, session.config.steps, quiet=quiet) as on_progress:
-            session.run(checkpoint_every, on_progress)
-    except KeyboardInterrupt:
-        every = [] if checkpoint_every is None else ["--checkpoint-every", str(checkpoint_every)]
-        command = shlex.join(["charlm", "train", "--resume", str(session.run_dir), *every])
-        typer.echo(f"interrupted and saved at step {session.step:,}; continue with:\n  {command}", err=True)
-        raise typer.Exit(130) from None
-    typer.echo(loss_table(session.losses()))
-    typer.echo(
-        f"saved in {session.run_dir}; sample from it:\n  {shlex.join(['charlm', 'sample', str(session.run_dir)])}"
-    )
+
+def _run(session: Session, processes: Processes, checkpoint_every: int | None, quiet: bool) -> None:
+    """Trains to the end, or to Ctrl-C, and reports: of several processes the first does."""
+    report: Callable[..., None] = typer.echo if processes.is_first else _no_report
+    report(_description(session))
+    # Several processes stop together, between two steps: until then they answer each other.
+    with deferred_interrupt() if processes.size > 1 else nullcontext():
+        try:
+            with progress(session.step, session.config.steps, quiet=quiet or not processes.is_first) as on_progress:
+                session.run(checkpoint_every, on_progress)
+        except KeyboardInterrupt:
+            every = [] if checkpoint_every is None else ["--checkpoint-every", str(checkpoint_every)]
+            command = shlex.join([*_program(), "train", "--resume", str(session.run_dir), *every])
+            report(f"interrupted and saved at step {session.step:,}; continue with:\n  {command}", err=True)
+            raise typer.Exit(130) from None
+        losses = session.losses()
+    report(loss_table(losses))
+    report(f"saved in {session.run_dir}; sample from it:\n  {shlex.join(['charlm', 'sample', str(session.run_dir)])}")
+
+
+def _no_report(message: str, err: bool = False) -> None:
+    """What all but the first process say."""
+
+
+def _program() -> list[str]:
+    """How this command was started: with processes of `torchrun`, or by itself."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return ["charlm"] if processes == "1" else ["torchrun", "--nproc-per-node", processes, "-m", "charlm"]
 
 
 def _configuration(preset: str | None, options: Mapping[str, Any]) -> TrainingConfig:
@@ -170,7 +193,9 @@ def _check_changeable(options: Mapping[str, Any]) -> None:
 
 
 def _description(session: Session) -> str:
-    """What is trained, on what."""
+    """What is trained, on what, by whom."""
+    from charlm import distributed
+
     dataset, config = session.dataset, session.config
     sizes = " / ".join(f"{len(split):,}" for split in (dataset.train, dataset.dev, dataset.test))
     data = f"{dataset.name}: {len(dataset.vocabulary)} characters; {sizes} examples in train / dev / test"
@@ -178,7 +203,9 @@ def _description(session: Session) -> str:
         return f"{data}\n{config.model}: counted, smoothing {config.smoothing:g}"
     parameters = sum(parameter.numel() for parameter in session.model.parameters())
     from_step = f" from step {session.step:,}" if session.step else ""
+    processes = distributed.current().size
+    together = f" in {processes} processes" if processes > 1 else ""
     return (
         f"{data}\n{config.model}: {parameters:,} parameters, {config.steps:,} steps{from_step}, "
-        f"{config.optimizer}, backend {config.backend}"
+        f"{config.optimizer}, backend {session.trainer.backend}{together}"
     )

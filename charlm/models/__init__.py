@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from charlm.models.base import LanguageModel
 from charlm.models.bigram import CountBigram, NeuralBigram
 from charlm.models.mlp import MLP
 
-__all__ = ["MLP", "CountBigram", "LanguageModel", "NeuralBigram", "from_config"]
+__all__ = ["MLP", "CountBigram", "LanguageModel", "NeuralBigram", "engine_parameters", "from_config"]
 
 _KINDS: dict[str, type[LanguageModel]] = {model.kind: model for model in (CountBigram, NeuralBigram, MLP)}
 
@@ -41,3 +42,13 @@ def from_config(
         raise ValueError(f"model configuration does not fit {kind!r}: {error}") from error
     model.backend = backend
     return model
+
+
+def engine_parameters(model: LanguageModel) -> list[Tensor] | None:
+    """The parameters in the order of `charlm.engine`; None where it does not know the model, as with a subclass."""
+    if type(model) is NeuralBigram:
+        return [model.weight]
+    if type(model) is not MLP:
+        return None
+    parameters: list[Tensor] = [model.embedding, model.weight1, model.bias1, model.weight2, model.bias2]
+    return parameters if model.direct_weight is None else [*parameters, model.direct_weight]

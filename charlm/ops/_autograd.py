@@ -1,9 +1,13 @@
 """What the autograd Functions of several ops share."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+REDUCTION_NAMES = tuple(REDUCTIONS)
+_AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def reduction_code(reduction: str) -> int:
@@ -40,13 +44,13 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
     return False
 
 
-def refuse_second_order(op: str) -> None:
-    """Called first in a backward: create_graph=True would otherwise give a graph that silently ends here.
-
-    torch's once_differentiable does the same at several times the cost per call.
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """``function.apply(*arguments)`` of a plain call: outside of the compiler, without the search for torch.func's
+    wrappers that costs as much as the rest of it.
     """
-    if torch.is_grad_enabled():
-        raise RuntimeError(f"charlm.ops.{op} has no second derivative yet; use charlm.ops.reference.{op} for it")
+    if torch.compiler.is_compiling():
+        return function.apply(*arguments)
+    return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
 
 
 def graph_is_kept() -> bool:
@@ -61,3 +65,18 @@ def scale_saved(grad_output: Tensor, saved: Tensor) -> Tensor:
     if grad_output.ndim == 0 and grad_output.item() == 1.0:
         return saved
     return saved.mul_(grad_output)
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """The dtype in which autocast would multiply this tensor; None where it is off or, as for float64, leaves it."""
+    if not torch._C._is_any_autocast_enabled():  # costs less than a tensor's device
+        return None
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device) if tensor.dtype in _AUTOCAST_DTYPES else None
+
+
+def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
+    """`tensors` in another floating dtype; integers and None as they are."""
+    return [t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors]

@@ -1,18 +1,20 @@
 """The first layer of a neural language model: embed a context, concatenate, multiply, activate, as one op."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from charlm.ops import _extension  # noqa: F401  registers the ops
-from charlm.ops._autograd import check_devices, needs_gradient
+from charlm.ops import _extension, _transforms, reference  # noqa: F401  _extension registers the ops
+from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
 
 _forward = torch.ops.charlm.embedding_linear_forward.default
 _backward = torch.ops.charlm.embedding_linear_backward.default
 
 _ACTIVATIONS = {"tanh": 0, "relu": 1, "gelu": 2, "silu": 3, "none": 4}
+_ACTIVATION_NAMES = tuple(_ACTIVATIONS)
 
 
 def embedding_linear(
@@ -36,7 +38,8 @@ def embedding_linear(
         activation: "tanh", "relu", "gelu" (exact, with erf), "silu" or "none".
 
     Returns:
-        (..., H) in the dtype of ``embedding``; differentiable in ``embedding``, ``weight`` and ``bias``.
+        (..., H) in the dtype of ``embedding``, under autocast in that of :func:`torch.nn.functional.linear`;
+        differentiable in ``embedding``, ``weight`` and ``bias``, any number of times.
 
     Raises:
         IndexError: an id is outside [0, V). Not on CUDA, where nothing waits for the GPU to say so: there the output of
@@ -48,15 +51,40 @@ def embedding_linear(
         products per position: Devlin et al. 2014, "Fast and Robust Neural Network Joint Models", section 2.3, there
         for inference; GELU: Hendrycks and Gimpel 2016; SiLU: Elfwing et al. 2017.
     """
+    if has_torch_function_variadic(ids, embedding, weight, bias):
+        tensors = (ids, embedding, weight, bias)
+        return handle_torch_function(embedding_linear, tensors, *tensors, activation=activation)
     try:
         code = _ACTIVATIONS[activation]
     except (KeyError, TypeError):
         names = ", ".join(repr(name) for name in _ACTIVATIONS)
         raise ValueError(f"activation must be one of {names}, got {activation!r}") from None
+    dtype = autocast_dtype(embedding)
+    if dtype is not None:
+        embedding, weight, bias = cast(dtype, embedding, weight, bias)
+    output = _call(ids, embedding, weight, bias, code)
+    return output if output.dtype == embedding.dtype else output.to(embedding.dtype)
+
+
+def _call(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:
+    if _transforms.is_transformed():
+        return _transforms.transformed(_OP, (ids, embedding, weight, bias), (activation,))
     if needs_gradient(embedding, weight, bias):
-        output: Tensor = _EmbeddingLinear.apply(ids, embedding, weight, bias, code)
+        output: Tensor = apply(_EmbeddingLinear, ids, embedding, weight, bias, activation)
         return output
-    return _forward(ids, embedding, weight, bias, code)
+    return _forward(ids, embedding, weight, bias, activation)
+
+
+def _reference(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:
+    return reference.embedding_linear(ids, embedding, weight, bias, activation=_ACTIVATION_NAMES[activation])
+
+
+def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, options: Sequence[Any]) -> Tensor | None:
+    """The samples as further contexts, where they share the parameters."""
+    return None if any(mapped[1:]) else _call(*tensors, *options)
+
+
+_OP = _transforms.Op(_call, _reference, _fold)
 
 
 class _EmbeddingLinear(torch.autograd.Function):
@@ -70,11 +98,14 @@ class _EmbeddingLinear(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        output, *tensors = ctx.saved_tensors
+        if _transforms.is_more_than_first_order(grad_output):
+            wanted = ctx.needs_input_grad[:4]
+            return *_transforms.gradients(_OP, wanted, grad_output, tensors, (ctx.activation,)), None
         _, embedding_needs, weight_needs, bias_needs, _ = ctx.needs_input_grad
         embedding_gradient, weight_gradient, bias_gradient = _backward(
-            grad_output, *ctx.saved_tensors, ctx.activation, embedding_needs, weight_needs, bias_needs
+            grad_output, output, *tensors, ctx.activation, embedding_needs, weight_needs, bias_needs
         )
         return (
             None,

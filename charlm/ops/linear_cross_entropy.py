@@ -1,16 +1,21 @@
 """The output layer and its loss as one op, without ever holding all logits."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
-from charlm.ops import _extension, _products  # noqa: F401  register the ops
+from charlm.ops import _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
 from charlm.ops._autograd import (
+    REDUCTION_NAMES,
+    apply,
+    autocast_dtype,
+    cast,
     check_devices,
     needs_gradient,
     reduction_code,
-    refuse_second_order,
     scale_saved,
     softcap_code,
 )
@@ -52,7 +57,8 @@ def linear_cross_entropy(
         z_loss: weight of the squared log-partition.
 
     Returns:
-        A scalar, or (...) for "none"; dtype of ``input``.
+        A scalar, or (...) for "none"; dtype of ``input``. Under autocast the product is in the lower precision and the
+        loss in float32. Derivatives after the first, and forward-mode, hold the logits as eager PyTorch does.
 
     Raises:
         IndexError: a target is out of range. Not on CUDA, where nothing waits for the GPU to say so: there the loss of
@@ -62,10 +68,89 @@ def linear_cross_entropy(
     Source:
         Wijmans et al. 2024, Cut Your Losses in Large-Vocabulary Language Models; Hsu et al. 2024, Liger Kernel.
     """
+    tensors = (input, linear_weight, target, linear_bias, weight)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            linear_cross_entropy,
+            tensors,
+            input,
+            linear_weight,
+            target,
+            linear_bias=linear_bias,
+            weight=weight,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            softcap=softcap,
+            z_loss=z_loss,
+        )
     options = (ignore_index, reduction_code(reduction), label_smoothing, softcap_code(softcap), z_loss)
+    dtype = autocast_dtype(input)
+    if dtype is None:
+        loss = _call(*tensors, *options)
+        return loss if loss.dtype == input.dtype else loss.to(input.dtype)
+    input, linear_weight, target, linear_bias = cast(dtype, *tensors[:4])
+    return _call(input, linear_weight, target, linear_bias, weight, *options)
+
+
+def _call(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    *options: Any,
+) -> Tensor:
+    """The loss in the dtype that is computed in."""
+    tensors = (input, linear_weight, target, linear_bias, weight)
+    if _transforms.is_transformed():
+        return _transforms.transformed(_OP, tensors, options)
+    if weight is not None and weight.requires_grad:
+        return _transforms.by_reference(_OP, tensors, options)
     if needs_gradient(input, linear_weight, target, linear_bias):
-        return _LinearCrossEntropy.apply(input, linear_weight, target, linear_bias, weight, *options)
-    return _forward(input, linear_weight, target, linear_bias, weight, *options, False, False, False)[0]
+        loss: Tensor = apply(_LinearCrossEntropy, *tensors, options)
+        return loss
+    return _forward(*tensors, *options, False, False, False)[0]
+
+
+def _reference(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: int,
+    label_smoothing: float,
+    softcap: float,
+    z_loss: float,
+) -> Tensor:
+    return reference.linear_cross_entropy(
+        input,
+        linear_weight,
+        target,
+        linear_bias=linear_bias,
+        weight=weight,
+        reduction=REDUCTION_NAMES[reduction],
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        softcap=softcap or None,
+        z_loss=z_loss,
+    )
+
+
+def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, options: Sequence[Any]) -> Tensor | None:
+    """The samples as further rows, where they share the layer and the class weights."""
+    input, linear_weight, target, linear_bias, weight = tensors
+    if not mapped[0] or mapped[1] or mapped[3] or mapped[4]:
+        return None
+    ignore_index, reduction, *others = options
+    target = target if mapped[2] else target.expand(size, *target.shape)
+    losses = _call(input, linear_weight, target, linear_bias, weight, ignore_index, 0, *others)
+    return _transforms.reduce_each(losses, target, weight, ignore_index, reduction)
+
+
+_OP = _transforms.Op(_call, _reference, _fold)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -77,7 +162,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         target: Tensor,
         linear_bias: Tensor | None,
         weight: Tensor | None,
-        *options: Any,
+        options: tuple[Any, ...],
     ) -> Tensor:
         input_needs, weight_needs, target_needs, bias_needs, *_ = ctx.needs_input_grad
         # Not where rows have upstream gradients of their own; not in float16, where a loss scale must multiply a
@@ -85,34 +170,37 @@ class _LinearCrossEntropy(torch.autograd.Function):
         in_forward = options[1] != 0 and not target_needs and input.dtype != torch.float16
         wanted = (input_needs, weight_needs, bias_needs) if in_forward else (False, False, False)
         loss, lse, *gradients = _forward(input, linear_weight, target, linear_bias, weight, *options, *wanted)
-        if in_forward:
-            ctx.save_for_backward(*gradients)
-        else:
-            ctx.save_for_backward(input, linear_weight, target, linear_bias, weight, lse)
+        # With the gradients in hand the arguments are kept for their derivatives alone.
+        saved = gradients if in_forward else [lse]
+        ctx.save_for_backward(input, linear_weight, target, linear_bias, weight, *saved)
         ctx.in_forward = in_forward
         ctx.options = options
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_order("linear_cross_entropy")
+        kept = ctx.saved_tensors  # once: checkpointing computes them again at each reading
+        tensors, saved = kept[:5], kept[5:]
+        if _transforms.is_more_than_first_order(grad_output):
+            wanted = ctx.needs_input_grad[:5]
+            return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None
         input_needs, weight_needs, target_needs, bias_needs, *_ = ctx.needs_input_grad
-        rest = (None,) * (1 + len(ctx.options))
         if ctx.in_forward:
-            input_gradient, weight_gradient, bias_gradient = ctx.saved_tensors
+            input_gradient, weight_gradient, bias_gradient = saved
             return (
                 scale_saved(grad_output, input_gradient) if input_needs else None,
                 scale_saved(grad_output, weight_gradient) if weight_needs else None,
                 None,
                 scale_saved(grad_output, bias_gradient) if bias_needs else None,
-                *rest,
+                None,
+                None,
             )
         wanted = (input_needs, weight_needs, bias_needs, target_needs)
-        gradients = _backward(grad_output, *ctx.saved_tensors, *ctx.options, *wanted)
+        gradients = _backward(grad_output, *tensors, *saved, *ctx.options, *wanted)
         input_gradient, weight_gradient, bias_gradient, target_gradient = (
             gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)
         )
-        return input_gradient, weight_gradient, target_gradient, bias_gradient, *rest
+        return input_gradient, weight_gradient, target_gradient, bias_gradient, None, None
 
 
 def _wanted(like: Tensor | None, wanted: bool, input: Tensor) -> Tensor:
@@ -143,7 +231,7 @@ def _(
     for size in input.shape[:-1]:
         rows = rows * size
     return (
-        input.new_empty(input.shape[:-1] if reduction == 0 else []),
+        input.new_empty(input.shape[:-1] if reduction == 0 else [], dtype=compute_dtype),
         input.new_empty([2, rows], dtype=compute_dtype),
         _wanted(input, input_gradient, input),
         _wanted(linear_weight, weight_gradient, input),

@@ -1,13 +1,23 @@
 """The Bengio/makemore network and its loss as one op: each distinct context is computed once."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.overrides import handle_torch_function, has_torch_function
 
-from charlm.ops import _extension, _products  # noqa: F401  register the ops
-from charlm.ops._autograd import needs_gradient, reduction_code, scale_saved, softcap_code
+from charlm.ops import _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
+from charlm.ops._autograd import (
+    REDUCTION_NAMES,
+    apply,
+    autocast_dtype,
+    cast,
+    needs_gradient,
+    reduction_code,
+    scale_saved,
+    softcap_code,
+)
 
 _forward = torch.ops.charlm.mlp_cross_entropy_forward.default
 _backward = torch.ops.charlm.mlp_cross_entropy_backward.default
@@ -44,7 +54,8 @@ def mlp_cross_entropy(
 
     Returns:
         A scalar, or for "none" the losses in the shape of ``target``; dtype of ``embedding``. The mean over no examples
-        is NaN, as in torch.
+        is NaN, as in torch. Under autocast the products are in the lower precision and the loss in float32. Derivatives
+        after the first, and forward-mode, hold hidden states and logits as eager PyTorch does.
 
     Raises:
         IndexError: an id or a target is out of range. Not on CUDA, where nothing waits for the GPU to say so: there the
@@ -54,11 +65,55 @@ def mlp_cross_entropy(
     Source:
         Bengio et al. 2003, "A Neural Probabilistic Language Model", section 2, without direct connections.
     """
-    arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
+    tensors = (ids, target, embedding, weight1, bias1, weight2, bias2)
+    if has_torch_function(tensors):
+        return handle_torch_function(mlp_cross_entropy, tensors, *tensors, reduction=reduction, softcap=softcap)
     options = (reduction_code(reduction), softcap_code(softcap))
+    dtype = autocast_dtype(embedding)
+    if dtype is not None:
+        return _call(*cast(dtype, *tensors), *options)
+    loss = _call(*tensors, *options)
+    return loss if loss.dtype == embedding.dtype else loss.to(embedding.dtype)
+
+
+def _call(
+    ids: Tensor,
+    target: Tensor,
+    embedding: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    *options: Any,
+) -> Tensor:
+    """The loss in the dtype that is computed in."""
+    tensors = (ids, target, embedding, weight1, bias1, weight2, bias2)
+    if _transforms.is_transformed():
+        return _transforms.transformed(_OP, tensors, options)
     if needs_gradient(embedding, weight1, bias1, weight2, bias2):
-        return _MlpCrossEntropy.apply(*arguments, *options)
-    return _forward(*arguments, *options, False)[0]
+        loss: Tensor = apply(_MlpCrossEntropy, *tensors, options)
+        return loss
+    return _forward(*tensors, *options, False)[0]
+
+
+def _reference(*arguments: Any) -> Tensor:
+    *tensors, reduction, softcap = arguments
+    return reference.mlp_cross_entropy(*tensors, reduction=REDUCTION_NAMES[reduction], softcap=softcap or None)
+
+
+def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, options: Sequence[Any]) -> Tensor | None:
+    """The samples as further examples, where they share the parameters."""
+    ids, target, *parameters = tensors
+    if any(mapped[2:]):
+        return None
+    ids = ids if mapped[0] else ids.expand(size, *ids.shape)
+    target = target if mapped[1] else target.expand(size, *target.shape)
+    reduction, softcap = options
+    losses = _call(ids, target, *parameters, 0, softcap)
+    return _transforms.reduce_each(losses, target, None, -1, reduction)
+
+
+_OP = _transforms.Op(_call, _reference, _fold)
 
 
 class _MlpCrossEntropy(torch.autograd.Function):
@@ -72,31 +127,35 @@ class _MlpCrossEntropy(torch.autograd.Function):
         bias1: Tensor | None,
         weight2: Tensor,
         bias2: Tensor | None,
-        reduction: int,
-        softcap: float,
+        options: tuple[int, float],
     ) -> Tensor:
         # A single loss has gradients that only its upstream gradient scales: they come with the one forward pass. Not
         # in float16 and bfloat16, where a loss scale must multiply them before they are rounded.
-        ctx.in_forward = reduction != 0 and embedding.dtype in (torch.float32, torch.float64)
+        ctx.in_forward = options[0] != 0 and embedding.dtype in (torch.float32, torch.float64)
         arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
-        loss, *gradients = _forward(*arguments, reduction, softcap, ctx.in_forward)
-        ctx.save_for_backward(*(gradients if ctx.in_forward else arguments))
-        ctx.reduction = reduction
-        ctx.softcap = softcap
+        loss, *gradients = _forward(*arguments, *options, ctx.in_forward)
+        # With the gradients in hand the arguments are kept for their derivatives alone.
+        ctx.save_for_backward(*arguments, *(gradients if ctx.in_forward else ()))
+        ctx.options = options
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        kept = ctx.saved_tensors  # once: checkpointing computes them again at each reading
+        tensors, saved = kept[:7], kept[7:]
+        if _transforms.is_more_than_first_order(grad_output):
+            wanted = ctx.needs_input_grad[:7]
+            return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None
         if ctx.in_forward:
-            gradients = [scale_saved(grad_output, gradient) for gradient in ctx.saved_tensors]
+            gradients = [scale_saved(grad_output, gradient) for gradient in saved]
         else:
-            target = ctx.saved_tensors[1]
-            if ctx.reduction == 1:
+            reduction, softcap = ctx.options
+            target = tensors[1]
+            if reduction == 1:
                 grad_output = grad_output / target.numel()
-            gradients = _backward(grad_output.expand(target.shape), *ctx.saved_tensors, ctx.softcap)
+            gradients = _backward(grad_output.expand(target.shape), *tensors, softcap)
         needed = ctx.needs_input_grad[2:7]
-        return None, None, *(g if n else None for g, n in zip(gradients, needed, strict=True)), None, None
+        return None, None, *(g if n else None for g, n in zip(gradients, needed, strict=True)), None
 
 
 @torch.library.register_fake("charlm::mlp_cross_entropy_forward")
@@ -112,7 +171,8 @@ def _(
     softcap: float,
     compute_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    loss = embedding.new_empty(target.shape if reduction == 0 else ())
+    compute_dtype = torch.float64 if embedding.dtype == torch.float64 else torch.float32
+    loss = embedding.new_empty(target.shape if reduction == 0 else (), dtype=compute_dtype)
     shapes = _gradient_shapes(embedding, weight1, weight2) if compute_gradient else [(0,)] * 5
     return loss, *(embedding.new_empty(shape) for shape in shapes)  # type: ignore[return-value]
 

@@ -23,11 +23,15 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
+def _silu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)  # F.silu has no forward-mode derivative of its backward
+
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "relu": F.relu,
     "gelu": F.gelu,
-    "silu": F.silu,
+    "silu": _silu,
     "none": _identity,
 }
 
@@ -111,7 +115,7 @@ def cross_entropy(
     has_probabilities = target.is_floating_point()
     target = target if has_probabilities else target.long()
 
-    def loss(reduction: str) -> Tensor:
+    if z_loss == 0.0 and (label_smoothing == 0.0 or has_probabilities):
         return F.cross_entropy(
             logits,
             target,
@@ -121,16 +125,20 @@ def cross_entropy(
             label_smoothing=label_smoothing,
         )
 
-    if z_loss == 0.0:
-        return loss(reduction)
-
-    row_losses = loss("none")
-    penalties = z_loss * logits.logsumexp(dim=0 if logits.dim() == 1 else 1).square()
+    class_dim = 0 if logits.dim() == 1 else 1
+    penalties = z_loss * logits.logsumexp(dim=class_dim).square()
     if has_probabilities:
+        row_losses = F.cross_entropy(logits, target, weight, reduction="none", label_smoothing=label_smoothing)
         row_losses = row_losses + penalties
         denominator = torch.tensor(row_losses.numel(), dtype=row_losses.dtype, device=row_losses.device)
     else:
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
         kept = target != ignore_index
+        row_losses = F.cross_entropy(logits, target, weight, ignore_index=ignore_index, reduction="none")
+        if label_smoothing > 0.0:  # F.cross_entropy smooths class indices in place, which vmap refuses
+            spread = _spread_loss(logits, weight, class_dim)
+            row_losses = (1.0 - label_smoothing) * row_losses + torch.where(kept, label_smoothing * spread, 0.0)
         row_losses = row_losses + torch.where(kept, penalties, 0.0)
         row_weights = torch.ones_like(row_losses) if weight is None else weight[target.masked_fill(~kept, 0)]
         denominator = torch.where(kept, row_weights, 0.0).sum()
@@ -226,6 +234,14 @@ def mlp_cross_entropy(
     """
     hidden = embedding_linear(ids, embedding, weight1, bias1)
     return linear_cross_entropy(hidden, weight2, target, linear_bias=bias2, reduction=reduction, softcap=softcap)
+
+
+def _spread_loss(logits: Tensor, weight: Tensor | None, class_dim: int) -> Tensor:
+    """The loss of each row against the uniform distribution."""
+    log_probabilities = logits.log_softmax(class_dim)
+    if weight is not None:
+        log_probabilities = log_probabilities * weight.reshape(-1, *[1] * (logits.dim() - class_dim - 1))
+    return -log_probabilities.mean(class_dim)
 
 
 def _softcapped(logits: Tensor, softcap: float | None) -> Tensor:

@@ -24,8 +24,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor targ
       problem.scale = 1 / denominator;
     }
     run_tiles(problem);
-    result.emplace(reduce(problem, options.reduction, denominator, row_loss, row_shape(input), input.scalar_type()),
-                   lse, gradient);
+    result.emplace(reduce(problem, options.reduction, denominator, row_loss, row_shape(input)), lse, gradient);
   });
   return *result;
 }

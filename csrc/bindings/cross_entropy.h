@@ -32,10 +32,10 @@ void check_targets(const CrossEntropy<T>& problem, torch::headeronly::IntHeaderO
 template <typename T>
 T denominator_of(const CrossEntropy<T>& problem, Reduction reduction);
 
-// Row losses (N,) in the compute dtype to the op's result: `shape` for "none", otherwise a scalar; dtype `type`.
+// Row losses (N,) to the op's result: `shape` for "none", otherwise a scalar; in the compute dtype.
 template <typename T>
 Tensor reduce(const CrossEntropy<T>& problem, Reduction reduction, T denominator, const Tensor& row_loss,
-              torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType type);
+              torch::headeronly::IntHeaderOnlyArrayRef shape);
 
 // The (2, N) tensor that forward hands to backward: shift, then log_sum, of every row.
 template <typename T>

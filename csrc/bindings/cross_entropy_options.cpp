@@ -34,11 +34,10 @@ double sum_of(const T* values, int64_t count) {
 }
 
 template <typename T>
-Tensor scalar_tensor(double value, ScalarType type) {
-  constexpr ScalarType compute = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
-  Tensor tensor = allocate({}, compute);
+Tensor scalar_tensor(double value) {
+  Tensor tensor = allocate({}, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
   *tensor.mutable_data_ptr<T>() = static_cast<T>(value);
-  return type == compute ? tensor : torch::stable::to(tensor, type);
+  return tensor;
 }
 
 }  // namespace
@@ -103,13 +102,10 @@ T denominator_of(const CrossEntropy<T>& problem, Reduction reduction) {
 
 template <typename T>
 Tensor reduce(const CrossEntropy<T>& problem, Reduction reduction, T denominator, const Tensor& row_loss,
-              torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType type) {
-  if (reduction == Reduction::kNone) {
-    const Tensor shaped = torch::stable::view(row_loss, shape);
-    return type == row_loss.scalar_type() ? shaped : torch::stable::to(shaped, type);
-  }
+              torch::headeronly::IntHeaderOnlyArrayRef shape) {
+  if (reduction == Reduction::kNone) return torch::stable::view(row_loss, shape);
   // A mean over nothing is 0 / 0, NaN as in torch.
-  return scalar_tensor<T>(sum_of(row_loss.const_data_ptr<T>(), problem.rows) / denominator, type);
+  return scalar_tensor<T>(sum_of(row_loss.const_data_ptr<T>(), problem.rows) / denominator);
 }
 
 template <typename T>
@@ -155,7 +151,7 @@ void run_tiles(const CrossEntropy<T>& problem) {
   template void check_targets(const CrossEntropy<T>&, torch::headeronly::IntHeaderOnlyArrayRef);               \
   template T denominator_of(const CrossEntropy<T>&, Reduction);                                                \
   template Tensor reduce(const CrossEntropy<T>&, Reduction, T, const Tensor&,                                  \
-                         torch::headeronly::IntHeaderOnlyArrayRef, ScalarType);                                \
+                         torch::headeronly::IntHeaderOnlyArrayRef);                                            \
   template void set_lse(const Tensor&, CrossEntropy<T>*);                                                      \
   template void set_upstream(const Tensor&, Reduction, OptionalTensor*, CrossEntropy<T>*);                     \
   template void run_tiles(const CrossEntropy<T>&);

@@ -2,6 +2,7 @@
 // time, has its fake in charlm/ops/<op>.py, and its formula in kernels/<op>.h.
 //
 // reduction is 0 "none", 1 "mean", 2 "sum"; softcap 0 means none. Gradients that are not asked for come back empty.
+// A loss is in the dtype that is computed in, float32 for half precision; rounding it is the caller's choice.
 // lse (2, N) is what forward hands to backward: two numbers a row whose sum is logsumexp.
 #include <torch/csrc/stable/library.h>
 
@@ -44,6 +45,10 @@ STABLE_TORCH_LIBRARY(charlm, library) {
       "train_full_steps(Tensor(a!)[] parameters, Tensor(b!)[] optimizer_state, Tensor contexts, Tensor row_ptr, "
       "Tensor targets, Tensor counts, Tensor learning_rates, int optimizer, float momentum, float beta1, float beta2, "
       "float eps, float weight_decay, float max_grad_norm, float softcap, int first_step) -> Tensor");
+  // The mean loss of the same, in float64.
+  library.def(
+      "evaluate_full(Tensor[] parameters, Tensor contexts, Tensor row_ptr, Tensor targets, Tensor counts, "
+      "float softcap) -> Tensor");
   library.def(
       "mlp_cross_entropy_forward(Tensor ids, Tensor target, Tensor embedding, Tensor weight1, Tensor? bias1, "
       "Tensor weight2, Tensor? bias2, int reduction, float softcap, bool compute_gradient) "

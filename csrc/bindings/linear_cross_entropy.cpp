@@ -208,7 +208,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, c
     run("linear_cross_entropy_forward/in_weight_gradient", "linear_cross_entropy_forward/chunks", problem, wanted,
         gradients);
     const torch::headeronly::IntHeaderOnlyArrayRef row_shape(input.sizes().data(), input.dim() - 1);
-    result.emplace(reduce(problem.loss, options.reduction, denominator, row_loss, row_shape, type), lse,
+    result.emplace(reduce(problem.loss, options.reduction, denominator, row_loss, row_shape), lse,
                    finished(gradients.input, input_gradient, input.sizes(), type),
                    finished(gradients.weight, weight_gradient, linear_weight.sizes(), type),
                    finished(gradients.bias, bias_gradient, {&problem.classes, 1}, type));

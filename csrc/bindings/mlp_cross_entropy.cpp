@@ -15,14 +15,12 @@ class Evaluation {
         model_(arguments.shape, arguments.softcap),
         data_(read_examples("ids", torch::stable::reshape(ids, {arguments.examples, arguments.shape.context_length}),
                             "target", torch::stable::reshape(target, {arguments.examples}), std::nullopt,
-                            arguments.shape.vocab_size)),
-        memory_(new int32_t[batch_memory(data_.examples, arguments.examples)]),
-        builder_(data_.examples, arguments.examples, memory_.get()),
+                            arguments.shape.vocab_size, nullptr, arguments.examples)),
+        memory_(new int32_t[batch_memory(data_.contexts, arguments.examples)]),
+        builder_(data_.contexts, arguments.examples, memory_.get()),
         parameters_(model_.size()) {
     model_.pack(arguments.parameters, parameters_.data());
-    const std::unique_ptr<int64_t[]> all(new int64_t[arguments.examples]);
-    for (int64_t n = 0; n < arguments.examples; ++n) all[n] = n;
-    batch_ = builder_.template build<T>(all.get(), arguments.examples);
+    batch_ = builder_.template build<T>(data_.pairs.get(), arguments.examples);
     if (arguments.reduction == Reduction::kSum) batch_.weight = 1;
   }
 
@@ -53,7 +51,7 @@ class Evaluation {
  private:
   const MlpArguments& arguments_;
   MlpModel<T> model_;
-  ExampleTensors data_;
+  Examples data_;
   std::unique_ptr<int32_t[]> memory_;
   BatchBuilder builder_;
   ZeroedWorkspace<T> parameters_;
@@ -97,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor 
     const bool is_empty_mean = arguments.examples == 0 && arguments.reduction == Reduction::kMean;
     *loss.template mutable_data_ptr<T>() = is_empty_mean ? static_cast<T>(NAN) : static_cast<T>(total);
   });
-  return std::tuple_cat(std::make_tuple(contiguous_as(loss, type)), as_tuple(gradients, type));
+  return std::tuple_cat(std::make_tuple(loss), as_tuple(gradients, type));
 }
 
 Gradients backward(const Tensor grad_output, const Tensor ids, const Tensor target, const Tensor embedding,

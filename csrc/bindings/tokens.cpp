@@ -15,36 +15,106 @@ Tensor checked_int32(const char* name, const Tensor& tensor, int64_t columns, in
   return contiguous_as(wide, ScalarType::Int);
 }
 
-ExampleTensors read_examples(const char* contexts_name, const Tensor& contexts, const char* targets_name,
-                             const Tensor& targets, const OptionalTensor& context_index, int64_t vocab_size) {
+namespace {
+
+template <typename Function>
+void with_integers(const Tensor& tensor, const Function& function) {
+  const void* data = tensor.const_data_ptr();
+  switch (tensor.scalar_type()) {
+    case ScalarType::Long:
+      return function(static_cast<const int64_t*>(data));
+    case ScalarType::Int:
+      return function(static_cast<const int32_t*>(data));
+    case ScalarType::Short:
+      return function(static_cast<const int16_t*>(data));
+    case ScalarType::Char:
+      return function(static_cast<const int8_t*>(data));
+    case ScalarType::Byte:
+      return function(static_cast<const uint8_t*>(data));
+    case ScalarType::UInt16:
+      return function(static_cast<const uint16_t*>(data));
+    case ScalarType::UInt32:
+      return function(static_cast<const uint32_t*>(data));
+    default:
+      return function(static_cast<const uint64_t*>(data));
+  }
+}
+
+// Rows `indices` (null: the first `count`) of a vector or a matrix of integers, checked, to out (count, columns).
+void gather_int32(const char* name, const Tensor& tensor, const int64_t* indices, int64_t count, int64_t limit,
+                  const char* what, int32_t* out) {
+  check_integral(name, tensor);
+  check_on_cpu(name, tensor);
+  const bool is_matrix = tensor.dim() == 2;
+  const int64_t columns = is_matrix ? tensor.size(1) : 1, column_stride = is_matrix ? tensor.stride(1) : 0;
+  const int64_t row_stride = tensor.stride(0);
+  const auto bound = static_cast<uint64_t>(limit);
+  with_integers(tensor, [&](const auto* data) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t row = indices != nullptr ? indices[i] : i;
+      for (int64_t c = 0; c < columns; ++c) {
+        const auto value = data[row * row_stride + c * column_stride];
+        if (static_cast<uint64_t>(value) >= bound) [[unlikely]] {  // a negative one is huge
+          const std::string position = is_matrix ? concatenate('[', row, ", ", c, ']') : concatenate('[', row, ']');
+          throw std::out_of_range(
+              concatenate(name, position, " = ", +value, " is out of range for ", limit, " ", what));
+        }
+        *out++ = static_cast<int32_t>(value);
+      }
+    }
+  });
+}
+
+// contexts as they are if int32 and contiguous, then only the `used` rows are checked; otherwise a converted copy.
+Tensor contiguous_int32(const char* name, const Tensor& contexts, int64_t limit, const int32_t* used, int64_t count) {
+  const int64_t length = contexts.size(1);
+  if (contexts.scalar_type() != ScalarType::Int || !contexts.is_contiguous()) {
+    return checked_int32(name, contexts, length, limit, "tokens");
+  }
+  check_on_cpu(name, contexts);
+  const int32_t* tokens = contexts.const_data_ptr<int32_t>();
+  uint32_t largest = 0;  // as unsigned numbers, negative ones are the largest
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t* context = tokens + used[i] * length;
+    for (int64_t t = 0; t < length; ++t) {
+      largest = static_cast<uint32_t>(context[t]) > largest ? static_cast<uint32_t>(context[t]) : largest;
+    }
+  }
+  if (largest >= static_cast<uint64_t>(limit)) check_range(name, tokens, contexts.numel(), length, limit, "tokens");
+  return contexts;
+}
+
+}  // namespace
+
+Examples read_examples(const char* contexts_name, const Tensor& contexts, const char* targets_name,
+                       const Tensor& targets, const OptionalTensor& context_index, int64_t vocab_size,
+                       const int64_t* indices, int64_t count) {
   const int64_t rows = contexts.size(0), length = contexts.size(1);
   check(rows < (int64_t{1} << 31), contexts_name, " must have fewer than 2^31 rows, got ", ShapeString(contexts));
-  const Tensor tokens = checked_int32(contexts_name, contexts, length, vocab_size, "tokens");
-  const int64_t count = context_index.has_value() ? context_index->numel() : rows;
-  check(targets.dim() == 1 && targets.size(0) == count, targets_name, " must have shape (N=", count, ",), got ",
+  check(!context_index.has_value() || context_index->dim() == 1, "context_index must have shape (N,), got ",
+        context_index.has_value() ? ShapeString(*context_index) : ShapeString(contexts));
+  const int64_t examples = context_index.has_value() ? context_index->numel() : rows;
+  check(targets.dim() == 1 && targets.size(0) == examples, targets_name, " must have shape (N=", examples, ",), got ",
         ShapeString(targets));
-  const Tensor classes = checked_int32(targets_name, targets, 0, vocab_size, "classes");
 
-  ExampleTensors result{{length, vocab_size, rows, tokens.const_data_ptr<int32_t>(), nullptr},
-                        tokens,
-                        std::unique_ptr<Example[]>(new Example[count])};
-  Tensor index;
+  const std::unique_ptr<int32_t[]> context(new int32_t[count]), target(new int32_t[count]);
+  gather_int32(targets_name, targets, indices, count, vocab_size, "classes", target.get());
+  Examples result;
   if (context_index.has_value()) {
-    check(context_index->dim() == 1, "context_index must have shape (N,), got ", ShapeString(*context_index));
-    index = checked_int32("context_index", *context_index, 0, rows, "contexts");
+    gather_int32("context_index", *context_index, indices, count, rows, "contexts", context.get());
+    result.tokens = contiguous_int32(contexts_name, contexts, vocab_size, context.get(), count);
+    result.contexts = {length, vocab_size, rows, result.tokens.const_data_ptr<int32_t>()};
   } else {
-    index = allocate({rows}, ScalarType::Int);
-    result.contexts = allocate({rows, length}, ScalarType::Int);
-    const std::unique_ptr<int32_t[]> table(new int32_t[number_contexts_table_size(rows)]);
-    result.examples.num_contexts =
-        number_contexts(tokens.const_data_ptr<int32_t>(), rows, length, table.get(), index.mutable_data_ptr<int32_t>(),
-                        result.contexts.mutable_data_ptr<int32_t>());
-    result.examples.contexts = result.contexts.const_data_ptr<int32_t>();
+    const std::unique_ptr<int32_t[]> tokens(new int32_t[count * length]);
+    gather_int32(contexts_name, contexts, indices, count, vocab_size, "tokens", tokens.get());
+    result.tokens = allocate({count, length}, ScalarType::Int);
+    int32_t* distinct = result.tokens.mutable_data_ptr<int32_t>();
+    const std::unique_ptr<int32_t[]> table(new int32_t[number_contexts_table_size(count)]);
+    result.contexts = {length, vocab_size,
+                       number_contexts(tokens.get(), count, length, table.get(), context.get(), distinct), distinct};
   }
-  const int32_t* context = index.const_data_ptr<int32_t>();
-  const int32_t* target = classes.const_data_ptr<int32_t>();
-  for (int64_t n = 0; n < count; ++n) result.pairs[n] = {context[n], target[n]};
-  result.examples.examples = result.pairs.get();
+  result.pairs.reset(new Example[count]);
+  for (int64_t i = 0; i < count; ++i) result.pairs[i] = {context[i], target[i]};
   return result;
 }
 

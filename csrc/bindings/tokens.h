@@ -28,13 +28,15 @@ void check_range(const char* name, const Value* values, int64_t count, int64_t c
 Tensor checked_int32(const char* name, const Tensor& tensor, int64_t columns, int64_t limit, const char* what);
 
 // Examples with the memory that they point to.
-struct ExampleTensors {
-  Examples examples;
-  Tensor contexts;
+struct Examples {
+  ContextTable contexts;
+  Tensor tokens;  // of the contexts
   std::unique_ptr<Example[]> pairs;
 };
-// contexts (N, T) and targets (N,); or contexts (U, T), each once, and context_index (N,).
-ExampleTensors read_examples(const char* contexts_name, const Tensor& contexts, const char* targets_name,
-                             const Tensor& targets, const OptionalTensor& context_index, int64_t vocab_size);
+// Example i is number indices[i] of contexts (N, T) and targets (N,); or of contexts (U, T), each once, context_index
+// (N,) and targets (N,). Null: all N. Reads and checks what the indices name, in time proportional to their number.
+Examples read_examples(const char* contexts_name, const Tensor& contexts, const char* targets_name,
+                       const Tensor& targets, const OptionalTensor& context_index, int64_t vocab_size,
+                       const int64_t* indices, int64_t count);
 
 }  // namespace charlm

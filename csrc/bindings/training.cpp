@@ -51,7 +51,7 @@ ModelShape mlp_shape(Tensors parameters, int64_t context_length) {
 
 }  // namespace
 
-void check_options(const TrainingOptions& options) {
+TrainingOptions checked_options(const TrainingOptions& options) {
   const auto check_non_negative = [](const char* name, double value) {
     check(value >= 0 && std::isfinite(value), name, " must be non-negative and finite, got ", value);
   };
@@ -68,6 +68,7 @@ void check_options(const TrainingOptions& options) {
   check_non_negative("max_grad_norm", options.max_grad_norm);
   check_non_negative("softcap", options.softcap);
   check(options.first_step >= 0, "first_step must be at least 0, got ", options.first_step);
+  return options;
 }
 
 ModelShape check_parameters(Tensors parameters, Tensors state, const TrainingOptions& options, int64_t context_length) {
@@ -86,6 +87,51 @@ ModelShape check_parameters(Tensors parameters, Tensors state, const TrainingOpt
     check_shape(name.c_str(), state[i], parameters[i % parameters.size()].sizes(), "of its parameter");
   }
   return shape;
+}
+
+void check_contexts(const Tensor& contexts) {
+  check(contexts.dim() == 2 && contexts.size(1) > 0, "contexts must have shape (N, T), got ", ShapeString(contexts));
+}
+
+Tensor checked_learning_rates(const Tensor& learning_rates) {
+  check(learning_rates.dim() == 1, "learning_rates must have shape (S,), got ", ShapeString(learning_rates));
+  check_floating("learning_rates", learning_rates);
+  check_on_cpu("learning_rates", learning_rates);
+  return contiguous_as(learning_rates, ScalarType::Double);
+}
+
+const char* mlp_branch(const MlpTiling& tiling, UpdateTime time, bool wants_gradient, bool is_sparse) {
+  static constexpr const char* kTilings[] = {"one_tile", "tiles", "slots", "class_slots", "tiles_of_class_slots"};
+  static constexpr const char* kUpdates[] = {"loss",           "gradient", "in_place",      "at_once",
+                                             "at_once_sparse", "clipped",  "clipped_sparse"};
+  constexpr size_t kCount = std::size(kUpdates);
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> result;
+    for (const char* cut : kTilings) {
+      for (const char* update : kUpdates) result.push_back(concatenate("mlp_step/", cut, '/', update));
+    }
+    return result;
+  }();
+  const bool many_tiles = tiling.tiles > 1;
+  const size_t cut = tiling.class_slots > 1 ? 3 + many_tiles : tiling.slots > 1 ? 2 : many_tiles;
+  size_t update = wants_gradient;
+  if (time == UpdateTime::kInPlace) update = 2;
+  if (time == UpdateTime::kAtOnce) update = 3 + is_sparse;
+  if (time == UpdateTime::kAfterClipping) update = 5 + is_sparse;
+  return names[cut * kCount + update].c_str();
+}
+
+const char* bigram_branch(UpdateTime time) {
+  switch (time) {
+    case UpdateTime::kNever:
+      return "bigram_step/loss";
+    case UpdateTime::kInPlace:
+      return "bigram_step/in_place";
+    case UpdateTime::kAtOnce:
+      return "bigram_step/at_once";
+    default:
+      return "bigram_step/clipped";
+  }
 }
 
 }  // namespace charlm

@@ -11,14 +11,15 @@
 namespace charlm {
 
 struct TrainingOptions {
-  OptimizerKind kind;
-  double momentum, beta1, beta2, eps, weight_decay, max_grad_norm, softcap;
-  int64_t first_step;
+  OptimizerKind kind = OptimizerKind::kSgd;
+  double momentum = 0, beta1 = 0, beta2 = 0, eps = 0, weight_decay = 0, max_grad_norm = 0, softcap = 0;
+  int64_t first_step = 0;
 
   // Tensors of optimizer state for each parameter.
   int64_t states() const { return kind == OptimizerKind::kAdamw ? 2 : momentum != 0 ? 1 : 0; }
 };
-void check_options(const TrainingOptions& options);
+// Throws ValueError unless each is in its range.
+TrainingOptions checked_options(const TrainingOptions& options);
 
 using Tensors = std::span<const Tensor>;
 
@@ -30,6 +31,12 @@ struct ModelShape {
   bool is_bigram() const { return hidden_dim == 0; }
 };
 ModelShape check_parameters(Tensors parameters, Tensors state, const TrainingOptions& options, int64_t context_length);
+void check_contexts(const Tensor& contexts);
+Tensor checked_learning_rates(const Tensor& learning_rates);
+
+// The branches of a step, for took_branch.
+const char* mlp_branch(const MlpTiling& tiling, UpdateTime time, bool wants_gradient, bool is_sparse);
+const char* bigram_branch(UpdateTime time);
 
 template <typename T>
 MlpTensors<T> mlp_pointers(Tensors tensors) {
@@ -60,6 +67,8 @@ class MlpModel {
     step_.gradient = gradient;
     step_.update = update;
     step_.workspace = workspace;
+    const MlpTiling tiling(step_.layout, batch.rows);
+    took_branch(mlp_branch(tiling, tiling.update_time(update), gradient != nullptr, update && update->is_sparse()));
     return kernels_.step(step_);
   }
 
@@ -91,6 +100,7 @@ class BigramModel {
     step_.gradient = gradient;
     step_.update = update;
     step_.workspace = workspace;
+    took_branch(bigram_branch(bigram_update_time(update)));
     return kernels_.step(step_);
   }
 
@@ -108,11 +118,11 @@ class BigramModel {
 template <typename T, typename Model>
 class Training {
  public:
-  Training(Tensors parameters, Tensors state, const ModelShape& shape, const TrainingOptions& options)
+  Training(Model* model, Tensors parameters, Tensors state, const TrainingOptions& options)
       : parameters_(parameters),
         state_(state),
         options_(options),
-        model_(shape, options.softcap),
+        model_(*model),
         memory_(model_.size() * (2 + options.states())) {
     model_.pack(parameters_, flat(0));
     for (int64_t i = 0; i < options_.states(); ++i) model_.pack(state_of(i), flat(2 + i));
@@ -153,9 +163,25 @@ class Training {
 
   const Tensors parameters_, state_;
   const TrainingOptions options_;
-  Model model_;
+  Model& model_;
   const ZeroedWorkspace<T> memory_;
   Update<T> update_;
 };
+
+// Calls function(model, T{}) with a model of the kind and dtype of the parameters.
+template <typename Function>
+void with_model(Tensors parameters, const ModelShape& shape, double softcap, const Function& function) {
+  const FlushDenormals flush;
+  dispatch_compute_type(parameters[0], [&](auto type) {
+    using T = decltype(type);
+    if (shape.is_bigram()) {
+      BigramModel<T> model(shape, softcap);
+      function(model, type);
+    } else {
+      MlpModel<T> model(shape, softcap);
+      function(model, type);
+    }
+  });
+}
 
 }  // namespace charlm

@@ -7,10 +7,17 @@ namespace charlm {
 namespace {
 
 constexpr const char* kOps[] = {
-    "cross_entropy_forward",     "cross_entropy_backward",       "embedding_linear_forward",
-    "embedding_linear_backward", "linear_cross_entropy_forward", "linear_cross_entropy_backward",
-    "mlp_cross_entropy_forward", "mlp_cross_entropy_backward",   "train_steps",
+    "cross_entropy_forward",
+    "cross_entropy_backward",
+    "embedding_linear_forward",
+    "embedding_linear_backward",
+    "linear_cross_entropy_forward",
+    "linear_cross_entropy_backward",
+    "mlp_cross_entropy_forward",
+    "mlp_cross_entropy_backward",
+    "train_steps",
     "train_full_steps",
+    "evaluate_full",
 };
 
 void refuse(StableIValue*, uint64_t, uint64_t) {

@@ -37,40 +37,41 @@ int64_t number_contexts(const int32_t* contexts, int64_t rows, int64_t context_l
   return count;
 }
 
-int64_t batch_memory(const Examples& examples, int64_t max_size) {
-  const int64_t contexts = max_size * examples.context_length;
-  return examples.num_contexts + examples.vocab_size + 4 * max_size + 1 + 2 * contexts + examples.context_length + 1;
+int64_t batch_memory(const ContextTable& contexts, int64_t max_size) {
+  const int64_t length = contexts.context_length;
+  return contexts.rows + contexts.vocab_size + 5 * max_size + 1 + 2 * max_size * length + length + 1;
 }
 
-BatchBuilder::BatchBuilder(const Examples& examples, int64_t max_size, int32_t* memory) : examples_(examples) {
+BatchBuilder::BatchBuilder(const ContextTable& contexts, int64_t max_size, int32_t* memory) : contexts_(contexts) {
   const auto take = [&](int64_t count) {
     int32_t* piece = memory;
     memory += count;
     return piece;
   };
-  slot_of_context_ = take(examples.num_contexts);
-  slot_of_token_ = take(examples.vocab_size);
+  slot_of_context_ = take(contexts.rows);
+  slot_of_token_ = take(contexts.vocab_size);
   context_of_row_ = take(max_size);
   entry_of_example_ = take(max_size);
   entry_begin_ = take(max_size + 1);
+  entry_rows_ = take(max_size);
   targets_ = take(max_size);
-  context_rows_ = take(max_size * examples.context_length);
-  position_begin_ = take(examples.context_length + 1);
-  tokens_ = take(max_size * examples.context_length);
+  context_rows_ = take(max_size * contexts.context_length);
+  position_begin_ = take(contexts.context_length + 1);
+  tokens_ = take(max_size * contexts.context_length);
   // Sparse sets: an element is in the set if its slot points back at it. Nothing is cleared between batches.
-  std::memset(slot_of_context_, 0, examples.num_contexts * sizeof(int32_t));
-  std::memset(slot_of_token_, 0, examples.vocab_size * sizeof(int32_t));
+  std::memset(slot_of_context_, 0, contexts.rows * sizeof(int32_t));
+  std::memset(slot_of_token_, 0, contexts.vocab_size * sizeof(int32_t));
 }
 
 void BatchBuilder::number_tokens(int64_t rows, const int32_t* context_of_row) {
-  const int64_t length = examples_.context_length;
+  const int64_t length = contexts_.context_length;
   int32_t table_row = 0;
   for (int64_t t = 0; t < length; ++t) {
     const int32_t begin = table_row;
     position_begin_[t] = begin;
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t context = context_of_row != nullptr ? context_of_row[row] : row;
-      const int32_t token = examples_.contexts[context * length + t];
+      const int32_t token = contexts_.tokens[context * length + t];
       int32_t slot = slot_of_token_[token];
       if (slot < begin || slot >= table_row || tokens_[slot] != token) {
         slot = table_row++;
@@ -84,20 +85,20 @@ void BatchBuilder::number_tokens(int64_t rows, const int32_t* context_of_row) {
 }
 
 template <typename T>
-MlpBatch<T> BatchBuilder::build(const int64_t* indices, int64_t size) {
+MlpBatch<T> BatchBuilder::build(const Example* examples, int64_t size) {
   int32_t rows = 0;
   int32_t* count = entry_begin_ + 1;
   for (int64_t b = 0; b < size; ++b) {
-    const int32_t context = examples_.examples[indices[b]].context;
-    int32_t row = slot_of_context_[context];
-    if (row >= rows || context_of_row_[row] != context) {
-      row = rows++;
-      slot_of_context_[context] = row;
-      context_of_row_[row] = context;
-      count[row] = 0;
-    }
-    ++count[row];
+    const int32_t context = examples[b].context;
+    const int32_t slot = slot_of_context_[context];
+    // Without a branch: whether a context is new is what no predictor can know.
+    const bool is_new = slot >= rows || context_of_row_[slot] != context;
+    const int32_t row = is_new ? rows : slot;
+    slot_of_context_[context] = row;
+    context_of_row_[row] = context;
+    count[row] = (is_new ? 0 : count[row]) + 1;
     entry_of_example_[b] = row;  // for now
+    rows += is_new;
   }
   // entry_begin_[row + 1] runs from the first entry of the row to one past its last while the targets are filled in.
   int32_t total = 0;
@@ -108,27 +109,33 @@ MlpBatch<T> BatchBuilder::build(const int64_t* indices, int64_t size) {
   }
   entry_begin_[0] = 0;
   for (int64_t b = 0; b < size; ++b) {
-    const int32_t entry = count[entry_of_example_[b]]++;
-    targets_[entry] = examples_.examples[indices[b]].target;
+    const int32_t row = entry_of_example_[b], entry = count[row]++;
+    entry_rows_[entry] = row;
+    targets_[entry] = examples[b].target;
     entry_of_example_[b] = entry;
   }
   number_tokens(rows, context_of_row_);
-  return {rows, context_rows_, position_begin_, tokens_, entry_begin_, targets_, nullptr, T(1) / static_cast<T>(size)};
+  return {rows,     context_rows_, position_begin_,
+          tokens_,  entry_begin_,  entry_rows_,
+          targets_, nullptr,       T(1) / static_cast<T>(size)};
 }
 
 template <typename T>
-MlpBatch<T> BatchBuilder::build_all(const int32_t* entry_begin, const int32_t* targets, const T* weights) {
-  number_tokens(examples_.num_contexts, nullptr);
-  return {examples_.num_contexts, context_rows_, position_begin_, tokens_, entry_begin, targets, weights, T(1)};
+MlpBatch<T> BatchBuilder::build_all(const int32_t* entry_begin, const int32_t* targets, const T* weights,
+                                    int32_t* entry_rows) {
+  const int64_t rows = contexts_.rows;
+  number_tokens(rows, nullptr);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int32_t entry = entry_begin[row]; entry < entry_begin[row + 1]; ++entry) {
+      entry_rows[entry] = static_cast<int32_t>(row);
+    }
+  }
+  return {rows, context_rows_, position_begin_, tokens_, entry_begin, entry_rows, targets, weights, T(1)};
 }
 
-void BatchBuilder::prefetch(const int64_t* indices, int64_t size) const {
-  for (int64_t b = 0; b < size; ++b) __builtin_prefetch(&examples_.examples[indices[b]]);
-}
-
-template MlpBatch<float> BatchBuilder::build(const int64_t*, int64_t);
-template MlpBatch<double> BatchBuilder::build(const int64_t*, int64_t);
-template MlpBatch<float> BatchBuilder::build_all(const int32_t*, const int32_t*, const float*);
-template MlpBatch<double> BatchBuilder::build_all(const int32_t*, const int32_t*, const double*);
+template MlpBatch<float> BatchBuilder::build(const Example*, int64_t);
+template MlpBatch<double> BatchBuilder::build(const Example*, int64_t);
+template MlpBatch<float> BatchBuilder::build_all(const int32_t*, const int32_t*, const float*, int32_t*);
+template MlpBatch<double> BatchBuilder::build_all(const int32_t*, const int32_t*, const double*, int32_t*);
 
 }  // namespace charlm

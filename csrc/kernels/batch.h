@@ -8,15 +8,14 @@
 namespace charlm {
 
 struct Example {
-  int32_t context, target;  // context: a row of Examples::contexts
+  int32_t context, target;  // context: a row of ContextTable::tokens
 };
 
-// The examples of a run, over distinct contexts.
-struct Examples {
+// Distinct contexts, which examples refer to.
+struct ContextTable {
   int64_t context_length = 0, vocab_size = 0;
-  int64_t num_contexts = 0;           // U
-  const int32_t* contexts = nullptr;  // (U, T)
-  const Example* examples = nullptr;  // (N,)
+  int64_t rows = 0;                 // U
+  const int32_t* tokens = nullptr;  // (U, T)
 };
 
 // Numbers equal rows of `contexts` (N, T) alike, by first appearance: index[i] is the number of row i, and the first U
@@ -25,33 +24,30 @@ int64_t number_contexts(const int32_t* contexts, int64_t rows, int64_t context_l
                         int32_t* distinct);
 int64_t number_contexts_table_size(int64_t rows);
 
-// Builds batches in memory that the caller provides: batch_memory(examples, size) int32 values.
+// Builds batches in memory that the caller provides: batch_memory(contexts, size) int32 values.
 class BatchBuilder {
  public:
-  BatchBuilder(const Examples& examples, int64_t max_size, int32_t* memory);
+  BatchBuilder(const ContextTable& contexts, int64_t max_size, int32_t* memory);
 
   // The batch of these examples, each of weight 1 / size. Valid until the next one is built.
   template <typename T>
-  MlpBatch<T> build(const int64_t* indices, int64_t size);
+  MlpBatch<T> build(const Example* examples, int64_t size);
 
   // The entry of the last batch that example b of it became: (size,).
   const int32_t* entry_of_example() const { return entry_of_example_; }
 
-  // Brings the examples of a later batch into cache: they lie anywhere in memory.
-  void prefetch(const int64_t* indices, int64_t size) const;
-
-  // Every context of `examples` once, as it is; its targets come with the caller.
+  // Every context of the table once, as it is; its targets come with the caller. `entry_rows` (entries,) is filled in.
   template <typename T>
-  MlpBatch<T> build_all(const int32_t* entry_begin, const int32_t* targets, const T* weights);
+  MlpBatch<T> build_all(const int32_t* entry_begin, const int32_t* targets, const T* weights, int32_t* entry_rows);
 
  private:
   void number_tokens(int64_t rows, const int32_t* context_of_row);
 
-  Examples examples_;
+  ContextTable contexts_;
   int32_t *slot_of_context_, *slot_of_token_;
-  int32_t *context_of_row_, *entry_of_example_, *entry_begin_, *targets_;
+  int32_t *context_of_row_, *entry_of_example_, *entry_begin_, *entry_rows_, *targets_;
   int32_t *context_rows_, *position_begin_, *tokens_;
 };
-int64_t batch_memory(const Examples& examples, int64_t max_size);
+int64_t batch_memory(const ContextTable& contexts, int64_t max_size);
 
 }  // namespace charlm

@@ -6,14 +6,20 @@
 
 namespace charlm {
 
+// Each row of the matrix is read before its gradient is found, and by one context only.
+template <typename T>
+CHARLM_SHARED_INLINE UpdateTime bigram_update_time(const Update<T>* update) {
+  return when_to_update(update, true);
+}
+
 template <typename T>
 struct BigramStep {
   Blocks classes;
-  MlpBatch<T> batch;      // contexts of length 1
-  T* weight = nullptr;    // (V, classes.padded()), the padding zero
-  T* gradient = nullptr;  // the same; zero on entry and on return. Not used by plain SGD without clipping
-  const Update<T>* update = nullptr;
-  T* workspace = nullptr;  // BigramKernels::workspace values, aligned to 64 bytes
+  MlpBatch<T> batch;                  // contexts of length 1
+  T* weight = nullptr;                // (V, classes.padded()), the padding zero
+  T* gradient = nullptr;              // the same; zero on entry and on return. Not used where the update is in place
+  const Update<T>* update = nullptr;  // null: only the loss
+  T* workspace = nullptr;             // BigramKernels::workspace values, aligned to 64 bytes
 };
 
 namespace cpu {

@@ -91,10 +91,10 @@ namespace cuda {
 // What a run needs beyond the problem, because only the device knows it or because it is made there.
 template <typename T>
 struct CrossEntropyRun {
-  void* row_loss = nullptr;         // (N,) in the storage type of the input; null: not wanted
+  T* row_loss = nullptr;            // (N,); null: not wanted
   T* loss_parts = nullptr;          // (cross_entropy_parts(problem),), sums over some rows each; null: not wanted
   T* weight_parts = nullptr;        // as loss_parts: the denominator of a mean; null with it
-  const void* upstream = nullptr;   // (1,) as row_loss is stored, one more factor of every gradient; null: 1
+  const T* upstream = nullptr;      // (1,), one more factor of every gradient; null: 1
   const T* denominators = nullptr;  // (kDenominatorParts,), whose sum divides every gradient; null: 1
   T* split_rows = nullptr;          // (cross_entropy_split_values(problem),)
 };
@@ -117,8 +117,7 @@ Error cross_entropy_denominators(const CrossEntropy<T>& problem, T* denominators
 
 // result = sum of loss_parts / sum of weight_parts, or of loss_parts alone where weight_parts is null.
 template <typename T>
-Error cross_entropy_reduce(const T* loss_parts, const T* weight_parts, int64_t parts, void* result, Storage storage,
-                           Stream stream);
+Error cross_entropy_reduce(const T* loss_parts, const T* weight_parts, int64_t parts, T* result, Stream stream);
 
 }  // namespace cuda
 

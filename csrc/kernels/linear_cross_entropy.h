@@ -36,9 +36,9 @@ struct LinearCrossEntropy {
   // place; under a mean the scale becomes what the host knows of it.
   CrossEntropy<T> loss;
   bool mean = false;                // divides gradients, and the result, by the mean's denominator
-  void* row_loss = nullptr;         // (N,), null: not wanted
-  void* total_loss = nullptr;       // (1,), null: not wanted
-  const void* upstream = nullptr;   // (1,), a factor of every gradient; null: 1
+  T* row_loss = nullptr;            // (N,), null: not wanted
+  T* total_loss = nullptr;          // (1,), null: not wanted
+  const T* upstream = nullptr;      // (1,), a factor of every gradient; null: 1
   void* input_gradient = nullptr;   // (N, D) contiguous, like the next two null where not wanted
   void* weight_gradient = nullptr;  // (V, D)
   void* bias_gradient = nullptr;    // (V,)

@@ -72,6 +72,7 @@ struct MlpBatch {
   const int32_t* position_begin = nullptr;  // (T + 1,) first table row of each position
   const int32_t* tokens = nullptr;          // (P,) the token of each table row
   const int32_t* entry_begin = nullptr;     // (U + 1,) first entry of each context
+  const int32_t* entry_rows = nullptr;      // (entries,) the context of each entry, ascending
   const int32_t* targets = nullptr;         // (entries,)
   const T* weights = nullptr;               // (entries,), null: all `weight`
   T weight = 1;
@@ -81,12 +82,20 @@ struct MlpBatch {
 
 // How a batch is cut; by shape alone, so that results do not depend on the number of threads.
 struct MlpTiling {
+  static constexpr int64_t kMaxSlots = 8, kMaxClassSlots = 8;
+
   int64_t tile_rows;  // contexts worked on at a time
   int64_t tiles;
   int64_t slots;        // groups of tiles with a gradient each, added up in order
   int64_t class_slots;  // groups of class blocks with a gradient of h each, added up in order
 
   MlpTiling(const MlpLayout& layout, int64_t rows);
+  // All that is done to a block of the hidden dimension is done while it is in cache.
+  CHARLM_SHARED_INLINE bool is_fused() const { return tiles <= 1 && class_slots == 1; }
+  template <typename T>
+  CHARLM_SHARED_INLINE UpdateTime update_time(const Update<T>* update) const {
+    return when_to_update(update, tiles <= 1);
+  }
 };
 
 template <typename T>

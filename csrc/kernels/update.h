@@ -34,4 +34,19 @@ struct Update {
   }
 };
 
+// When a step changes the parameters.
+enum class UpdateTime {
+  kNever,          // only the loss, or loss and gradient, are wanted
+  kInPlace,        // each part of a gradient, times -learning_rate, goes straight to the parameters: plain SGD
+  kAtOnce,         // each gradient is used as soon as it is complete
+  kAfterClipping,  // the norm of the whole gradient has to be known first
+};
+// `may_be_in_place`: the step reads no parameter again whose gradient it has begun to find.
+template <typename T>
+CHARLM_SHARED_INLINE UpdateTime when_to_update(const Update<T>* update, bool may_be_in_place) {
+  if (update == nullptr) return UpdateTime::kNever;
+  if (update->max_grad_norm != 0) return UpdateTime::kAfterClipping;
+  return may_be_in_place && update->is_sparse() ? UpdateTime::kInPlace : UpdateTime::kAtOnce;
+}
+
 }  // namespace charlm

@@ -112,7 +112,7 @@ class _CrossEntropy(torch.autograd.Function):
         call = _cross_entropy_arguments(input, target, weight, options)
         row_shape = input.shape[:1] + input.shape[2:] if input.dim() > 1 else torch.Size([])
         outputs = {
-            "loss": input.new_empty(row_shape if options["reduction"] == 0 else []),
+            "loss": torch.empty(row_shape if options["reduction"] == 0 else [], dtype=_compute_dtype(input)),
             "lse": torch.empty(2, call["rows"], dtype=_compute_dtype(input)),
         }
         ctx.in_forward = gradient_in_forward and not target.requires_grad
@@ -122,7 +122,7 @@ class _CrossEntropy(torch.autograd.Function):
         server.call("cross_entropy", outputs, lse_is_known=False, scale=_scale(call, options), **call)
         ctx.save_for_backward(input, target, weight, *outputs.values())
         ctx.options, ctx.server = options, server
-        return outputs["loss"]
+        return outputs["loss"].to(input.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -138,9 +138,8 @@ class _CrossEntropy(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             outputs["probabilities_gradient"] = _dense_like(target)
             call |= _class_matrix("probabilities_gradient", outputs["probabilities_gradient"])
-        upstream = {"upstream": grad_output}
-        if ctx.options["reduction"] == 0:
-            upstream = {"row_scale": grad_output.to(lse.dtype).contiguous()}
+        name = "row_scale" if ctx.options["reduction"] == 0 else "upstream"
+        upstream = {name: grad_output.to(lse.dtype).contiguous()}
         call |= {"scale": _scale(call, ctx.options), "lse_is_known": True, "lse": lse, **upstream}
         ctx.server.call("cross_entropy", outputs, **call)
         return outputs.get("input_gradient"), outputs.get("probabilities_gradient"), *(None,) * 4
@@ -202,7 +201,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             call |= _rows_of_classes("probabilities", classes)
         else:
             call["target"] = target.long().contiguous()
-        loss = input.new_empty(input.shape[:-1] if reduction == "none" else [])
+        loss = torch.empty(input.shape[:-1] if reduction == "none" else [], dtype=_compute_dtype(input))
         outputs = {
             "row_loss" if reduction == "none" else "total_loss": loss,
             "lse": torch.empty(2, rows, dtype=_compute_dtype(input)),
@@ -216,7 +215,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradients = {name: _new(like) for name, like in ctx.parameters.items() if like is not None and needed[name]}
         ops.server.call("linear_cross_entropy", {**outputs, **gradients}, lse_is_known=False, **call)
         ctx.call, ctx.ops, ctx.gradients, ctx.target, ctx.lse = call, ops, gradients, target, outputs["lse"]
-        return loss
+        return loss.to(input.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -232,7 +231,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_output.dim() > 0:
                 call["row_scale"] = grad_output.to(ctx.lse.dtype).contiguous()
             else:
-                call["upstream"] = grad_output.contiguous()
+                call["upstream"] = grad_output.to(ctx.lse.dtype).contiguous()
             ctx.ops.server.call("linear_cross_entropy", gradients, lse_is_known=True, **call)
         return *(gradients.get(name) for name in _LINEAR_GRADIENTS), None, None, None
 
@@ -255,7 +254,7 @@ class _MlpCrossEntropy(torch.autograd.Function):
         parameters = {"embedding": embedding, "weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
         call = {**ids_of(ids), **_contiguous(**parameters), **options, "target": target.long().contiguous()}
         call |= {"vocab_size": embedding.shape[0], "embedding_dim": embedding.shape[1], "hidden_dim": weight1.shape[0]}
-        loss = embedding.new_empty(target.shape if reduction == "none" else [])
+        loss = torch.empty(target.shape if reduction == "none" else [], dtype=_compute_dtype(embedding))
         outputs = {"row_loss" if reduction == "none" else "total_loss": loss}
         ctx.gradients = {f"{name}_gradient": None if like is None else _new(like) for name, like in parameters.items()}
         # As charlm.ops.mlp_cross_entropy decides it.
@@ -264,7 +263,7 @@ class _MlpCrossEntropy(torch.autograd.Function):
             outputs |= {name: gradient for name, gradient in ctx.gradients.items() if gradient is not None}
         server.call("mlp_cross_entropy", outputs, mean=reduction == "mean", has_gradient=ctx.in_forward, **call)
         ctx.call, ctx.server, ctx.reduction = call, server, reduction
-        return loss
+        return loss.to(embedding.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -300,7 +299,7 @@ def _compute_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def ids_of(ids: Tensor) -> dict[str, Any]:
-    """Ids (..., T) as csrc/bindings/embedding_linear_arguments.cpp hands them on, copied only if rows have no stride."""
+    """Ids (..., T) as csrc/bindings/embedding_linear_arguments.cpp hands them on: copied if rows have no stride."""
     try:
         rows = ids.view(-1, ids.shape[-1]) if ids.numel() > 0 else ids.reshape(0, ids.shape[-1])
     except RuntimeError:

@@ -43,8 +43,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor targ
     CrossEntropy<T>& problem = arguments.problem;
     cuda::CrossEntropyRun<T> run;
     const bool reduces = options.reduction != Reduction::kNone;
-    const Tensor loss = reduces ? allocate({}, input.scalar_type(), call.device)
-                                : allocate(row_shape(input), input.scalar_type(), call.device);
+    const Tensor loss = reduces ? allocate({}, compute_type(input), call.device)
+                                : allocate(row_shape(input), compute_type(input), call.device);
     const Tensor lse = allocate({2, problem.rows}, compute_type(input), call.device);
     set_lse(lse, &problem);
     const Tensor gradient = compute_gradient ? empty_gradient(input) : allocate({0}, input.scalar_type(), call.device);
@@ -58,15 +58,15 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor targ
       run.loss_parts = sums.template mutable_data_ptr<T>();
       run.weight_parts = run.loss_parts + parts;
     } else {
-      run.row_loss = loss.mutable_data_ptr();
+      run.row_loss = loss.template mutable_data_ptr<T>();
     }
     const Tensor split_rows = call.workspace<T>(cuda::cross_entropy_split_values(problem));
     run.split_rows = split_rows.template mutable_data_ptr<T>();
     call.check(cuda::cross_entropy(problem, run, call.stream()));
     if (reduces) {
       const T* weights = options.reduction == Reduction::kMean ? run.weight_parts : nullptr;
-      call.check(cuda::cross_entropy_reduce<T>(run.loss_parts, weights, parts, loss.mutable_data_ptr(),
-                                               storage_of(input), call.stream()));
+      call.check(cuda::cross_entropy_reduce<T>(run.loss_parts, weights, parts, loss.template mutable_data_ptr<T>(),
+                                               call.stream()));
     }
     result.emplace(loss, lse, gradient);
   });

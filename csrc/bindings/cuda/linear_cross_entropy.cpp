@@ -70,9 +70,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, c
     cuda::LinearCrossEntropy<T> problem = problem_of(arguments, options);
     const bool per_row = options.reduction == Reduction::kNone;
     const torch::headeronly::IntHeaderOnlyArrayRef row_shape(input.sizes().data(), input.dim() - 1);
-    const Tensor loss = per_row ? allocate(row_shape, input.scalar_type(), call.device)
-                                : allocate({}, input.scalar_type(), call.device);
-    (per_row ? problem.row_loss : problem.total_loss) = loss.mutable_data_ptr();
+    const Tensor loss = per_row ? allocate(row_shape, compute_type(input), call.device)
+                                : allocate({}, compute_type(input), call.device);
+    (per_row ? problem.row_loss : problem.total_loss) = loss.template mutable_data_ptr<T>();
     const Tensor lse = allocate({2, arguments.rows}, compute_type(input), call.device);
     set_lse(lse, &problem.loss);
     const Gradients gradients = allocate_gradients(input, linear_weight, target,

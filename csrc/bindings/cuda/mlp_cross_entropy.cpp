@@ -83,7 +83,6 @@ struct Call {
     device.check(cuda::mlp_cross_entropy(problem, library, device.stream()));
   }
 
-  ScalarType computed_type() const { return arguments.parameters[0].scalar_type(); }
   Gradients results() const {
     const auto at = [&](int i) { return contiguous_as(gradients[i], type); };
     return {at(0), at(1), at(2), at(3), at(4)};
@@ -97,14 +96,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor 
                                                                    double softcap, bool compute_gradient) {
   const Call call(ids, target, embedding, weight1, bias1, weight2, bias2, reduction, softcap, compute_gradient);
   const bool per_row = call.arguments.reduction == Reduction::kNone;
-  const Tensor loss = per_row ? allocate(target.sizes(), call.computed_type(), call.device.device)
-                              : allocate({}, call.computed_type(), call.device.device);
+  const Tensor loss = per_row ? allocate(target.sizes(), compute_type(embedding), call.device.device)
+                              : allocate({}, compute_type(embedding), call.device.device);
   dispatch_compute_type(embedding, [&](auto type) {
-    auto problem = call.problem<decltype(type)>();
-    (per_row ? problem.output.row_loss : problem.output.total_loss) = loss.mutable_data_ptr();
+    using T = decltype(type);
+    auto problem = call.problem<T>();
+    (per_row ? problem.output.row_loss : problem.output.total_loss) = loss.template mutable_data_ptr<T>();
     call.run(problem, compute_gradient);
   });
-  return std::tuple_cat(std::make_tuple(contiguous_as(loss, call.type)), call.results());
+  return std::tuple_cat(std::make_tuple(loss), call.results());
 }
 
 Gradients backward(const Tensor grad_output, const Tensor ids, const Tensor target, const Tensor embedding,

@@ -9,17 +9,17 @@ namespace charlm {
 // Points row_scale at it under "none", and `factor` otherwise. The result holds its memory.
 template <typename T>
 Tensor read_upstream(const Tensor& grad_output, const Tensor& input, Reduction reduction, CrossEntropy<T>* problem,
-                     const void** factor) {
+                     const T** factor) {
   check_same_device("grad_output", grad_output, "input", input);
   const bool per_row = reduction == Reduction::kNone;
   const int64_t expected = per_row ? problem->rows : 1;
   check(grad_output.numel() == expected, "grad_output must have ", expected, " elements, got shape ",
         ShapeString(grad_output));
-  const Tensor upstream = contiguous_as(grad_output, per_row ? compute_type(input) : input.scalar_type());
+  const Tensor upstream = contiguous_as(grad_output, compute_type(input));
   if (per_row) {
     problem->row_scale = upstream.template const_data_ptr<T>();
   } else {
-    *factor = upstream.const_data_ptr();
+    *factor = upstream.template const_data_ptr<T>();
   }
   return upstream;
 }

@@ -39,7 +39,8 @@ void add_rows(const BigramStep<T>& p, const SoftmaxTile<T>& tile, T scale, T* ma
 
 template <typename T>
 double step(const BigramStep<T>& p) {
-  const bool in_place = p.update->is_sparse() && p.update->max_grad_norm == 0;
+  const UpdateTime update_time = bigram_update_time(p.update);
+  const bool in_place = update_time == UpdateTime::kInPlace;
   const int64_t size = p.classes.size * p.classes.padded();
   T* z = p.workspace;
   T* target_logits = z + kTileRows * p.classes.padded();
@@ -57,18 +58,15 @@ double step(const BigramStep<T>& p) {
     }
     tile.exponentials(0, p.classes.count, shift, sum);
     for (int64_t r = 0; r < tile.rows; ++r) scale[r] = tile.row_weight(r) / sum[r];
-    for (int64_t r = tile.rows; r < kTileRows; ++r) sum[r] = 1;
-    for (int64_t r = 0; r < kTileRows; r += kWidth<T>) store(log_sum + r, log(load(sum + r)));
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      for (int64_t e = p.batch.entry_begin[first + r]; e < p.batch.entry_begin[first + r + 1]; ++e) {
-        loss += (double)(tile.weight(e) * (log_sum[r] - (target_logits[e] - shift[r])));
-      }
-    }
+    for (int64_t r = tile.rows; r % kWidth<T> != 0; ++r) sum[r] = 1;  // the logarithms are of whole vectors
+    for (int64_t r = 0; r < tile.rows; r += kWidth<T>) store(log_sum + r, log(load(sum + r)));
+    loss += tile.losses(shift, log_sum, target_logits);
+    if (update_time == UpdateTime::kNever) continue;
     tile.backward(0, p.classes.count, shift, scale);
-    tile.backward_targets(target_logits, 1);
+    tile.backward_targets(0, p.classes.count, target_logits, 1);
     add_rows(p, tile, in_place ? -p.update->learning_rate : (T)1, in_place ? p.weight : p.gradient);
   }
-  if (in_place) return loss;
+  if (in_place || update_time == UpdateTime::kNever) return loss;
   apply(*p.update, clip_scale(*p.update, p.gradient, size), p.weight, p.gradient, 0, size);
   __builtin_memset(p.gradient, 0, size * sizeof(T));
   return loss;

@@ -2,7 +2,9 @@
 //
 //   C (M x N vectors) = or += A (M x K) B (K x N vectors)     A is read element by element, by rows or by columns
 //
-// Every element of C is summed in order of the inner dimension, whatever the number of rows.
+// Every element of C is summed in order of the inner dimension, whatever the number of rows. The engine's products have
+// a few dozen rows and a few dozen steps, so that packing, strides and unequal tiles would show; cpu/gemm.h has the
+// product of any matrices, and why it is another.
 #pragma once
 
 #include <utility>

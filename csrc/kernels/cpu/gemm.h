@@ -3,6 +3,10 @@
 // Every element of C is one chain of multiply-adds over k = 0, 1, ..., whatever the shape around it: callers may cut m
 // and n as they like, and results stay the same bits. A is read in place through any strides. B comes as panels of
 // kPanelVectors vectors of columns, either packed (pack_panels) or as rows padded to the vector width.
+//
+// cpu/block_gemm.h is for operands that are in cache in blocks already. One product for both was tried: with a loop for
+// every height of a tile, as small products want, this one compiles in six times the time; with fewer heights and
+// strides that the compiler does not know, N = 4096, V = 50,000, H = 512 took 7 % longer.
 #pragma once
 
 #include "kernels/cpu/vec.h"

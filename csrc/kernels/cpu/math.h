@@ -66,6 +66,17 @@ CHARLM_INLINE Vec<float> log(Vec<float> x) {
 }
 CHARLM_INLINE Vec<double> log(Vec<double> x) { return by_lane<::log>(x); }
 
+// a / b to the last bit but one, for 2^-126 <= |b| <= 2^126. AVX-512 divides 16 floats in 16 cycles, in which it could
+// multiply 32 times: one Newton step r (2 - b r) takes the 14 bits of an estimate of 1 / b to 28.
+CHARLM_INLINE Vec<float> divide(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  const Vec<float> estimate = (Vec<float>)_mm512_rcp14_ps((__m512)b);
+  return a * (estimate * (2.0f - b * estimate));
+#else
+  return a / b;
+#endif
+}
+
 // Exactly -1 and 1 beyond the limit, so that derivatives like 1 - tanh^2 vanish there; `value` within, and for NaN.
 CHARLM_INLINE Vec<float> saturate(Vec<float> x, float limit, Vec<float> value) {
   value = x > limit ? broadcast(1.0f) : value;
@@ -86,7 +97,7 @@ CHARLM_INLINE Vec<float> tanh(Vec<float> x) {
   q = q * x2 + 2.6164657282642518e-2f;
   q = q * x2 + 0.46777873217515f;
   q = q * x2 + 1.0f;
-  return saturate(x, 8.0f, p * x / q);
+  return saturate(x, 8.0f, divide(p * x, q));
 }
 CHARLM_INLINE Vec<double> tanh(Vec<double> x) { return by_lane<::tanh>(x); }
 
@@ -105,7 +116,7 @@ CHARLM_INLINE Vec<float> erf(Vec<float> x) {
   b = b * y2 + 0.11098505178285362f;
   b = b * y2 + 0.49746925110067538f;
   b = b * y2 + 1.0f;
-  return saturate(x, 3.832506856900711f, x * a / b);
+  return saturate(x, 3.832506856900711f, divide(x * a, b));
 }
 CHARLM_INLINE Vec<double> erf(Vec<double> x) { return by_lane<::erf>(x); }
 

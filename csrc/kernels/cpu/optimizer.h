@@ -57,7 +57,7 @@ inline void adamw(const Update<T>& u, T scale, T* parameters, const T* gradient,
 // `count` parameters from position `first` on, both multiples of the vector width; `gradient` begins there. It is
 // multiplied by `scale`.
 template <typename T>
-inline void apply(const Update<T>& u, T scale, T* parameters, const T* gradient, int64_t first, int64_t count) {
+CHARLM_INLINE void apply(const Update<T>& u, T scale, T* parameters, const T* gradient, int64_t first, int64_t count) {
   T* p = parameters + first;
   if (u.kind == OptimizerKind::kAdamw) {
     adamw(u, scale, p, gradient, u.state1 + first, u.state2 + first, count);

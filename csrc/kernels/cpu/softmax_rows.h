@@ -74,13 +74,28 @@ struct SoftmaxTile {
     });
   }
 
+  // The tile's entries; each has its row, so that loops over them have no short loops inside.
+  int64_t entries_begin() const { return batch.entry_begin[first]; }
+  int64_t entries_end() const { return batch.entry_begin[first + rows]; }
+  int64_t row_of(int64_t entry) const { return batch.entry_rows[entry] - first; }
+
   // logits of the entries' targets.
   void target_logits(T* logits) const {
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t e = batch.entry_begin[first + r]; e < batch.entry_begin[first + r + 1]; ++e) {
-        logits[e] = *at(r, batch.targets[e]);
-      }
+    for (int64_t e = entries_begin(); e < entries_end(); ++e) logits[e] = *at(row_of(e), batch.targets[e]);
+  }
+
+  // Target logits become -log p of the entries' targets; returns the sum of these times their weights.
+  double losses(const T* shift, const T* log_sum, T* target_logits) const {
+    const int64_t begin = entries_begin(), end = entries_end();
+    for (int64_t e = begin; e < end; ++e) {
+      target_logits[e] = log_sum[row_of(e)] - (target_logits[e] - shift[row_of(e)]);
     }
+    Vec<T> sum = {};
+    for_each_vector<T>(end - begin, [&](int64_t i, int lanes) {
+      const Vec<T> loss = load_lanes<T>(target_logits + begin + i, lanes, 0);
+      sum += batch.weights == nullptr ? loss * batch.weight : loss * load_lanes<T>(batch.weights + begin + i, lanes, 0);
+    });
+    return (double)sum_lanes<T>(sum);
   }
 
   // sum[row] = sum of e^(z - shift[row]); z becomes the exponentials unless a softcap still needs it.
@@ -123,12 +138,13 @@ struct SoftmaxTile {
   }
 
   // The targets' part, times `scale`. target_logits are those of target_logits().
-  void backward_targets(const T* target_logits, T scale) const {
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t e = batch.entry_begin[first + r]; e < batch.entry_begin[first + r + 1]; ++e) {
-        const T t = softcap != 0 ? target_logits[e] / softcap : 0;
-        *at(r, batch.targets[e]) -= scale * weight(e) * (1 - t * t);
-      }
+  void backward_targets(int64_t begin, int64_t end, const T* target_logits, T scale) const {
+    const int64_t first_class = classes.begin(begin), end_class = classes.begin(end), last_entry = entries_end();
+    for (int64_t e = entries_begin(); e < last_entry; ++e) {
+      const int64_t target = batch.targets[e];
+      if (target < first_class || target >= end_class) continue;
+      const T t = softcap != 0 ? target_logits[e] / softcap : 0;
+      *at(row_of(e), target) -= scale * weight(e) * (1 - t * t);
     }
   }
 };

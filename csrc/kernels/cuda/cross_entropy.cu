@@ -21,9 +21,9 @@ __global__ void __launch_bounds__(kReduceThreads) sum_mean_weights(const CrossEn
 }
 
 // One block; in double, as there may be one part for each of many rows.
-template <typename S>
+template <typename T>
 __global__ void __launch_bounds__(kReduceThreads)
-    reduce_parts(const Compute<S>* loss_parts, const Compute<S>* weight_parts, int64_t parts, S* result) {
+    reduce_parts(const T* loss_parts, const T* weight_parts, int64_t parts, T* result) {
   __shared__ double scratch[kWarp];
   double loss = 0, weight = 0;
   for (int64_t i = threadIdx.x; i < parts; i += kReduceThreads) {
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kReduceThreads)
   loss = block_sum(loss, scratch);
   weight = block_sum(weight, scratch);
   if (threadIdx.x != 0) return;
-  *result = to_storage<S>(static_cast<Compute<S>>(weight_parts != nullptr ? loss / weight : loss));
+  *result = static_cast<T>(weight_parts != nullptr ? loss / weight : loss);
 }
 
 int64_t merge_blocks(int64_t rows) { return (rows * kWarp + kMergeThreads - 1) / kMergeThreads; }
@@ -102,13 +102,8 @@ Error cross_entropy_denominators(const CrossEntropy<T>& problem, T* denominators
 }
 
 template <typename T>
-Error cross_entropy_reduce(const T* loss_parts, const T* weight_parts, int64_t parts, void* result, Storage storage,
-                           Stream stream) {
-  return with_storage<T>(storage, [&](auto type) {
-    using S = decltype(type);
-    return launch(reduce_parts<S>, 1, dim3(kReduceThreads), 0, stream, loss_parts, weight_parts, parts,
-                  static_cast<S*>(result));
-  });
+Error cross_entropy_reduce(const T* loss_parts, const T* weight_parts, int64_t parts, T* result, Stream stream) {
+  return launch(reduce_parts<T>, 1, dim3(kReduceThreads), 0, stream, loss_parts, weight_parts, parts, result);
 }
 
 #define CHARLM_INSTANTIATE(T)                                                              \
@@ -116,7 +111,7 @@ Error cross_entropy_reduce(const T* loss_parts, const T* weight_parts, int64_t p
   template int64_t cross_entropy_split_values(const CrossEntropy<T>&);                     \
   template Error cross_entropy(const CrossEntropy<T>&, const CrossEntropyRun<T>&, Stream); \
   template Error cross_entropy_denominators(const CrossEntropy<T>&, T*, Stream);           \
-  template Error cross_entropy_reduce(const T*, const T*, int64_t, void*, Storage, Stream);
+  template Error cross_entropy_reduce(const T*, const T*, int64_t, T*, Stream);
 CHARLM_INSTANTIATE(float)
 CHARLM_INSTANTIATE(double)
 #undef CHARLM_INSTANTIATE

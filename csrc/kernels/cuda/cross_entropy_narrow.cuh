@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kNarrowThreads, sizeof(S) == sizeof(double) ? 
       p.log_sum[first + r] = log_sum;
       const T target_input = target.index >= 0 ? to_compute(memory.logits[r * classes + target.index]) : T(0);
       const T row = row_loss<T, kPlain>(p, target, part, target_input);
-      if (run.row_loss != nullptr) static_cast<S*>(run.row_loss)[first + r] = to_storage<S>(row);
+      if (run.row_loss != nullptr) run.row_loss[first + r] = row;
       loss += row;
       mean_weight += target.mean_weight;
     }

@@ -269,7 +269,7 @@ __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)  // 64 registers 
       loss = row_loss<T, kPlain>(p, target, part, target_input);
       p.shift[row] = part.shift;
       p.log_sum[row] = log_sum;
-      if (run.row_loss != nullptr) static_cast<S*>(run.row_loss)[row] = to_storage<S>(loss);
+      if (run.row_loss != nullptr) run.row_loss[row] = loss;
     }
     __syncthreads();  // shared is free again
     write_parts(run, loss, thread == 0 ? target.mean_weight : T(0), shared[0]);
@@ -305,7 +305,7 @@ __global__ void __launch_bounds__(kMergeThreads)
     mean_weight = target.mean_weight;
     p.shift[row] = part.shift;
     p.log_sum[row] = log(part.sum);
-    if (run.row_loss != nullptr) static_cast<S*>(run.row_loss)[row] = to_storage<S>(loss);
+    if (run.row_loss != nullptr) run.row_loss[row] = loss;
   }
   write_parts(run, loss, mean_weight, scratch);
 }

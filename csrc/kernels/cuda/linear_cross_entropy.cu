@@ -112,7 +112,7 @@ class OutputLayer {
     }
 
     const CrossEntropy<T> loss = problem_of(first, rows);
-    if (p_.row_loss != nullptr) run_.row_loss = static_cast<S*>(p_.row_loss) + first;
+    if (p_.row_loss != nullptr) run_.row_loss = p_.row_loss + first;
     if (const Error error = cross_entropy(loss, run_, stream_)) return error;
     if (run_.loss_parts != nullptr) {
       run_.loss_parts += cross_entropy_parts(loss);
@@ -147,8 +147,7 @@ class OutputLayer {
     if (const Error error = store_sums(weight_sums_, classes_ * features_, p_.weight_gradient)) return error;
     if (const Error error = store_sums(bias_sums_, classes_, p_.bias_gradient)) return error;
     if (p_.total_loss == nullptr) return cudaSuccess;
-    return cross_entropy_reduce<T>(loss_parts_, p_.mean ? weight_parts_ : nullptr, parts_, p_.total_loss,
-                                   p_.input.storage, stream_);
+    return cross_entropy_reduce<T>(loss_parts_, p_.mean ? weight_parts_ : nullptr, parts_, p_.total_loss, stream_);
   }
 
   const LinearCrossEntropy<T>& p_;

@@ -1,6 +1,6 @@
-#include "kernels/mlp_cross_entropy.h"
-
 #include <cuda_runtime.h>
+
+#include "kernels/mlp_cross_entropy.h"
 
 namespace charlm::cuda {
 

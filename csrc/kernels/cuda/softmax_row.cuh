@@ -167,7 +167,7 @@ __device__ inline T input_gradient(const CrossEntropy<T>& p, const RowGradient<T
 template <typename S>
 __device__ inline Compute<S> gradient_scale(const CrossEntropy<Compute<S>>& p, const CrossEntropyRun<Compute<S>>& run) {
   Compute<S> scale = p.scale;
-  if (run.upstream != nullptr) scale *= to_compute(*static_cast<const S*>(run.upstream));
+  if (run.upstream != nullptr) scale *= *run.upstream;
   if (run.denominators != nullptr) scale /= warp_sum(run.denominators[thread_in_block() % kWarp]);
   return scale;
 }

@@ -39,7 +39,7 @@ Error run(const Call& call) {
   CrossEntropyRun<T> run;
   const bool mean = call.integer("mean") != 0, reduces = call.integer("reduces") != 0;
   const bool has_gradient = problem.input_gradient.data != nullptr || problem.probabilities_gradient.data != nullptr;
-  run.upstream = call.buffer<void>("upstream");
+  run.upstream = call.buffer<T>("upstream");
   if (has_gradient && mean && problem.target != nullptr) {
     T* denominators = simulator::workspace<T>(charlm::cuda::kDenominatorParts);
     if (const Error error = charlm::cuda::cross_entropy_denominators(problem, denominators, nullptr)) return error;
@@ -52,13 +52,13 @@ Error run(const Call& call) {
     run.loss_parts = simulator::workspace<T>(parts);
     run.weight_parts = simulator::workspace<T>(parts);
   } else {
-    run.row_loss = call.buffer<void>("loss");
+    run.row_loss = call.buffer<T>("loss");
   }
   run.split_rows = simulator::workspace<T>(charlm::cuda::cross_entropy_split_values(problem));
   if (const Error error = charlm::cuda::cross_entropy(problem, run, nullptr)) return error;
   if (!reduces) return 0;
   return charlm::cuda::cross_entropy_reduce(run.loss_parts, mean ? run.weight_parts : nullptr, parts,
-                                            call.buffer<void>("loss"), problem.input.storage, nullptr);
+                                            call.buffer<T>("loss"), nullptr);
 }
 
 const simulator::Op op("cross_entropy", [](const Call& call) {

@@ -31,9 +31,9 @@ charlm::cuda::Error run(const Call& call) {
   problem.weight = Matrix(call.buffer<void>("weight"), call.storage(), loss.classes, features);
   problem.bias = call.buffer<void>("bias");
   problem.mean = call.integer("mean") != 0;
-  problem.row_loss = call.buffer<void>("row_loss");
-  problem.total_loss = call.buffer<void>("total_loss");
-  problem.upstream = call.buffer<void>("upstream");
+  problem.row_loss = call.buffer<T>("row_loss");
+  problem.total_loss = call.buffer<T>("total_loss");
+  problem.upstream = call.buffer<T>("upstream");
   problem.input_gradient = call.buffer<void>("input_gradient");
   problem.weight_gradient = call.buffer<void>("weight_gradient");
   problem.bias_gradient = call.buffer<void>("bias_gradient");

@@ -37,8 +37,8 @@ charlm::cuda::Error run(const Call& call) {
   output.loss.softcap = static_cast<T>(call.real("softcap"));
   output.loss.row_scale = call.buffer<T>("row_scale");
   output.mean = call.integer("mean") != 0;
-  output.row_loss = call.buffer<void>("row_loss");
-  output.total_loss = call.buffer<void>("total_loss");
+  output.row_loss = call.buffer<T>("row_loss");
+  output.total_loss = call.buffer<T>("total_loss");
   output.weight_gradient = call.buffer<void>("weight2_gradient");
   output.bias_gradient = call.buffer<void>("bias2_gradient");
   output.chunk_rows = call.integer("chunk_rows");

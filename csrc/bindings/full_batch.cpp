@@ -1,0 +1,119 @@
+// All examples at once, as distinct contexts whose targets and their counts are compressed rows: steps along the exact
+// gradient, and the loss alone.
+#include "bindings/tokens.h"
+#include "bindings/training.h"
+
+namespace charlm {
+namespace {
+
+// The checked arguments, and the memory of the batch that they are.
+class FullBatch {
+ public:
+  FullBatch(const Tensor& contexts, const Tensor& row_ptr, const Tensor& targets, const Tensor& counts,
+            const ModelShape& shape)
+      : rows_(contexts.size(0)), entries_(targets.numel()) {
+    check(rows_ > 0, "contexts must have at least one row");
+    check(targets.dim() == 1 && entries_ < (int64_t{1} << 31), "targets must have shape (entries,), got ",
+          ShapeString(targets));
+    check(counts.dim() == 1 && counts.size(0) == entries_, "counts must have the shape of targets ",
+          ShapeString(targets), ", got ", ShapeString(counts));
+    check(row_ptr.dim() == 1 && row_ptr.size(0) == rows_ + 1, "row_ptr must have shape (U+1=", rows_ + 1, ",), got ",
+          ShapeString(row_ptr));
+    contexts_ = checked_int32("contexts", contexts, contexts.size(1), shape.vocab_size, "tokens");
+    targets_ = checked_int32("targets", targets, 0, shape.vocab_size, "classes");
+    row_ptr_ = checked_int32("row_ptr", row_ptr, 0, entries_ + 1, "entries");
+    const int32_t* begin = row_ptr_.const_data_ptr<int32_t>();
+    bool ascends = begin[0] == 0 && begin[rows_] == entries_;
+    for (int64_t u = 0; ascends && u < rows_; ++u) ascends = begin[u] <= begin[u + 1];
+    check(ascends, "row_ptr must ascend from 0 to the number of entries, ", entries_);
+    check_integral("counts", counts);
+    check_on_cpu("counts", counts);
+    counts_ = contiguous_as(counts, ScalarType::Double);
+    for (int64_t e = 0; e < entries_; ++e) total_ += counts_.const_data_ptr<double>()[e];
+    check(total_ > 0, "counts must have a positive sum, got ", total_);
+    const ContextTable table{contexts.size(1), shape.vocab_size, rows_, contexts_.const_data_ptr<int32_t>()};
+    memory_.reset(new int32_t[batch_memory(table, rows_)]);
+    entry_rows_.reset(new int32_t[entries_]);
+    builder_.emplace(table, rows_, memory_.get());
+  }
+
+  int64_t rows() const { return rows_; }
+  int64_t entries() const { return entries_; }
+
+  // A bigram's step changes the row of its matrix that belongs to a context: one context must not change another's.
+  void check_distinct_tokens(int64_t vocab_size) const {
+    const int32_t* tokens = contexts_.const_data_ptr<int32_t>();
+    std::vector<bool> seen(vocab_size);
+    for (int64_t u = 0; u < rows_; ++u) {
+      check(!seen[tokens[u]], "contexts[", u, "] = ", tokens[u], " occurs twice: each context must be there once");
+      seen[tokens[u]] = true;
+    }
+  }
+
+  // `weights` holds entries() values, and as long as the batch is used.
+  template <typename T>
+  MlpBatch<T> build(T* weights) {
+    const double* counts = counts_.const_data_ptr<double>();
+    for (int64_t e = 0; e < entries_; ++e) weights[e] = static_cast<T>(counts[e] / total_);
+    return builder_->build_all<T>(row_ptr_.const_data_ptr<int32_t>(), targets_.const_data_ptr<int32_t>(), weights,
+                                  entry_rows_.get());
+  }
+
+ private:
+  int64_t rows_, entries_;
+  double total_ = 0;
+  Tensor contexts_, targets_, row_ptr_, counts_;
+  std::unique_ptr<int32_t[]> memory_, entry_rows_;
+  std::optional<BatchBuilder> builder_;
+};
+
+Tensor train_full_steps(std::vector<Tensor> parameters, std::vector<Tensor> state, const Tensor contexts,
+                        const Tensor row_ptr, const Tensor targets, const Tensor counts, const Tensor learning_rates,
+                        int64_t optimizer, double momentum, double beta1, double beta2, double eps, double weight_decay,
+                        double max_grad_norm, double softcap, int64_t first_step) {
+  const TrainingOptions options = checked_options({static_cast<OptimizerKind>(optimizer), momentum, beta1, beta2, eps,
+                                                   weight_decay, max_grad_norm, softcap, first_step});
+  check_contexts(contexts);
+  const ModelShape shape = check_parameters(parameters, state, options, contexts.size(1));
+  const Tensor rates = checked_learning_rates(learning_rates);
+  FullBatch full(contexts, row_ptr, targets, counts, shape);
+  if (shape.is_bigram()) full.check_distinct_tokens(shape.vocab_size);
+  const Tensor losses = allocate({rates.size(0)}, parameters[0].scalar_type());
+  with_model(parameters, shape, softcap, [&](auto& model, auto type) {
+    using T = decltype(type);
+    const Workspace<T> weights(full.entries());
+    const MlpBatch<T> batch = full.build(weights.data());
+    Training<T, std::decay_t<decltype(model)>> training(&model, parameters, state, options);
+    training.run(rates, losses, full.rows(), batch.table_rows(shape.context_length), full.entries(),
+                 [&](int64_t) { return batch; });
+  });
+  return losses;
+}
+
+Tensor evaluate_full(std::vector<Tensor> parameters, const Tensor contexts, const Tensor row_ptr, const Tensor targets,
+                     const Tensor counts, double softcap) {
+  const TrainingOptions options = checked_options({.softcap = softcap});
+  check_contexts(contexts);
+  const ModelShape shape = check_parameters(parameters, {}, options, contexts.size(1));
+  FullBatch full(contexts, row_ptr, targets, counts, shape);
+  const Tensor loss = allocate({}, ScalarType::Double);
+  with_model(parameters, shape, softcap, [&](auto& model, auto type) {
+    using T = decltype(type);
+    const Workspace<T> weights(full.entries());
+    const MlpBatch<T> batch = full.build(weights.data());
+    const ZeroedWorkspace<T> packed(model.size());
+    model.pack(parameters, packed.data());
+    const Workspace<T> workspace(model.workspace(batch.rows, batch.table_rows(shape.context_length), full.entries()));
+    *loss.mutable_data_ptr<double>() = model.step(batch, packed.data(), nullptr, nullptr, workspace.data());
+  });
+  return loss;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) {
+  library.impl("train_full_steps", TORCH_BOX(&train_full_steps));
+  library.impl("evaluate_full", TORCH_BOX(&evaluate_full));
+}
+
+}  // namespace charlm
