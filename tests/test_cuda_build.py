@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_an_op_on_a_cuda_tensor_says_what_to_do_where_it_has_no_kernels() -> Non
 def test_every_op_says_what_to_do_without_kernels() -> None:
     source = (ROOT / "csrc" / "bindings" / "without_cuda.cpp").read_text()
     registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("charlm::")}
-    for name in registered:
+    for name in registered - {"charlm::multiply_add"}:  # Python's, for the others to call
         assert f'"{name.removeprefix("charlm::")}"' in source
 
 
@@ -89,7 +90,11 @@ def test_no_kernel_of_the_table_spills() -> None:
 
 def test_every_cuda_source_is_in_the_table() -> None:
     table = json.loads(cuda_resources.TABLE.read_text())
-    sources = {
-        path.stem for path in (ROOT / "csrc" / "kernels" / "cuda").glob("*.cu") if "__global__" in path.read_text()
-    }
-    assert set(table) == sources
+    sources = (ROOT / "csrc" / "kernels" / "cuda").glob("*.cu")
+    assert set(table) == {path.stem for path in sources if has_kernels(path)}
+
+
+def has_kernels(path: Path) -> bool:
+    text = path.read_text()
+    headers = re.findall(r'^#include "(kernels/cuda/\w+\.cuh)"', text, re.MULTILINE)
+    return "__global__" in text or any(has_kernels(ROOT / "csrc" / header) for header in headers)
