@@ -28,7 +28,7 @@ def bench(
         str, Option(metavar="lecture|eureka|large|full", help="Model, batch size and optimizer of the race.")
     ] = "lecture",
     backends: Annotated[
-        str | None, Option(metavar="B1,B2,...", help="Who takes part, such as eager,fused (default: all).")
+        str | None, Option(metavar="B1,B2,...", help="Who takes part, such as eager,fused,jax (default: all but jax).")
     ] = None,
     threads: Annotated[int, Option(help="For every backend.")] = 1,
     seconds: Annotated[float, Option(help="Of measuring for each backend.")] = 5.0,
