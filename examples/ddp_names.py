@@ -40,11 +40,18 @@ def main() -> None:
     steps = parser.parse_args().steps
 
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if size > 1:
+        dist.init_process_group("gloo")
+    train(steps, rank, size)  # a function, so that its model is gone before the group that it uses
+    if size > 1:
+        dist.destroy_process_group()
+
+
+def train(steps: int, rank: int, size: int) -> None:
     torch.manual_seed(0)  # the same batches in all processes
     dataset = data.load(context_length=3)
     model: nn.Module = Names(len(dataset.vocabulary), 3)
     if size > 1:
-        dist.init_process_group("gloo")
         model = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     for step in range(1, steps + 1):
@@ -60,8 +67,6 @@ def main() -> None:
                 dist.all_reduce(whole)
             if rank == 0:
                 print(f"step {step}  loss {whole.item():.4f}")
-    if size > 1:
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
