@@ -7,9 +7,7 @@ backends, in alternating rounds. A curve with a cliff, or one above eager's, is 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from charlm.backends import BACKENDS
+from charlm.benchmark import elapsed_seconds, torch_threads, warm_up
 from charlm.data import Split
 from charlm.models import MLP
 
@@ -93,17 +92,11 @@ def _race(sizes: Sizes, seconds: float, contestants: Sequence[str]) -> dict[str,
     split = token_stream(sizes.vocab_size, 200_000, sizes.context_length)
     indices = torch.randint(len(split), (_BATCHES, sizes.batch_size), generator=torch.Generator().manual_seed(2))
     runs = {name: _steps(*CONTESTANTS[name], sizes, split, indices) for name in contestants}
-    counts = {}
-    for name, run in runs.items():
-        run(1)
-        count = 1
-        while (elapsed := _seconds(run, count)) < seconds / 4:
-            count *= 4
-        counts[name] = max(1, round(count * seconds / elapsed))
+    counts = {name: warm_up(run, seconds)[0] for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(ROUNDS):
         for name in runs if number % 2 == 0 else reversed(runs):
-            times[name].append(_seconds(runs[name], counts[name]) / counts[name])
+            times[name].append(elapsed_seconds(runs[name], counts[name]) / counts[name])
     return {name: statistics.median(rounds) for name, rounds in times.items()}
 
 
@@ -118,28 +111,12 @@ def _steps(backend: str, threads: int, sizes: Sizes, split: Split, indices: Tens
     runner = BACKENDS[backend](model, torch.optim.SGD(model.parameters(), lr=_RATE), split, None)
 
     def run(steps: int) -> None:
-        with _threads(threads):
+        with torch_threads(threads):
             for first in range(0, steps, _BATCHES):
                 count = min(_BATCHES, steps - first)
                 runner.run(indices[:count], torch.full((count,), _RATE, dtype=torch.float64))
 
     return run
-
-
-@contextmanager
-def _threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _seconds(run: Callable[[int], None], steps: int) -> float:
-    started = time.perf_counter()
-    run(steps)
-    return time.perf_counter() - started
 
 
 def draw(growth: Sequence[dict[str, Any]], path: Path) -> None:

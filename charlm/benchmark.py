@@ -168,7 +168,7 @@ def race(
 
     config = replace(WORKLOADS[workload], path=path)
     dataset = config.load_data()
-    with _threads(threads):
+    with torch_threads(threads):
         contestants = [
             contestant
             for name in names
@@ -204,7 +204,7 @@ def naive_flops(config: TrainingConfig, vocab_size: int, examples: int) -> int:
 def sgemm_flops() -> float:
     """Float32 operations a second of one product of 1024 x 1024 matrices, with torch's number of threads."""
     a, b = torch.rand(2, _SGEMM_SIZE, _SGEMM_SIZE)
-    return 2 * _SGEMM_SIZE**3 / _seconds(torch.mm, a, b)
+    return 2 * _SGEMM_SIZE**3 / elapsed_seconds(torch.mm, a, b)
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ def _time(
                 f"{contestant.name} has the losses {losses[-1].tolist()} in its first steps, "
                 f"{contestants[0].name} {losses[0].tolist()}"
             )
-        count, step_seconds = _warm_up(contestant.run, seconds / ROUNDS)
+        count, step_seconds = warm_up(contestant.run, seconds / ROUNDS)
         steps.append(count)
         slowest = max(slowest, step_seconds)
     rounds = max(_FEWEST_ROUNDS, min(ROUNDS, int(2 * seconds / slowest)))
@@ -286,7 +286,7 @@ def _time(
         on_round(f"round {number + 1} of {rounds}")
         order = range(len(contestants)) if number % 2 == 0 else reversed(range(len(contestants)))
         for i in order:
-            times[i].append(_seconds(contestants[i].run, steps[i]) / steps[i])
+            times[i].append(elapsed_seconds(contestants[i].run, steps[i]) / steps[i])
         sgemm = max(sgemm, sgemm_flops())
     timings = tuple(
         Timing(contestant.name, contestant.backend, contestant.examples, count, tuple(measured))
@@ -295,7 +295,7 @@ def _time(
     return timings, sgemm
 
 
-def _warm_up(run: Callable[[int], Tensor], seconds: float) -> tuple[int, float]:
+def warm_up(run: Callable[[int], object], seconds: float) -> tuple[int, float]:
     """Returns how many steps take `seconds`, and what one step takes, after a run of as many.
 
     Every number of steps is run twice and timed once: it may have to be compiled first.
@@ -303,7 +303,7 @@ def _warm_up(run: Callable[[int], Tensor], seconds: float) -> tuple[int, float]:
     steps = 1
     while True:
         run(steps)
-        elapsed = _seconds(run, steps)
+        elapsed = elapsed_seconds(run, steps)
         if elapsed >= seconds / 10:
             count = max(1, round(steps * seconds / elapsed))
             if count > steps:
@@ -312,14 +312,16 @@ def _warm_up(run: Callable[[int], Tensor], seconds: float) -> tuple[int, float]:
         steps *= 4
 
 
-def _seconds(function: Callable[..., object], *arguments: object) -> float:
+def elapsed_seconds(function: Callable[..., object], *arguments: object) -> float:
+    """What one call takes."""
     started = time.perf_counter()
     function(*arguments)
     return time.perf_counter() - started
 
 
 @contextmanager
-def _threads(threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
+    """torch and charlm use so many threads within."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
