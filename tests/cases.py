@@ -19,6 +19,8 @@ from charlm.ops import reference
 
 # Where `check` runs an op; the reference runs on the CPU. Set by pytest's option --device.
 device = torch.device("cpu")
+# Whether what is registered for CUDA runs there: on a GPU, or by the simulator on tensors of the CPU.
+on_cuda = False
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGER_DTYPES = (

@@ -16,13 +16,20 @@ settings.load_profile("charlm")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="where the ops that are checked against the reference run")
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="where the ops that are checked against the reference run: cpu, cuda, or simulated, which is the bindings "
+        "and kernels for CUDA on tensors of the CPU",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     import cases
 
-    cases.device = torch.device(config.getoption("--device"))
+    name = config.getoption("--device")
+    cases.device = torch.device("cpu" if name == "simulated" else name)
+    cases.on_cuda = name == "simulated" or cases.device.type == "cuda"
 
 
 @pytest.fixture(autouse=True)
@@ -41,11 +48,16 @@ def makemore_names() -> Path:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that names `instruction_set` once with each set of kernels this machine can execute."""
+    """Run a test that names `instruction_set` once with each set of kernels this machine can execute.
+
+    They are the CPU's, so where CUDA's run, once is enough.
+    """
     if "instruction_set" in metafunc.fixturenames:
+        import cases
         from charlm import _C
 
-        metafunc.parametrize("instruction_set", _C.instruction_sets(), indirect=True)
+        sets = [_C.instruction_set()] if cases.on_cuda else _C.instruction_sets()
+        metafunc.parametrize("instruction_set", sets, indirect=True)
 
 
 @pytest.fixture
