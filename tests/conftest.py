@@ -30,6 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
     name = config.getoption("--device")
     cases.device = torch.device("cpu" if name == "simulated" else name)
     cases.on_cuda = name == "simulated" or cases.device.type == "cuda"
+    if name == "simulated":
+        import rehearsal
+
+        rehearsal.load()
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +58,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """
     if "instruction_set" in metafunc.fixturenames:
         import cases
+
         from charlm import _C
 
         sets = [_C.instruction_set()] if cases.on_cuda else _C.instruction_sets()

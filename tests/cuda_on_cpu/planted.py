@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from simulator import CSRC
+from compiler import CSRC
 
 BARRIER = re.compile(r"(?<!{ )__syncthreads\(\);")
 # How a mistake shows that is no KernelError.
