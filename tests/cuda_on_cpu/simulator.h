@@ -39,8 +39,13 @@ void initialise(void* data, size_t bytes);
 // Ends the process with a message.
 [[noreturn]] void refuse(const char* message);
 
+// The dynamic shared memory that a block can have, a Hopper GPU's, and what it has without asking.
+inline constexpr size_t kMaxShared = 227 << 10, kUnaskedShared = 48 << 10;
+bool ask_shared(const void* kernel, size_t bytes);
+
 // Runs thread(closure) for every thread of a grid; false where CUDA would refuse the launch.
-bool launch(const dim3& grid, const dim3& block, size_t shared_bytes, void (*thread)(const void*), const void* closure);
+bool launch(const void* kernel, const dim3& grid, const dim3& block, size_t shared_bytes, void (*thread)(const void*),
+            const void* closure);
 unsigned char* dynamic_shared();
 
 int lane();

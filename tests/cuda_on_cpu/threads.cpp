@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include <algorithm>
+#include <map>
 #include <mutex>
 #include <random>
 #include <vector>
@@ -20,7 +21,6 @@ Running running;
 namespace {
 
 constexpr size_t kStackBytes = 64 << 10;
-constexpr size_t kMaxStaticAndDynamicShared = 48 << 10;  // what a launch gets without asking
 
 enum class State { kRunnable, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
@@ -49,6 +49,7 @@ int thread_count = 0, waiting = 0, done = 0;
 void (*thread_function)(const void*);
 const void* thread_closure;
 unsigned char* dynamic_memory = nullptr;
+std::map<const void*, size_t> asked_shared;  // by kernel
 
 void set_indices(int thread) {
   threadIdx = dim3(thread % blockDim.x, thread / blockDim.x % blockDim.y, thread / (blockDim.x * blockDim.y));
@@ -154,14 +155,23 @@ void fail(const char* format, ...) {
   _Exit(97);
 }
 
-bool launch(const dim3& grid, const dim3& block, size_t shared_bytes, void (*thread)(const void*),
+bool ask_shared(const void* kernel, size_t bytes) {
+  const std::lock_guard lock(launching);
+  if (bytes > kMaxShared) return false;
+  asked_shared[kernel] = bytes;
+  return true;
+}
+
+bool launch(const void* kernel, const dim3& grid, const dim3& block, size_t shared_bytes, void (*thread)(const void*),
             const void* closure) {
   const std::lock_guard lock(launching);
   gridDim = grid;
   blockDim = block;
   thread_count = static_cast<int>(block.x * block.y * block.z);
   if (grid.x == 0 || thread_count == 0 || thread_count > static_cast<int>(kMaxThreads)) return false;
-  if (shared_bytes > kMaxStaticAndDynamicShared || grid.y != 1 || grid.z != 1) return false;
+  const auto asked = asked_shared.find(kernel);
+  if (shared_bytes > (asked == asked_shared.end() ? kUnaskedShared : asked->second)) return false;
+  if (grid.y != 1 || grid.z != 1) return false;
   thread_function = thread;
   thread_closure = closure;
   dynamic_memory = static_cast<unsigned char*>(aligned_alloc(16, (shared_bytes + 15) / 16 * 16 + 16));

@@ -21,7 +21,10 @@ struct Access {
   uint32_t warp_barriers = 0;
   int16_t thread = 0;
 };
-constexpr int16_t kSeveral = -1;  // threads, of which none wrote
+// In place of a thread: several, which only read, of different warps or all of one.
+constexpr int16_t kSeveral = -1;
+constexpr int16_t several_of(int warp) { return static_cast<int16_t>(-2 - warp); }
+int warp_of(int16_t thread) { return thread >= 0 ? thread / kWarp : -2 - thread; }
 struct Byte {
   Access write, read;
 };
@@ -55,7 +58,7 @@ bool unordered(const Access& earlier, bool shared) {
   if (earlier.time < running.launch_began) return false;
   if (earlier.time < running.block_began) return !shared;  // by another block: shared memory is each block's own
   if (earlier.time < running.now || earlier.thread == running.thread) return false;
-  const bool same_warp = earlier.thread != kSeveral && earlier.thread / kWarp == running.thread / kWarp;
+  const bool same_warp = warp_of(earlier.thread) == running.thread / kWarp;
   return !same_warp || earlier.warp_barriers == running.warp_barriers;
 }
 
@@ -97,9 +100,15 @@ void on_access(uintptr_t address, size_t size, bool is_write) {
     if (range->shared ? byte.write.time < running.block_began : !range->initialised && byte.write.time == 0) {
       fail("a read of %s memory that nothing has written", kind);
     }
-    const bool several = byte.read.time == running.now && byte.read.thread != running.thread;
+    const Access earlier = byte.read;
     byte.read = access;
-    if (several) byte.read.thread = kSeveral;
+    if (earlier.time != running.now || earlier.thread == running.thread) continue;
+    const int warp = running.thread / kWarp;
+    if (warp_of(earlier.thread) != warp) {
+      byte.read.thread = kSeveral;
+    } else if (earlier.warp_barriers == access.warp_barriers) {
+      byte.read.thread = several_of(warp);
+    }
   }
 }
 
