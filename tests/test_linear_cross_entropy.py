@@ -20,6 +20,7 @@ from cases import (
     REDUCTIONS,
     TARGETS,
     check,
+    device,
     evaluate,
     linear_cross_entropy_sample,
     names_of,
@@ -136,7 +137,7 @@ def test_minus_infinity_in_the_bias_removes_a_class() -> None:
     sample = linear_cross_entropy_sample(7, 5, 27, reduction="none")
     bias = sample.arguments["linear_bias"].clone()
     bias[20:] = -torch.inf
-    sample = sample.with_arguments(linear_bias=bias, target=torch.tensor([0, 1, 2, 3, 19, 20, 26]))
+    sample = sample.with_arguments(linear_bias=bias, target=torch.tensor([0, 1, 2, 3, 19, 20, 26], device=device))
     check(sample)
     assert ops.linear_cross_entropy(**sample.arguments).isinf().tolist() == [False] * 5 + [True] * 2
 
@@ -155,7 +156,7 @@ def test_nan_stays_in_its_row() -> None:
 def test_all_rows_ignored(options: dict[str, Any]) -> None:
     for reduction in REDUCTIONS:
         sample = linear_cross_entropy_sample(6, reduction=reduction, **options)
-        sample = sample.with_arguments(target=torch.full((6,), -100))
+        sample = sample.with_arguments(target=torch.full((6,), -100, device=device))
         result = evaluate(sample)["result"]
         assert result.isnan() if reduction == "mean" else (result == 0.0).all()
         check(sample)
@@ -176,13 +177,14 @@ def test_gradcheck(options: dict[str, Any], bias: bool, reduction: str, targets:
 
 
 def test_value_by_hand() -> None:
-    features, weight = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    result = ops.linear_cross_entropy(features, weight, torch.tensor([0]), linear_bias=torch.tensor([1.0, 0.0]))
+    features, weight = torch.tensor([[1.0, 2.0]], device=device), torch.eye(2, device=device)
+    target, bias = torch.tensor([0], device=device), torch.tensor([1.0, 0.0], device=device)
+    result = ops.linear_cross_entropy(features, weight, target, linear_bias=bias)
     assert result.item() == pytest.approx(math.log(2.0))
 
 
 def test_result_owns_its_memory() -> None:
-    features, weight, target = normal(4, 3), normal(5, 3), torch.tensor([0, 1, 2, 3])
+    features, weight, target = normal(4, 3), normal(5, 3), torch.tensor([0, 1, 2, 3], device=device)
     result = ops.linear_cross_entropy(features, weight, target, reduction="none")
     expected = result.clone()
     features.zero_()

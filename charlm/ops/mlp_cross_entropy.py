@@ -13,6 +13,7 @@ from charlm.ops._autograd import (
     apply,
     autocast_dtype,
     cast,
+    check_devices,
     needs_gradient,
     reduction_code,
     scale_saved,
@@ -59,7 +60,7 @@ def mlp_cross_entropy(
 
     Raises:
         IndexError: an id or a target is out of range. Not on CUDA, where nothing waits for the GPU to say so: there the
-            loss of that row and all gradients are NaN.
+            loss of that row is NaN, and so are the gradients that it takes part in, that of ``weight2`` always.
         ValueError: an argument has the wrong shape, dtype, device or range.
 
     Source:
@@ -171,6 +172,8 @@ def _(
     softcap: float,
     compute_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    parameters = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
+    check_devices(embedding=embedding, ids=ids, target=target, **parameters)
     compute_dtype = torch.float64 if embedding.dtype == torch.float64 else torch.float32
     loss = embedding.new_empty(target.shape if reduction == 0 else (), dtype=compute_dtype)
     shapes = _gradient_shapes(embedding, weight1, weight2) if compute_gradient else [(0,)] * 5
@@ -189,6 +192,8 @@ def _(
     bias2: Tensor | None,
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    parameters = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
+    check_devices(embedding=embedding, ids=ids, target=target, grad_output=grad_output, **parameters)
     shapes = _gradient_shapes(embedding, weight1, weight2)
     return tuple(embedding.new_empty(shape) for shape in shapes)  # type: ignore[return-value]
 

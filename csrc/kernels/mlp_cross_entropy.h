@@ -128,7 +128,8 @@ CHARLM_DECLARE_KERNELS(MlpKernels<double>)
 }  // namespace cpu
 
 // On a GPU: the two layers one after the other, what is between them in memory of the device for the time of the call.
-// The loss of a row whose ids or target are out of range is NaN, and so is every gradient.
+// The loss of a row whose ids or target are out of range is NaN, and so are the gradients that it takes part in: an id
+// reaches those of the output layer alone, as it makes a hidden state NaN but adds nothing to the first layer's.
 namespace cuda {
 
 template <typename T>
