@@ -32,6 +32,16 @@ def pytest_configure(config: pytest.Config) -> None:
     cases.on_cuda = name == "simulated" or cases.device.type == "cuda"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is about the CPU alone where the ops run elsewhere."""
+    import cases
+
+    if cases.on_cuda:
+        left_out = [item for item in items if item.get_closest_marker("cpu")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test starts from the same state of torch's default generator, in whatever order the tests run."""
@@ -54,6 +64,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """
     if "instruction_set" in metafunc.fixturenames:
         import cases
+
         from charlm import _C
 
         sets = [_C.instruction_set()] if cases.on_cuda else _C.instruction_sets()

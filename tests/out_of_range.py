@@ -1,7 +1,7 @@
 """The ops as a GPU computes them for ids and targets out of range, in plain PyTorch: what `check` takes for the truth.
 
-Nothing there waits to be told of such a value, so it is no error as on the CPU. It is never an index: what depends on it
-is NaN, and all else is as it would be without its row.
+Nothing there waits to be told of such a value, so it is no error as on the CPU. It is never an index: what depends on
+it is NaN, and all else is as it would be without its row.
 """
 
 from __future__ import annotations

@@ -120,7 +120,9 @@ def test_opcheck(reduction: str) -> None:
         torch.ops.charlm.mlp_cross_entropy_forward.default, (*plain, code, 0.0, True), test_utils=tests
     )
     torch.library.opcheck(
-        torch.ops.charlm.mlp_cross_entropy_backward.default, (torch.ones(9, device=device), *plain, 0.0), test_utils=tests
+        torch.ops.charlm.mlp_cross_entropy_backward.default,
+        (torch.ones(9, device=device), *plain, 0.0),
+        test_utils=tests,
     )
 
 
