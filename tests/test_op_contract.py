@@ -103,6 +103,20 @@ def test_the_gradient_is_linear_in_the_upstream_gradient(sample: Sample) -> None
         assert torch.count_nonzero(zero) == 0
 
 
+@pytest.mark.parametrize("name", ["linear_cross_entropy, mean", "mlp_cross_entropy, mean"])
+def test_gradients_computed_in_forward_are_multiplied_where_they_are(name: str) -> None:
+    sample = SAMPLES[name]
+    leaves = sample.leaves()
+    kept: dict[int, Tensor] = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
+        result = call(sample, leaves)
+    once = torch.autograd.grad(result, list(leaves.values()), retain_graph=True)
+    assert not any(gradient.data_ptr() in kept for gradient in once)
+    twice = torch.autograd.grad(result, list(leaves.values()), torch.full_like(result, 2.0))
+    assert all(gradient.data_ptr() in kept for gradient in twice)
+    assert all(same_bits(gradient, 2.0 * expected) for gradient, expected in zip(twice, once, strict=True))
+
+
 @every_sample
 def test_an_expanded_and_a_strided_upstream_gradient(sample: Sample) -> None:
     leaves = sample.leaves()
