@@ -320,8 +320,8 @@ def assert_as_good_as_torch(actual: Tensor, truth: Tensor, torchs: Tensor, toler
     representable = truth.to(actual.dtype).double()
     finite = representable.isfinite()
     actual, torchs = actual.double(), torchs.double()
-    assert torch.allclose(actual[~finite], representable[~finite], rtol=0.0, atol=0.0, equal_nan=True), (
-        f"{what}: {actual[~finite]} instead of {representable[~finite]}"
+    torch.testing.assert_close(
+        actual[~finite], representable[~finite], rtol=0.0, atol=0.0, equal_nan=True, msg=lambda text: f"{what}: {text}"
     )
     if not finite.any():
         return

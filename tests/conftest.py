@@ -30,6 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
     name = config.getoption("--device")
     cases.device = torch.device("cpu" if name == "simulated" else name)
     cases.on_cuda = name == "simulated" or cases.device.type == "cuda"
+    if name == "simulated":
+        import rehearsal
+
+        rehearsal.load()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -37,9 +41,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     import cases
 
     if cases.on_cuda:
-        left_out = [item for item in items if item.get_closest_marker("cpu")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("cpu")])
+        items[:] = [item for item in items if not item.get_closest_marker("cpu")]
 
 
 @pytest.fixture(autouse=True)

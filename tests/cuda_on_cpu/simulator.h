@@ -8,7 +8,7 @@
 //   a misaligned access, such as a vector at any element of an array;
 //   a barrier, a shuffle or a vote that some of its threads never reach, or reach at another place.
 //
-// g++ compiles every access into a call of a function of AddressSanitizer's (simulator.cpp defines them), so kernels
+// g++ compiles every access into a call of a function of AddressSanitizer's (watch.cpp defines them), so kernels
 // are watched as they are. What it cannot show: whether memory of other blocks would be visible after a fence (it
 // reports any such use but atomics), rounding of __expf and its like, and speed.
 #pragma once
@@ -16,6 +16,8 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+
+struct dim3;
 
 namespace simulator {
 
@@ -37,8 +39,13 @@ void initialise(void* data, size_t bytes);
 // Ends the process with a message.
 [[noreturn]] void refuse(const char* message);
 
-// Runs thread(closure) for every thread of gridDim and blockDim; false where CUDA would refuse the launch.
-bool launch(size_t shared_bytes, void (*thread)(const void*), const void* closure);
+// The dynamic shared memory that a block can have, a Hopper GPU's, and what it has without asking.
+inline constexpr size_t kMaxShared = 227 << 10, kUnaskedShared = 48 << 10;
+bool ask_shared(const void* kernel, size_t bytes);
+
+// Runs thread(closure) for every thread of a grid; false where CUDA would refuse the launch.
+bool launch(const void* kernel, const dim3& grid, const dim3& block, size_t shared_bytes, void (*thread)(const void*),
+            const void* closure);
 unsigned char* dynamic_shared();
 
 int lane();

@@ -1,6 +1,6 @@
 // Stands in for CUDA's header of this name, so that g++ compiles a .cu file for the CPU and tests can run it.
 //
-// One block at a time, its threads are fibers that simulator.cpp runs in random order, from one synchronisation to the
+// One block at a time, its threads are fibers that threads.cpp runs in random order, from one synchronisation to the
 // next. Only what kernels use is here; a kernel that needs more of CUDA adds it, with its rules, here or in
 // simulator.h.
 #pragma once
@@ -53,18 +53,27 @@ struct cudaLaunchConfig_t {
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
-  gridDim = config->gridDim;
-  blockDim = config->blockDim;
   const auto thread = [&] { kernel(arguments...); };
   const auto call = [](const void* closure) { (*static_cast<const decltype(thread)*>(closure))(); };
-  return simulator::launch(config->dynamicSmemBytes, call, &thread) ? cudaSuccess : cudaErrorInvalidValue;
+  const auto* identity = reinterpret_cast<const void*>(kernel);
+  const bool launched =
+      simulator::launch(identity, config->gridDim, config->blockDim, config->dynamicSmemBytes, call, &thread);
+  return launched ? cudaSuccess : cudaErrorInvalidValue;
 }
+enum cudaFuncAttribute : int { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 template <typename Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel*, int, int) {
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
+  const bool granted = simulator::ask_shared(reinterpret_cast<const void*>(kernel), static_cast<size_t>(bytes));
+  return granted ? cudaSuccess : cudaErrorInvalidValue;
+}
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+// Few multiprocessors, so that small problems keep each of them busy several times.
+enum cudaDeviceAttr : int { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? 3 : static_cast<int>(simulator::kMaxShared);
   return cudaSuccess;
 }
-inline constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 8;
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "an error of the simulator"; }
 
 // Synchronisation. The line tells places apart, as all threads must wait at the same one.
