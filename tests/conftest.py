@@ -36,6 +36,15 @@ def pytest_configure(config: pytest.Config) -> None:
         rehearsal.load()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is about the CPU alone where the ops run elsewhere."""
+    import cases
+
+    if cases.on_cuda:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("cpu")])
+        items[:] = [item for item in items if not item.get_closest_marker("cpu")]
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test starts from the same state of torch's default generator, in whatever order the tests run."""
@@ -82,9 +91,3 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
-def device(request: pytest.FixtureRequest) -> str:
-    """Each device that this machine has."""
-    return request.param
