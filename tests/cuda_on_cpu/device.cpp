@@ -12,6 +12,11 @@
 #include <string>
 #include <string_view>
 
+#include "bindings/check.h"
+
+// Exported by the torch builds that contain MKL; null in the others.
+extern "C" int MKL_Set_Num_Threads_Local(int threads) __attribute__((weak));
+
 namespace {
 
 constexpr int32_t kIndex = 0;
@@ -41,8 +46,11 @@ AOTITorchError __real_aoti_torch_empty_strided(int64_t, const int64_t*, const in
                                                AtenTensorHandle*);
 AOTITorchError __real_aoti_torch_create_tensor_from_blob(void*, int64_t, const int64_t*, const int64_t*, int64_t,
                                                          int32_t, int32_t, int32_t, AtenTensorHandle*);
+AOTITorchError __real_torch_call_dispatcher(const char*, const char*, StableIValue*, uint64_t);
 void* __real_dlopen(const char*, int);
 void* __real_dlsym(void*, const char*);
+
+__attribute__((visibility("default"))) const char* charlm_rehearsal_last_branch() { return charlm::last_branch(); }
 
 // What is registered for CUDA runs for the CPU.
 AOTITorchError __wrap_aoti_torch_library_init_impl(const char* ns, const char* key, const char* file, uint32_t line,
@@ -87,6 +95,15 @@ AOTITorchError __wrap_aoti_torch_create_tensor_from_blob(void* data, int64_t dim
                                                          AtenTensorHandle* result) {
   return __real_aoti_torch_create_tensor_from_blob(data, dim, sizes, strides, offset, dtype,
                                                    device_behind(device_type, device_index), -1, result);
+}
+
+// Products have the same bits with any number of threads, as on a GPU: MKL splits sums between threads.
+AOTITorchError __wrap_torch_call_dispatcher(const char* op, const char* overload, StableIValue* stack,
+                                            uint64_t version) {
+  const int threads = MKL_Set_Num_Threads_Local != nullptr ? MKL_Set_Num_Threads_Local(1) : 0;
+  const AOTITorchError error = __real_torch_call_dispatcher(op, overload, stack, version);
+  if (MKL_Set_Num_Threads_Local != nullptr) MKL_Set_Num_Threads_Local(threads);
+  return error;
 }
 
 // Where bindings/cuda/device_call.cpp finds the stream: a torch without CUDA has no such library.

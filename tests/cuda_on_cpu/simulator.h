@@ -23,7 +23,8 @@ namespace simulator {
 
 inline constexpr int kWarp = 32;
 
-// The order of threads and blocks from now on.
+// From now on threads and blocks run in a random order, that of this seed; before, one block and mostly one warp after
+// the other.
 void seed(uint64_t value);
 
 // Which of the faults that a test has planted in the kernels is at work; none is fault 0.

@@ -21,11 +21,13 @@ Running running;
 namespace {
 
 constexpr size_t kStackBytes = 64 << 10;
+constexpr size_t kStackOffset = 17 * 64, kStackOffsets = 16 << 10;
 
 enum class State { kRunnable, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
 struct Thread {
   Fiber fiber;
+  dim3 index;
   State state = State::kDone;
   int line = 0;
   unsigned mask = 0;
@@ -39,6 +41,7 @@ struct Warp {
 };
 
 std::mt19937_64 generator;
+bool is_random = false;
 int planted = 0;
 std::mutex launching;
 Thread threads[kMaxThreads];
@@ -51,16 +54,13 @@ const void* thread_closure;
 unsigned char* dynamic_memory = nullptr;
 std::map<const void*, size_t> asked_shared;  // by kernel
 
-void set_indices(int thread) {
-  threadIdx = dim3(thread % blockDim.x, thread / blockDim.x % blockDim.y, thread / (blockDim.x * blockDim.y));
-}
-
 void make_runnable(int thread) {
   threads[thread].state = State::kRunnable;
   runnable.push_back(thread);
 }
 
-// Leaves the current thread for a random one that can go on; the main fiber takes over where none can.
+// Leaves the current thread for another one that can go on; the main fiber takes over where none can. The one that
+// could last is of the same warp, mostly, and in the caches.
 void run_another() {
   Fiber& from = running.thread < 0 ? main_fiber : threads[running.thread].fiber;
   if (runnable.empty()) {
@@ -68,14 +68,14 @@ void run_another() {
     switch_fiber(&from, main_fiber);
     return;
   }
-  const size_t chosen = generator() % runnable.size();
+  const size_t chosen = is_random ? generator() % runnable.size() : runnable.size() - 1;
   const int next = runnable[chosen];
   runnable[chosen] = runnable.back();
   runnable.pop_back();
   running.thread = next;
   running.fiber = &threads[next].fiber;
   running.warp_barriers = warps[next / kWarp].barriers;
-  set_indices(next);
+  threadIdx = threads[next].index;
   if (&from != &threads[next].fiber) switch_fiber(&from, threads[next].fiber);
 }
 
@@ -90,7 +90,7 @@ void check_all_done() {
   for (int thread = 0; thread < thread_count; ++thread) {
     const Thread& stuck = threads[thread];
     if (stuck.state == State::kDone) continue;
-    set_indices(thread);
+    threadIdx = stuck.index;
     fail("a %s at line %d waits for threads that have ended or wait at another place",
          stuck.state == State::kAtBlockBarrier ? "__syncthreads" : "synchronisation of a warp", stuck.line);
   }
@@ -105,7 +105,7 @@ void run_block() {
   }
   for (int thread = 0; thread < thread_count; ++thread) {
     Fiber& fiber = threads[thread].fiber;
-    fiber.start(kStackBytes, run_thread);
+    fiber.start(kStackBytes, thread * kStackOffset % kStackOffsets, run_thread);
     watch_stack(fiber.stack(), kStackBytes);
     make_runnable(thread);
   }
@@ -139,7 +139,10 @@ void wait_for_warp(unsigned mask, int line, bool orders_memory) {
 
 }  // namespace
 
-void seed(uint64_t value) { generator.seed(value); }
+void seed(uint64_t value) {
+  generator.seed(value);
+  is_random = true;
+}
 
 void plant(int number) { planted = number; }
 bool fault(int number) { return planted == number; }
@@ -172,6 +175,9 @@ bool launch(const void* kernel, const dim3& grid, const dim3& block, size_t shar
   const auto asked = asked_shared.find(kernel);
   if (shared_bytes > (asked == asked_shared.end() ? kUnaskedShared : asked->second)) return false;
   if (grid.y != 1 || grid.z != 1) return false;
+  for (int i = 0; i < thread_count; ++i) {
+    threads[i].index = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
+  }
   thread_function = thread;
   thread_closure = closure;
   dynamic_memory = static_cast<unsigned char*>(aligned_alloc(16, (shared_bytes + 15) / 16 * 16 + 16));
@@ -179,7 +185,7 @@ bool launch(const void* kernel, const dim3& grid, const dim3& block, size_t shar
   running.launch_began = running.now + 1;
   std::vector<unsigned> order(grid.x);
   for (unsigned i = 0; i < grid.x; ++i) order[i] = i;
-  std::shuffle(order.begin(), order.end(), generator);
+  if (is_random) std::shuffle(order.begin(), order.end(), generator);
   for (const unsigned index : order) {
     blockIdx = dim3(index, 0, 0);
     run_block();
