@@ -34,22 +34,13 @@ def compile_source(source: Path, flags: Sequence[str], sources: Path = CSRC) -> 
     command = [*_COMPILER, *flags, f"-I{sources}"]
     preprocessed = subprocess.run([*command, "-E", "-P", "-x", "c++", str(source)], check=True, stdout=subprocess.PIPE)
     options = " ".join([*_COMPILER, *flags]).encode()
-    result = FOLDER / f"{source.stem}-{_digest([preprocessed.stdout, options])}.o"
+    result = FOLDER / f"{source.stem}-{digest([preprocessed.stdout, options])}.o"
     if not result.exists():
-        _create(result, [*command, "-c", "-x", "c++", str(source)])
+        create(result, [*command, "-c", "-x", "c++", str(source)])
     return result
 
 
-def link(name: str, objects: Sequence[Path], flags: Sequence[str], suffix: str = "") -> Path:
-    """A program or library of object files."""
-    digest = _digest([*(path.name.encode() for path in objects), " ".join(flags).encode()])
-    result = FOLDER / f"{name}-{digest}{suffix}"
-    if not result.exists():
-        _create(result, ["g++", *map(str, objects), *flags])
-    return result
-
-
-def _create(path: Path, command: Sequence[str]) -> None:
+def create(path: Path, command: Sequence[str]) -> None:
     """Runs a command that writes a file, which is there when it is whole."""
     temporary = path.with_suffix(f".{os.getpid()}")
     result = subprocess.run([*command, "-o", str(temporary)], capture_output=True, text=True)
@@ -58,5 +49,5 @@ def _create(path: Path, command: Sequence[str]) -> None:
     temporary.replace(path)
 
 
-def _digest(parts: Sequence[bytes]) -> str:
+def digest(parts: Sequence[bytes]) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from compiler import CSRC, HERE, ROOT, alone, compile_source, link
+from compiler import CSRC, FOLDER, HERE, ROOT, alone, compile_source, create, digest
 from torch import Tensor
 from torch.utils import cpp_extension
 
@@ -22,6 +24,7 @@ from charlm.ops import _products
 
 _FLAGS = ["-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections"]
 _SUPPORT = [HERE / name for name in ("threads.cpp", "without_watch.cpp", "device.cpp")]
+_SUFFIXES = (".h", ".cpp", ".cu", ".cuh")
 # Python holds the registrations, which end with it.
 _libraries: list[torch.library.Library] = []
 
@@ -30,9 +33,9 @@ def load() -> None:
     """From now on the ops in this process run what is registered for CUDA, once loaded for good."""
     if _libraries:
         return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*Overriding a previously registered kernel.*")
-        torch.ops.load_library(_build())
+    library = _build()
+    with _silence():  # torch says on it that the CPU's ops are overridden
+        torch.ops.load_library(library)
     charlm, aten = torch.library.Library("charlm", "IMPL"), torch.library.Library("aten", "IMPL")
     charlm.impl("multiply_add", _products.multiply_add, "CPU")
     aten.impl("mm.dtype_out", _mm, "CPU")
@@ -40,20 +43,48 @@ def load() -> None:
     _libraries.extend([charlm, aten])
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing reaches standard error, not even from C++."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
 def _build() -> Path:
-    """The library; all of the bindings that registers no op for the CPU is in it, and what nothing calls goes."""
-    sources = [path for path in sorted((CSRC / "bindings").glob("*.cpp")) if not _registers(path)]
-    sources += [*sorted((CSRC / "bindings" / "cuda").glob("*.cpp")), *_SUPPORT]
-    sources += sorted((CSRC / "kernels" / "cuda").glob("*.cu"))
-    flags = [*_FLAGS, *(f"-isystem{path}" for path in cpp_extension.include_paths())]
-    flags.append(f"-DTORCH_TARGET_VERSION={_target_version()}")
+    """The library, named after everything that it is made of."""
+    inputs = [path for folder in (CSRC, HERE) for path in sorted(folder.rglob("*.*")) if path.suffix in _SUFFIXES]
+    library = FOLDER / f"rehearsal-{digest([torch.__version__.encode(), *(path.read_bytes() for path in inputs)])}.so"
     with alone():
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(lambda path: compile_source(path, flags), sources))
-        wrapped = [f"-Wl,--wrap={name}" for name in re.findall(r"__wrap_(\w+)\(", (HERE / "device.cpp").read_text())]
-        torch_libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-ltorch", "-lc10"]
-        unused = ["-Wl,--gc-sections", "-Wl,-z,defs"]
-        return link("rehearsal", objects, ["-shared", *wrapped, *unused, *torch_libraries], ".so")
+        if not library.exists():
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                objects = list(pool.map(_compile, _sources()))
+            create(library, ["g++", "-shared", *map(str, objects), *_link_flags()])
+    return library
+
+
+def _sources() -> list[Path]:
+    """Of the bindings, all but those that register ops for the CPU or for Python."""
+    shared = [path for path in (CSRC / "bindings").glob("*.cpp") if not _registers(path)]
+    return [*shared, *(CSRC / "bindings" / "cuda").glob("*.cpp"), *(CSRC / "kernels" / "cuda").glob("*.cu"), *_SUPPORT]
+
+
+def _compile(source: Path) -> Path:
+    torch_flags = [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    return compile_source(source, [*_FLAGS, *torch_flags, f"-DTORCH_TARGET_VERSION={_target_version()}"])
+
+
+def _link_flags() -> list[str]:
+    wrapped = re.findall(r"__wrap_(\w+)\(", (HERE / "device.cpp").read_text())
+    torch_flags = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu", "-ltorch", "-lc10"]
+    # What only the CPU's ops use goes, and with it what it would need.
+    return [*(f"-Wl,--wrap={name}" for name in wrapped), "-Wl,--gc-sections", "-Wl,-z,defs", *torch_flags]
 
 
 def _registers(path: Path) -> bool:

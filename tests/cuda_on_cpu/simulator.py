@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compiler import CSRC, FOLDER, HERE, alone, compile_source, link
+from compiler import CSRC, FOLDER, HERE, alone, compile_source, create, digest
 from torch import Tensor
 
 # Every access becomes a call of a function, which watch.cpp defines; simulator.h says how the two differ.
@@ -56,7 +56,10 @@ def build(op: str, watch: str = "bounds", edits: Mapping[str, Edit] | None = Non
         for kernels in _kernels_of(HERE / "ops" / f"{op}.cpp"):
             path = sources / "kernels" / "cuda" / f"{kernels}.cu"
             objects.append(compile_source(path, _WATCHES[watch], sources))
-        return link(op, objects, ["-fsanitize=address"])
+        program = FOLDER / f"{op}-{digest([path.name.encode() for path in objects])}"
+        if not program.exists():
+            create(program, ["g++", "-fsanitize=address", *map(str, objects)])
+        return program
 
 
 def _kernels_of(source: Path) -> list[str]:
