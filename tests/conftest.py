@@ -30,6 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     name = config.getoption("--device")
     cases.device = torch.device("cpu" if name == "simulated" else name)
     cases.on_cuda = name == "simulated" or cases.device.type == "cuda"
+    # What torch's deterministic mode asks for on a GPU. It reads this once.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if name == "simulated":
         import rehearsal
 

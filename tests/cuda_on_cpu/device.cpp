@@ -12,6 +12,8 @@
 #include <string>
 #include <string_view>
 
+#include "bindings/check.h"
+
 namespace {
 
 constexpr int32_t kIndex = 0;
@@ -99,5 +101,8 @@ void* __wrap_dlsym(void* library, const char* name) {
   const bool wanted = std::string_view(name) == "aoti_torch_get_current_cuda_stream";
   return wanted ? reinterpret_cast<void*>(&current_stream) : __real_dlsym(library, name);
 }
+
+// For Python: charlm._C knows only the branches of its own copy of the bindings.
+__attribute__((visibility("default"))) const char* rehearsal_last_branch() { return charlm::last_branch(); }
 
 }  // extern "C"

@@ -7,6 +7,7 @@ Products are torch's of the CPU, where it has them; a few it has on CUDA only, w
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import sys
@@ -20,6 +21,7 @@ from compiler import CSRC, FOLDER, HERE, ROOT, alone, compile_source, create, di
 from torch import Tensor
 from torch.utils import cpp_extension
 
+from charlm import _C
 from charlm.ops import _products
 
 _FLAGS = ["-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections"]
@@ -36,6 +38,9 @@ def load() -> None:
     library = _build()
     with _silence():  # torch says on it that the CPU's ops are overridden
         torch.ops.load_library(library)
+    last_branch = ctypes.CDLL(str(library)).rehearsal_last_branch
+    last_branch.restype = ctypes.c_char_p
+    _C.last_branch = lambda: last_branch().decode()
     charlm, aten = torch.library.Library("charlm", "IMPL"), torch.library.Library("aten", "IMPL")
     charlm.impl("multiply_add", _products.multiply_add, "CPU")
     aten.impl("mm.dtype_out", _mm, "CPU")
