@@ -176,7 +176,7 @@ class OpsBackend(EagerBackend):
         max_grad_norm: float | None,
         processes: Processes = ALONE,
     ) -> None:
-        if not _has_kernels(model.device):
+        if not has_kernels(model.device):
             how = " or install charlm again where nvcc is on the PATH" if model.device.type == "cuda" else ""
             raise ValueError(
                 f"backend 'ops' has no kernels for {model.device}, where the model is: use 'eager' or 'compile'{how}"
@@ -201,7 +201,9 @@ class FusedBackend:
                 "is the default then"
             )
         if model.device.type != "cpu":
-            raise ValueError(f"backend 'fused' trains on the CPU, but the model is on {model.device}: use 'ops'")
+            raise ValueError(
+                f"backend 'fused' trains on the CPU, but the model is on {model.device}: use 'ops' or 'eager'"
+            )
         model.backend = "ops"
         parameters = engine_parameters(model)
         if parameters is None:
@@ -284,16 +286,18 @@ class FusedBackend:
         return contexts[:, -self._context_length :]
 
 
-def _has_kernels(device: torch.device) -> bool:
+def has_kernels(device: torch.device) -> bool:
     """Whether `charlm.ops` computes on it."""
     return device.type == "cpu" or (device.type == "cuda" and _C.build_info()["cuda"] is not None)
 
 
 def default_backend(model: LanguageModel, processes: Processes) -> str:
     """The name of the fastest backend that takes the model where it is."""
-    if not _has_kernels(model.device):
+    if not has_kernels(model.device):
         return "eager"
-    return "fused" if processes.size == 1 and model.device.type == "cpu" else "ops"
+    parameters = engine_parameters(model)
+    known = parameters is not None and parameters[0].dtype in (torch.float32, torch.float64)
+    return "fused" if known and processes.size == 1 and model.device.type == "cpu" else "ops"
 
 
 def _count_pairs(tokens: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

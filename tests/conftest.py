@@ -30,6 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     name = config.getoption("--device")
     cases.device = torch.device("cpu" if name == "simulated" else name)
     cases.on_cuda = name == "simulated" or cases.device.type == "cuda"
+    # What torch's deterministic mode asks for on a GPU. It reads this once.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if name == "simulated":
         import rehearsal
 
@@ -37,12 +39,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what is about the CPU alone where the ops run elsewhere."""
+    """Leaves out what is about the CPU alone where the ops run elsewhere, and what takes a simulator hours."""
     import cases
 
-    if cases.on_cuda:
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("cpu")])
-        items[:] = [item for item in items if not item.get_closest_marker("cpu")]
+    left_out = {"cpu"} if cases.on_cuda else set()
+    left_out |= {"vast"} if config.getoption("--device") == "simulated" else set()
+    deselected = {item for item in items if any(item.get_closest_marker(name) for name in left_out)}
+    config.hook.pytest_deselected(items=list(deselected))
+    items[:] = [item for item in items if item not in deselected]
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import cases
@@ -161,13 +162,14 @@ def test_targets_out_of_range_in_any_shape_and_dtype() -> None:
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("value", [27, -1, -100, 2**40])
-def test_ids_and_targets_of_a_whole_model_out_of_range(value: int, reduction: str) -> None:
-    # In half precision backward divides by the number of rows, wrong ones too.
-    for dtype in DTYPES[:2] if reduction == "mean" else DTYPES:
-        sample = GOOD["mlp_cross_entropy"].to(dtype).with_arguments(reduction=reduction)
-        ids, target = (sample.arguments[name] for name in ("ids", "target"))
-        finds(sample, f"ids[3, 1] = {value} is out of range for 27 tokens", ids=with_value(ids, (3, 1), value))
-        finds(sample, f"target[2] = {value} is out of range for 27 classes", target=with_value(target, (2,), value))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ids_and_targets_of_a_whole_model_out_of_range(dtype: torch.dtype, value: int, reduction: str) -> None:
+    sample = GOOD["mlp_cross_entropy"].to(dtype).with_arguments(reduction=reduction)
+    ids, target = (sample.arguments[name] for name in ("ids", "target"))
+    finds(sample, f"ids[3, 1] = {value} is out of range for 27 tokens", ids=with_value(ids, (3, 1), value))
+    if reduction == "mean":  # it is not said by how many rows the finite gradients are divided, those of other tokens
+        sample = replace(sample, differentiable=sample.differentiable[1:])
+    finds(sample, f"target[2] = {value} is out of range for 27 classes", target=with_value(target, (2,), value))
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,7 @@ def test_bias_is_missing_or_added_repeatedly() -> None:
         close(gradients(ours, *leaves), gradients(expected, *leaves))
 
 
+@pytest.mark.vast
 def test_more_than_2_to_31_elements() -> None:
     """pytorch #85786, #90793; ml-cross-entropy #37: indices overflow. Rows share memory here, 2.1 GB are not needed."""
     rows, classes = 2**15 + 1, 2**16

@@ -50,8 +50,6 @@ AOTITorchError __real_torch_call_dispatcher(const char*, const char*, StableIVal
 void* __real_dlopen(const char*, int);
 void* __real_dlsym(void*, const char*);
 
-__attribute__((visibility("default"))) const char* charlm_rehearsal_last_branch() { return charlm::last_branch(); }
-
 // What is registered for CUDA runs for the CPU.
 AOTITorchError __wrap_aoti_torch_library_init_impl(const char* ns, const char* key, const char* file, uint32_t line,
                                                    TorchLibraryHandle* result) {
@@ -116,5 +114,8 @@ void* __wrap_dlsym(void* library, const char* name) {
   const bool wanted = std::string_view(name) == "aoti_torch_get_current_cuda_stream";
   return wanted ? reinterpret_cast<void*>(&current_stream) : __real_dlsym(library, name);
 }
+
+// For Python: charlm._C knows only the branches of its own copy of the bindings.
+__attribute__((visibility("default"))) const char* rehearsal_last_branch() { return charlm::last_branch(); }
 
 }  // extern "C"

@@ -38,7 +38,7 @@ def load() -> None:
     path = _build()
     with _silence():  # torch says on it that the CPU's ops are overridden
         torch.ops.load_library(path)
-    last_branch = ctypes.CDLL(str(path)).charlm_rehearsal_last_branch
+    last_branch = ctypes.CDLL(str(path)).rehearsal_last_branch
     last_branch.restype = ctypes.c_char_p
     _C.last_branch = lambda: last_branch().decode()
     charlm, aten = torch.library.Library("charlm", "IMPL"), torch.library.Library("aten", "IMPL")
