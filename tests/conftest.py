@@ -39,14 +39,28 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what is about the CPU alone where the ops run elsewhere, and what takes a simulator hours."""
+    """Leaves out what does not ask where the ops run, where that is not the CPU, and what takes a simulator hours."""
     import cases
 
-    left_out = {"cpu"} if cases.on_cuda else set()
-    left_out |= {"vast"} if config.getoption("--device") == "simulated" else set()
-    deselected = {item for item in items if any(item.get_closest_marker(name) for name in left_out)}
-    config.hook.pytest_deselected(items=list(deselected))
-    items[:] = [item for item in items if item not in deselected]
+    if not cases.on_cuda:
+        return
+    left_out = {"cpu", "vast"} if config.getoption("--device") == "simulated" else {"cpu"}
+    kept, deselected = [], []
+    for item in items:
+        runs_there = _uses_cases(item) and not any(item.get_closest_marker(name) for name in left_out)
+        (kept if runs_there else deselected).append(item)
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = kept
+
+
+def _uses_cases(item: pytest.Item) -> bool:
+    """Whether anything in its file is from cases.py, which has the device and what makes tensors there."""
+    import cases
+
+    names = vars(item.getparent(pytest.Module).obj).values()  # type: ignore[union-attr]
+    return any(
+        value is cases or value is cases.device or getattr(value, "__module__", "") == "cases" for value in names
+    )
 
 
 @pytest.fixture(autouse=True)
