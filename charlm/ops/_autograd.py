@@ -68,12 +68,17 @@ def scale_saved(grad_output: Tensor, saved: Tensor) -> Tensor:
     return saved.mul_(grad_output)
 
 
+def has_autocast(device: str) -> bool:
+    """Whether a type of device has autocast; unlike torch.amp.is_autocast_available, older torch can compile it."""
+    return device != "meta"
+
+
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """The dtype in which autocast would multiply this tensor; None where it is off or, as for float64, leaves it."""
     if not torch._C._is_any_autocast_enabled():  # costs less than a tensor's device
         return None
     device = tensor.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not has_autocast(device) or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device) if tensor.dtype in _AUTOCAST_DTYPES else None
 
