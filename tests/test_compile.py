@@ -100,7 +100,7 @@ def assert_compiles(function: Callable[..., Tensor], arguments: tuple[Tensor, ..
         loss = compiled(*arguments)
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(torch.autograd.grad(loss, leaves), expected_gradients)
-    with torch.no_grad(), torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profile:
+    with torch.no_grad(), torch.profiler.profile(activities=[ProfilerActivity.CPU], acc_events=True) as profile:
         torch.testing.assert_close(compiled(*arguments), expected)
     called = {event.key for event in profile.key_averages()}
     assert any(name.startswith("charlm::") for name in called)
