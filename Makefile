@@ -1,5 +1,5 @@
 # make train   set up, train on the embedded names, print sampled names
-# make test    set up, run the tests
+# make test    set up, run the tests; then those of the ops again, with CUDA's bindings and kernels, on the CPU
 # make bench   set up, measure everything, write benchmarks/results/
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -20,6 +20,7 @@ train: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n auto
+	if [ "$$(uname)" = Linux ]; then $(BIN)/python -m pytest -n auto --device simulated; fi
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"

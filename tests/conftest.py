@@ -16,13 +16,51 @@ settings.load_profile("charlm")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="where the ops that are checked against the reference run")
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="where the ops that are checked against the reference run: cpu, cuda, or simulated, which is the bindings "
+        "and kernels for CUDA on tensors of the CPU",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     import cases
 
-    cases.device = torch.device(config.getoption("--device"))
+    name = config.getoption("--device")
+    cases.device = torch.device("cpu" if name == "simulated" else name)
+    cases.on_cuda = name == "simulated" or cases.device.type == "cuda"
+    # What torch's deterministic mode asks for on a GPU. It reads this once.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if name == "simulated":
+        import rehearsal
+
+        rehearsal.load()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what does not ask where the ops run, where that is not the CPU, and what takes a simulator hours."""
+    import cases
+
+    if not cases.on_cuda:
+        return
+    left_out = {"cpu", "vast"} if config.getoption("--device") == "simulated" else {"cpu"}
+    kept, deselected = [], []
+    for item in items:
+        runs_there = _uses_cases(item) and not any(item.get_closest_marker(name) for name in left_out)
+        (kept if runs_there else deselected).append(item)
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = kept
+
+
+def _uses_cases(item: pytest.Item) -> bool:
+    """Whether anything in its file is from cases.py, which has the device and what makes tensors there."""
+    import cases
+
+    names = vars(item.getparent(pytest.Module).obj).values()  # type: ignore[union-attr]
+    return any(
+        value is cases or value is cases.device or getattr(value, "__module__", "") == "cases" for value in names
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -41,11 +79,17 @@ def makemore_names() -> Path:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that names `instruction_set` once with each set of kernels this machine can execute."""
+    """Run a test that names `instruction_set` once with each set of kernels this machine can execute.
+
+    They are the CPU's, so where CUDA's run, once is enough.
+    """
     if "instruction_set" in metafunc.fixturenames:
+        import cases
+
         from charlm import _C
 
-        metafunc.parametrize("instruction_set", _C.instruction_sets(), indirect=True)
+        sets = [_C.instruction_set()] if cases.on_cuda else _C.instruction_sets()
+        metafunc.parametrize("instruction_set", sets, indirect=True)
 
 
 @pytest.fixture
@@ -65,9 +109,3 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
-def device(request: pytest.FixtureRequest) -> str:
-    """Each device that this machine has."""
-    return request.param

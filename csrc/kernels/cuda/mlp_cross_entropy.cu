@@ -125,7 +125,7 @@ class TiledModel {
     if (const Error error = add(tiles_.table_values(), table_gradient)) return error;
     if (const Error error = add(tiles_.weight2_values(), p_.output.weight_gradient)) return error;
     if (const Error error = add(tiles_.classes(), p_.output.bias_gradient)) return error;
-    return projection.parameter_gradients(table_gradient);
+    return projection.parameter_gradients(table_gradient, tiles_.keys);
   }
 
   const MlpCrossEntropy<T>& p_;
