@@ -52,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pip = [options.python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--only-binary=:all:"]
         subprocess.run([*pip, "--target", str(options.out / "site"), *options.packages], check=True)
     (options.out / "run.sh").write_text(RUN.format(commit=environment.commit()))
-    print(f"{options.out}: modules for {text.name.split('.')[1]}, {needed_libraries(modules)}")
+    print(
+        f"{options.out}: {text.name} and {_C.__name__}, which need {' and '.join(needed_libraries(modules))} or newer"
+    )
     print("copy it and the sources to the other machine, and run there: bash gpu-kit/run.sh")
 
 
@@ -71,15 +73,14 @@ def build_text(python: str, folder: Path) -> Path:
     return output
 
 
-def needed_libraries(folder: Path) -> str:
+def needed_libraries(folder: Path) -> list[str]:
     """The newest versions of the system's libraries that the modules ask for."""
     content = b"".join(path.read_bytes() for path in folder.iterdir())
-    needs = []
-    for name in ("GLIBC", "GLIBCXX"):
-        found = re.findall(rf"{name}_([0-9]+(?:\.[0-9]+)+)".encode(), content)
-        newest = max(found, key=lambda version: [int(part) for part in version.split(b".")])
-        needs.append(f"{name} {newest.decode()}")
-    return f"needing {' and '.join(needs)} or newer"
+    newest: dict[str, list[int]] = {}
+    for name, version in re.findall(rb"\b(GLIBC|GLIBCXX)_([0-9]+(?:\.[0-9]+)+)", content):
+        numbers = [int(part) for part in version.split(b".")]
+        newest[name.decode()] = max(newest.get(name.decode(), numbers), numbers)
+    return [f"{name} {'.'.join(map(str, numbers))}" for name, numbers in sorted(newest.items())]
 
 
 if __name__ == "__main__":

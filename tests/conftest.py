@@ -54,6 +54,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """
     if "instruction_set" in metafunc.fixturenames:
         import cases
+
         from charlm import _C
 
         sets = [_C.instruction_set()] if cases.on_cuda else _C.instruction_sets()
