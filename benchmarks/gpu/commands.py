@@ -50,7 +50,7 @@ _MOST_WORKERS = 16
 
 # Tests whose shapes and dtypes take every branch of the kernels. Under a sanitizer they are slow: as many as fit.
 SANITIZED = "every_shape_in_every_dtype or equals_reference"
-SANITIZER_SECONDS = 90
+SANITIZER_SECONDS = 60
 _SANITIZER_START_SECONDS = 60
 # Only kernels of charlm, by their mangled names; but what others write must be seen to be initialised. PyTorch asks the
 # driver for what it may not have, and that is no error.

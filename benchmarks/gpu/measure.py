@@ -18,7 +18,7 @@ from benchmarks.gpu.results import Entry
 
 DEVICE = "cuda"
 
-_SECONDS = 0.3  # of measuring for each number
+_SECONDS = 0.2  # of measuring for each number
 _MOST_CALLS = 100
 _FEWEST_CALLS = 3
 _FLUSH_BYTES = 256 << 20  # several times the second-level cache of any GPU
@@ -78,7 +78,7 @@ def tasks(workloads: Iterable[Workload]) -> Iterator[Task]:
 def _reference_results(create: Callable[[], Callable[[str], Step]], name: str) -> list[Tensor]:
     try:
         return [result.detach().clone() for result in create()(name)()]
-    except torch.OutOfMemoryError:  # which says nothing of the implementation that is compared with it
+    except RuntimeError:  # such as too little memory, which says nothing of what would be compared with it
         return []
 
 
