@@ -107,7 +107,7 @@ def _rate(row: Row) -> str | None:
         return None
     if "bytes" in row:
         return f"{row['bytes'] / row['median_s'] / 1e9:,.0f} GB/s"
-    return f"{row['flops'] / row['median_s'] / 1e12:,.2f} TFLOP/s"
+    return f"{row['flops'] / row['median_s'] / 1e12:,.3g} TFLOP/s"
 
 
 def _share(row: Row, ceilings: Mapping[str, Any]) -> str | None:
