@@ -22,7 +22,6 @@ from benchmarks.gpu.results import Entry
 from charlm import environment
 
 ROOT = Path(__file__).resolve().parents[2]
-LOGS = ROOT / "build" / "gpu"
 
 # Every op has its own file; then the other files whose tests run ops where --device says.
 OP_TEST_FILES = (
@@ -62,7 +61,7 @@ SANITIZERS = {
     "initcheck": (),
 }
 _FOUND_ERRORS = 9
-_KEPT_LINES = 40
+_KEPT_LINES = 60
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,12 @@ class Command:
     environment: Mapping[str, str]
 
 
-def test_tasks() -> Iterator[Task]:
-    yield Task("tests", partial(run, {"tests": pytest_command()}, TEST_SECONDS))
+def test_tasks(logs: Path) -> Iterator[Task]:
+    yield Task("tests", partial(run, {"tests": pytest_command()}, TEST_SECONDS, logs))
 
 
-def sanitizer_tasks() -> Iterator[Task]:
-    yield Task("sanitizer", _sanitize)
+def sanitizer_tasks(logs: Path) -> Iterator[Task]:
+    yield Task("sanitizer", partial(_sanitize, logs))
 
 
 def pytest_command() -> Command:
@@ -101,13 +100,13 @@ def _pytest(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--device", "cuda", *arguments]
 
 
-def _sanitize() -> Entry:
+def _sanitize(logs: Path) -> Entry:
     if shutil.which("compute-sanitizer") is None:
         return {"skipped": "compute-sanitizer is not installed"}
     commands = {tool: sanitizer_command(number, tool) for number, tool in enumerate(SANITIZERS)}
-    entry = run(commands, SANITIZER_SECONDS + _SANITIZER_START_SECONDS)
+    entry = run(commands, SANITIZER_SECONDS + _SANITIZER_START_SECONDS, logs)
     initcheck = entry["commands"]["initcheck"]
-    if initcheck["exit_status"] == _FOUND_ERRORS and not reports_of_charlm((LOGS / "initcheck.log").read_text()):
+    if initcheck["exit_status"] == _FOUND_ERRORS and not reports_of_charlm((logs / "initcheck.log").read_text()):
         initcheck.update(exit_status=0, note="found errors in kernels of others only")
     return entry
 
@@ -117,16 +116,16 @@ def reports_of_charlm(log: str) -> int:
     return len(re.findall(r"^=+ +at (?:void )?charlm::", log, re.MULTILINE))
 
 
-def run(commands: Mapping[str, Command], limit: float) -> Entry:
-    """Runs commands side by side, for at most so many seconds; their whole output goes to `LOGS`."""
-    LOGS.mkdir(parents=True, exist_ok=True)
+def run(commands: Mapping[str, Command], limit: float, logs: Path) -> Entry:
+    """Runs commands side by side, for at most so many seconds; their whole output goes into a folder."""
+    logs.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     inherited = {**os.environ, "PYTHONPATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     processes = {}
     try:
         for name, command in commands.items():
-            with (LOGS / f"{name}.log").open("w") as log:
+            with (logs / f"{name}.log").open("w") as log:
                 processes[name] = subprocess.Popen(
                     command.arguments,
                     cwd=ROOT,
@@ -137,7 +136,8 @@ def run(commands: Mapping[str, Command], limit: float) -> Entry:
                 )
         return {
             "commands": {
-                name: _finish(name, commands[name], process, started, limit) for name, process in processes.items()
+                name: _finish(commands[name], process, started + limit, logs / f"{name}.log")
+                for name, process in processes.items()
             }
         }
     finally:
@@ -147,16 +147,14 @@ def run(commands: Mapping[str, Command], limit: float) -> Entry:
                 process.wait()
 
 
-def _finish(
-    name: str, command: Command, process: subprocess.Popen[bytes], started: float, limit: float
-) -> dict[str, Any]:
+def _finish(command: Command, process: subprocess.Popen[bytes], deadline: float, log: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"command": shlex.join(command.arguments)}
     try:
-        result["exit_status"] = process.wait(max(0.0, started + limit - time.monotonic()))
+        result["exit_status"] = process.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        result.update(exit_status=124, note=f"was stopped after {limit:g} s")
-    lines = (LOGS / f"{name}.log").read_text(errors="replace").strip().splitlines()
+        result.update(exit_status=124, note="ran out of time")
+    lines = log.read_text(errors="replace").strip().splitlines()
     kept = 3 if result["exit_status"] == 0 else _KEPT_LINES
-    return {**result, "seconds": round(time.monotonic() - started, 1), "last_lines": lines[-kept:]}
+    return {**result, "last_lines": lines[-kept:]}

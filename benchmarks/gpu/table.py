@@ -63,8 +63,8 @@ def _ceiling(entry: Row) -> str:
 
 def _command(run: Row) -> str:
     said = [run["note"]] if "note" in run else []
-    said += [line.strip("= ") for line in run["last_lines"][-2:]]
-    return f"{'passed' if run['exit_status'] == 0 else 'FAILED'} in {run['seconds']:g} s; {'; '.join(said)}"
+    said += [line.strip("= ") for line in run["last_lines"][-1:]]
+    return "; ".join(["passed" if run["exit_status"] == 0 else "FAILED", *said])
 
 
 def _table(rows: Sequence[Row], ceilings: Mapping[str, Any]) -> list[str]:
