@@ -59,7 +59,7 @@ def mlp_cross_entropy(
 
     Raises:
         IndexError: an id or a target is out of range. Not on CUDA, where nothing waits for the GPU to say so: there the
-            loss of that row and all gradients are NaN.
+            loss of that row is NaN, and so are the gradients that it takes part in.
         ValueError: an argument has the wrong shape, dtype, device or range.
 
     Source:

@@ -127,8 +127,8 @@ CHARLM_DECLARE_KERNELS(MlpKernels<float>)
 CHARLM_DECLARE_KERNELS(MlpKernels<double>)
 }  // namespace cpu
 
-// On a GPU: the two layers one after the other, what is between them in memory of the device for the time of the call.
-// The loss of a row whose ids or target are out of range is NaN, and so is every gradient.
+// On a GPU. A row that has a bad id, or a target out of range, has a NaN as its loss, and so have the gradients that it
+// takes part in: those of weight2 and bias2 and, but for a bad id, of the first layer.
 namespace cuda {
 
 template <typename T>
@@ -137,6 +137,12 @@ struct MlpCrossEntropy {
   LinearCrossEntropy<T> output;  // its input and input_gradient are not read, nor what loss has of lse
   bool has_gradient = false;
 };
+
+// Whether the model fits into the shared memory of a multiprocessor of the current device, beside a tile of rows: then
+// nothing between ids and gradients is written to memory. Else the two layers run one after the other, what is between
+// them in memory for the time of the call.
+template <typename T>
+bool mlp_cross_entropy_in_tiles(const MlpCrossEntropy<T>& problem);
 
 template <typename T>
 Error mlp_cross_entropy(const MlpCrossEntropy<T>& problem, DeviceLibrary& library, Stream stream);

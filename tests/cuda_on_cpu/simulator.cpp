@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <map>
 #include <random>
 #include <vector>
 
@@ -23,7 +24,6 @@ namespace simulator {
 namespace {
 
 constexpr size_t kStackBytes = 64 << 10;
-constexpr size_t kMaxStaticAndDynamicShared = 48 << 10;  // what a launch gets without asking
 constexpr unsigned kMaxThreads = 1024;
 
 enum class State { kRunnable, kAtBlockBarrier, kAtWarpBarrier, kDone };
@@ -48,7 +48,10 @@ struct Access {
   uint32_t warp_barriers = 0;
   int16_t thread = 0;
 };
-constexpr int16_t kSeveral = -1;  // threads, of which none wrote
+// In place of a thread: several, which only read, of different warps or all of one.
+constexpr int16_t kSeveral = -1;
+constexpr int16_t several_of(int warp) { return static_cast<int16_t>(-2 - warp); }
+int warp_of(int16_t thread) { return thread >= 0 ? thread / kWarp : -2 - thread; }
 struct Byte {
   Access write, read;
 };
@@ -75,6 +78,7 @@ int atomics = 0;
 void (*thread_function)(const void*);
 const void* thread_closure;
 unsigned char* dynamic_memory = nullptr;
+std::map<const void*, size_t> asked_shared;  // by kernel
 
 [[noreturn]] void fail(const char* format, ...) {
   va_list arguments;
@@ -162,7 +166,7 @@ bool unordered(const Access& earlier, bool shared) {
   if (earlier.time < launch_began) return false;
   if (earlier.time < block_began) return !shared;  // by another block: shared memory is each block's own
   if (earlier.time < now || earlier.thread == current) return false;
-  const bool same_warp = earlier.thread != kSeveral && earlier.thread / kWarp == current / kWarp;
+  const bool same_warp = warp_of(earlier.thread) == current / kWarp;
   return !same_warp || earlier.warp_barriers == warps[current / kWarp].barriers;
 }
 
@@ -204,9 +208,15 @@ void on_access(uintptr_t address, size_t size, bool is_write) {
     if (range->shared ? byte.write.time < block_began : !range->initialised && byte.write.time == 0) {
       fail("a read of %s memory that nothing has written", kind);
     }
-    const bool several = byte.read.time == now && byte.read.thread != current;
+    const Access earlier = byte.read;
     byte.read = access;
-    if (several) byte.read.thread = kSeveral;
+    if (earlier.time != now || earlier.thread == current) continue;
+    const int warp = current / kWarp;
+    if (warp_of(earlier.thread) != warp) {
+      byte.read.thread = kSeveral;
+    } else if (earlier.warp_barriers == access.warp_barriers) {
+      byte.read.thread = several_of(warp);
+    }
   }
 }
 
@@ -272,11 +282,19 @@ void initialise(void* data, size_t bytes) {
 
 void refuse(const char* message) { fail("%s", message); }
 
-bool launch(size_t shared_bytes, void (*thread)(const void*), const void* closure) {
+bool ask_shared(const void* kernel, size_t bytes) {
+  if (bytes > kMaxShared) return false;
+  asked_shared[kernel] = bytes;
+  return true;
+}
+
+bool launch(const void* kernel, size_t shared_bytes, void (*thread)(const void*), const void* closure) {
   thread_count = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
   const uint64_t blocks = gridDim.x;
   if (blocks == 0 || thread_count == 0 || thread_count > static_cast<int>(kMaxThreads)) return false;
-  if (shared_bytes > kMaxStaticAndDynamicShared || gridDim.y != 1 || gridDim.z != 1) return false;
+  const auto asked = asked_shared.find(kernel);
+  if (shared_bytes > (asked == asked_shared.end() ? kUnaskedShared : asked->second)) return false;
+  if (gridDim.y != 1 || gridDim.z != 1) return false;
   if (ranges.empty()) free_all();
   thread_function = thread;
   thread_closure = closure;

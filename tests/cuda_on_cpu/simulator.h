@@ -37,8 +37,12 @@ void initialise(void* data, size_t bytes);
 // Ends the process with a message.
 [[noreturn]] void refuse(const char* message);
 
+// The dynamic shared memory that a block can have, a Hopper GPU's, and what it has without asking.
+inline constexpr size_t kMaxShared = 227 << 10, kUnaskedShared = 48 << 10;
+bool ask_shared(const void* kernel, size_t bytes);
+
 // Runs thread(closure) for every thread of gridDim and blockDim; false where CUDA would refuse the launch.
-bool launch(size_t shared_bytes, void (*thread)(const void*), const void* closure);
+bool launch(const void* kernel, size_t shared_bytes, void (*thread)(const void*), const void* closure);
 unsigned char* dynamic_shared();
 
 int lane();

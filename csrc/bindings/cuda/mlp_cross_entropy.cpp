@@ -79,6 +79,7 @@ struct Call {
       problem.output.weight_gradient = gradients[3].mutable_data_ptr();
       problem.output.bias_gradient = gradients[4].mutable_data_ptr();
     }
+    took_branch(cuda::mlp_cross_entropy_in_tiles(problem) ? "mlp_cross_entropy/tiles" : "mlp_cross_entropy/layers");
     TorchLibrary library(device);
     device.check(cuda::mlp_cross_entropy(problem, library, device.stream()));
   }

@@ -1,8 +1,11 @@
 // Arrays cleared, converted and transposed.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/storage.cuh"
+#include "kernels/device_library.h"
 
 namespace charlm::cuda {
 namespace {
@@ -41,6 +44,38 @@ Error swap_outer(const From* from, int64_t outer, int64_t middle, int64_t inner,
 template <typename From, typename To>
 Error convert(const From* from, int64_t count, To* to, Stream stream) {
   return swap_outer(from, 1, 1, count, to, stream);
+}
+
+// `from` in the type that is computed in: itself, or a converted copy.
+template <typename S>
+Error as_computed(const S* from, int64_t count, const Compute<S>** computed, DeviceLibrary& library, Stream stream) {
+  if constexpr (std::is_same_v<S, Compute<S>>) {
+    *computed = from;
+    return cudaSuccess;
+  } else {
+    Compute<S>* copy = library.allocate_values<Compute<S>>(count);
+    *computed = copy;
+    return convert(from, count, copy, stream);
+  }
+}
+
+// Where to compute `result`: in its place, or beside it where it is stored in a smaller type. store_computed brings it
+// home.
+template <typename S>
+Compute<S>* computed_place(S* result, int64_t count, DeviceLibrary& library) {
+  if constexpr (std::is_same_v<S, Compute<S>>) {
+    return result;
+  } else {
+    return library.allocate_values<Compute<S>>(count);
+  }
+}
+template <typename S>
+Error store_computed(const Compute<S>* computed, int64_t count, S* result, Stream stream) {
+  if constexpr (std::is_same_v<S, Compute<S>>) {
+    return cudaSuccess;
+  } else {
+    return convert(computed, count, result, stream);
+  }
 }
 
 }  // namespace

@@ -1,15 +1,12 @@
 #include <type_traits>
 
-#include "kernels/cuda/column_sums.cuh"
+#include "kernels/cuda/embedding_linear_projection.cuh"
 #include "kernels/cuda/embedding_linear_rows.cuh"
 #include "kernels/cuda/segmented_sum.cuh"
-#include "kernels/embedding_linear.h"
+#include "kernels/cuda/token_keys.cuh"
 
 namespace charlm::cuda {
 namespace {
-
-template <typename S>
-constexpr Storage kStorage = sizeof(Compute<S>) == 8 ? Storage::kFloat64 : Storage::kFloat32;
 
 // One call: its launches, in the storage type of its tensors.
 template <typename S>
@@ -23,8 +20,8 @@ class Layer {
         stream_(stream),
         context_length_(call.ids.context_length),
         width_(call.ids.context_length * call.embedding_dim),
-        table_rows_(call.vocab_size * call.ids.context_length),
         projects_(embedding_linear_projects(call)),
+        projection_(call, library, stream),
         rows_{call.ids.rows,
               call.ids.context_length,
               call.hidden_dim,
@@ -40,7 +37,7 @@ class Layer {
     if (rows_.rows == 0 || rows_.hidden_dim == 0) return cudaSuccess;
     if (const Error error = read_ids()) return error;
     if (projects_) {
-      if (const Error error = project()) return error;
+      if (const Error error = projection_.table(&rows_.table)) return error;
       return has_vectors(rows_.output) ? sum_rows<kVectorWidth<S>>() : sum_rows<1>();
     }
     const S* input;
@@ -61,70 +58,12 @@ class Layer {
   Matrix matrix(const void* data, int64_t rows, int64_t columns) const {
     return Matrix(data, call_.storage, rows, columns);
   }
-  Matrix computed(const T* data, int64_t rows, int64_t columns) const {
-    return Matrix(data, kStorage<S>, rows, columns);
-  }
   bool has_vectors(const void* rows) const {
     return has_vector_rows<S>(rows, rows_.hidden_dim) &&
            (rows_.bias == nullptr || has_vector_rows<S>(rows_.bias, rows_.hidden_dim));
   }
 
-  Error read_ids() {
-    int32_t* keys = library_.allocate_values<int32_t>(rows_.rows * context_length_);
-    rows_.keys = keys;
-    return launch(read_keys, (rows_.rows + kKeyThreads - 1) / kKeyThreads, dim3(kKeyThreads), 0, stream_, call_.ids,
-                  call_.vocab_size, projects_, keys);
-  }
-
-  // `from` as T: itself, or a converted copy.
-  Error compute_copy(const void* from, int64_t count, const T** copy) {
-    if constexpr (std::is_same_v<S, T>) {
-      *copy = static_cast<const T*>(from);
-      return cudaSuccess;
-    } else {
-      T* to = library_.allocate_values<T>(count);
-      *copy = to;
-      return convert(static_cast<const S*>(from), count, to, stream_);
-    }
-  }
-  // Where to write a gradient as T, and what then makes it one of S.
-  T* compute_target(void* gradient, int64_t count) {
-    if constexpr (std::is_same_v<S, T>) {
-      return static_cast<T*>(gradient);
-    } else {
-      return library_.allocate_values<T>(count);
-    }
-  }
-  Error store_target(const T* computed, int64_t count, void* gradient) {
-    if constexpr (std::is_same_v<S, T>) {
-      return cudaSuccess;
-    } else {
-      return convert(computed, count, static_cast<S*>(gradient), stream_);
-    }
-  }
-
-  // E and Wt as T.
-  Error read_parameters(const T** embedding, const T** weight) {
-    if (const Error error = compute_copy(call_.embedding, call_.vocab_size * call_.embedding_dim, embedding)) {
-      return error;
-    }
-    T* swapped = library_.allocate_values<T>(rows_.hidden_dim * width_);
-    *weight = swapped;
-    return swap_outer(static_cast<const S*>(call_.weight), rows_.hidden_dim, context_length_, call_.embedding_dim,
-                      swapped, stream_);
-  }
-
-  Error project() {
-    const T *embedding, *weight;
-    if (const Error error = read_parameters(&embedding, &weight)) return error;
-    T* table = library_.allocate_values<T>(table_rows_ * rows_.hidden_dim);
-    rows_.table = table;
-    const int64_t columns = context_length_ * rows_.hidden_dim;
-    library_.multiply(computed(table, call_.vocab_size, columns),
-                      computed(embedding, call_.vocab_size, call_.embedding_dim),
-                      computed(weight, columns, call_.embedding_dim).transposed());
-    return cudaSuccess;
-  }
+  Error read_ids() { return token_keys(call_.ids, call_.vocab_size, projects_, &rows_.keys, library_, stream_); }
 
   template <int kWidth>
   Error sum_rows() {
@@ -165,43 +104,21 @@ class Layer {
 
   Error project_backward() {
     if (derivative_uses_input(rows_.activation)) {
-      if (const Error error = project()) return error;
+      if (const Error error = projection_.table(&rows_.table)) return error;
     }
-    T* gradient = library_.allocate_values<T>(table_rows_ * rows_.hidden_dim);  // dP
+    T* gradient = library_.allocate_values<T>(projection_.table_rows() * rows_.hidden_dim);  // dP
     if (const Error error = scatter(gradient)) return error;
-
-    const int64_t vocab_size = call_.vocab_size, dim = call_.embedding_dim,
-                  columns = context_length_ * rows_.hidden_dim;
-    if (call_.bias_gradient != nullptr) {  // every row of the batch has one token at position 0
-      const Error error = column_sums(static_cast<const T*>(gradient), vocab_size, rows_.hidden_dim, columns, false,
-                                      static_cast<S*>(call_.bias_gradient), library_, stream_);
-      if (error != cudaSuccess) return error;
-    }
-    const T *embedding, *weight;
-    if (const Error error = read_parameters(&embedding, &weight)) return error;
-    if (call_.weight_gradient != nullptr) {
-      T* swapped = library_.allocate_values<T>(rows_.hidden_dim * width_);
-      library_.multiply(computed(swapped, columns, dim), computed(gradient, vocab_size, columns).transposed(),
-                        computed(embedding, vocab_size, dim));
-      const Error error = swap_outer(static_cast<const T*>(swapped), context_length_, rows_.hidden_dim, dim,
-                                     static_cast<S*>(call_.weight_gradient), stream_);
-      if (error != cudaSuccess) return error;
-    }
-    if (call_.embedding_gradient == nullptr) return cudaSuccess;
-    T* result = compute_target(call_.embedding_gradient, vocab_size * dim);
-    library_.multiply(computed(result, vocab_size, dim), computed(gradient, vocab_size, columns),
-                      computed(weight, columns, dim));
-    return store_target(result, vocab_size * dim, call_.embedding_gradient);
+    return projection_.parameter_gradients(gradient);
   }
 
   Error scatter(T* gradient) {
-    const int64_t size = table_rows_ * rows_.hidden_dim;
-    const ScatterShape shape = ScatterShape::of(rows_.rows, table_rows_, rows_.hidden_dim, sizeof(T));
+    const int64_t size = projection_.table_rows() * rows_.hidden_dim;
+    const ScatterShape shape = ScatterShape::of(rows_.rows, projection_.table_rows(), rows_.hidden_dim, sizeof(T));
     if (shape.warps == 0) {
       T* rows = library_.allocate_values<T>(rows_.rows * rows_.hidden_dim);
       if (const Error error = run_activation_gradient(rows)) return error;
       return segmented_sum(rows_.keys, rows_.rows * context_length_, static_cast<const T*>(rows), context_length_,
-                           rows_.hidden_dim, gradient, table_rows_, library_, stream_);
+                           rows_.hidden_dim, gradient, projection_.table_rows(), library_, stream_);
     }
     T* partial = shape.row_blocks == 1 ? gradient : library_.allocate_values<T>(shape.row_blocks * size);
     if (const Error error =
@@ -210,7 +127,8 @@ class Layer {
       return error;
     }
     if (shape.row_blocks == 1) return cudaSuccess;
-    return add_partial_tables(static_cast<const T*>(partial), shape.row_blocks, size, gradient, stream_);
+    return column_sums(static_cast<const T*>(partial), shape.row_blocks, size, size, false, gradient, library_,
+                       stream_);
   }
 
   Error gather_backward() {
@@ -239,13 +157,14 @@ class Layer {
     S* input_gradient = library_.allocate_values<S>(rows_.rows * width_);
     library_.multiply(matrix(input_gradient, rows_.rows, width_), rows, matrix(call_.weight, rows_.hidden_dim, width_));
     const int64_t size = call_.vocab_size * call_.embedding_dim;
-    T* result = compute_target(call_.embedding_gradient, size);
+    S* stored = static_cast<S*>(call_.embedding_gradient);
+    T* result = computed_place(stored, size, library_);
     if (const Error error =
             segmented_sum(rows_.keys, rows_.rows * context_length_, static_cast<const S*>(input_gradient), 1,
                           call_.embedding_dim, result, call_.vocab_size, library_, stream_)) {
       return error;
     }
-    return store_target(result, size, call_.embedding_gradient);
+    return store_computed(result, size, stored, stream_);
   }
 
   Error clear_gradients() {
@@ -260,8 +179,9 @@ class Layer {
   const EmbeddingLinearCall& call_;
   DeviceLibrary& library_;
   Stream stream_;
-  int64_t context_length_, width_, table_rows_;
+  int64_t context_length_, width_;
   bool projects_;
+  Projection<S> projection_;
   LayerRows<S> rows_;
 };
 

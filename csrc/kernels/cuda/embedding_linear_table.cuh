@@ -1,12 +1,9 @@
-// "project" on a GPU: rows of the table P summed into outputs, and gradients of outputs summed into rows of dP.
-//
-// P and dP are (V * T, H) with row v * T + t for token v at position t, so that three plain products make them and what
-// follows from them: P = E Wt^T, dE = dP Wt and dWt = dP^T E, where Wt (T*H, D) is the weight, position by position.
+// "project" to the rows of a batch: rows of the table P summed into outputs, and gradients of outputs summed into rows
+// of dP. embedding_linear_projection.cuh has the rest.
 #pragma once
 
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/row_grid.cuh"
-#include "kernels/token_index.h"
 
 namespace charlm::cuda {
 namespace {
@@ -39,45 +36,6 @@ struct LayerRows {
     return activation_slope(activation, value);
   }
 };
-
-__device__ inline int64_t id_of(const TokenIds& ids, int64_t row, int64_t position) {
-  const int64_t at = row * ids.row_stride + position * ids.position_stride;
-  switch (ids.type) {
-    case IntegerType::kInt8:
-      return static_cast<const int8_t*>(ids.data)[at];
-    case IntegerType::kInt16:
-      return static_cast<const int16_t*>(ids.data)[at];
-    case IntegerType::kInt32:
-      return static_cast<const int32_t*>(ids.data)[at];
-    case IntegerType::kUInt8:
-      return static_cast<const uint8_t*>(ids.data)[at];
-    case IntegerType::kUInt16:
-      return static_cast<const uint16_t*>(ids.data)[at];
-    case IntegerType::kUInt32:
-      return static_cast<const uint32_t*>(ids.data)[at];
-    default:  // those of uint64 beyond int64 become negative, and are out of range all the same
-      return static_cast<const int64_t*>(ids.data)[at];
-  }
-}
-
-inline constexpr int kKeyThreads = 256;
-
-// Keys are rows of a table, one per id and position, or the ids themselves.
-__global__ void __launch_bounds__(kKeyThreads)
-    read_keys(const TokenIds ids, int64_t vocab_size, bool per_position, int32_t* keys) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kKeyThreads + threadIdx.x;
-  if (row >= ids.rows) return;
-  bool valid = true;
-  for (int64_t t = 0; t < ids.context_length; ++t) {
-    const int64_t id = id_of(ids, row, t);
-    valid = valid && id >= 0 && id < vocab_size;
-  }
-  for (int64_t t = 0; t < ids.context_length; ++t) {
-    const int64_t id = id_of(ids, row, t);
-    const int64_t key = per_position ? id * ids.context_length + t : id;
-    keys[row * ids.context_length + t] = valid ? static_cast<int32_t>(key) : -1;
-  }
-}
 
 // output = activation(bias + the rows of P). Its time is that of writing N x H: P is read from the caches, of the
 // multiprocessor itself where it is the few ten KB of a character model. A thread adds up so many rows at once that
@@ -201,25 +159,6 @@ __global__ void __launch_bounds__(kScatterWarps* kWarp)
       partial[(row_block * shape.table_rows + i / kWarp) * p.hidden_dim + to_column] = sum;
     }
   }
-}
-
-inline constexpr int kAddThreads = 256;
-
-// sum[i] = partial[0][i] + partial[1][i] + ...
-template <typename T>
-__global__ void __launch_bounds__(kAddThreads) add_tables(const T* partial, int64_t tables, int64_t size, T* result) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kAddThreads + threadIdx.x;
-  if (i >= size) return;
-  T sum = 0;
-#pragma unroll 8
-  for (int64_t table = 0; table < tables; ++table) sum += partial[table * size + i];
-  result[i] = sum;
-}
-
-template <typename T>
-Error add_partial_tables(const T* partial, int64_t tables, int64_t size, T* result, Stream stream) {
-  return launch(add_tables<T>, (size + kAddThreads - 1) / kAddThreads, dim3(kAddThreads), 0, stream, partial, tables,
-                size, result);
 }
 
 }  // namespace

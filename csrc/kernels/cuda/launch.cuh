@@ -18,11 +18,33 @@ __device__ inline unsigned char* dynamic_shared() { return dynamic_shared_memory
 using simulator::dynamic_shared;  // tests/cuda_on_cpu
 #endif
 
+// What the current device has.
+struct DeviceLimits {
+  int multiprocessors = 0;
+  int block_shared_bytes = 0;  // of shared memory, at most, for a block that asks for it
+
+  static Error read(DeviceLimits* limits) {
+    int device = 0;
+    if (const Error error = cudaGetDevice(&device)) return error;
+    if (const Error error = cudaDeviceGetAttribute(&limits->multiprocessors, cudaDevAttrMultiProcessorCount, device)) {
+      return error;
+    }
+    return cudaDeviceGetAttribute(&limits->block_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+};
+
+// A block has more shared memory than this only where its kernel has asked for it.
+inline constexpr int64_t kUnaskedSharedBytes = 48 << 10;
+
 // Enqueues kernel(arguments...); blocks = 0 launches nothing, which CUDA itself would refuse.
 template <typename... Parameters, typename... Arguments>
 Error launch(void (*kernel)(Parameters...), int64_t blocks, dim3 threads, int64_t shared_bytes, Stream stream,
              const Arguments&... arguments) {
   if (blocks == 0) return cudaSuccess;
+  if (shared_bytes > kUnaskedSharedBytes) {
+    const auto limit = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    if (const Error error = cudaFuncSetAttribute(kernel, limit, static_cast<int>(shared_bytes))) return error;
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = threads;

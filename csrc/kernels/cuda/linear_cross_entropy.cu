@@ -36,31 +36,8 @@ class OutputLayer {
  private:
   static constexpr bool kWidens = !std::is_same_v<S, T>;
 
-  // Where sums over chunks are kept: in the result, or beside it where that is of a small type.
-  T* sums_of(void* gradient, int64_t count) {
-    if (gradient == nullptr) return nullptr;
-    return kWidens ? library_.allocate_values<T>(count) : static_cast<T*>(gradient);
-  }
-  Error store_sums(const T* sums, int64_t count, void* gradient) {
-    if constexpr (kWidens) {
-      if (gradient != nullptr && sums != nullptr) return convert(sums, count, static_cast<S*>(gradient), stream_);
-    }
-    return cudaSuccess;
-  }
-
   Error prepare() {
-    // A single product can write the weight's gradient as it is stored: it adds up in float32 all the same.
-    sums_weight_ = p_.weight_gradient != nullptr && (!kWidens || rows_ != chunk_ || rows_ == 0);
-    if (sums_weight_) weight_sums_ = sums_of(p_.weight_gradient, classes_ * features_);
-    bias_sums_ = sums_of(p_.bias_gradient, classes_);
-    if (rows_ == 0) {
-      if (weight_sums_ != nullptr) {
-        if (const Error error = clear(weight_sums_, classes_ * features_, stream_)) return error;
-      }
-      if (bias_sums_ != nullptr) {
-        if (const Error error = clear(bias_sums_, classes_, stream_)) return error;
-      }
-    }
+    if (const Error error = rows_ == 0 ? clear_sums() : place_sums()) return error;
     loss_ = p_.loss;
     run_.upstream = p_.upstream;
     logits_ = library_.allocate_values<S>(chunk_ * classes_);
@@ -76,6 +53,25 @@ class OutputLayer {
     parts_ = whole * cross_entropy_parts(of_chunk) + (last > 0 ? cross_entropy_parts(of_last) : 0);
     loss_parts_ = run_.loss_parts = library_.allocate_values<T>(parts_);
     weight_parts_ = run_.weight_parts = library_.allocate_values<T>(parts_);
+    return cudaSuccess;
+  }
+
+  S* weight_gradient() const { return static_cast<S*>(p_.weight_gradient); }
+  S* bias_gradient() const { return static_cast<S*>(p_.bias_gradient); }
+
+  Error clear_sums() {
+    if (p_.weight_gradient != nullptr) {
+      if (const Error error = clear(weight_gradient(), classes_ * features_, stream_)) return error;
+    }
+    return p_.bias_gradient != nullptr ? clear(bias_gradient(), classes_, stream_) : cudaSuccess;
+  }
+
+  Error place_sums() {
+    // A single product can write the weight's gradient as it is stored: it adds up in float32 all the same.
+    if (p_.weight_gradient != nullptr && (!kWidens || rows_ != chunk_)) {
+      weight_sums_ = computed_place(weight_gradient(), classes_ * features_, library_);
+    }
+    if (p_.bias_gradient != nullptr) bias_sums_ = computed_place(bias_gradient(), classes_, library_);
     return cudaSuccess;
   }
 
@@ -130,7 +126,7 @@ class OutputLayer {
   }
 
   void add_to_weight_gradient(int64_t first, const Matrix& logits, const Matrix& input) {
-    if (!sums_weight_) {
+    if (weight_sums_ == nullptr) {
       library_.multiply(Matrix(p_.weight_gradient, p_.input.storage, classes_, features_), logits.transposed(), input);
       return;
     }
@@ -144,8 +140,13 @@ class OutputLayer {
   }
 
   Error finish() {
-    if (const Error error = store_sums(weight_sums_, classes_ * features_, p_.weight_gradient)) return error;
-    if (const Error error = store_sums(bias_sums_, classes_, p_.bias_gradient)) return error;
+    if (weight_sums_ != nullptr) {
+      const Error error = store_computed(weight_sums_, classes_ * features_, weight_gradient(), stream_);
+      if (error != cudaSuccess) return error;
+    }
+    if (bias_sums_ != nullptr) {
+      if (const Error error = store_computed(bias_sums_, classes_, bias_gradient(), stream_)) return error;
+    }
     if (p_.total_loss == nullptr) return cudaSuccess;
     return cross_entropy_reduce<T>(loss_parts_, p_.mean ? weight_parts_ : nullptr, parts_, p_.total_loss, stream_);
   }
@@ -155,7 +156,6 @@ class OutputLayer {
   Stream stream_;
   int64_t rows_, classes_, features_, chunk_;
   bool has_gradient_;
-  bool sums_weight_ = false;
   T *weight_sums_ = nullptr, *bias_sums_ = nullptr;
   S* logits_ = nullptr;
   int64_t parts_ = 0;

@@ -1,11 +1,148 @@
-#include <cuda_runtime.h>
+#include <type_traits>
 
+#include "kernels/cuda/column_sums.cuh"
+#include "kernels/cuda/embedding_linear_projection.cuh"
+#include "kernels/cuda/mlp_tiles.cuh"
+#include "kernels/cuda/token_keys.cuh"
 #include "kernels/mlp_cross_entropy.h"
 
 namespace charlm::cuda {
+namespace {
+
+// Calls function(std::integral_constant<int, k>{}) for the kernel with room for so many classes; false for too many.
+template <typename T, typename Function>
+bool with_class_room(int64_t classes, const Function& function) {
+  if (classes <= 32) return function(std::integral_constant<int, 32>{});
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (classes <= 72) return function(std::integral_constant<int, 72>{});
+  }
+  return false;
+}
+
+// How a batch is cut for a GPU: tiles of as many rows as fit and leave no multiprocessor without one, in equal parts
+// for as many blocks as run at the same time.
+template <typename T>
+struct TileShape {
+  int64_t blocks = 0, shared_bytes = 0;
+  int threads = 0;
+
+  // Sets what `tiles` lacks, and the above. False where the model is too large.
+  template <int kClasses>
+  bool cut(MlpTiles<T>* tiles, const DeviceLimits& limits) {
+    const int widest = tiles->hidden_dim > tiles->classes() ? tiles->hidden_dim : tiles->classes();
+    threads = (widest + kWarp - 1) / kWarp * kWarp;
+    if (threads > kMlpThreads<T, kClasses>) return false;
+    const int64_t rows = tiles->loss.rows;
+    tiles->tile_rows = kMaxTileRows;
+    const auto count = [&] { return (rows + tiles->tile_rows - 1) / tiles->tile_rows; };
+    const auto bytes = [&] { return MlpMemory<T, kClasses>::bytes(*tiles); };
+    while (tiles->tile_rows > kMinTileRows &&
+           (bytes() > limits.block_shared_bytes || count() < limits.multiprocessors)) {
+      tiles->tile_rows /= 2;
+    }
+    shared_bytes = bytes();
+    if (shared_bytes > limits.block_shared_bytes) return false;
+    const int64_t at_once = limits.multiprocessors * (limits.block_shared_bytes / shared_bytes);
+    tiles->tiles_per_block = (count() + at_once - 1) / at_once;
+    blocks = (count() + tiles->tiles_per_block - 1) / tiles->tiles_per_block;
+    return true;
+  }
+};
 
 template <typename T>
-Error mlp_cross_entropy(const MlpCrossEntropy<T>& problem, DeviceLibrary& library, Stream stream) {
+class TiledModel {
+ public:
+  TiledModel(const MlpCrossEntropy<T>& problem, Stream stream) : p_(problem), stream_(stream) {
+    const EmbeddingLinearCall& hidden = problem.hidden;
+    tiles_.context_length = static_cast<int>(hidden.ids.context_length);
+    tiles_.hidden_dim = static_cast<int>(hidden.hidden_dim);
+    tiles_.table_rows = static_cast<int>(hidden.vocab_size * hidden.ids.context_length);
+    tiles_.bias1 = static_cast<const T*>(hidden.bias);
+    tiles_.weight2 = static_cast<const T*>(problem.output.weight.data);
+    tiles_.bias2 = static_cast<const T*>(problem.output.bias);
+    tiles_.loss = problem.output.loss;
+    if (problem.output.mean) tiles_.loss.scale /= static_cast<T>(tiles_.loss.rows);
+    tiles_.run.row_loss = problem.output.row_loss;
+    // What matters until there is memory is whether it is null.
+    tiles_.gradients = problem.has_gradient ? static_cast<T*>(problem.output.weight_gradient) : nullptr;
+  }
+
+  // Whether the model fits into the shared memory and the registers of the current device.
+  bool cut() {
+    const EmbeddingLinearCall& hidden = p_.hidden;
+    const bool is_stored_as_computed = storage_size(hidden.storage) == sizeof(T);
+    const bool has_everything = hidden.ids.rows > 0 && hidden.ids.context_length > 0 && hidden.hidden_dim > 0;
+    // The bound keeps sizes within int; no device has nearly as much shared memory.
+    const bool is_small = p_.output.loss.classes <= kNarrowClasses && hidden.ids.context_length <= kNarrowClasses &&
+                          hidden.hidden_dim <= kNarrowClasses;
+    DeviceLimits limits;
+    return is_stored_as_computed && has_everything && is_small && DeviceLimits::read(&limits) == cudaSuccess &&
+           with_class_room<T>(p_.output.loss.classes,
+                              [&](auto room) { return shape_.template cut<room()>(&tiles_, limits); });
+  }
+
+  Error run(DeviceLibrary& library) {
+    Projection<T> projection(p_.hidden, library, stream_);
+    if (const Error error = projection.table(&tiles_.table)) return error;
+    if (const Error error = token_keys(p_.hidden.ids, p_.hidden.vocab_size, true, &tiles_.keys, library, stream_)) {
+      return error;
+    }
+    const bool sums_losses = p_.output.total_loss != nullptr;
+    if (sums_losses) {
+      tiles_.run.loss_parts = library.allocate_values<T>(2 * shape_.blocks);
+      tiles_.run.weight_parts = tiles_.run.loss_parts + shape_.blocks;
+    }
+    if (p_.has_gradient) tiles_.gradients = library.allocate_values<T>(shape_.blocks * tiles_.gradient_values());
+    if (const Error error = launch_tiles()) return error;
+    if (sums_losses) {
+      const T* weights = p_.output.mean ? tiles_.run.weight_parts : nullptr;
+      const Error error =
+          cross_entropy_reduce<T>(tiles_.run.loss_parts, weights, shape_.blocks, p_.output.total_loss, stream_);
+      if (error != cudaSuccess) return error;
+    }
+    return p_.has_gradient ? add_gradients(projection, library) : cudaSuccess;
+  }
+
+ private:
+  Error launch_tiles() {
+    Error error = cudaSuccess;
+    with_class_room<T>(tiles_.classes(), [&](auto room) {
+      // As in cross_entropy.cu, double has the general kernel alone.
+      constexpr bool kHasPlain = sizeof(T) == sizeof(float);
+      const auto kernel =
+          kHasPlain && is_plain(tiles_.loss) ? mlp_tiles<T, kHasPlain, room()> : mlp_tiles<T, false, room()>;
+      error = launch(kernel, shape_.blocks, dim3(shape_.threads), shape_.shared_bytes, stream_, tiles_);
+      return true;
+    });
+    return error;
+  }
+
+  // The blocks' gradients added up: dP, from which the first layer's follow, dW2 and dbias2.
+  Error add_gradients(Projection<T>& projection, DeviceLibrary& library) {
+    T* table_gradient = library.allocate_values<T>(tiles_.table_values());
+    const T* from = tiles_.gradients;
+    const auto add = [&](int64_t values, void* sums) {
+      const T* parts = from;
+      from += values;
+      if (sums == nullptr) return Error{cudaSuccess};
+      return column_sums(parts, shape_.blocks, values, tiles_.gradient_values(), false, static_cast<T*>(sums), library,
+                         stream_);
+    };
+    if (const Error error = add(tiles_.table_values(), table_gradient)) return error;
+    if (const Error error = add(tiles_.weight2_values(), p_.output.weight_gradient)) return error;
+    if (const Error error = add(tiles_.classes(), p_.output.bias_gradient)) return error;
+    return projection.parameter_gradients(table_gradient);
+  }
+
+  const MlpCrossEntropy<T>& p_;
+  Stream stream_;
+  MlpTiles<T> tiles_{};
+  TileShape<T> shape_;
+};
+
+// One layer after the other, what is between them in memory.
+template <typename T>
+Error run_layers(const MlpCrossEntropy<T>& problem, DeviceLibrary& library, Stream stream) {
   EmbeddingLinearCall hidden = problem.hidden;
   LinearCrossEntropy<T> output = problem.output;
   const int64_t rows = hidden.ids.rows, values = rows * hidden.hidden_dim;
@@ -23,7 +160,24 @@ Error mlp_cross_entropy(const MlpCrossEntropy<T>& problem, DeviceLibrary& librar
   return embedding_linear_backward(hidden, library, stream);
 }
 
-template Error mlp_cross_entropy(const MlpCrossEntropy<float>&, DeviceLibrary&, Stream);
-template Error mlp_cross_entropy(const MlpCrossEntropy<double>&, DeviceLibrary&, Stream);
+}  // namespace
+
+template <typename T>
+bool mlp_cross_entropy_in_tiles(const MlpCrossEntropy<T>& problem) {
+  return TiledModel<T>(problem, nullptr).cut();
+}
+
+template <typename T>
+Error mlp_cross_entropy(const MlpCrossEntropy<T>& problem, DeviceLibrary& library, Stream stream) {
+  TiledModel<T> tiled(problem, stream);
+  return tiled.cut() ? tiled.run(library) : run_layers(problem, library, stream);
+}
+
+#define CHARLM_INSTANTIATE(T)                                          \
+  template bool mlp_cross_entropy_in_tiles(const MlpCrossEntropy<T>&); \
+  template Error mlp_cross_entropy(const MlpCrossEntropy<T>&, DeviceLibrary&, Stream);
+CHARLM_INSTANTIATE(float)
+CHARLM_INSTANTIATE(double)
+#undef CHARLM_INSTANTIATE
 
 }  // namespace charlm::cuda

@@ -57,14 +57,23 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   blockDim = config->blockDim;
   const auto thread = [&] { kernel(arguments...); };
   const auto call = [](const void* closure) { (*static_cast<const decltype(thread)*>(closure))(); };
-  return simulator::launch(config->dynamicSmemBytes, call, &thread) ? cudaSuccess : cudaErrorInvalidValue;
+  const auto* identity = reinterpret_cast<const void*>(kernel);
+  return simulator::launch(identity, config->dynamicSmemBytes, call, &thread) ? cudaSuccess : cudaErrorInvalidValue;
 }
+enum cudaFuncAttribute : int { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 template <typename Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel*, int, int) {
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
+  const bool granted = simulator::ask_shared(reinterpret_cast<const void*>(kernel), static_cast<size_t>(bytes));
+  return granted ? cudaSuccess : cudaErrorInvalidValue;
+}
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+// Few multiprocessors, so that small problems keep each of them busy several times.
+enum cudaDeviceAttr : int { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? 3 : static_cast<int>(simulator::kMaxShared);
   return cudaSuccess;
 }
-inline constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 8;
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "an error of the simulator"; }
 
 // Synchronisation. The line tells places apart, as all threads must wait at the same one.
