@@ -65,7 +65,6 @@ struct Call {
     output.loss.ignore_index = std::numeric_limits<int64_t>::min();  // none is ignored
     output.loss.softcap = static_cast<T>(arguments.softcap);
     output.mean = arguments.reduction == Reduction::kMean;
-    output.chunk_rows = cuda::linear_cross_entropy_chunk_rows(arguments.examples, hidden.vocab_size, hidden.storage);
     return problem;
   }
 
