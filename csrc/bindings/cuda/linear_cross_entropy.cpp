@@ -53,9 +53,9 @@ Gradients allocate_gradients(const Tensor& input, const Tensor& linear_weight, c
 }
 
 template <typename T>
-void run(const DeviceCall& call, const cuda::LinearCrossEntropy<T>& problem) {
-  took_branch(cuda::linear_cross_entropy_chunk_rows(problem) < problem.loss.rows ? "linear_cross_entropy/chunks"
-                                                                                 : "linear_cross_entropy/at_once");
+void run(const char* in_chunks, const char* at_once, const DeviceCall& call,
+         const cuda::LinearCrossEntropy<T>& problem) {
+  took_branch(cuda::linear_cross_entropy_chunk_rows(problem) < problem.loss.rows ? in_chunks : at_once);
   TorchLibrary library(call);
   call.check(cuda::linear_cross_entropy(problem, library, call.stream()));
 }
@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, c
     set_lse(lse, &problem.loss);
     const Gradients gradients = allocate_gradients(input, linear_weight, target,
                                                    {input_gradient, weight_gradient, bias_gradient, false}, &problem);
-    run(call, problem);
+    run("linear_cross_entropy_forward/in_chunks", "linear_cross_entropy_forward/at_once", call, problem);
     result.emplace(loss, lse, gradients.input, gradients.weight, gradients.bias);
   });
   return *result;
@@ -112,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor grad_output, co
     const Tensor upstream = read_upstream(grad_output, input, options.reduction, &problem.loss, &problem.upstream);
     const Gradients gradients = allocate_gradients(
         input, linear_weight, target, {input_gradient, weight_gradient, bias_gradient, target_gradient}, &problem);
-    run(call, problem);
+    run("linear_cross_entropy_backward/in_chunks", "linear_cross_entropy_backward/at_once", call, problem);
     result.emplace(gradients.input, gradients.weight, gradients.bias, gradients.target);
   });
   return *result;
