@@ -1,12 +1,12 @@
 # make train   set up, train on the embedded names, print sampled names
-# make test    set up, run the tests
+# make test    set up, run the tests; then those of the ops again, with CUDA's bindings and kernels, on the CPU
 # make bench   set up, measure everything, write benchmarks/results/
 SHELL := /bin/bash
 PYTHON ?= python3
 TORCH_VERSION ?= 2.13.0
 # Of a machine with a GPU but without compiler or network: an interpreter of its Python's version, and what it lacks.
 GPU_PYTHON ?= $(PYTHON)
-GPU_PACKAGES ?= liger-kernel cut-cross-entropy
+GPU_PACKAGES ?= liger-kernel cut-cross-entropy expecttest
 VENV := .venv
 BIN := $(VENV)/bin
 # Re-run the set-up whenever a file that decides what is installed or compiled changes.
@@ -23,6 +23,7 @@ train: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n auto
+	if [ "$$(uname)" = Linux ]; then $(BIN)/python -m pytest -n auto --device simulated; fi
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"

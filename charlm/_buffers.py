@@ -10,7 +10,7 @@ from torch import Tensor
 
 def to_tensor(buffer: bytearray, dtype: torch.dtype) -> Tensor:
     """The elements of `buffer` as a 1-D tensor that shares its memory and keeps it alive."""
-    return torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)
+    return torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype, device="cpu")
 
 
 def to_buffer(tensor: Tensor) -> ctypes.Array[ctypes.c_char]:

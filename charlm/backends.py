@@ -17,6 +17,7 @@ from charlm import engine
 from charlm.data import Distinct, Split
 from charlm.distributed import ALONE, Processes
 from charlm.models import LanguageModel, engine_parameters
+from charlm.ops._extension import _C
 
 # Up to so many examples their contexts are looked up once, which takes some 50 ns and 4 bytes for each of them; from
 # there on in every batch.
@@ -167,6 +168,21 @@ class OpsBackend(EagerBackend):
 
     model_backend = "ops"
 
+    def __init__(
+        self,
+        model: LanguageModel,
+        optimizer: torch.optim.Optimizer,
+        split: Split,
+        max_grad_norm: float | None,
+        processes: Processes = ALONE,
+    ) -> None:
+        if not has_kernels(model.device):
+            how = " or install charlm again where nvcc is on the PATH" if model.device.type == "cuda" else ""
+            raise ValueError(
+                f"backend 'ops' has no kernels for {model.device}, where the model is: use 'eager' or 'compile'{how}"
+            )
+        super().__init__(model, optimizer, split, max_grad_norm, processes)
+
 
 class FusedBackend:
     """All steps of a call in C++: `charlm.engine`."""
@@ -185,7 +201,9 @@ class FusedBackend:
                 "is the default then"
             )
         if model.device.type != "cpu":
-            raise ValueError(f"backend 'fused' trains on the CPU, but the model is on {model.device}")
+            raise ValueError(
+                f"backend 'fused' trains on the CPU, but the model is on {model.device}: use 'ops' or 'eager'"
+            )
         model.backend = "ops"
         parameters = engine_parameters(model)
         if parameters is None:
@@ -243,7 +261,7 @@ class FusedBackend:
         if len(self._split) <= _INDEXED_EXAMPLES:
             return self._indexed[0], self._indexed[1], batch_indices, self._indexed[2]
         contexts, targets = self._split.batch(batch_indices.flatten())
-        return self._read(contexts), targets, torch.arange(len(targets)).view_as(batch_indices), None
+        return self._read(contexts), targets, torch.arange(len(targets), device="cpu").view_as(batch_indices), None
 
     @cached_property
     def _indexed(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -266,6 +284,20 @@ class FusedBackend:
     def _read(self, contexts: Tensor) -> Tensor:
         """What the model reads of them: a bigram their last token."""
         return contexts[:, -self._context_length :]
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether `charlm.ops` computes on it."""
+    return device.type == "cpu" or (device.type == "cuda" and _C.build_info()["cuda"] is not None)
+
+
+def default_backend(model: LanguageModel, processes: Processes) -> str:
+    """The name of the fastest backend that takes the model where it is."""
+    if not has_kernels(model.device):
+        return "eager"
+    parameters = engine_parameters(model)
+    known = parameters is not None and parameters[0].dtype in (torch.float32, torch.float64)
+    return "fused" if known and processes.size == 1 and model.device.type == "cpu" else "ops"
 
 
 def _count_pairs(tokens: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -43,7 +43,7 @@ class BatchSampler:
 
     def state_dict(self) -> dict[str, Tensor]:
         """`generator` (uint8), its state before the current block, and `start`, the first step of that block."""
-        return {"generator": self._state.clone(), "start": torch.tensor(self._start)}
+        return {"generator": self._state.clone(), "start": torch.tensor(self._start, device="cpu")}
 
     def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
         """Continues from `state`, taken at `step`; ValueError, and no change, if it is not a state of this class."""
@@ -63,5 +63,5 @@ class BatchSampler:
     def _indices(self) -> Tensor:
         if self._block is None:
             shape = (self._rows, self._batch_size)
-            self._block = torch.randint(self._num_examples, shape, generator=self._generator)
+            self._block = torch.randint(self._num_examples, shape, generator=self._generator, device="cpu")
         return self._block

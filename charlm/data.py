@@ -53,8 +53,8 @@ class TargetCounts:
             raise ValueError(f"rows of counts come in steps of 1, got {step}")
         row_ptr = self.row_ptr[start : max(start, stop) + 1]
         entries = slice(int(row_ptr[0]), int(row_ptr[-1]))
-        dense = torch.zeros(len(row_ptr) - 1, self.shape[1], dtype=torch.int64)
-        row = torch.repeat_interleave(torch.arange(len(dense)), row_ptr.diff())
+        dense = torch.zeros(len(row_ptr) - 1, self.shape[1], dtype=torch.int64, device="cpu")
+        row = torch.repeat_interleave(torch.arange(len(dense), device="cpu"), row_ptr.diff())
         dense[row, self.targets[entries].long()] = self.values[entries]
         return dense
 
@@ -140,14 +140,14 @@ class Split:
         """(N, T), the contexts of all examples: for a stream a view of the tokens, otherwise a new tensor."""
         if len(self.ends) == 1:
             return self._windows()[: len(self)]
-        return self._windows()[self._starts(torch.arange(len(self)))]
+        return self._windows()[self._starts(torch.arange(len(self), device="cpu"))]
 
     @property
     def targets(self) -> Tensor:
         """(N,), the targets of all examples: for a stream a view of the tokens, otherwise a new tensor."""
         if len(self.ends) == 1:
             return self.tokens[self.context_length :]
-        return self.tokens[self._starts(torch.arange(len(self))) + self.context_length]
+        return self.tokens[self._starts(torch.arange(len(self), device="cpu")) + self.context_length]
 
     def distinct(self) -> Distinct:
         """Each context once, with the counts of its targets. Computed at each call, in time proportional to N."""
@@ -285,8 +285,8 @@ def _makemore_order(lines: int) -> Tensor:
 
 def _random_order(lines: int, first: int, second: int, seed: int, dtype: torch.dtype) -> Tensor:
     """A random choice of lines for each split, in which they keep the order of the file: far faster to gather."""
-    shuffled = torch.randperm(lines, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-    piece = torch.zeros(lines, dtype=torch.uint8)
+    shuffled = torch.randperm(lines, generator=torch.Generator().manual_seed(seed), dtype=dtype, device="cpu")
+    piece = torch.zeros(lines, dtype=torch.uint8, device="cpu")
     piece[shuffled[first:second]] = 1
     piece[shuffled[second:]] = 2
     del shuffled
@@ -349,7 +349,7 @@ def _read_stream(
 
     def stream(start: int, stop: int) -> Split:
         examples = stop - start - context_length
-        ends = torch.tensor([examples], dtype=_index_dtype(examples))
+        ends = torch.tensor([examples], dtype=_index_dtype(examples), device="cpu")
         return Split(tokens[start:stop], ends, context_length, len(vocabulary))
 
     return vocabulary, stream(0, len(tokens)), [stream(start, stop) for start, stop in bounds.values()]

@@ -57,7 +57,7 @@ def create(
     for parameter in model.parameters():
         state = {state_name: torch.zeros_like(parameter) for state_name in state_names}
         if name == "adamw":
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
         optimizer.state[parameter].update(state)
     return optimizer
 

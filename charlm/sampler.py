@@ -69,7 +69,8 @@ def sample(
     """
     _check(model, vocabulary, n, temperature, top_k, prefix, seed, max_length, stop)
     key = secrets.randbits(64) if seed is None else seed % (1 << 64)
-    start = torch.tensor([vocabulary.boundary] * model.context_length + vocabulary.encode(prefix).tolist())
+    padded = [vocabulary.boundary] * model.context_length + vocabulary.encode(prefix).tolist()
+    start = torch.tensor(padded, device="cpu")
     context = start[len(start) - model.context_length :].int()
     length = max_length - len(prefix)
     at_once = max(1, min(_MAX_TEXTS, _MAX_TOKENS // max(1, length)))

@@ -78,7 +78,7 @@ class Schedule:
 
     def range(self, start: int, steps: int) -> Tensor:
         """The learning rates (steps,) in float64 of the steps from `start` on."""
-        return torch.tensor([self(step) for step in range(start, start + steps)], dtype=torch.float64)
+        return torch.tensor([self(step) for step in range(start, start + steps)], dtype=torch.float64, device="cpu")
 
     def _milestones(self) -> Sequence[int]:
         if self.milestones is not None:

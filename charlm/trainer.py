@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from charlm import distributed, optimizers
-from charlm.backends import BACKENDS
+from charlm.backends import BACKENDS, default_backend
 from charlm.batches import BatchSampler
 from charlm.data import Dataset, Distinct
 from charlm.evaluation import evaluate
@@ -49,8 +49,8 @@ class Trainer:
             `decay_factor`: see `charlm.schedules.Schedule`.
         max_grad_norm: clips the norm of the whole gradient to this, or None.
         batch_size: B examples drawn with replacement, or "full": the whole split in every step.
-        backend: "eager", "compile", "ops" or "fused" (one process, on the CPU); None is "fused" where that can be, and
-            otherwise "ops".
+        backend: "eager", "compile", "ops" or "fused" (one process, on the CPU); None is "fused" where that can be,
+            otherwise "ops", and "eager" on devices that the ops have no kernels for.
         seed: of the batches; initial weights are the model's own matter.
         device: where to move the model; None leaves it where it is.
 
@@ -101,7 +101,7 @@ class Trainer:
 
         self._processes = distributed.current()
         self.model = _moved(model, device)
-        self.backend = backend or _default_backend(self.model, self._processes)
+        self.backend = backend or default_backend(self.model, self._processes)
         self.dataset = dataset
         self.optimizer = optimizers.create(
             self.model,
@@ -143,7 +143,7 @@ class Trainer:
         """
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             raise ValueError(f"steps must be an integer >= 0, got {steps!r}")
-        chunks = [torch.empty(0, dtype=next(self.model.parameters()).dtype)]
+        chunks = [torch.empty(0, dtype=next(self.model.parameters()).dtype, device="cpu")]
         end = self.step + steps
         reported = time.monotonic()
         with deferred_interrupt() as interrupt:
@@ -224,10 +224,6 @@ class Trainer:
                 f"{self._schedule(first + bad):g}: lower learning_rate, or set max_grad_norm"
             )
         return losses
-
-
-def _default_backend(model: LanguageModel, processes: distributed.Processes) -> str:
-    return "fused" if processes.size == 1 and model.device.type == "cpu" else "ops"
 
 
 def _check_fit(model: LanguageModel, dataset: Dataset) -> None:

@@ -77,7 +77,7 @@ class Vocabulary:
             TypeError: `tokens` are not integers.
             ValueError: `tokens` is not one-dimensional.
         """
-        tokens = torch.as_tensor(tokens).cpu()
+        tokens = torch.as_tensor(tokens, device="cpu")
         if tokens.dim() != 1:
             raise ValueError(f"tokens must have one dimension, got shape {tuple(tokens.shape)}")
         if tokens.numel() == 0:

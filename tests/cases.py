@@ -17,7 +17,8 @@ from torch import Tensor
 from charlm import ops
 from charlm.ops import reference
 
-# Where `check` runs an op; the reference runs on the CPU. Set by pytest's option --device.
+# Where the tests of an op have their tensors; the truth is computed on the CPU. Set by pytest's option --device, before
+# any test file is imported.
 device = torch.device("cpu")
 # Whether what is registered for CUDA runs there: on a GPU, or by the simulator on tensors of the CPU.
 on_cuda = False
@@ -126,9 +127,10 @@ class Sample:
             **{name: value.to(dtype) for name, value in self.arguments.items() if _is_floating(value)}
         )
 
-    def on(self, device: torch.device) -> Sample:
+    def on(self, device: str) -> Sample:
         """The same call on another device, with the same strides."""
-        moved = {name: _moved(value, device) for name, value in self.arguments.items() if isinstance(value, Tensor)}
+        there = torch.device(device)
+        moved = {name: _moved(value, there) for name, value in self.arguments.items() if isinstance(value, Tensor)}
         return self.with_arguments(**moved)
 
     def leaves(self) -> dict[str, Tensor]:
@@ -149,8 +151,13 @@ def generator(seed: int) -> torch.Generator:
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    """Standard normal numbers; the same ones, rounded, in every dtype."""
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+    """Standard normal numbers; the same ones, rounded, in every dtype and on every device."""
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64).to(device, dtype)
+
+
+def integers(high: int, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Uniform integers in [0, high); the same ones on every device."""
+    return torch.randint(high, shape, generator=generator(seed)).to(device)
 
 
 def embedding_linear_sample(
@@ -168,7 +175,7 @@ def embedding_linear_sample(
     leading = (rows,) if isinstance(rows, int) else rows
     fan_in = context_length * embedding_dim
     arguments = {
-        "ids": torch.randint(vocab_size, (*leading, context_length), generator=generator(seed)),
+        "ids": integers(vocab_size, (*leading, context_length), seed),
         "embedding": normal(vocab_size, embedding_dim, dtype=dtype, seed=seed + 1),
         "weight": (normal(hidden_dim, fan_in, seed=seed + 2) / max(fan_in, 1) ** 0.5).to(dtype),
         "bias": normal(hidden_dim, dtype=dtype, seed=seed + 3) if bias else None,
@@ -190,7 +197,7 @@ def class_targets(
     if kind == "probabilities":
         return normal(*shape, seed=seed).softmax(class_dim).to(dtype)
     rows = shape[:class_dim] + shape[class_dim + 1 :]
-    target = torch.randint(shape[class_dim], rows, generator=generator(seed))
+    target = integers(shape[class_dim], rows, seed)
     if kind == "ignored":
         target.view(-1)[1::3] = ignore_index
     return target
@@ -272,8 +279,8 @@ def mlp_cross_entropy_sample(
         "bias2": normal(vocab_size, dtype=dtype, seed=seed + 6),
     }
     arguments = {
-        "ids": torch.randint(vocab_size, (rows, context_length), generator=generator(seed)),
-        "target": torch.randint(vocab_size, (rows,), generator=generator(seed + 1)),
+        "ids": integers(vocab_size, (rows, context_length), seed),
+        "target": integers(vocab_size, (rows,), seed + 1),
         **parameters,
         **options,
     }
@@ -290,17 +297,18 @@ def evaluate(sample: Sample, namespace: Any = ops, *, upstream_dtype: torch.dtyp
     return {"result": result.detach(), **dict(named)}
 
 
-def check(sample: Sample, namespace: Any = ops) -> None:
+def check(sample: Sample, namespace: Any = ops, *, truth: Any = reference) -> None:
     """Compare result and gradients of the op with the truth, and hold that the caller's tensors stay as they were."""
     before = {name: value.clone() for name, value in sample.arguments.items() if isinstance(value, Tensor)}
-    actual = {name: value.cpu() for name, value in evaluate(sample.on(device), namespace).items()}
+    actual = {name: value.cpu() for name, value in evaluate(sample, namespace).items()}
     for name, value in before.items():
         assert same_bits(sample.arguments[name], value), f"{sample.op} changed the caller's {name}"
 
     dtype = sample.dtype
-    torchs = evaluate(sample, reference)
-    truth = evaluate(sample.to(torch.float64), reference, upstream_dtype=dtype)
-    for name, true_value in truth.items():
+    sample = sample.on("cpu")
+    torchs = evaluate(sample, truth)
+    true_values = evaluate(sample.to(torch.float64), truth, upstream_dtype=dtype)
+    for name, true_value in true_values.items():
         tolerance = TOLERANCES[dtype] * max(_largest(true_value), sample.term_size(name))
         assert_as_good_as_torch(actual[name], true_value, torchs[name], tolerance, f"{sample.op}: {name}")
 
@@ -312,8 +320,8 @@ def assert_as_good_as_torch(actual: Tensor, truth: Tensor, torchs: Tensor, toler
     representable = truth.to(actual.dtype).double()
     finite = representable.isfinite()
     actual, torchs = actual.double(), torchs.double()
-    assert torch.equal(actual[~finite].nan_to_num(), representable[~finite].nan_to_num()), (
-        f"{what}: {actual[~finite]} instead of {representable[~finite]}"
+    torch.testing.assert_close(
+        actual[~finite], representable[~finite], rtol=0.0, atol=0.0, equal_nan=True, msg=lambda text: f"{what}: {text}"
     )
     if not finite.any():
         return
@@ -354,4 +362,4 @@ def _is_floating(value: Any) -> bool:
 
 
 def _class_weights(vocab_size: int, dtype: torch.dtype, seed: int) -> Tensor:
-    return (0.2 + torch.rand(vocab_size, generator=generator(seed), dtype=torch.float64)).to(dtype)
+    return (0.2 + torch.rand(vocab_size, generator=generator(seed), dtype=torch.float64)).to(device, dtype)

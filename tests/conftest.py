@@ -30,6 +30,37 @@ def pytest_configure(config: pytest.Config) -> None:
     name = config.getoption("--device")
     cases.device = torch.device("cpu" if name == "simulated" else name)
     cases.on_cuda = name == "simulated" or cases.device.type == "cuda"
+    # What torch's deterministic mode asks for on a GPU. It reads this once.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if name == "simulated":
+        import rehearsal
+
+        rehearsal.load()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what does not ask where the ops run, where that is not the CPU, and what takes a simulator hours."""
+    import cases
+
+    if not cases.on_cuda:
+        return
+    left_out = {"cpu", "vast"} if config.getoption("--device") == "simulated" else {"cpu"}
+    kept, deselected = [], []
+    for item in items:
+        runs_there = _uses_cases(item) and not any(item.get_closest_marker(name) for name in left_out)
+        (kept if runs_there else deselected).append(item)
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = kept
+
+
+def _uses_cases(item: pytest.Item) -> bool:
+    """Whether anything in its file is from cases.py, which has the device and what makes tensors there."""
+    import cases
+
+    names = vars(item.getparent(pytest.Module).obj).values()  # type: ignore[union-attr]
+    return any(
+        value is cases or value is cases.device or getattr(value, "__module__", "") == "cases" for value in names
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -78,9 +109,3 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
-def device(request: pytest.FixtureRequest) -> str:
-    """Each device that this machine has."""
-    return request.param

@@ -1,19 +1,32 @@
-"""Bad arguments of the ops: an error that names the argument, what was expected and what came; nothing else happens."""
+"""Bad arguments of the ops: an error that names the argument, what was expected and what came; nothing else happens.
+
+Of ids and targets out of range a GPU makes NaN instead: tests/out_of_range.py.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import cases
+import out_of_range
 import pytest
 import torch
 from cases import (
+    ALL_LOSS_OPTIONS,
     DTYPES,
+    REDUCTIONS,
     Sample,
+    check,
     cross_entropy_sample,
+    device,
     embedding_linear_sample,
     evaluate,
     linear_cross_entropy_sample,
+    mlp_cross_entropy_sample,
+    names_of,
     same_bits,
 )
 from torch import Tensor
@@ -24,15 +37,24 @@ GOOD = {
     "embedding_linear": embedding_linear_sample(5, 3, 27, 10, 200, dtype=torch.float32),
     "cross_entropy": cross_entropy_sample(5, 27, dtype=torch.float32),
     "linear_cross_entropy": linear_cross_entropy_sample(5, 6, 27, dtype=torch.float32),
+    "mlp_cross_entropy": mlp_cross_entropy_sample(5, 3, 27, 10, 200, dtype=torch.float32),
 }
+
+
+def changed(sample: Sample, changes: dict[str, Any]) -> Sample:
+    """The sample with other arguments; tensors of the CPU, as parameters of tests are, move to where the others are."""
+    return sample.with_arguments(
+        **{
+            name: value.to(device) if isinstance(value, Tensor) and value.is_cpu else value
+            for name, value in changes.items()
+        }
+    )
 
 
 def refuses(sample: Sample, error: type[Exception] | tuple[type[Exception], ...], message: str, **changes: Any) -> None:
     """The op raises for the changed arguments, with and without gradients, leaves them alone, and works afterwards."""
-    bad = sample.with_arguments(**changes)
-    tensors = {
-        name: value for name, value in bad.arguments.items() if isinstance(value, Tensor) and value.device.type == "cpu"
-    }
+    bad = changed(sample, changes)
+    tensors = {name: value for name, value in bad.arguments.items() if isinstance(value, Tensor) and not value.is_meta}
     before = {name: value.clone() for name, value in tensors.items()}
     differentiable = {name: bad.arguments[name] for name in bad.differentiable}
     leaves = {
@@ -48,10 +70,18 @@ def refuses(sample: Sample, error: type[Exception] | tuple[type[Exception], ...]
     assert evaluate(sample)["result"].isfinite().all()
 
 
+def finds(sample: Sample, message: str, **changes: Any) -> None:
+    """The op finds the value that is out of range: for an error, or for NaN where it should be."""
+    if cases.on_cuda:
+        check(changed(sample, changes), truth=out_of_range)
+    else:
+        refuses(sample, IndexError, re.escape(message), **changes)
+
+
 def with_value(tensor: Tensor, index: tuple[int, ...], value: int) -> Tensor:
-    changed = tensor.clone()
-    changed[index] = value
-    return changed
+    copy = tensor.clone()
+    copy[index] = value
+    return copy
 
 
 @pytest.mark.parametrize("value", [27, -1, 2**40, -(2**40), 2**63 - 1, -(2**63)])
@@ -61,21 +91,19 @@ def test_ids_out_of_range(vocab_size: int, index: tuple[int, int], value: int) -
     value = vocab_size if value == 27 else value
     sample = embedding_linear_sample(5, 3, vocab_size, 10, 200, dtype=torch.float32)
     message = f"ids[{index[0]}, {index[1]}] = {value} is out of range for {vocab_size} embeddings"
-    refuses(sample, IndexError, re.escape(message), ids=with_value(sample.arguments["ids"], index, value))
+    finds(sample, message, ids=with_value(sample.arguments["ids"], index, value))
 
 
 def test_ids_out_of_range_in_any_shape_and_dtype() -> None:
     sample = GOOD["embedding_linear"]
     for dtype, value in ((torch.uint8, 255), (torch.int8, -128), (torch.int16, -1), (torch.uint16, 65535)):
         ids = torch.tensor([3, value, 4]).to(dtype)
-        refuses(sample, IndexError, re.escape(f"ids[1] = {value} is out of range for 27 embeddings"), ids=ids)
+        finds(sample, f"ids[1] = {value} is out of range for 27 embeddings", ids=ids)
     deep = torch.zeros(2, 4, 3, dtype=torch.int32)
     deep[1, 2, 0] = 30
-    refuses(sample, IndexError, re.escape("ids[1, 2, 0] = 30 is out of range for 27 embeddings"), ids=deep)
-    windows = torch.tensor([1, 2, 3, 4, 99, 5, 6]).unfold(0, 3, 1)
-    refuses(sample, IndexError, re.escape("ids[2, 2] = 99 is out of range for 27 embeddings"), ids=windows)
-    empty = {"embedding": torch.zeros(0, 10)}
-    refuses(sample, (IndexError, ValueError), "out of range for 0 embeddings|embedding must have", **empty)
+    finds(sample, "ids[1, 2, 0] = 30 is out of range for 27 embeddings", ids=deep)
+    windows = torch.tensor([1, 2, 3, 4, 99, 5, 6], device=device).unfold(0, 3, 1)
+    finds(sample, "ids[2, 2] = 99 is out of range for 27 embeddings", ids=windows)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +112,7 @@ def test_ids_out_of_range_in_any_shape_and_dtype() -> None:
         ({"ids": torch.tensor(3)}, r"ids must have .*\(\)"),
         ({"ids": torch.zeros(5, 4, dtype=torch.int64)}, r"weight must have shape \(H=200, T\*D=40\), got \(200, 30\)"),
         ({"embedding": torch.zeros(27)}, r"embedding must have .*\(27,\)"),
+        ({"embedding": torch.zeros(0, 10)}, r"embedding must have at least one row, got shape \(0, 10\)"),
         ({"embedding": torch.zeros(3, 27, 10)}, r"embedding must have .*\(3, 27, 10\)"),
         ({"weight": torch.zeros(200, 31)}, r"weight must have shape \(H=200, T\*D=30\), got \(200, 31\)"),
         ({"weight": torch.zeros(30)}, r"weight must have .*got \(30,\)"),
@@ -100,32 +129,47 @@ def test_embedding_linear_shapes_and_values(changes: dict[str, Any], message: st
 
 
 @pytest.mark.parametrize("value", [27, 31, -1, 2**40, -(2**63)])
-@pytest.mark.parametrize("op", ["cross_entropy", "linear_cross_entropy"])
+@pytest.mark.parametrize("options", [{}, ALL_LOSS_OPTIONS], ids=names_of)
+@pytest.mark.parametrize("make_sample", [cross_entropy_sample, linear_cross_entropy_sample])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_targets_out_of_range(dtype: torch.dtype, op: str, value: int) -> None:
+def test_targets_out_of_range(
+    dtype: torch.dtype, make_sample: Callable[..., Sample], options: dict[str, Any], value: int
+) -> None:
     target = torch.tensor([0, -100, 26, value, 5])
-    message = re.escape(f"target[3] = {value} is out of range for 27 classes")
-    refuses(GOOD[op].to(dtype), IndexError, message, target=target)
+    for reduction in REDUCTIONS:
+        sample = make_sample(5, 27, dtype=dtype, **options)
+        finds(sample, f"target[3] = {value} is out of range for 27 classes", target=target, reduction=reduction)
 
 
 def test_targets_out_of_range_in_any_shape_and_dtype() -> None:
     for op in ("cross_entropy", "linear_cross_entropy"):
         sample = GOOD[op]
         with_other = {"target": torch.tensor([1, -100, 2, 3, 4]), "ignore_index": 1}
-        refuses(sample, IndexError, re.escape("target[1] = -100 is out of range for 27 classes"), **with_other)
+        finds(sample, "target[1] = -100 is out of range for 27 classes", **with_other)
         signed = torch.tensor([1, 2, 3, 4, -128], dtype=torch.int8)
-        refuses(sample, IndexError, re.escape("target[4] = -128 is out of range for 27 classes"), target=signed)
+        finds(sample, "target[4] = -128 is out of range for 27 classes", target=signed)
         unsigned = torch.tensor([1, 200, 3, 4, 5], dtype=torch.uint8)
-        refuses(sample, IndexError, re.escape("target[1] = 200 is out of range for 27 classes"), target=unsigned)
+        finds(sample, "target[1] = 200 is out of range for 27 classes", target=unsigned)
 
     pixels = cross_entropy_sample(2, 7, 3, 4)
     target = with_value(pixels.arguments["target"], (1, 2, 3), 7)
-    refuses(pixels, IndexError, re.escape("target[1, 2, 3] = 7 is out of range for 7 classes"), target=target)
-    one = cross_entropy_sample(7)
-    refuses(one, IndexError, r"target.* = 7 is out of range for 7 classes", target=torch.tensor(7))
+    finds(pixels, "target[1, 2, 3] = 7 is out of range for 7 classes", target=target)
+    finds(cross_entropy_sample(7), "target = 7 is out of range for 7 classes", target=torch.tensor(7))
     leading = linear_cross_entropy_sample((2, 3))
     target = with_value(leading.arguments["target"], (1, 2), 27)
-    refuses(leading, IndexError, re.escape("target[1, 2] = 27 is out of range for 27 classes"), target=target)
+    finds(leading, "target[1, 2] = 27 is out of range for 27 classes", target=target)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("value", [27, -1, -100, 2**40])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ids_and_targets_of_a_whole_model_out_of_range(dtype: torch.dtype, value: int, reduction: str) -> None:
+    sample = GOOD["mlp_cross_entropy"].to(dtype).with_arguments(reduction=reduction)
+    ids, target = (sample.arguments[name] for name in ("ids", "target"))
+    finds(sample, f"ids[3, 1] = {value} is out of range for 27 tokens", ids=with_value(ids, (3, 1), value))
+    if reduction == "mean":  # it is not said by how many rows the finite gradients are divided, those of other tokens
+        sample = replace(sample, differentiable=sample.differentiable[1:])
+    finds(sample, f"target[2] = {value} is out of range for 27 classes", target=with_value(target, (2,), value))
 
 
 @pytest.mark.parametrize(
@@ -230,7 +274,11 @@ def test_weight_and_probabilities_of_the_wrong_dtype(op: str) -> None:
 )
 def test_one_argument_on_another_device(op: str, name: str) -> None:
     sample = GOOD[op]
-    refuses(sample, (TypeError, ValueError, RuntimeError), rf"\b{name}\b", **{name: sample.arguments[name].to("meta")})
+    for other in {"cpu", "meta"} - {device.type}:
+        bad = sample.with_arguments(**{name: sample.arguments[name].to(other)})
+        for leaves in ({}, bad.leaves()):
+            with pytest.raises((TypeError, ValueError, RuntimeError), match=rf"\b{name}\b"):
+                bad.call(getattr(ops, op), leaves)
 
 
 @pytest.mark.parametrize(

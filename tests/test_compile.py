@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import device, integers
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import grad, jvp, vmap
@@ -26,11 +27,11 @@ def fresh_compiler() -> Iterator[None]:
 
 
 def leaf(*shape: int) -> Tensor:
-    return torch.randn(*shape, requires_grad=True)
+    return torch.randn(*shape, device=device, requires_grad=True)
 
 
 def classes(rows: int) -> Tensor:
-    targets = torch.randint(_CLASSES, (rows,))
+    targets = integers(_CLASSES, (rows,))
     targets[1] = -100
     return targets
 
@@ -64,8 +65,8 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[[int], tuple[Tensor, ...]
     "mlp_cross_entropy": (
         lambda module, ids, target, *parameters: module.mlp_cross_entropy(ids, target, *parameters, softcap=5.0) * 3.0,
         lambda rows: (
-            torch.randint(_CLASSES, (rows, _TOKENS)),
-            torch.randint(_CLASSES, (rows,)),
+            integers(_CLASSES, (rows, _TOKENS)),
+            integers(_CLASSES, (rows,), seed=1),
             leaf(_CLASSES, 5),
             leaf(_DIM, 5 * _TOKENS),
             leaf(_DIM),
@@ -78,7 +79,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[[int], tuple[Tensor, ...]
             module.embedding_linear(ids, 2.0 * table, weight, bias).square().mean()
         ),
         lambda rows: (
-            torch.randint(_CLASSES, (rows, _TOKENS)),
+            integers(_CLASSES, (rows, _TOKENS)),
             leaf(_CLASSES, 5),
             leaf(_DIM, 5 * _TOKENS),
             leaf(_DIM),
@@ -114,7 +115,7 @@ def test_a_model_of_all_ops_is_compiled_in_one_graph() -> None:
         direct = module.cross_entropy(hidden @ output.T, target, softcap=5.0)
         return direct + 2.0 * module.linear_cross_entropy(hidden, output, target, z_loss=1e-3)
 
-    ids = torch.randint(_CLASSES, (_ROWS, _TOKENS))
+    ids = integers(_CLASSES, (_ROWS, _TOKENS))
     arguments = ids, leaf(_CLASSES, 5), leaf(_DIM, 5 * _TOKENS), leaf(_CLASSES, _DIM), classes(_ROWS)
     assert_compiles(loss, arguments, backend="inductor")
 
@@ -142,7 +143,7 @@ def test_no_batch_size_is_compiled_for(case: str, dynamic: bool | None) -> None:
 
 
 def test_transforms_inside_a_compiled_function() -> None:
-    input, target, tangent = torch.randn(6, 5), torch.randint(5, (6,)), torch.randn(6, 5)
+    input, target, tangent = leaf(6, 5).detach(), integers(5, (6,)), leaf(6, 5).detach()
 
     def compiled(function: Callable[..., Any]) -> Any:
         return torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -160,7 +161,7 @@ def test_transforms_inside_a_compiled_function() -> None:
 
 def test_autocast_inside_a_compiled_function() -> None:
     def loss(module: Any, input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16):
             return module.linear_cross_entropy(input, weight, target)
 
     arguments = leaf(_ROWS, _DIM), leaf(_CLASSES, _DIM), classes(_ROWS)
@@ -186,8 +187,8 @@ class NextToken(torch.nn.Module):
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_is_ordinary_pytorch_that_can_be_trained(strict: bool) -> None:
-    model, rows = NextToken(), torch.export.Dim("rows", min=2)
-    ids, target = torch.randint(_CLASSES, (_ROWS, _TOKENS)), torch.randint(_CLASSES, (_ROWS,))
+    model, rows = NextToken().to(device), torch.export.Dim("rows", min=2)
+    ids, target = integers(_CLASSES, (_ROWS, _TOKENS)), integers(_CLASSES, (_ROWS,), seed=1)
     shapes = ({0: rows}, {0: rows})
     exported = torch.export.export(model, (ids, target), dynamic_shapes=shapes, strict=strict)
     called = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}

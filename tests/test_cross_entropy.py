@@ -19,6 +19,7 @@ from cases import (
     TARGETS,
     check,
     cross_entropy_sample,
+    device,
     evaluate,
     names_of,
     normal,
@@ -113,7 +114,7 @@ def test_ignore_index_255_of_unsigned_bytes() -> None:
 def test_plain_options_are_those_of_torch(options: dict[str, Any], targets: str) -> None:
     sample = cross_entropy_sample(9, 27, targets=targets)
     logits, target = sample.arguments["input"], sample.arguments["target"]
-    weight = torch.rand(27, dtype=torch.float64)
+    weight = torch.rand(27, dtype=torch.float64, device=device)
     torch.testing.assert_close(ops.cross_entropy(logits, target, weight), F.cross_entropy(logits, target, weight))
     torch.testing.assert_close(
         ops.cross_entropy(logits, target, weight, -100, "sum", 0.2),
@@ -127,7 +128,7 @@ def test_plain_options_are_those_of_torch(options: dict[str, Any], targets: str)
 def test_logits_of_ten_thousand(
     reduction: str, shape: tuple[int, int], dtype: torch.dtype, instruction_set: str
 ) -> None:
-    logits = torch.full(shape, -1e4, dtype=dtype)
+    logits = torch.full(shape, -1e4, dtype=dtype, device=device)
     logits[0] = 1e4
     logits[1, 3] = 1e4
     logits[2, ::2] = 1e4
@@ -136,7 +137,7 @@ def test_logits_of_ten_thousand(
     for targets in TARGETS:
         check(cross_entropy_sample(*shape, dtype=dtype, targets=targets, scale=1e4, reduction=reduction))
 
-    target = torch.full((shape[0],), 3)
+    target = torch.full((shape[0],), 3, device=device)
     losses = ops.cross_entropy(logits, target, reduction="none").tolist()
     expected = [math.log(shape[1]), 0.0, 2e4 + math.log((shape[1] + 1) // 2)]
     assert losses[:3] == pytest.approx(expected, rel=float(torch.finfo(dtype).eps))
@@ -168,7 +169,7 @@ def test_minus_infinity_logits(label_smoothing: float, targets: str, dtype: torc
     logits[3] = -torch.inf
     sample = sample.with_arguments(input=logits)
     if targets == "indices":
-        sample = sample.with_arguments(target=torch.tensor([3, 36, 0, 1, 2]))
+        sample = sample.with_arguments(target=torch.tensor([3, 36, 0, 1, 2], device=device))
         losses = ops.cross_entropy(logits, sample.arguments["target"], reduction="none")
         assert losses[1] == 0.0
         assert losses[2] == torch.inf
@@ -207,18 +208,19 @@ def test_all_rows_ignored(options: dict[str, Any]) -> None:
         ("none", lambda x: (x == 0.0).all()),
     ]:
         sample = cross_entropy_sample(6, 27, reduction=reduction, **options)
-        ignored = sample.with_arguments(target=torch.full((6,), -100))
+        ignored = sample.with_arguments(target=torch.full((6,), -100, device=device))
         assert is_expected(evaluate(ignored)["result"]), reduction
         check(ignored)
 
 
 def test_weights_of_zero_leave_nothing_to_divide_by() -> None:
     sample = cross_entropy_sample(4, 5)
-    target, weight = torch.tensor([2, 2, 2, 2]), torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+    target = torch.tensor([2, 2, 2, 2], device=device)
+    weight = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0], dtype=torch.float64, device=device)
     zero = sample.with_arguments(target=target, weight=weight)
     assert evaluate(zero)["result"].isnan()
     check(zero.with_arguments(reduction="sum"))
-    check(zero.with_arguments(target=torch.tensor([2, 1, 2, 0])))
+    check(zero.with_arguments(target=torch.tensor([2, 1, 2, 0], device=device)))
 
 
 @pytest.mark.parametrize("targets", TARGETS)
@@ -235,14 +237,14 @@ def test_gradcheck(options: dict[str, Any], reduction: str, targets: str) -> Non
 
 
 def test_softcap_bounds_the_logits() -> None:
-    logits = torch.tensor([[1e4, -1e4, 0.0]], dtype=torch.float64)
-    capped = ops.cross_entropy(logits, torch.tensor([1]), softcap=1.0)
+    logits = torch.tensor([[1e4, -1e4, 0.0]], dtype=torch.float64, device=device)
+    capped = ops.cross_entropy(logits, torch.tensor([1], device=device), softcap=1.0)
     assert capped.item() == pytest.approx(math.log(math.e + 1 / math.e + 1.0) + 1.0, rel=1e-14)
 
 
 def test_z_loss_shares_the_denominator_of_the_mean() -> None:
-    logits, target = normal(4, 3), torch.tensor([0, -100, 2, 2])
-    weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    logits, target = normal(4, 3), torch.tensor([0, -100, 2, 2], device=device)
+    weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64, device=device)
     plain = F.cross_entropy(logits, target, weight)
     penalty = 0.1 * logits.logsumexp(1)[[0, 2, 3]].square().sum() / 4.5
     torch.testing.assert_close(ops.cross_entropy(logits, target, weight, z_loss=0.1), plain + penalty)

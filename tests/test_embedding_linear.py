@@ -13,6 +13,7 @@ from cases import (
     EMBEDDING_LINEAR_SHAPES,
     INTEGER_DTYPES,
     check,
+    device,
     embedding_linear_sample,
     evaluate,
     normal,
@@ -119,7 +120,7 @@ def test_nan_reaches_the_contexts_that_hold_its_token_and_no_others(activation: 
     embedding = sample.arguments["embedding"].clone()
     embedding[5, 1] = torch.nan
     holds_it = sample.arguments["ids"].clone()
-    holds_it[2] = torch.tensor([1, 5, 3])
+    holds_it[2] = torch.tensor([1, 5, 3], device=device)
     holds_it[holds_it == 5] = 6
     holds_it[2, 1] = 5
     poisoned = sample.with_arguments(ids=holds_it, embedding=embedding)
@@ -175,17 +176,18 @@ def test_any_shape_dtype_and_layout(data: st.DataObject) -> None:
 
 
 def test_value_by_hand() -> None:
-    embedding = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    weight = torch.tensor([[1.0, 10.0, 100.0, 1000.0]])
-    contexts = torch.tensor([[0, 1], [1, 0]])
-    result = ops.embedding_linear(contexts, embedding, weight, torch.tensor([0.5]), activation="none")
+    embedding = torch.tensor([[1.0, 2.0], [3.0, 4.0]], device=device)
+    weight = torch.tensor([[1.0, 10.0, 100.0, 1000.0]], device=device)
+    bias = torch.tensor([0.5], device=device)
+    contexts = torch.tensor([[0, 1], [1, 0]], device=device)
+    result = ops.embedding_linear(contexts, embedding, weight, bias, activation="none")
     assert result.tolist() == [[4321.5], [2143.5]]
 
 
 def test_result_owns_its_memory() -> None:
-    embedding, weight = normal(4, 3), normal(5, 3)
-    result = ops.embedding_linear(torch.tensor([[1]]), embedding, weight, activation="none")
-    expected = reference.embedding_linear(torch.tensor([[1]]), embedding, weight, activation="none")
+    embedding, weight, ids = normal(4, 3), normal(5, 3), torch.tensor([[1]], device=device)
+    result = ops.embedding_linear(ids, embedding, weight, activation="none")
+    expected = reference.embedding_linear(ids, embedding, weight, activation="none")
     embedding.zero_()
     weight.zero_()
     torch.testing.assert_close(result, expected)

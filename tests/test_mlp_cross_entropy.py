@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import device, generator
 from torch import Tensor
 
 from charlm import ops
@@ -26,20 +27,20 @@ SHAPES = [
 
 def make_arguments(shape: tuple[Any, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
     leading, length, vocab_size, dim, hidden = shape
-    generator = torch.Generator().manual_seed(3)
+    source = generator(3)
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        return torch.randn(size, generator=source, dtype=torch.float64).to(device, dtype).requires_grad_()
 
-    ids = torch.randint(min(vocab_size, 8), (*leading, length), generator=generator)
-    target = torch.randint(vocab_size, leading, generator=generator)
+    ids = torch.randint(min(vocab_size, 8), (*leading, length), generator=source).to(device)
+    target = torch.randint(vocab_size, leading, generator=source).to(device)
     parameters = (normal(vocab_size, dim), normal(hidden, length * dim), normal(hidden), normal(vocab_size, hidden))
     return ids, target, *parameters, normal(vocab_size)
 
 
 def value_and_gradients(function: Any, arguments: tuple[Tensor, ...], upstream: Tensor, **options: Any) -> list[Tensor]:
     loss = function(*arguments, **options)
-    return [loss, *torch.autograd.grad(loss, arguments[2:], upstream.to(loss.dtype).expand(loss.shape))]
+    return [loss, *torch.autograd.grad(loss, arguments[2:], upstream.to(loss).expand(loss.shape))]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -104,7 +105,7 @@ def test_second_backward() -> None:
     arguments = make_arguments(((9,), 2, 27, 4, 9), torch.float64)
     loss = ops.mlp_cross_entropy(*arguments)
     first = torch.autograd.grad(loss, arguments[2:], retain_graph=True)
-    second = torch.autograd.grad(loss, arguments[2:], torch.tensor(2.0, dtype=torch.float64))
+    second = torch.autograd.grad(loss, arguments[2:], torch.full_like(loss, 2.0))
     for one, other in zip(first, second, strict=True):
         torch.testing.assert_close(2 * one, other)
 
@@ -119,28 +120,23 @@ def test_opcheck(reduction: str) -> None:
         torch.ops.charlm.mlp_cross_entropy_forward.default, (*plain, code, 0.0, True), test_utils=tests
     )
     torch.library.opcheck(
-        torch.ops.charlm.mlp_cross_entropy_backward.default, (torch.ones(9), *plain, 0.0), test_utils=tests
+        torch.ops.charlm.mlp_cross_entropy_backward.default,
+        (torch.ones(9, device=device), *plain, 0.0),
+        test_utils=tests,
     )
 
 
 @pytest.mark.parametrize(
-    ("position", "change", "error", "message"),
+    ("position", "change", "message"),
     [
-        (0, lambda t: t + 27, IndexError, r"ids\[0, 0\] = \d+ is out of range for 27 tokens"),
-        (1, lambda t: t - 27, IndexError, r"target\[0\] = -\d+ is out of range for 27 classes"),
-        (0, lambda t: t.double(), ValueError, "ids must have an integer dtype, got float64"),
-        (
-            1,
-            lambda t: t[1:],
-            ValueError,
-            r"target must have the shape of ids without its last dimension, \(9,\), got \(8,\)",
-        ),
-        (3, lambda t: t[:, 1:], ValueError, r"weight1 must have shape \(H, T\*D\) = \(9, 8\), got \(9, 7\)"),
-        (5, lambda t: t.float(), ValueError, "weight2 must have the dtype of embedding, float64, got float32"),
+        (0, lambda t: t.double(), "ids must have an integer dtype, got float64"),
+        (1, lambda t: t[1:], r"target must have the shape of ids without its last dimension, \(9,\), got \(8,\)"),
+        (3, lambda t: t[:, 1:], r"weight1 must have shape \(H, T\*D\) = \(9, 8\), got \(9, 7\)"),
+        (5, lambda t: t.float(), "weight2 must have the dtype of embedding, float64, got float32"),
     ],
 )
-def test_bad_arguments(position: int, change: Any, error: type[Exception], message: str) -> None:
+def test_bad_arguments(position: int, change: Any, message: str) -> None:
     arguments = list(make_arguments(((9,), 2, 27, 4, 9), torch.float64))
     arguments[position] = change(arguments[position])
-    with pytest.raises(error, match=message):
+    with pytest.raises(ValueError, match=message):
         ops.mlp_cross_entropy(*arguments)

@@ -11,6 +11,7 @@ import pytest
 import small_names
 import torch
 import torch.nn.functional as F
+from cases import device, generator, integers
 from torch import Tensor
 
 from charlm import MLP, CountBigram, NeuralBigram, data, evaluate, models
@@ -21,7 +22,8 @@ INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
 
 
 def make_mlp(**options: Any) -> MLP:
-    options = {"generator": torch.Generator().manual_seed(5), "dtype": torch.float64, "backend": "eager", **options}
+    fixed = {"generator": generator(5), "device": device, "dtype": torch.float64}
+    options = {**fixed, "backend": "eager", **options}
     model = MLP(V, T, D, H, **options)
     with torch.no_grad():
         # The output layer starts near zero, where a softcap would do nothing that a test could see.
@@ -32,8 +34,7 @@ def make_mlp(**options: Any) -> MLP:
 
 
 def contexts_and_targets(n: int = 9) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(6)
-    return torch.randint(V, (n, T), generator=generator), torch.randint(V, (n,), generator=generator)
+    return integers(V, (n, T), seed=6), integers(V, (n,), seed=7)
 
 
 def mlp_formula(model: MLP, contexts: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def test_mlp_is_the_formula_of_bengio(backend: str, direct: bool, softcap: float
     torch.testing.assert_close(model(contexts), expected, rtol=1e-12, atol=1e-12)
 
     log_probabilities = expected - expected.logsumexp(dim=1, keepdim=True)
-    losses = -log_probabilities[torch.arange(len(targets)), targets]
+    losses = -log_probabilities[range(len(targets)), targets]
     torch.testing.assert_close(model.loss(contexts, targets, "none"), losses, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(model.loss(contexts, targets, "sum"), losses.sum(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(model.loss(contexts, targets), losses.mean(), rtol=1e-12, atol=1e-12)
@@ -78,12 +79,14 @@ def test_mlp_gradients_are_those_of_the_formula(backend: str, direct: bool, soft
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("model", [make_mlp(), make_mlp(direct=True), NeuralBigram(V, dtype=torch.float64)])
+@pytest.mark.parametrize(
+    "model", [make_mlp(), make_mlp(direct=True), NeuralBigram(V, device=device, dtype=torch.float64)]
+)
 def test_class_probabilities_weigh_the_losses_of_the_classes(model: models.LanguageModel, backend: str) -> None:
     model = copy.deepcopy(model)
     model.backend = backend
     contexts, _ = contexts_and_targets()
-    counts = torch.randint(0, 5, (len(contexts), V), dtype=torch.float64)
+    counts = integers(5, (len(contexts), V)).double()
     expected = -(counts * model(contexts).log_softmax(dim=1)).sum()
     torch.testing.assert_close(model.loss(contexts, counts, "sum"), expected, rtol=1e-12, atol=1e-12)
 
@@ -103,7 +106,7 @@ def test_mlp_parameters_have_the_shapes_of_the_lecture() -> None:
 
 
 def test_mlp_starts_with_the_scales_of_the_lecture_near_the_uniform_distribution() -> None:
-    model = MLP(100, 5, 40, 300, direct=True, generator=torch.Generator().manual_seed(1))
+    model = MLP(100, 5, 40, 300, direct=True, generator=generator(1), device=device)
     expected = {"embedding": 1.0, "weight1": 5 / 3 / math.sqrt(200), "weight2": 0.01, "direct_weight": 0.01}
     for name, std in expected.items():
         weights = getattr(model, name)
@@ -112,15 +115,15 @@ def test_mlp_starts_with_the_scales_of_the_lecture_near_the_uniform_distribution
     assert not model.bias1.any()
     assert not model.bias2.any()
 
-    contexts = torch.randint(100, (500, 5))
-    assert model.loss(contexts, torch.randint(100, (500,))).item() == pytest.approx(math.log(100), abs=0.05)
+    contexts = integers(100, (500, 5))
+    assert model.loss(contexts, integers(100, (500,), seed=1)).item() == pytest.approx(math.log(100), abs=0.05)
 
 
 def test_one_seed_means_the_same_weights_in_every_dtype_and_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
-    wide = MLP(V, T, D, H, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    narrow = MLP(V, T, D, H, generator=torch.Generator().manual_seed(3), dtype=torch.float32)
-    other = MLP(V, T, D, H, generator=torch.Generator().manual_seed(4), dtype=torch.float32)
+    wide = MLP(V, T, D, H, generator=generator(3), dtype=torch.float64)
+    narrow = MLP(V, T, D, H, generator=generator(3), dtype=torch.float32)
+    other = MLP(V, T, D, H, generator=generator(4), dtype=torch.float32)
     assert torch.equal(torch.get_rng_state(), before)
     for name, parameter in wide.named_parameters():
         assert torch.equal(parameter.float(), narrow.get_parameter(name))
@@ -129,7 +132,7 @@ def test_one_seed_means_the_same_weights_in_every_dtype_and_leaves_the_global_ge
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", INTEGER_DTYPES)
-@pytest.mark.parametrize("model", [make_mlp(), NeuralBigram(V)])
+@pytest.mark.parametrize("model", [make_mlp(), NeuralBigram(V, device=device)])
 def test_contexts_and_targets_may_have_any_integer_dtype(
     model: models.LanguageModel, dtype: torch.dtype, backend: str
 ) -> None:
@@ -143,20 +146,20 @@ def test_contexts_and_targets_may_have_any_integer_dtype(
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_contexts_may_be_strided_views_with_any_leading_dimensions(backend: str) -> None:
     model = make_mlp(backend=backend)
-    tokens = torch.randint(V, (14,))
+    tokens = integers(V, (14,))
     windows = tokens.unfold(0, T, 1)
     flat = model(windows.clone())
     assert torch.equal(model(windows), flat)
     assert torch.equal(model(windows.unflatten(0, (3, 4))), flat.unflatten(0, (3, 4)))
     torch.testing.assert_close(model(windows[5]), flat[5], rtol=1e-12, atol=1e-12)
-    targets = torch.randint(V, (3, 4))
+    targets = integers(V, (3, 4), seed=1)
     losses = model.loss(windows.unflatten(0, (3, 4)), targets, "none")
     assert torch.equal(losses, model.loss(windows, targets.flatten(), "none").unflatten(0, (3, 4)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_neural_bigram_looks_the_last_token_up(backend: str) -> None:
-    model = NeuralBigram(V, backend=backend, dtype=torch.float64)
+    model = NeuralBigram(V, backend=backend, device=device, dtype=torch.float64)
     assert not model.weight.any()
     with torch.no_grad():
         model.weight.normal_()
@@ -214,7 +217,8 @@ def test_counting_again_replaces_the_counts(tmp_path: Path) -> None:
     "model", [CountBigram(V, 0.5), NeuralBigram(V), MLP(V, T, D, H), MLP(V, T, D, H, direct=True, softcap=30.0)]
 )
 def test_from_config_builds_the_same_model(model: models.LanguageModel) -> None:
-    rebuilt = models.from_config(model.config(), backend="eager")
+    model = copy.deepcopy(model).to(device)
+    rebuilt = models.from_config(model.config(), backend="eager").to(device)
     assert type(rebuilt) is type(model)
     assert rebuilt.config() == model.config()
     assert rebuilt.backend == "eager"
@@ -225,15 +229,16 @@ def test_from_config_builds_the_same_model(model: models.LanguageModel) -> None:
 
 def test_evaluate_is_the_mean_loss_of_all_examples(tmp_path: Path) -> None:
     dataset = small_names.load(tmp_path)
-    model = MLP(len(dataset.vocabulary), 3, D, H, backend="eager", dtype=torch.float64)
+    model = MLP(len(dataset.vocabulary), 3, D, H, backend="eager", device=device, dtype=torch.float64)
     with torch.no_grad():
         model.weight2.mul_(100)
     split = dataset.train
-    expected = model.loss(split.contexts, split.targets).item()
+    expected = model.loss(split.contexts.to(device), split.targets.to(device)).item()
     assert evaluate(model, split) == pytest.approx(expected, rel=1e-12)
     assert evaluate(model, split.distinct()) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("model", [make_mlp(), make_mlp(direct=True), NeuralBigram(V), CountBigram(V)])
 def test_a_token_out_of_range_is_named(model: models.LanguageModel, backend: str) -> None:
@@ -267,7 +272,7 @@ def test_wrong_shapes_and_dtypes_are_named(
 ) -> None:
     for model in (make_mlp(), make_mlp(direct=True)):
         with pytest.raises(error, match=message):
-            model.loss(contexts, targets)
+            model.loss(contexts.to(device), targets.to(device))
 
 
 def test_bigrams_take_contexts_of_any_length_but_zero() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import ACTIVATIONS, same_bits
+from cases import ACTIVATIONS, device, integers, normal, same_bits
 from torch import Tensor, nn
 
 from charlm.nn import CrossEntropyLoss, EmbeddingLinear, LinearCrossEntropyLoss
@@ -40,17 +40,21 @@ TorchsLinearCrossEntropyLoss = getattr(nn, "LinearCrossEntropyLoss", LinearLayer
 
 
 def class_weights() -> Tensor:
-    return torch.tensor([0.5, 1.0, 2.0, 0.25])
+    return torch.tensor([0.5, 1.0, 2.0, 0.25], device=device)
+
+
+def single(*shape: int) -> Tensor:
+    return normal(*shape, dtype=torch.float32)
 
 
 def modules() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
     """Every module with its arguments."""
-    logits, features, target = torch.randn(6, 4), torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 1, 0])
+    logits, features, target = single(6, 4), single(6, 5), integers(4, (6,))
     return {
-        "EmbeddingLinear": (EmbeddingLinear(11, 3, 2, 7), (torch.randint(11, (6, 2)),)),
+        "EmbeddingLinear": (EmbeddingLinear(11, 3, 2, 7, device=device), (integers(11, (6, 2)),)),
         "CrossEntropyLoss": (CrossEntropyLoss(class_weights(), **LOSS_OPTIONS), (logits.requires_grad_(), target)),
         "LinearCrossEntropyLoss": (
-            LinearCrossEntropyLoss(5, 4, bias=True, weight=class_weights(), **LOSS_OPTIONS),
+            LinearCrossEntropyLoss(5, 4, bias=True, weight=class_weights(), device=device, **LOSS_OPTIONS),
             (features, target),
         ),
     }
@@ -64,8 +68,8 @@ def module_and_arguments(request: pytest.FixtureRequest) -> tuple[nn.Module, tup
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_embedding_linear_is_its_op(bias: bool, activation: str) -> None:
-    module = EmbeddingLinear(11, 3, 2, 7, bias=bias, activation=activation, dtype=torch.float64)
-    ids = torch.randint(11, (4, 6, 2))
+    module = EmbeddingLinear(11, 3, 2, 7, bias=bias, activation=activation, device=device, dtype=torch.float64)
+    ids = integers(11, (4, 6, 2))
     hidden = module(ids)
     expected = reference.embedding_linear(ids, module.embedding, module.weight, module.bias, activation=activation)
     torch.testing.assert_close(hidden, expected)
@@ -73,7 +77,7 @@ def test_embedding_linear_is_its_op(bias: bool, activation: str) -> None:
 
 
 def test_cross_entropy_loss_is_its_op_and_torchs() -> None:
-    logits, target = torch.randn(6, 4, 5), torch.randint(4, (6, 5))
+    logits, target = single(6, 4, 5), integers(4, (6, 5))
     torch.testing.assert_close(CrossEntropyLoss()(logits, target), nn.CrossEntropyLoss()(logits, target))
     options: dict[str, Any] = {"ignore_index": 1, "reduction": "none", "label_smoothing": 0.2}
     torch.testing.assert_close(
@@ -88,13 +92,13 @@ def test_cross_entropy_loss_is_its_op_and_torchs() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_cross_entropy_loss_is_its_op_and_torchs(bias: bool) -> None:
-    features, target = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 1, 0])
-    module = LinearCrossEntropyLoss(5, 4, bias=bias)
-    theirs = TorchsLinearCrossEntropyLoss(5, 4, bias=bias)
+    features, target = single(6, 5), integers(4, (6,))
+    module = LinearCrossEntropyLoss(5, 4, bias=bias, device=device)
+    theirs = TorchsLinearCrossEntropyLoss(5, 4, bias=bias, device=device)
     theirs.load_state_dict(module.state_dict())
     torch.testing.assert_close(module(features, target), theirs(features, target))
 
-    module = LinearCrossEntropyLoss(5, 4, bias=bias, weight=class_weights(), **LOSS_OPTIONS)
+    module = LinearCrossEntropyLoss(5, 4, bias=bias, weight=class_weights(), device=device, **LOSS_OPTIONS)
     expected = reference.linear_cross_entropy(
         features, module.linear.weight, target, linear_bias=module.linear.bias, weight=class_weights(), **LOSS_OPTIONS
     )
@@ -140,7 +144,7 @@ def test_dtype_and_device_reach_the_parameters() -> None:
         LinearCrossEntropyLoss(4, 2, bias=True, device="meta", dtype=torch.bfloat16),
     ):
         assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.bfloat16)}
-    moved = LinearCrossEntropyLoss(5, 4, weight=class_weights()).double()
+    moved = LinearCrossEntropyLoss(5, 4, weight=class_weights(), device=device).double()
     assert moved.weight is not None
     assert moved.weight.dtype == moved.linear.weight.dtype == torch.float64
 
@@ -176,9 +180,9 @@ def test_copies_compute_the_same(how: str, module_and_arguments: tuple[nn.Module
 
 
 def test_output_layer_can_share_the_embedding() -> None:
-    first, loss = EmbeddingLinear(4, 7, 2, 7), LinearCrossEntropyLoss(7, 4)
+    first, loss = EmbeddingLinear(4, 7, 2, 7, device=device), LinearCrossEntropyLoss(7, 4, device=device)
     loss.linear.weight = first.embedding
-    ids, target = torch.randint(4, (6, 2)), torch.randint(4, (6,))
+    ids, target = integers(4, (6, 2)), integers(4, (6,), seed=1)
     loss(first(ids), target).backward()
     gradient = first.embedding.grad
     assert gradient is not None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cases
 import pytest
 import torch
 from cases import (
@@ -16,6 +17,7 @@ from cases import (
     Sample,
     check,
     cross_entropy_sample,
+    device,
     embedding_linear_sample,
     evaluate,
     linear_cross_entropy_sample,
@@ -101,13 +103,27 @@ def test_the_gradient_is_linear_in_the_upstream_gradient(sample: Sample) -> None
         assert torch.count_nonzero(zero) == 0
 
 
+@pytest.mark.parametrize("name", ["linear_cross_entropy, mean", "mlp_cross_entropy, mean"])
+def test_gradients_computed_in_forward_are_multiplied_where_they_are(name: str) -> None:
+    sample = SAMPLES[name]
+    leaves = sample.leaves()
+    kept: dict[int, Tensor] = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
+        result = call(sample, leaves)
+    once = torch.autograd.grad(result, list(leaves.values()), retain_graph=True)
+    assert not any(gradient.data_ptr() in kept for gradient in once)
+    twice = torch.autograd.grad(result, list(leaves.values()), torch.full_like(result, 2.0))
+    assert all(gradient.data_ptr() in kept for gradient in twice)
+    assert all(same_bits(gradient, 2.0 * expected) for gradient, expected in zip(twice, once, strict=True))
+
+
 @every_sample
 def test_an_expanded_and_a_strided_upstream_gradient(sample: Sample) -> None:
     leaves = sample.leaves()
     result = call(sample, leaves)
     dense = normal(*result.shape)
     strided = torch.stack([dense, dense], -1)[..., 0]
-    one = torch.ones((), dtype=result.dtype)
+    one = torch.ones((), dtype=result.dtype, device=device)
     for upstream, contiguous in ((strided, dense), (one.expand_as(result), torch.ones_like(result))):
         actual = torch.autograd.grad(result, list(leaves.values()), upstream, retain_graph=True)
         expected = torch.autograd.grad(result, list(leaves.values()), contiguous, retain_graph=True)
@@ -176,14 +192,17 @@ def test_changing_an_argument_before_backward_never_changes_the_gradients(sample
 
 
 @every_large_sample
-def test_the_same_bits_with_one_thread_and_with_two(sample: Sample, instruction_set: str, threads: None) -> None:
+def test_the_same_bits_every_time_and_with_any_number_of_threads(
+    sample: Sample, instruction_set: str, threads: None
+) -> None:
     torch.set_num_threads(1)
-    alone = evaluate(sample)
-    torch.set_num_threads(2)
+    first = evaluate(sample)
+    if not cases.on_cuda:
+        torch.set_num_threads(2)
     for _ in range(2):
-        together = evaluate(sample)
-        for name, value in alone.items():
-            assert same_bits(together[name], value), name
+        again = evaluate(sample)
+        for name, value in first.items():
+            assert same_bits(again[name], value), name
 
 
 @every_large_sample
@@ -245,7 +264,7 @@ def test_the_samples_call_every_registered_op() -> None:
 
 
 def test_the_samples_reach_every_branch() -> None:
-    bindings = Path(__file__).parents[1] / "csrc" / "bindings"
+    bindings = Path(__file__).parents[1] / "csrc" / "bindings" / ("cuda" if cases.on_cuda else ".")
     source = "".join(path.read_text() for path in sorted(bindings.glob("*.cpp")))
     branches = set(re.findall(r'"(\w+_(?:forward|backward)/\w+)"', source))
     assert branches

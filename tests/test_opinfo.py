@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import DTYPES, assert_as_good_as_torch
+from cases import DTYPES, assert_as_good_as_torch, device
 from torch import Tensor
 from torch.testing._internal.common_methods_invocations import op_db
 
@@ -22,10 +22,10 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2.0**-7
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
-def samples(name: str, device: str, dtype: torch.dtype) -> Iterator[Any]:
+def samples(name: str, dtype: torch.dtype) -> Iterator[Any]:
     info = OPINFOS[name]
     assert info.supports_autograd
-    yield from info.sample_inputs(torch.device(device), dtype, requires_grad=True)
+    yield from info.sample_inputs(device, dtype, requires_grad=True)
 
 
 def compare(ours: Tensor, torchs: Tensor, truth: Tensor, leaves: tuple[list[Tensor], list[Tensor]], what: str) -> None:
@@ -50,9 +50,9 @@ def compare(ours: Tensor, torchs: Tensor, truth: Tensor, leaves: tuple[list[Tens
 
 
 @every_dtype
-def test_cross_entropy(dtype: torch.dtype, device: str) -> None:
+def test_cross_entropy(dtype: torch.dtype) -> None:
     count = 0
-    for sample in samples("nn.functional.cross_entropy", device, dtype):
+    for sample in samples("nn.functional.cross_entropy", dtype):
         input, (target,), options = sample.input, sample.args, dict(sample.kwargs)
         leaves = [tensor for tensor in (input, target) if tensor.requires_grad]
         wide_input = input.detach().double().requires_grad_()
@@ -73,10 +73,10 @@ def test_cross_entropy(dtype: torch.dtype, device: str) -> None:
 
 
 @every_dtype
-def test_embedding(dtype: torch.dtype, device: str) -> None:
+def test_embedding(dtype: torch.dtype) -> None:
     """An embedding is an embedding_linear of one position, with the identity for its layer."""
     count = 0
-    for sample in samples("nn.functional.embedding", device, dtype):
+    for sample in samples("nn.functional.embedding", dtype):
         table, (ids,) = sample.input, sample.args
         unsupported = {"padding_idx", "max_norm", "scale_grad_by_freq", "sparse"} & sample.kwargs.keys()
         if unsupported:  # options of the gradient and of the table itself, which embedding_linear does not have

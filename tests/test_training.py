@@ -14,6 +14,7 @@ import pytest
 import small_names
 import torch
 import torch.nn.functional as F
+from cases import device
 from torch import Tensor
 
 from charlm import MLP, PRESETS, CountBigram, NeuralBigram, NonFiniteLossError, Trainer, TrainingConfig, data, evaluate
@@ -39,9 +40,14 @@ def make_mlp(dataset: data.Dataset, *, seed: int = 1, dtype: torch.dtype = torch
     return MLP(len(dataset.vocabulary), 3, 4, 16, generator=generator, dtype=dtype, **options)
 
 
-def make_trainer(dataset: data.Dataset, *, backend: str = "eager", **options: Any) -> Trainer:
-    options = {"learning_rate": 0.1, "batch_size": 8, **options}
-    return Trainer(make_mlp(dataset), dataset, backend=backend, **options)
+def device_of(backend: str) -> str:
+    """Where a backend trains: "fused" is on the CPU only."""
+    return "cpu" if backend == "fused" else str(device)
+
+
+def make_trainer(dataset: data.Dataset, *, backend: str = "eager", seed_of_model: int = 1, **options: Any) -> Trainer:
+    options = {"learning_rate": 0.1, "batch_size": 8, "device": device_of(backend), **options}
+    return Trainer(make_mlp(dataset, seed=seed_of_model), dataset, backend=backend, **options)
 
 
 def assert_same_state(first: Trainer, second: Trainer) -> None:
@@ -86,7 +92,7 @@ def test_the_trainer_does_what_a_plain_pytorch_loop_does(
             torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         reference.step()
     for parameter, expected in zip(trainer.model.parameters(), parameters, strict=True):
-        torch.testing.assert_close(parameter, expected, rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(parameter.cpu(), expected, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -95,7 +101,8 @@ def test_eager_ops_and_fused_have_the_same_loss_curve(dataset: data.Dataset, opt
     curves = []
     for backend in ("eager", "ops", "fused"):
         model = make_mlp(dataset, direct=direct, softcap=20.0 if direct else None)
-        curves.append(Trainer(model, dataset, backend=backend, batch_size=32, **OPTIMIZERS[optimizer]).run(200))
+        options = {"backend": backend, "device": device_of(backend), "batch_size": 32, **OPTIMIZERS[optimizer]}
+        curves.append(Trainer(model, dataset, **options).run(200))
     for curve in curves[1:]:
         torch.testing.assert_close(curves[0], curve, rtol=0.0, atol=1e-10)
     assert curves[0][-20:].mean() < curves[0][:20].mean() - 0.2
@@ -115,7 +122,7 @@ def test_compile_has_the_loss_curve_of_eager_and_resumes_bit_for_bit(dataset: da
 @pytest.mark.parametrize("backend", ["eager", "ops", "fused"])
 def test_the_neural_bigram_trains_in_every_backend(dataset: data.Dataset, backend: str) -> None:
     model = NeuralBigram(len(dataset.vocabulary), dtype=torch.float64)
-    losses = Trainer(model, dataset, learning_rate=5.0, backend=backend).run(100)
+    losses = Trainer(model, dataset, learning_rate=5.0, backend=backend, device=device_of(backend)).run(100)
     table = torch.zeros(len(dataset.vocabulary), len(dataset.vocabulary), dtype=torch.float64)
     batches = BatchSampler(len(dataset.train), 32, seed=42).read(0, 100)
     for step in range(100):
@@ -126,7 +133,7 @@ def test_the_neural_bigram_trains_in_every_backend(dataset: data.Dataset, backen
         assert losses[step].item() == pytest.approx(loss.item(), abs=1e-10)
         gradient = probabilities - F.one_hot(targets, table.shape[1])
         table.index_add_(0, rows, gradient, alpha=-5.0 / 32)
-    torch.testing.assert_close(model.weight.data, table, rtol=0.0, atol=1e-10)
+    torch.testing.assert_close(model.weight.data.cpu(), table, rtol=0.0, atol=1e-10)
 
 
 @pytest.mark.parametrize("backend", ["eager", "ops", "fused"])
@@ -149,9 +156,10 @@ def test_a_full_batch_is_the_exact_gradient_of_all_examples(
                 assert parameter.grad is not None
                 parameter -= 0.5 * parameter.grad
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(trainer.model.get_parameter(name), parameter, rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(trainer.model.get_parameter(name).cpu(), parameter, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.cpu
 def test_gradient_descent_finds_the_count_bigram(makemore_names: Path) -> None:
     config = PRESETS["bigram"]
     dataset = data.load(makemore_names, context_length=1)
@@ -162,6 +170,7 @@ def test_gradient_descent_finds_the_count_bigram(makemore_names: Path) -> None:
     assert counted < trainer.evaluate("train") < counted + 0.0001
 
 
+@pytest.mark.cpu
 def test_the_makemore_split_and_a_short_lecture_run(makemore_names: Path) -> None:
     dataset = data.load(makemore_names, split="makemore")
     assert [len(split) for split in (dataset.train, dataset.dev, dataset.test)] == [182_625, 22_655, 22_866]
@@ -177,6 +186,7 @@ def test_the_makemore_split_and_a_short_lecture_run(makemore_names: Path) -> Non
 
 
 # The lecture: 2.1682 for its first run, 2.1027 with the initialisation mended, 1.9937 for its deepest network.
+@pytest.mark.cpu
 @pytest.mark.parametrize(("preset", "at_most"), [("makemore", 2.17), ("fast", 2.1027), ("best", 1.97)])
 def test_presets_reach_their_dev_loss(makemore_names: Path, preset: str, at_most: float) -> None:
     config = PRESETS[preset]
@@ -249,7 +259,7 @@ def test_resuming_is_bit_exact(
     state = stopped.state_dict()
     stopped.run(3)
     # Another start: everything has to come from the state.
-    resumed = Trainer(make_mlp(dataset, seed=99), dataset, batch_size=8, **options)
+    resumed = make_trainer(dataset, seed_of_model=99, **options)
     resumed.load_state_dict(state)
     assert resumed.step == 19
     assert torch.equal(resumed.run(21), losses[19:])

@@ -11,7 +11,10 @@ from cases import (
     ALL_LOSS_OPTIONS,
     Sample,
     cross_entropy_sample,
+    device,
     embedding_linear_sample,
+    generator,
+    integers,
     linear_cross_entropy_sample,
     mlp_cross_entropy_sample,
     normal,
@@ -42,7 +45,7 @@ SAMPLES = {
     "mlp_cross_entropy, mean": mlp_cross_entropy_sample(3, 2, 4, 2, 3),
     "mlp_cross_entropy, none": mlp_cross_entropy_sample(3, 2, 4, 2, 3, reduction="none", softcap=2.0),
 }
-every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES, indirect=True)
+every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 every_argument = pytest.mark.parametrize(
     ("sample", "name"),
     [
@@ -51,16 +54,10 @@ every_argument = pytest.mark.parametrize(
         for name, value in sample.arguments.items()
         if isinstance(value, Tensor)
     ],
-    indirect=["sample"],
 )
 # One of each op: tracing takes a second.
 LINEARIZED = ["embedding_linear", "cross_entropy, mean", "linear_cross_entropy, mean", "mlp_cross_entropy, mean"]
 BATCH = 3
-
-
-@pytest.fixture
-def sample(request: pytest.FixtureRequest, device: str) -> Sample:
-    return request.param.on(device)
 
 
 def primals(sample: Sample) -> tuple[Tensor, ...]:
@@ -105,17 +102,17 @@ def truth(sample: Sample, order: int) -> tuple[Tensor, ...]:
 
 def stacked(sample: Sample, seed: int = 60) -> dict[str, Tensor]:
     """`BATCH` different values of every tensor argument: noise for floating ones, a permutation of integers."""
-    generator = torch.Generator().manual_seed(seed)
+    source = generator(seed)
     found = {}
     for name, value in sample.arguments.items():
         if not isinstance(value, Tensor):
             continue
         if value.is_floating_point():
-            noise = 0.1 * torch.rand(BATCH, *value.shape, generator=generator, dtype=value.dtype)
-            found[name] = value + noise.to(value.device)
+            noise = 0.1 * torch.rand(BATCH, *value.shape, generator=source, dtype=value.dtype)
+            found[name] = value + noise.to(device)
         else:
             flat = value.reshape(-1)
-            shuffled = [flat[torch.randperm(flat.numel(), generator=generator).to(flat.device)] for _ in range(BATCH)]
+            shuffled = [flat[torch.randperm(flat.numel(), generator=source).to(device)] for _ in range(BATCH)]
             found[name] = torch.stack(shuffled).reshape(BATCH, *value.shape)
     return found
 
@@ -187,7 +184,7 @@ def test_second_order_of_what_is_between_ops(sample: Sample) -> None:
     """The upstream gradient and the arguments both depend on the leaf."""
 
     def of(namespace: Any) -> Tensor:
-        scale = torch.tensor(0.7, dtype=torch.float64, device=primals(sample)[0].device, requires_grad=True)
+        scale = torch.tensor(0.7, dtype=torch.float64, device=device, requires_grad=True)
         loss = scalar(sample, namespace)(*(scale * p for p in primals(sample))).sin() * scale
         (first,) = torch.autograd.grad(loss, scale, create_graph=True)
         (second,) = torch.autograd.grad(first, scale)
@@ -252,7 +249,7 @@ def test_jvp(sample: Sample) -> None:
 
 # Of torch's own tracer, about any tensor that the function closes over.
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
-@pytest.mark.parametrize("sample", [SAMPLES[name] for name in LINEARIZED], ids=LINEARIZED, indirect=True)
+@pytest.mark.parametrize("sample", [SAMPLES[name] for name in LINEARIZED], ids=LINEARIZED)
 def test_linearize(sample: Sample) -> None:
     expected = sum((g * d).sum() for g, d in zip(truth(sample, 1), directions(sample), strict=True))
     value, push = linearize(scalar(sample), *primals(sample))
@@ -419,7 +416,7 @@ def test_kernels_compute_values_and_first_gradients_under_torch_func(monkeypatch
         raise AssertionError("the reference ran")
 
     monkeypatch.setattr(_transforms, "by_reference", refuse)
-    input, target = normal(BATCH, 4, 5), torch.randint(5, (BATCH, 4))
+    input, target = normal(BATCH, 4, 5), integers(5, (BATCH, 4))
     weight = normal(5, 2)
     grad(ops.cross_entropy)(input[0], target[0])
     vmap(ops.cross_entropy)(input, target)
@@ -428,16 +425,16 @@ def test_kernels_compute_values_and_first_gradients_under_torch_func(monkeypatch
     hidden = normal(BATCH, 4, 2)
     grad(ops.linear_cross_entropy, (0, 1))(hidden[0], weight, target[0])
     vmap(grad(ops.linear_cross_entropy), (0, None, 0))(hidden, weight, target)
-    ids, table, layer = torch.randint(5, (BATCH, 4, 2)), normal(5, 2), normal(3, 4)
+    ids, table, layer = integers(5, (BATCH, 4, 2)), normal(5, 2), normal(3, 4)
     grad(lambda *parameters: vmap(ops.embedding_linear, (0, None, None))(ids, *parameters).sum(), (0, 1))(table, layer)
     with pytest.raises(AssertionError, match="the reference ran"):
         jvp(lambda z: ops.cross_entropy(z, target[0]), (input[0],), (input[1],))
 
 
 def test_per_sample_gradients_of_a_module() -> None:
-    loss = LinearCrossEntropyLoss(3, 5, bias=True, dtype=torch.float64)
+    loss = LinearCrossEntropyLoss(3, 5, bias=True, device=device, dtype=torch.float64)
     parameters = {name: value.detach() for name, value in loss.named_parameters()}
-    input, target = normal(7, 2, 3), torch.randint(5, (7, 2))
+    input, target = normal(7, 2, 3), integers(5, (7, 2))
 
     def one(parameters: dict[str, Tensor], input: Tensor, target: Tensor) -> Tensor:
         return functional_call(loss, parameters, (input, target))
@@ -479,7 +476,7 @@ def test_class_weights_that_require_a_gradient(op: str) -> None:
     arguments = {"input": normal(4, 3), "linear_weight": normal(5, 3), "reduction": "sum"}
     if op == "cross_entropy":
         arguments = {"input": normal(4, 5), "reduction": "sum"}
-    weight = torch.rand(5, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(5, dtype=torch.float64, device=device, requires_grad=True)
     probabilities = normal(4, 5, seed=3).softmax(1)
 
     def loss(namespace: Any, weight: Tensor) -> Tensor:
@@ -488,7 +485,7 @@ def test_class_weights_that_require_a_gradient(op: str) -> None:
     expected = torch.autograd.grad(loss(reference, weight), weight)
     close(torch.autograd.grad(loss(ops, weight), weight), expected)
     close(grad(lambda w: loss(ops, w))(weight.detach()), expected[0])
-    target = torch.randint(5, (4,))
+    target = integers(5, (4,))
     with pytest.raises(RuntimeError, match="not differentiable with respect to argument 'weight'"):
         getattr(ops, op)(**arguments, target=target, weight=weight)
     with pytest.raises(RuntimeError, match="not differentiable with respect to argument 'weight'"):

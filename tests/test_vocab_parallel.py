@@ -1,7 +1,11 @@
-"""vocab_parallel_linear_cross_entropy on 3 and 2 ranks, with uneven slices, against the op on the whole weight."""
+"""vocab_parallel_linear_cross_entropy on 3 and 2 ranks, with uneven slices, against the op on the whole weight.
+
+The ranks are on the CPU; a process alone is also where --device says.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +16,15 @@ import torch
 import torch.distributed as dist
 from cases import (
     ALL_LOSS_OPTIONS,
+    DTYPES,
     LOSS_OPTIONS,
     REDUCTIONS,
     TOLERANCES,
     Sample,
     _largest,
     assert_as_good_as_torch,
+    check,
+    device,
     evaluate,
     linear_cross_entropy_sample,
     names_of,
@@ -226,7 +233,7 @@ def assembled(results: list[dict[str, dict[str, Tensor]]], name: str) -> dict[st
 
 
 def assert_equals_the_op(results: list[dict[str, dict[str, Tensor]]], name: str, sample: Sample) -> None:
-    actual, expected = assembled(results, name), evaluate(sample, ops)
+    actual, expected = assembled(results, name), evaluate(sample.on("cpu"), ops)
     assert actual.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(
@@ -246,7 +253,7 @@ def test_a_group_is_a_part_of_the_processes(ranks: list[dict[str, Any]], name: s
 
 @pytest.mark.parametrize("name", other_cases())
 def test_every_dtype_shape_and_edge_is_as_good_as_torch(ranks: list[dict[str, Any]], name: str) -> None:
-    sample = other_cases()[name]
+    sample = other_cases()[name].on("cpu")
     actual, torchs = assembled([rank["results"] for rank in ranks], name), evaluate(sample, reference)
     truth = evaluate(sample.to(torch.float64), reference, upstream_dtype=sample.dtype)
     for key, true_value in truth.items():
@@ -255,7 +262,7 @@ def test_every_dtype_shape_and_edge_is_as_good_as_torch(ranks: list[dict[str, An
 
 
 def test_sure_predictions_keep_their_digits(ranks: list[dict[str, Any]]) -> None:
-    truth = evaluate(sure_predictions().to(torch.float64), reference)["result"]
+    truth = evaluate(sure_predictions().on("cpu").to(torch.float64), reference)["result"]
     assert truth.max() < 2e-4
     actual = assembled([rank["results"] for rank in ranks], "sure predictions")["result"]
     torch.testing.assert_close(actual.double(), truth, rtol=1e-2, atol=0.0)
@@ -302,6 +309,25 @@ def test_errors_name_the_argument_on_every_rank(ranks: list[dict[str, Any]]) -> 
 def test_a_second_derivative_is_an_error(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert rank["second"] == "vocab_parallel_linear_cross_entropy has no second derivative"
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A group of this process only."""
+    backend = "cuda:nccl" if device.type == "cuda" else "cpu:gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_process_alone_computes_the_op_where_its_tensors_are(alone: None) -> None:
+    for reduction in REDUCTIONS:
+        options = {"targets": "ignored", "reduction": reduction, **ALL_LOSS_OPTIONS}
+        for dtype in DTYPES:
+            check(linear_cross_entropy_sample(131, 5, 29, dtype=dtype, **options), PARALLEL)
+    target = torch.tensor([0, 1, 2, 31], device=device)
+    with pytest.raises(IndexError, match=r"target\[3\] = 31 is out of range for 29 classes"):
+        vocab_parallel_linear_cross_entropy(normal(4, 5), normal(29, 5), target)
 
 
 def test_without_a_process_group_it_says_so() -> None:

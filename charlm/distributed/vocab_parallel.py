@@ -204,7 +204,7 @@ class _VocabParallel(torch.autograd.Function):
             gradient = logits.sub_(shift[rows, None]).sub_(log_sum[rows, None]).exp_().mul_(softmax_share[rows, None])
             if loss.label_smoothing > 0.0:
                 gradient -= scale[rows, None] * spread
-            gradient[torch.arange(len(gradient)), labels[rows]] -= own_label_share[rows]
+            gradient[torch.arange(len(gradient), device=labels.device), labels[rows]] -= own_label_share[rows]
             if slope is not None:
                 gradient *= slope
             if bias_gradient is not None:

@@ -67,9 +67,9 @@ class CountBigram(_Bigram):
     def fit(self, split: Split) -> CountBigram:
         """Replaces the counts by those of the examples in `split`; returns the model."""
         size = self.vocab_size
-        counts = torch.zeros(size * size, dtype=torch.int64)
+        counts = torch.zeros(size * size, dtype=torch.int64, device="cpu")
         for start in range(0, len(split), _COUNTED_AT_ONCE):
-            indices = torch.arange(start, min(start + _COUNTED_AT_ONCE, len(split)))
+            indices = torch.arange(start, min(start + _COUNTED_AT_ONCE, len(split)), device="cpu")
             contexts, targets = split.batch(indices)
             last = contexts[:, -1]
             self._check_range(contexts=last, targets=targets)

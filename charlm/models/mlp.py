@@ -95,7 +95,7 @@ class MLP(LanguageModel):
             scales.append((self.direct_weight, _OUTPUT_STD))
         for weight, std in scales:
             # Drawn in float64 on the CPU, so that a seed means the same weights in every dtype and on every device.
-            weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float64) * std)
+            weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float64, device="cpu") * std)
         self.bias1.zero_()
         self.bias2.zero_()
 

@@ -60,9 +60,10 @@ def graph_is_kept() -> bool:
 
 def scale_saved(grad_output: Tensor, saved: Tensor) -> Tensor:
     """grad_output * saved for a gradient computed during forward; reuses its memory where nobody reads it again."""
-    if graph_is_kept() or not grad_output.is_cpu:
+    if graph_is_kept():
         return saved * grad_output
-    if grad_output.ndim == 0 and grad_output.item() == 1.0:
+    # Only on the CPU: anywhere else, reading the number would wait for the device.
+    if grad_output.is_cpu and grad_output.ndim == 0 and grad_output.item() == 1.0:
         return saved
     return saved.mul_(grad_output)
 

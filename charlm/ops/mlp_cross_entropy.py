@@ -13,6 +13,7 @@ from charlm.ops._autograd import (
     apply,
     autocast_dtype,
     cast,
+    check_devices,
     needs_gradient,
     reduction_code,
     scale_saved,
@@ -171,6 +172,8 @@ def _(
     softcap: float,
     compute_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    parameters = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
+    check_devices(embedding=embedding, ids=ids, target=target, **parameters)
     compute_dtype = torch.float64 if embedding.dtype == torch.float64 else torch.float32
     loss = embedding.new_empty(target.shape if reduction == 0 else (), dtype=compute_dtype)
     shapes = _gradient_shapes(embedding, weight1, weight2) if compute_gradient else [(0,)] * 5
@@ -189,6 +192,8 @@ def _(
     bias2: Tensor | None,
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    parameters = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
+    check_devices(embedding=embedding, ids=ids, target=target, grad_output=grad_output, **parameters)
     shapes = _gradient_shapes(embedding, weight1, weight2)
     return tuple(embedding.new_empty(shape) for shape in shapes)  # type: ignore[return-value]
 

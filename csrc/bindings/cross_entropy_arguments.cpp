@@ -65,7 +65,7 @@ ClassMatrix class_matrix(const Tensor& tensor) {
 
 Tensor empty_gradient(const Tensor& like) {
   const Tensor gradient = allocate_like(like);
-  return inner_is_flat(gradient) ? gradient : allocate(like.sizes(), like.scalar_type());
+  return inner_is_flat(gradient) ? gradient : allocate(like.sizes(), like.scalar_type(), like.device());
 }
 
 std::vector<int64_t> row_shape(const Tensor& input) {

@@ -36,7 +36,7 @@ struct Matrix {
 // Everything is enqueued on the stream of the launches; nothing waits for it.
 class DeviceLibrary {
  public:
-  // Uninitialised, aligned to 16 bytes at least, until the launcher that was given this object returns.
+  // Uninitialised, aligned to 16 bytes at least, never null, until the launcher that was given this object returns.
   virtual void* allocate(int64_t bytes) = 0;
   // out = a b. a and b have one storage type; out has it too, or is float32.
   virtual void multiply(const Matrix& out, const Matrix& a, const Matrix& b) = 0;

@@ -2,7 +2,6 @@
 // nothing else: swapcontext makes two system calls each time, and AddressSanitizer clears a whole stack at it.
 #pragma once
 
-#include <sanitizer/asan_interface.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/mman.h>
@@ -74,20 +73,21 @@ namespace simulator {
 
 class Fiber {
  public:
-  // The next switch to it calls function(), which must never return.
-  void start(size_t bytes, void (*function)()) {
+  // The next switch to it calls function(), which must never return, `offset` bytes below the top of the stack: tops
+  // that are a power of two apart would push each other out of the caches.
+  void start(size_t bytes, size_t offset, void (*function)()) {
     bytes_ = bytes;
     if (stack_ == nullptr) {
       stack_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     }
-    __asan_unpoison_memory_region(stack_, bytes);  // the frames of what ran before never returned
     // What the switch pops, last of all the address to return to.
-    auto* top = reinterpret_cast<void**>(static_cast<char*>(stack_) + bytes) - CHARLM_STACK_PADDING;
+    auto* top = reinterpret_cast<void**>(static_cast<char*>(stack_) + bytes - offset) - CHARLM_STACK_PADDING;
     *--top = reinterpret_cast<void*>(function);
     for (int i = 0; i < CHARLM_SAVED_REGISTERS; ++i) *--top = nullptr;
     pointer_ = top;
   }
 
+  void* stack() const { return stack_; }
   bool has_on_stack(uintptr_t address) const { return address - reinterpret_cast<uintptr_t>(stack_) < bytes_; }
 
   friend void switch_fiber(Fiber* from, const Fiber& to) { charlm_switch_stack(&from->pointer_, to.pointer_); }

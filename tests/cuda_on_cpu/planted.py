@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from simulator import CSRC, Edit, Server, build
+from compiler import CSRC
+from simulator import Edit, Server, build
 
 BARRIER = re.compile(r"(?<!{ )__syncthreads\(\);")
 # How a mistake shows that is no KernelError.

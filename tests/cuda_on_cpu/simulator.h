@@ -8,7 +8,7 @@
 //   a misaligned access, such as a vector at any element of an array;
 //   a barrier, a shuffle or a vote that some of its threads never reach, or reach at another place.
 //
-// g++ compiles every access into a call of a function of AddressSanitizer's (simulator.cpp defines them), so kernels
+// g++ compiles every access into a call of a function of AddressSanitizer's (watch.cpp defines them), so kernels
 // are watched as they are. What it cannot show: whether memory of other blocks would be visible after a fence (it
 // reports any such use but atomics), rounding of __expf and its like, and speed.
 #pragma once
@@ -17,11 +17,14 @@
 #include <stdint.h>
 #include <string.h>
 
+struct dim3;
+
 namespace simulator {
 
 inline constexpr int kWarp = 32;
 
-// The order of threads and blocks from now on.
+// From now on threads and blocks run in a random order, that of this seed; before, one block and mostly one warp after
+// the other.
 void seed(uint64_t value);
 
 // Which of the faults that a test has planted in the kernels is at work; none is fault 0.
@@ -41,8 +44,9 @@ void initialise(void* data, size_t bytes);
 inline constexpr size_t kMaxShared = 227 << 10, kUnaskedShared = 48 << 10;
 bool ask_shared(const void* kernel, size_t bytes);
 
-// Runs thread(closure) for every thread of gridDim and blockDim; false where CUDA would refuse the launch.
-bool launch(const void* kernel, size_t shared_bytes, void (*thread)(const void*), const void* closure);
+// Runs thread(closure) for every thread of a grid; false where CUDA would refuse the launch.
+bool launch(const void* kernel, const dim3& grid, const dim3& block, size_t shared_bytes, void (*thread)(const void*),
+            const void* closure);
 unsigned char* dynamic_shared();
 
 int lane();

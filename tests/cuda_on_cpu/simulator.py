@@ -6,8 +6,6 @@ arguments. It ends with a message at the first mistake of a kernel; `simulator.h
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
 import re
 import subprocess
@@ -17,22 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compiler import CSRC, FOLDER, HERE, alone, compile_source, create, digest
 from torch import Tensor
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-CSRC = ROOT / "csrc"
-
-_COMPILER = ["g++", "-std=c++20", "-g1", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
-_COMPILER += ["-Wno-unknown-pragmas", f"-I{HERE}", f"-I{HERE / 'standin'}"]
-# Every access becomes a call of a function, which simulator.cpp defines; simulator.h says how the two differ.
+# Every access becomes a call of a function, which watch.cpp defines; simulator.h says how the two differ.
 _WATCHES = {
-    "bounds": ["-O1", "-fsanitize=address", "--param", "asan-instrumentation-with-call-threshold=0"],
-    "races": ["-O1", "-fsanitize=thread"],
+    "bounds": ["-O1", "-g1", "-fsanitize=address", "--param", "asan-instrumentation-with-call-threshold=0"],
+    "races": ["-O1", "-g1", "-fsanitize=thread"],
 }
-# Named after what they were made of, files in it stay right.
-_FOLDER = ROOT / "build" / "cuda_on_cpu"
-_SUPPORT = tuple(HERE / name for name in ("simulator.cpp", "server.cpp", "library.cpp"))
+_SUPPORT = tuple(HERE / name for name in ("threads.cpp", "watch.cpp", "server.cpp", "library.cpp"))
 
 # By their numbers in csrc/kernels.
 INTEGER_TYPES = {
@@ -56,24 +47,19 @@ def build(op: str, watch: str = "bounds", edits: Mapping[str, Edit] | None = Non
 
     `edits` change the text of files in csrc/kernels/cuda before they are compiled.
     """
-    _FOLDER.mkdir(parents=True, exist_ok=True)
-    with (_FOLDER / "lock").open("w") as lock:  # of several test processes one compiles, and the others find its work
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return _build(op, watch, edits or {})
-
-
-def _build(op: str, watch: str, edits: Mapping[str, Edit]) -> Path:
     sources = CSRC
-    if edits:
-        sources = _FOLDER / "edited"
-        _copy_edited(sources, edits)
-    objects = [_compile(source, sources, ["-O2"]) for source in (*_SUPPORT, HERE / "ops" / f"{op}.cpp")]
-    for kernels in _kernels_of(HERE / "ops" / f"{op}.cpp"):
-        objects.append(_compile(sources / "kernels" / "cuda" / f"{kernels}.cu", sources, _WATCHES[watch]))
-    program = _FOLDER / f"{op}-{_digest([path.name.encode() for path in objects])}"
-    if not program.exists():
-        _create(program, ["g++", "-fsanitize=address", *map(str, objects)])
-    return program
+    with alone():
+        if edits:
+            sources = FOLDER / "edited"
+            _copy_edited(sources, edits)
+        objects = [compile_source(source, ["-O2", "-g1"]) for source in (*_SUPPORT, HERE / "ops" / f"{op}.cpp")]
+        for kernels in _kernels_of(HERE / "ops" / f"{op}.cpp"):
+            path = sources / "kernels" / "cuda" / f"{kernels}.cu"
+            objects.append(compile_source(path, _WATCHES[watch], sources))
+        program = FOLDER / f"{op}-{digest([path.name.encode() for path in objects])}"
+        if not program.exists():
+            create(program, ["g++", "-fsanitize=address", *map(str, objects)])
+        return program
 
 
 def _kernels_of(source: Path) -> list[str]:
@@ -92,26 +78,6 @@ def _kernel_file(name: str) -> list[Path]:
     return list((CSRC / "kernels" / "cuda").glob(f"{name}.cu"))
 
 
-def _compile(source: Path, sources: Path, flags: list[str]) -> Path:
-    """The object file of a source, named after everything that it was made of, so that nothing is compiled twice."""
-    command = [*_COMPILER, *flags, f"-I{sources}"]
-    preprocessed = subprocess.run([*command, "-E", "-P", "-x", "c++", str(source)], check=True, stdout=subprocess.PIPE)
-    options = " ".join([*_COMPILER, *flags]).encode()
-    result = _FOLDER / f"{source.stem}-{_digest([preprocessed.stdout, options])}.o"
-    if not result.exists():
-        _create(result, [*command, "-c", "-x", "c++", str(source)])
-    return result
-
-
-def _create(path: Path, command: list[str]) -> None:
-    """Runs a command that writes a file, which is there when it is whole."""
-    temporary = path.with_suffix(f".{os.getpid()}")
-    result = subprocess.run([*command, "-o", str(temporary)], capture_output=True, text=True)
-    if result.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}:\n{result.stderr}")
-    temporary.replace(path)
-
-
 def _copy_edited(to: Path, edits: Mapping[str, Edit]) -> None:
     for path in (CSRC / "kernels").rglob("*"):
         if path.suffix not in (".h", ".cuh", ".cu"):
@@ -124,10 +90,6 @@ def _copy_edited(to: Path, edits: Mapping[str, Edit]) -> None:
         copy = to / path.relative_to(CSRC)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(text)
-
-
-def _digest(parts: list[bytes]) -> str:
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 class Server:

@@ -1,5 +1,6 @@
 #include "bindings/cuda/torch_library.h"
 
+#include <algorithm>
 #include <array>
 
 namespace charlm {
@@ -30,7 +31,7 @@ ScalarType scalar_type(Storage storage) {
 }  // namespace
 
 void* TorchLibrary::allocate(int64_t bytes) {
-  memory_.push_back(charlm::allocate({bytes}, ScalarType::Byte, call_.device));
+  memory_.push_back(charlm::allocate({std::max<int64_t>(bytes, 1)}, ScalarType::Byte, call_.device));
   return memory_.back().mutable_data_ptr();
 }
 

@@ -108,7 +108,7 @@ class Layer {
     }
     T* gradient = library_.allocate_values<T>(projection_.table_rows() * rows_.hidden_dim);  // dP
     if (const Error error = scatter(gradient)) return error;
-    return projection_.parameter_gradients(gradient);
+    return projection_.parameter_gradients(gradient, rows_.keys);
   }
 
   Error scatter(T* gradient) {

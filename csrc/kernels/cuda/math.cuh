@@ -22,6 +22,11 @@ __device__ inline T not_a_number() {
 }
 
 template <typename T>
+__device__ inline bool is_finite(T x) {
+  return x - x == 0;
+}
+
+template <typename T>
 __device__ inline T larger(T a, T b) {  // of a NaN and a number, the number
   return a < b ? b : a;
 }

@@ -1,6 +1,6 @@
 // Stands in for CUDA's header of this name, so that g++ compiles a .cu file for the CPU and tests can run it.
 //
-// One block at a time, its threads are fibers that simulator.cpp runs in random order, from one synchronisation to the
+// One block at a time, its threads are fibers that threads.cpp runs in random order, from one synchronisation to the
 // next. Only what kernels use is here; a kernel that needs more of CUDA adds it, with its rules, here or in
 // simulator.h.
 #pragma once
@@ -53,12 +53,12 @@ struct cudaLaunchConfig_t {
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
-  gridDim = config->gridDim;
-  blockDim = config->blockDim;
   const auto thread = [&] { kernel(arguments...); };
   const auto call = [](const void* closure) { (*static_cast<const decltype(thread)*>(closure))(); };
   const auto* identity = reinterpret_cast<const void*>(kernel);
-  return simulator::launch(identity, config->dynamicSmemBytes, call, &thread) ? cudaSuccess : cudaErrorInvalidValue;
+  const bool launched =
+      simulator::launch(identity, config->gridDim, config->blockDim, config->dynamicSmemBytes, call, &thread);
+  return launched ? cudaSuccess : cudaErrorInvalidValue;
 }
 enum cudaFuncAttribute : int { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 template <typename Kernel>

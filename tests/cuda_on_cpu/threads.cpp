@@ -1,0 +1,242 @@
+// The threads of a block as fibers, and what makes them wait for each other.
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <random>
+#include <vector>
+
+#include "cuda_runtime.h"
+#include "watch.h"
+
+dim3 gridDim, blockDim, blockIdx, threadIdx;
+
+namespace simulator {
+
+Running running;
+
+namespace {
+
+constexpr size_t kStackBytes = 64 << 10;
+constexpr size_t kStackOffset = 17 * 64, kStackOffsets = 16 << 10;
+
+enum class State { kRunnable, kAtBlockBarrier, kAtWarpBarrier, kDone };
+
+struct Thread {
+  Fiber fiber;
+  dim3 index;
+  State state = State::kDone;
+  int line = 0;
+  unsigned mask = 0;
+};
+
+// Lanes write into the slots of one parity while slow ones still read those of the other.
+struct Warp {
+  uint32_t barriers = 0;  // see Running
+  uint64_t slots[2][kWarp];
+  uint8_t parity[kWarp];
+};
+
+std::mt19937_64 generator;
+bool is_random = false;
+int planted = 0;
+std::mutex launching;
+Thread threads[kMaxThreads];
+Warp warps[kMaxThreads / kWarp];
+std::vector<int> runnable;
+Fiber main_fiber;
+int thread_count = 0, waiting = 0, done = 0;
+void (*thread_function)(const void*);
+const void* thread_closure;
+unsigned char* dynamic_memory = nullptr;
+std::map<const void*, size_t> asked_shared;  // by kernel
+
+void make_runnable(int thread) {
+  threads[thread].state = State::kRunnable;
+  runnable.push_back(thread);
+}
+
+// Leaves the current thread for another one that can go on; the main fiber takes over where none can. The one that
+// could last is of the same warp, mostly, and in the caches.
+void run_another() {
+  Fiber& from = running.thread < 0 ? main_fiber : threads[running.thread].fiber;
+  if (runnable.empty()) {
+    running.thread = -1;
+    switch_fiber(&from, main_fiber);
+    return;
+  }
+  const size_t chosen = is_random ? generator() % runnable.size() : runnable.size() - 1;
+  const int next = runnable[chosen];
+  runnable[chosen] = runnable.back();
+  runnable.pop_back();
+  running.thread = next;
+  running.fiber = &threads[next].fiber;
+  running.warp_barriers = warps[next / kWarp].barriers;
+  threadIdx = threads[next].index;
+  if (&from != &threads[next].fiber) switch_fiber(&from, threads[next].fiber);
+}
+
+void run_thread() {
+  thread_function(thread_closure);
+  threads[running.thread].state = State::kDone;
+  ++done;
+  run_another();
+}
+
+void check_all_done() {
+  for (int thread = 0; thread < thread_count; ++thread) {
+    const Thread& stuck = threads[thread];
+    if (stuck.state == State::kDone) continue;
+    threadIdx = stuck.index;
+    fail("a %s at line %d waits for threads that have ended or wait at another place",
+         stuck.state == State::kAtBlockBarrier ? "__syncthreads" : "synchronisation of a warp", stuck.line);
+  }
+}
+
+void run_block() {
+  running.block_began = ++running.now;
+  waiting = done = 0;
+  for (Warp& warp : warps) {
+    warp.barriers = 0;
+    memset(warp.parity, 0, sizeof(warp.parity));
+  }
+  for (int thread = 0; thread < thread_count; ++thread) {
+    Fiber& fiber = threads[thread].fiber;
+    fiber.start(kStackBytes, thread * kStackOffset % kStackOffsets, run_thread);
+    watch_stack(fiber.stack(), kStackBytes);
+    make_runnable(thread);
+  }
+  run_another();
+  check_all_done();
+}
+
+void wait_for_warp(unsigned mask, int line, bool orders_memory) {
+  Thread* lanes = threads + running.thread / kWarp * kWarp;
+  const int self = lane();
+  if ((mask >> self & 1) == 0) fail("a thread synchronises with a mask %08x that lacks it", mask);
+  lanes[self].state = State::kAtWarpBarrier;
+  lanes[self].line = line;
+  lanes[self].mask = mask;
+  for (int other = 0; other < kWarp; ++other) {
+    if ((mask >> other & 1) == 0) continue;
+    const Thread& thread = lanes[other];
+    const bool here = thread.state == State::kAtWarpBarrier && thread.mask == mask && thread.line == line;
+    if (!here) {
+      run_another();
+      return;
+    }
+  }
+  if (orders_memory && mask == 0xffffffffu) ++warps[running.thread / kWarp].barriers;
+  for (int other = 0; other < kWarp; ++other) {
+    if ((mask >> other & 1) != 0 && other != self) make_runnable(running.thread / kWarp * kWarp + other);
+  }
+  make_runnable(running.thread);
+  run_another();
+}
+
+}  // namespace
+
+void seed(uint64_t value) {
+  generator.seed(value);
+  is_random = true;
+}
+
+void plant(int number) { planted = number; }
+bool fault(int number) { return planted == number; }
+
+void fail(const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  vfprintf(stderr, format, arguments);
+  va_end(arguments);
+  fprintf(stderr, "; block %u of %u, thread (%u, %u) of (%u, %u)\n", blockIdx.x, gridDim.x, threadIdx.x, threadIdx.y,
+          blockDim.x, blockDim.y);
+  fflush(stderr);
+  _Exit(97);
+}
+
+bool ask_shared(const void* kernel, size_t bytes) {
+  const std::lock_guard lock(launching);
+  if (bytes > kMaxShared) return false;
+  asked_shared[kernel] = bytes;
+  return true;
+}
+
+bool launch(const void* kernel, const dim3& grid, const dim3& block, size_t shared_bytes, void (*thread)(const void*),
+            const void* closure) {
+  const std::lock_guard lock(launching);
+  gridDim = grid;
+  blockDim = block;
+  thread_count = static_cast<int>(block.x * block.y * block.z);
+  if (grid.x == 0 || thread_count == 0 || thread_count > static_cast<int>(kMaxThreads)) return false;
+  const auto asked = asked_shared.find(kernel);
+  if (shared_bytes > (asked == asked_shared.end() ? kUnaskedShared : asked->second)) return false;
+  if (grid.y != 1 || grid.z != 1) return false;
+  for (int i = 0; i < thread_count; ++i) {
+    threads[i].index = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
+  }
+  thread_function = thread;
+  thread_closure = closure;
+  dynamic_memory = static_cast<unsigned char*>(aligned_alloc(16, (shared_bytes + 15) / 16 * 16 + 16));
+  watch_dynamic_shared(dynamic_memory, shared_bytes);
+  running.launch_began = running.now + 1;
+  std::vector<unsigned> order(grid.x);
+  for (unsigned i = 0; i < grid.x; ++i) order[i] = i;
+  if (is_random) std::shuffle(order.begin(), order.end(), generator);
+  for (const unsigned index : order) {
+    blockIdx = dim3(index, 0, 0);
+    run_block();
+  }
+  watch_dynamic_shared(nullptr, 0);
+  free(dynamic_memory);
+  return true;
+}
+
+unsigned char* dynamic_shared() { return dynamic_memory; }
+
+int lane() { return running.thread % kWarp; }
+
+void block_barrier(int line) {
+  threads[running.thread].state = State::kAtBlockBarrier;
+  threads[running.thread].line = line;
+  if (++waiting < thread_count) {
+    run_another();
+    return;
+  }
+  for (int thread = 0; thread < thread_count; ++thread) {
+    if (threads[thread].line != line)
+      fail("threads wait at __syncthreads of lines %d and %d", threads[thread].line, line);
+    make_runnable(thread);
+  }
+  waiting = 0;
+  ++running.now;
+  run_another();
+}
+
+void warp_barrier(unsigned mask, int line) { wait_for_warp(mask, line, true); }
+
+uint64_t exchange_bits(unsigned mask, uint64_t bits, int source, int line) {
+  Warp& warp = warps[running.thread / kWarp];
+  const int parity = warp.parity[lane()] ^= 1;
+  warp.slots[parity][lane()] = bits;
+  wait_for_warp(mask, line, false);
+  if ((mask >> source & 1) == 0) fail("a shuffle reads lane %d, which its mask %08x lacks", source, mask);
+  return warp.slots[parity][source];
+}
+
+unsigned vote(unsigned mask, bool predicate, int line) {
+  Warp& warp = warps[running.thread / kWarp];
+  const int parity = warp.parity[lane()] ^= 1;
+  warp.slots[parity][lane()] = predicate;
+  wait_for_warp(mask, line, false);
+  unsigned result = 0;
+  for (int other = 0; other < kWarp; ++other) {
+    if ((mask >> other & 1) != 0 && warp.slots[parity][other] != 0) result |= 1u << other;
+  }
+  return result;
+}
+
+}  // namespace simulator
