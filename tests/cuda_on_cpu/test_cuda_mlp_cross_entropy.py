@@ -11,8 +11,8 @@ from cases import DTYPES, REDUCTIONS, check, evaluate, mlp_cross_entropy_sample,
 from simulated import Ops
 from simulator import Server
 
-# (N, T, V, D, H); vocabularies around the widths of vectors, rows and hidden units beyond one block of each, models whose
-# dP fits into shared memory, whose does not, and too large ones.
+# (N, T, V, D, H): vocabularies around the widths of vectors, rows and hidden units beyond one block of each; models
+# whose dP fits into shared memory, models whose dP does not, and too large ones.
 SHAPES = (
     (1, 1, 1, 1, 1),
     (7, 3, 27, 4, 9),
