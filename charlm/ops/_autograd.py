@@ -73,9 +73,15 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     if not torch._C._is_any_autocast_enabled():  # costs less than a tensor's device
         return None
     device = tensor.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not has_autocast(device) or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device) if tensor.dtype in _AUTOCAST_DTYPES else None
+
+
+def has_autocast(device: str) -> bool:
+    """Whether autocast knows this type of device; meta is one that it does not."""
+    # torch 2.11 cannot compile the question.
+    return device != "meta" if torch.compiler.is_compiling() else torch.amp.is_autocast_available(device)
 
 
 def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:

@@ -23,6 +23,8 @@ from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
+from charlm.ops._autograd import has_autocast
+
 _HALF = (torch.bfloat16, torch.float16)
 
 Tensors = Sequence[Any]  # tensors, and None for those left out
@@ -45,8 +47,11 @@ class Op:
 
 def is_transformed() -> bool:
     """Whether forward-mode AD (which jvp turns on too), another transform of torch.func or torch.export is at work."""
+    # The last is torch.compiler.is_exporting(), which in torch 2.11 is true in all of torch.compile.
     return (
-        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or torch.compiler.is_exporting()
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch.compiler._is_exporting_flag
     )
 
 
@@ -62,7 +67,7 @@ def by_reference(op: Op, tensors: Tensors, options: Sequence[Any]) -> Tensor:
     """The op in plain PyTorch, bfloat16 and float16 computed in float32 as by the kernels, whatever autocast says."""
     tensors = [*map(_widened, tensors)]
     device = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device):  # meta
+    if not has_autocast(device):
         return op.reference(*tensors, *options)
     with torch.autocast(device, enabled=False):
         return op.reference(*tensors, *options)

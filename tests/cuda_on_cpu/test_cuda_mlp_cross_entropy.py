@@ -11,7 +11,8 @@ from cases import DTYPES, REDUCTIONS, check, evaluate, mlp_cross_entropy_sample,
 from simulated import Ops
 from simulator import Server
 
-# (N, T, V, D, H); vocabularies around the widths of vectors, rows and hidden units beyond one block of each.
+# (N, T, V, D, H): vocabularies around the widths of vectors, rows and hidden units beyond one block of each; models
+# whose dP fits into shared memory, models whose dP does not, and too large ones.
 SHAPES = (
     (1, 1, 1, 1, 1),
     (7, 3, 27, 4, 9),
@@ -21,6 +22,8 @@ SHAPES = (
     (5, 3, 300, 4, 24),
     (70, 1, 33, 2, 70),
     (700, 4, 27, 3, 130),
+    (40, 8, 27, 3, 300),
+    (35, 3, 65, 4, 220),
 )
 
 
