@@ -1,16 +1,19 @@
 # make train   set up, train on the embedded names, print sampled names
-# make test    set up, run the tests
+# make test    set up, run the tests; then those of the ops again, with CUDA's bindings and kernels, on the CPU
 # make bench   set up, measure everything, write benchmarks/results/
 SHELL := /bin/bash
 PYTHON ?= python3
 TORCH_VERSION ?= 2.13.0
+# Of a machine with a GPU but without compiler or network: an interpreter of its Python's version, and what it lacks.
+GPU_PYTHON ?= $(PYTHON)
+GPU_PACKAGES ?= liger-kernel cut-cross-entropy expecttest
 VENV := .venv
 BIN := $(VENV)/bin
 # Re-run the set-up whenever a file that decides what is installed or compiled changes.
 BUILD_INPUTS := pyproject.toml setup.py $(shell find csrc -type f)
 CXX_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: train test bench gpu lint format setup clean
+.PHONY: train test bench gpu gpu-kit lint format setup clean
 
 # A run that is already there goes on to its end, which may be at once: no run is ever overwritten.
 train: $(VENV)/.ready
@@ -20,6 +23,7 @@ train: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n auto
+	if [ "$$(uname)" = Linux ]; then $(BIN)/python -m pytest -n auto --device simulated; fi
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
@@ -28,6 +32,10 @@ bench: $(VENV)/.ready
 # On a machine with a GPU: tests on it, sanitizers, benchmarks; what a run that was cut short has done is not repeated.
 gpu: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.gpu
+
+# What to take along, beside the sources, to run the same where there is neither compiler nor network.
+gpu-kit: $(VENV)/.ready
+	$(BIN)/python scripts/gpu_kit.py --python $(GPU_PYTHON) --packages $(GPU_PACKAGES)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -56,4 +64,4 @@ $(VENV)/.ready: $(VENV)/.torch-$(TORCH_VERSION) $(BUILD_INPUTS)
 	touch $@
 
 clean:
-	rm -rf build dist *.egg-info charlm/*.so
+	rm -rf build dist gpu-kit *.egg-info charlm/*.so

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         growth.draw(results["growth"], options.out / results["growth_picture"])
     (options.out / f"{slug}.json").write_text(json.dumps(results, indent=1) + "\n")
     everything = [json.loads(path.read_text()) for path in sorted(options.out.glob("*.json"))]
-    # Those of GPUs have a table of their own: benchmarks/gpu.py.
+    # Those of GPUs have a table of their own: benchmarks/gpu.
     (options.out / "README.md").write_text(render(results for results in everything if "races" in results))
 
 

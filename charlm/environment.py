@@ -10,12 +10,13 @@ from pathlib import Path
 
 from charlm._version import __version__
 
-_PACKAGES = ("torch", "safetensors", "typer", "rich", "numpy", "matplotlib")
+_PACKAGES = ("safetensors", "typer", "rich", "numpy", "matplotlib")
 
 
 def versions() -> dict[str, str | None]:
     """The versions of charlm, Python, and the packages that charlm uses; None where one is not installed."""
-    return {"charlm": __version__, "python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+    packages = {name: _version(name) for name in _PACKAGES}
+    return {"charlm": __version__, "python": platform.python_version(), "torch": _torch_version(), **packages}
 
 
 def machine() -> dict[str, str | int]:
@@ -33,6 +34,15 @@ def commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _torch_version() -> str | None:
+    """PyTorch knows which build it is, such as 2.11.0+cu130; its package need not."""
+    try:
+        import torch
+    except ImportError:
+        return _version("torch")
+    return str(torch.__version__)
 
 
 def _version(package: str) -> str | None:

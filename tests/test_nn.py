@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from cases import ACTIVATIONS, device, integers, normal, same_bits
 from torch import Tensor, nn
 
@@ -25,18 +24,19 @@ LOSS_OPTIONS: dict[str, Any] = {
 }
 
 
-class LayerAndLoss(nn.Module):
-    """What `nn.LinearCrossEntropyLoss` is, which not every torch from 2.10 has."""
+class LinearLayerAndLoss(nn.Module):
+    """What torch's own module stands for."""
 
     def __init__(self, in_features: int, num_classes: int, **options: Any) -> None:
         super().__init__()
         self.linear = nn.Linear(in_features, num_classes, **options)
 
-    def forward(self, features: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(self.linear(features), target)
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self.linear(input), target)
 
 
-torchs_loss = getattr(nn, "LinearCrossEntropyLoss", LayerAndLoss)
+# torch 2.11 has none.
+TorchsLinearCrossEntropyLoss = getattr(nn, "LinearCrossEntropyLoss", LinearLayerAndLoss)
 
 
 def class_weights() -> Tensor:
@@ -94,7 +94,7 @@ def test_cross_entropy_loss_is_its_op_and_torchs() -> None:
 def test_linear_cross_entropy_loss_is_its_op_and_torchs(bias: bool) -> None:
     features, target = single(6, 5), integers(4, (6,))
     module = LinearCrossEntropyLoss(5, 4, bias=bias, device=device)
-    theirs = torchs_loss(5, 4, bias=bias, device=device)
+    theirs = TorchsLinearCrossEntropyLoss(5, 4, bias=bias, device=device)
     theirs.load_state_dict(module.state_dict())
     torch.testing.assert_close(module(features, target), theirs(features, target))
 
@@ -119,7 +119,7 @@ def test_initial_values_are_those_of_torch() -> None:
         assert parameter.std().item() == pytest.approx((90**-0.5) / 3**0.5, rel=0.15)
 
     torch.manual_seed(3)
-    theirs = torchs_loss(5, 4, bias=True).state_dict()
+    theirs = TorchsLinearCrossEntropyLoss(5, 4, bias=True).state_dict()
     torch.manual_seed(3)
     ours = LinearCrossEntropyLoss(5, 4, bias=True).state_dict()
     assert ours.keys() == theirs.keys()

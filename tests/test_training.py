@@ -159,6 +159,7 @@ def test_a_full_batch_is_the_exact_gradient_of_all_examples(
         torch.testing.assert_close(trainer.model.get_parameter(name).cpu(), parameter, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.cpu
 def test_gradient_descent_finds_the_count_bigram(makemore_names: Path) -> None:
     config = PRESETS["bigram"]
     dataset = data.load(makemore_names, context_length=1)
@@ -169,6 +170,7 @@ def test_gradient_descent_finds_the_count_bigram(makemore_names: Path) -> None:
     assert counted < trainer.evaluate("train") < counted + 0.0001
 
 
+@pytest.mark.cpu
 def test_the_makemore_split_and_a_short_lecture_run(makemore_names: Path) -> None:
     dataset = data.load(makemore_names, split="makemore")
     assert [len(split) for split in (dataset.train, dataset.dev, dataset.test)] == [182_625, 22_655, 22_866]
@@ -184,6 +186,7 @@ def test_the_makemore_split_and_a_short_lecture_run(makemore_names: Path) -> Non
 
 
 # The lecture: 2.1682 for its first run, 2.1027 with the initialisation mended, 1.9937 for its deepest network.
+@pytest.mark.cpu
 @pytest.mark.parametrize(("preset", "at_most"), [("makemore", 2.17), ("fast", 2.1027), ("best", 1.97)])
 def test_presets_reach_their_dev_loss(makemore_names: Path, preset: str, at_most: float) -> None:
     config = PRESETS[preset]

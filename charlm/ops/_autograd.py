@@ -68,11 +68,6 @@ def scale_saved(grad_output: Tensor, saved: Tensor) -> Tensor:
     return saved.mul_(grad_output)
 
 
-def has_autocast(device: str) -> bool:
-    """Whether a type of device has autocast; unlike torch.amp.is_autocast_available, older torch can compile it."""
-    return device != "meta"
-
-
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """The dtype in which autocast would multiply this tensor; None where it is off or, as for float64, leaves it."""
     if not torch._C._is_any_autocast_enabled():  # costs less than a tensor's device
@@ -81,6 +76,12 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     if not has_autocast(device) or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device) if tensor.dtype in _AUTOCAST_DTYPES else None
+
+
+def has_autocast(device: str) -> bool:
+    """Whether autocast knows this type of device; meta is one that it does not."""
+    # torch 2.11 cannot compile the question.
+    return device != "meta" if torch.compiler.is_compiling() else torch.amp.is_autocast_available(device)
 
 
 def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:

@@ -47,7 +47,7 @@ class Op:
 
 def is_transformed() -> bool:
     """Whether forward-mode AD (which jvp turns on too), another transform of torch.func or torch.export is at work."""
-    # The flag, not `torch.compiler.is_exporting`: in older torch that is true under torch.compile as well.
+    # The last is torch.compiler.is_exporting(), which in torch 2.11 is true in all of torch.compile.
     return (
         torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0

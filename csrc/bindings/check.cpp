@@ -142,8 +142,8 @@ Tensor allocate_strided(const int64_t* sizes, const int64_t* strides, int64_t di
   // The C shim directly: the boxed aten::empty costs several times as much, which tiny tensors would notice.
   AtenTensorHandle handle = nullptr;
   const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype,
-                                                         static_cast<int32_t>(device.type()), device.index(), &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype, static_cast<int32_t>(device.type()),
+                                                  device.index(), &handle));
   Tensor tensor(handle);
   if (device.is_cpu()) advise_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
   return tensor;

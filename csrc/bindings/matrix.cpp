@@ -13,7 +13,7 @@ Tensor matrix_view(const Tensor& base, int64_t offset, int64_t rows, int64_t col
                    int64_t column_stride) {
   const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(base.get(), 2, sizes, strides, offset, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(base.get(), 2, sizes, strides, offset, &handle));
   return Tensor(handle);
 }
 
@@ -67,14 +67,13 @@ void for_each_tile(const Tensor& out, const Tensor& a, const Tensor& b, const Pr
 
 void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
   for_each_tile(out, a, b, [](const Tensor& tile, const Tensor& rows, const Tensor& columns) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(tile.get(), rows.get(), columns.get()));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(tile.get(), rows.get(), columns.get()));
   });
 }
 
 void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b) {
   for_each_tile(out, a, b, [](const Tensor& tile, const Tensor& rows, const Tensor& columns) {
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_cpu_addmm_out(tile.get(), tile.get(), rows.get(), columns.get(), 1.0, 1.0));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(tile.get(), tile.get(), rows.get(), columns.get(), 1.0, 1.0));
   });
 }
 

@@ -10,11 +10,11 @@ from simulator import Server
 
 TILES, MODEL = "mlp_tiles.cuh", "mlp_cross_entropy.cu"
 MISTAKES = [
-    (TILES, "+ kWarp +\n", "+ kWarp - 4 * FAULT +\n", "out of bounds"),
+    (TILES, "+ kWarp + table_values", "+ kWarp - 4 * FAULT + table_values", "out of bounds"),
     (TILES, "first + r < rows ? tanh", "(FAULT || first + r < rows) ? tanh", WRONG_NUMBERS),
     (TILES, "h < p.hidden_dim; h += kVector", "h < p.hidden_dim - FAULT; h += kVector", WRONG_NUMBERS),
     (TILES, "__syncwarp();", "if (!FAULT) __syncwarp();", "a race"),
-    (TILES, "if (key >= 0) memory", "if (key >= 0 || FAULT) memory", "nothing has written|" + WRONG_NUMBERS),
+    (TILES, "if (keys[0] < 0)", "if (keys[0] < 0 && !FAULT)", "nothing has written|" + WRONG_NUMBERS),
     (TILES, "c = classes; c < kClasses", "c = classes + FAULT; c < kClasses", "nothing has written"),
     (
         TILES,
@@ -23,8 +23,14 @@ MISTAKES = [
         "nothing has",
     ),
     (TILES, "i < rows * p.context_length ?", "i < rows * p.context_length + FAULT ?", "out of bounds"),
-    (TILES, "p.gradients + blockIdx.x *", "p.gradients + (FAULT ? 0 : blockIdx.x) *", "a race"),
+    (TILES, "gradients + blockIdx.x *", "gradients + (FAULT ? 0 : blockIdx.x) *", "a race"),
     (TILES, "r < rows; ++r) bias_gradient", "r < rows - FAULT; ++r) bias_gradient", WRONG_NUMBERS),
+    (
+        TILES,
+        "row < p.table_rows; ++row) {",
+        "row < p.table_rows - FAULT; ++row) {",
+        "out of bounds|nothing has written",
+    ),
     (MODEL, "from += values;", "from += values + FAULT;", "out of bounds|" + WRONG_NUMBERS),
     (MODEL, "tiles_.loss.scale /= ", "tiles_.loss.scale /= FAULT ? 1 : ", WRONG_NUMBERS),
 ]

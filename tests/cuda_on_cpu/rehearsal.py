@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from compiler import CSRC, FOLDER, HERE, ROOT, alone, compile_source, create, digest
 from torch import Tensor
@@ -35,6 +36,8 @@ def load() -> None:
     """From now on the ops in this process run what is registered for CUDA, once loaded for good."""
     if _libraries:
         return
+    if sys.platform != "linux":
+        raise pytest.UsageError("--device simulated runs on Linux: it switches stacks and links as one does there")
     path = _build()
     with _silence():  # torch says on it that the CPU's ops are overridden
         torch.ops.load_library(path)

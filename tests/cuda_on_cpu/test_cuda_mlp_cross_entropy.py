@@ -11,7 +11,8 @@ from cases import DTYPES, REDUCTIONS, check, evaluate, mlp_cross_entropy_sample,
 from simulated import Ops
 from simulator import Server
 
-# (N, T, V, D, H); vocabularies around the widths of vectors, rows and hidden units beyond one block of each.
+# (N, T, V, D, H): vocabularies around the widths of vectors, rows and hidden units beyond one block of each; models
+# whose dP fits into shared memory, models whose dP does not, and too large ones.
 SHAPES = (
     (1, 1, 1, 1, 1),
     (7, 3, 27, 4, 9),
@@ -21,6 +22,8 @@ SHAPES = (
     (5, 3, 300, 4, 24),
     (70, 1, 33, 2, 70),
     (700, 4, 27, 3, 130),
+    (40, 8, 27, 3, 300),
+    (35, 3, 65, 4, 220),
 )
 
 
@@ -49,8 +52,8 @@ def test_a_large_model_is_computed_as_it_is_stored(shape: tuple[int, ...], serve
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_reduction(dtype: torch.dtype, reduction: str, softcap: float | None, server: Server) -> None:
-    for chunk_rows in (0, 4):
-        sample = mlp_cross_entropy_sample(9, dtype=dtype, reduction=reduction, softcap=softcap)
+    for classes, chunk_rows in ((27, 0), (80, 0), (80, 4)):  # in tiles; one layer after the other, the second in chunks
+        sample = mlp_cross_entropy_sample(9, 3, classes, dtype=dtype, reduction=reduction, softcap=softcap)
         check(sample, Ops(server, chunk_rows=chunk_rows))
 
 

@@ -19,7 +19,7 @@ cuda::Stream current_stream(int32_t device) {
   static const GetStream get_stream = find_get_stream();
   if (get_stream == nullptr) throw std::runtime_error("this torch has no CUDA: install a torch that does");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(get_stream(device, &stream));
+  TORCH_ERROR_CODE_CHECK(get_stream(device, &stream));
   return static_cast<cuda::Stream>(stream);
 }
 

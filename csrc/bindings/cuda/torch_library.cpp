@@ -12,7 +12,7 @@ using torch::stable::detail::to;
 // The result or the first of the results; tensors in the stack are handed over.
 template <size_t kCount>
 void call(const char* op, const char* overload, std::array<StableIValue, kCount>* stack) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack->data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack->data(), TORCH_ABI_VERSION));
 }
 
 ScalarType scalar_type(Storage storage) {
@@ -38,7 +38,7 @@ void* TorchLibrary::allocate(int64_t bytes) {
 Tensor TorchLibrary::tensor_at(const void* data, ScalarType type, std::initializer_list<int64_t> sizes,
                                std::initializer_list<int64_t> strides) const {
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
       const_cast<void*>(data), static_cast<int64_t>(sizes.size()), sizes.begin(), strides.begin(), 0,
       to<int32_t>(from(type)), static_cast<int32_t>(call_.device.type()), call_.device.index(), &handle));
   return Tensor(handle);

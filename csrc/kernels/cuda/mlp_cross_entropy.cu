@@ -1,5 +1,3 @@
-#include <type_traits>
-
 #include "kernels/cuda/column_sums.cuh"
 #include "kernels/cuda/embedding_linear_projection.cuh"
 #include "kernels/cuda/mlp_tiles.cuh"
@@ -9,33 +7,40 @@
 namespace charlm::cuda {
 namespace {
 
-// Calls function(std::integral_constant<int, k>{}) for the kernel with room for so many classes; false for too many.
-template <typename T, typename Function>
-bool with_class_room(int64_t classes, const Function& function) {
-  if (classes <= 32) return function(std::integral_constant<int, 32>{});
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (classes <= 72) return function(std::integral_constant<int, 72>{});
-  }
-  return false;
-}
-
-// How a batch is cut for a GPU: tiles of as many rows as fit and leave no multiprocessor without one, in equal parts
-// for as many blocks as run at the same time.
+// How a batch is cut for the current device: tiles of as many rows as fit and leave no multiprocessor without one, in
+// equal parts for as many blocks as run at the same time.
 template <typename T>
-struct TileShape {
+struct TileLaunch {
+  void (*kernel)(MlpTiles<T>) = nullptr;
   int64_t blocks = 0, shared_bytes = 0;
   int threads = 0;
 
-  // Sets what `tiles` lacks, and the above. False where the model is too large.
+  // Sets the above and what `tiles` lacks; false where the model is too large.
+  bool cut(MlpTiles<T>* tiles) {
+    DeviceLimits limits;
+    if (DeviceLimits::read(&limits) != cudaSuccess) return false;
+    if (tiles->classes() <= 28) return cut_for_classes<28>(tiles, limits);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (tiles->classes() <= 68) return cut_for_classes<68>(tiles, limits);
+    }
+    return false;
+  }
+
+ private:
   template <int kClasses>
-  bool cut(MlpTiles<T>* tiles, const DeviceLimits& limits) {
+  bool cut_for_classes(MlpTiles<T>* tiles, const DeviceLimits& limits) {
+    return cut_for<kClasses, true>(tiles, limits) || cut_for<kClasses, false>(tiles, limits);
+  }
+
+  template <int kClasses, bool kTableInShared>
+  bool cut_for(MlpTiles<T>* tiles, const DeviceLimits& limits) {
     const int widest = tiles->hidden_dim > tiles->classes() ? tiles->hidden_dim : tiles->classes();
     threads = (widest + kWarp - 1) / kWarp * kWarp;
     if (threads > kMlpThreads<T, kClasses>) return false;
     const int64_t rows = tiles->loss.rows;
     tiles->tile_rows = kMaxTileRows;
     const auto count = [&] { return (rows + tiles->tile_rows - 1) / tiles->tile_rows; };
-    const auto bytes = [&] { return MlpMemory<T, kClasses>::bytes(*tiles); };
+    const auto bytes = [&] { return MlpMemory<T, kClasses, kTableInShared>::bytes(*tiles); };
     while (tiles->tile_rows > kMinTileRows &&
            (bytes() > limits.block_shared_bytes || count() < limits.multiprocessors)) {
       tiles->tile_rows /= 2;
@@ -45,6 +50,10 @@ struct TileShape {
     const int64_t at_once = limits.multiprocessors * (limits.block_shared_bytes / shared_bytes);
     tiles->tiles_per_block = (count() + at_once - 1) / at_once;
     blocks = (count() + tiles->tiles_per_block - 1) / tiles->tiles_per_block;
+    // As in cross_entropy.cu, double has the general kernel alone.
+    constexpr bool kHasPlain = sizeof(T) == sizeof(float);
+    kernel = kHasPlain && is_plain(tiles->loss) ? mlp_tiles<T, kHasPlain, kClasses, kTableInShared>
+                                                : mlp_tiles<T, false, kClasses, kTableInShared>;
     return true;
   }
 };
@@ -63,11 +72,10 @@ class TiledModel {
     tiles_.loss = problem.output.loss;
     if (problem.output.mean) tiles_.loss.scale /= static_cast<T>(tiles_.loss.rows);
     tiles_.run.row_loss = problem.output.row_loss;
-    // What matters until there is memory is whether it is null.
-    tiles_.gradients = problem.has_gradient ? static_cast<T*>(problem.output.weight_gradient) : nullptr;
+    tiles_.has_gradient = problem.has_gradient;
   }
 
-  // Whether the model fits into the shared memory and the registers of the current device.
+  // Whether the model fits into the registers and the shared memory of the current device.
   bool cut() {
     const EmbeddingLinearCall& hidden = p_.hidden;
     const bool is_stored_as_computed = storage_size(hidden.storage) == sizeof(T);
@@ -75,10 +83,7 @@ class TiledModel {
     // The bound keeps sizes within int; no device has nearly as much shared memory.
     const bool is_small = p_.output.loss.classes <= kNarrowClasses && hidden.ids.context_length <= kNarrowClasses &&
                           hidden.hidden_dim <= kNarrowClasses;
-    DeviceLimits limits;
-    return is_stored_as_computed && has_everything && is_small && DeviceLimits::read(&limits) == cudaSuccess &&
-           with_class_room<T>(p_.output.loss.classes,
-                              [&](auto room) { return shape_.template cut<room()>(&tiles_, limits); });
+    return is_stored_as_computed && has_everything && is_small && launch_.cut(&tiles_);
   }
 
   Error run(DeviceLibrary& library) {
@@ -89,34 +94,23 @@ class TiledModel {
     }
     const bool sums_losses = p_.output.total_loss != nullptr;
     if (sums_losses) {
-      tiles_.run.loss_parts = library.allocate_values<T>(2 * shape_.blocks);
-      tiles_.run.weight_parts = tiles_.run.loss_parts + shape_.blocks;
+      tiles_.run.loss_parts = library.allocate_values<T>(2 * launch_.blocks);
+      tiles_.run.weight_parts = tiles_.run.loss_parts + launch_.blocks;
     }
-    if (p_.has_gradient) tiles_.gradients = library.allocate_values<T>(shape_.blocks * tiles_.gradient_values());
-    if (const Error error = launch_tiles()) return error;
+    if (p_.has_gradient) tiles_.gradients = library.allocate_values<T>(launch_.blocks * tiles_.gradient_values());
+    const dim3 threads(static_cast<unsigned>(launch_.threads));
+    const Error launched = launch(launch_.kernel, launch_.blocks, threads, launch_.shared_bytes, stream_, tiles_);
+    if (launched != cudaSuccess) return launched;
     if (sums_losses) {
       const T* weights = p_.output.mean ? tiles_.run.weight_parts : nullptr;
       const Error error =
-          cross_entropy_reduce<T>(tiles_.run.loss_parts, weights, shape_.blocks, p_.output.total_loss, stream_);
+          cross_entropy_reduce<T>(tiles_.run.loss_parts, weights, launch_.blocks, p_.output.total_loss, stream_);
       if (error != cudaSuccess) return error;
     }
     return p_.has_gradient ? add_gradients(projection, library) : cudaSuccess;
   }
 
  private:
-  Error launch_tiles() {
-    Error error = cudaSuccess;
-    with_class_room<T>(tiles_.classes(), [&](auto room) {
-      // As in cross_entropy.cu, double has the general kernel alone.
-      constexpr bool kHasPlain = sizeof(T) == sizeof(float);
-      const auto kernel =
-          kHasPlain && is_plain(tiles_.loss) ? mlp_tiles<T, kHasPlain, room()> : mlp_tiles<T, false, room()>;
-      error = launch(kernel, shape_.blocks, dim3(shape_.threads), shape_.shared_bytes, stream_, tiles_);
-      return true;
-    });
-    return error;
-  }
-
   // The blocks' gradients added up: dP, from which the first layer's follow, dW2 and dbias2.
   Error add_gradients(Projection<T>& projection, DeviceLibrary& library) {
     T* table_gradient = library.allocate_values<T>(tiles_.table_values());
@@ -125,7 +119,7 @@ class TiledModel {
       const T* parts = from;
       from += values;
       if (sums == nullptr) return Error{cudaSuccess};
-      return column_sums(parts, shape_.blocks, values, tiles_.gradient_values(), false, static_cast<T*>(sums), library,
+      return column_sums(parts, launch_.blocks, values, tiles_.gradient_values(), false, static_cast<T*>(sums), library,
                          stream_);
     };
     if (const Error error = add(tiles_.table_values(), table_gradient)) return error;
@@ -137,7 +131,7 @@ class TiledModel {
   const MlpCrossEntropy<T>& p_;
   Stream stream_;
   MlpTiles<T> tiles_{};
-  TileShape<T> shape_;
+  TileLaunch<T> launch_;
 };
 
 // One layer after the other, what is between them in memory.

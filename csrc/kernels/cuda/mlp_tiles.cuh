@@ -5,8 +5,9 @@
 //   dz from z                        kRowLanes lanes share a row
 //   dW2 += dz^T h                    a thread owns a hidden unit again: its column of W2 and of dW2 is in registers,
 //   dpre = (dz W2) (1 - h^2)         and so every dz that it reads serves both products,
-//   rows of dP += dpre               and no two threads ever add to one place of dP, which stays in shared memory
+//   rows of dP += dpre               and no two threads ever add to one place of dP
 //
+// dP stays in shared memory where it fits beside the tile; else each block adds to its own in the second-level cache.
 // Nothing of size N x H or N x V is written: a block reads keys and targets, and at its end writes its dP, dW2 and
 // dbias2, which the caller adds up. So a batch of a million rows is bound by arithmetic, 6 V H operations a row.
 #pragma once
@@ -16,10 +17,11 @@
 namespace charlm::cuda {
 namespace {
 
-inline constexpr int kHiddenRows = 8;  // rows whose loads from P are under way at the same time
+template <int kClasses>  // rows whose loads from P are under way at the same time: what registers have room for
+inline constexpr int kHiddenRows = kClasses <= 28 ? 8 : 4;
 inline constexpr int kLogitRows = 8;
 inline constexpr int kRowLanes = 4;
-inline constexpr int kScatterRows = 2;  // rows of dpre that a thread computes before it adds them to dP
+inline constexpr int kPositions = 3;  // of a row, whose places in dP a thread adds to at the same time
 inline constexpr int kMaxTileRows = 64, kMinTileRows = 16;
 
 template <typename T>
@@ -29,7 +31,8 @@ struct MlpTiles {
   const T* bias1;       // null: zeros, like bias2
   const T* weight2;     // (V, H)
   const T* bias2;
-  T* gradients;          // (blocks, gradient_values()): dP, dW2 and dbias2 of each block; null: not wanted
+  T* gradients;  // (blocks, gradient_values()): dP, dW2 and dbias2 of each block
+  bool has_gradient;
   CrossEntropy<T> loss;  // input and input_gradient are not read
   CrossEntropyRun<T> run;
   int64_t tiles_per_block;
@@ -39,14 +42,15 @@ struct MlpTiles {
   __host__ __device__ int64_t table_values() const { return static_cast<int64_t>(table_rows) * hidden_dim; }
   __host__ __device__ int64_t weight2_values() const { return static_cast<int64_t>(classes()) * hidden_dim; }
   __host__ __device__ int64_t gradient_values() const { return table_values() + weight2_values() + classes(); }
+  __device__ T* gradients_of_block() const { return gradients + blockIdx.x * gradient_values(); }
 };
 
 // The shared memory of a block. Row strides are such that vectors of neighbouring rows lie in different banks.
-template <typename T, int kClasses>
+template <typename T, int kClasses, bool kTableInShared>
 struct MlpMemory {
-  static constexpr int kVector = kVectorWidth<T>;
-  static constexpr int kLogitStride = kClasses + kVector;
-  static_assert(kClasses % kVector == 0 && (kLogitStride / kVector) % 2 == 1);
+  static constexpr int kRoom = kClasses, kVector = kVectorWidth<T>;
+  static constexpr int kLogitStride = (kClasses / kVector | 1) * kVector;
+  static_assert(kClasses % kVector == 0);
 
   int hidden_stride;
   T* hidden;          // (rows, H)
@@ -59,50 +63,54 @@ struct MlpMemory {
   __host__ __device__ static int stride_of(int hidden_dim) {
     return ((hidden_dim + kVector - 1) / kVector | 1) * kVector;  // an odd number of vectors
   }
+  __host__ __device__ static int64_t table_values(const MlpTiles<T>& p) {
+    return kTableInShared && p.has_gradient ? p.table_values() : 0;
+  }
   static int64_t bytes(const MlpTiles<T>& p) {
     const int64_t stride = stride_of(p.hidden_dim);
-    const int64_t values = (p.tile_rows + p.classes()) * stride + p.tile_rows * kLogitStride + kWarp +
-                           (p.gradients != nullptr ? p.table_values() : 0);
+    const int64_t values = (p.tile_rows + kClasses) * stride + p.tile_rows * kLogitStride + kWarp + table_values(p);
     return values * static_cast<int64_t>(sizeof(T)) +
            p.tile_rows * p.context_length * static_cast<int64_t>(sizeof(int));
   }
   __device__ explicit MlpMemory(const MlpTiles<T>& p) : hidden_stride(stride_of(p.hidden_dim)) {
     hidden = reinterpret_cast<T*>(dynamic_shared());
     weight2 = hidden + p.tile_rows * hidden_stride;
-    logits = weight2 + p.classes() * hidden_stride;
+    logits = weight2 + kClasses * hidden_stride;
     scratch = logits + p.tile_rows * kLogitStride;
     table_gradient = scratch + kWarp;
-    keys = reinterpret_cast<int*>(table_gradient + (p.gradients != nullptr ? p.table_values() : 0));
+    keys = reinterpret_cast<int*>(table_gradient + table_values(p));
+    if (!kTableInShared) table_gradient = p.gradients_of_block();
   }
 };
 
 // h of one hidden unit. Columns beyond H fill up the last vector of a row, and are 0.
-template <typename T, int kClasses>
-__device__ inline void hidden_column(const MlpTiles<T>& p, const MlpMemory<T, kClasses>& memory, int column, int rows) {
+template <typename T, typename Memory>
+__device__ inline void hidden_column(const MlpTiles<T>& p, const Memory& memory, int column, int rows) {
+  constexpr int kRows = kHiddenRows<Memory::kRoom>;
   const bool exists = column < p.hidden_dim;
   const T bias = exists && p.bias1 != nullptr ? p.bias1[column] : T(0);
 #pragma unroll 1
-  for (int first = 0; first < p.tile_rows; first += kHiddenRows) {
-    T values[kHiddenRows];
+  for (int first = 0; first < p.tile_rows; first += kRows) {
+    T values[kRows];
 #pragma unroll
-    for (int r = 0; r < kHiddenRows; ++r) values[r] = bias;
+    for (int r = 0; r < kRows; ++r) values[r] = bias;
     for (int t = 0; exists && t < p.context_length; ++t) {
 #pragma unroll
-      for (int r = 0; r < kHiddenRows; ++r) {
+      for (int r = 0; r < kRows; ++r) {
         const int key = memory.keys[(first + r) * p.context_length + t];
         values[r] += key >= 0 ? p.table[key * p.hidden_dim + column] : not_a_number<T>();
       }
     }
 #pragma unroll
-    for (int r = 0; r < kHiddenRows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
       memory.hidden[(first + r) * memory.hidden_stride + column] = exists && first + r < rows ? tanh(values[r]) : T(0);
     }
   }
 }
 
-template <typename T, int kClasses>
-__device__ inline void logits_of_class(const MlpTiles<T>& p, const MlpMemory<T, kClasses>& memory, int c, int first) {
-  constexpr int kVector = MlpMemory<T, kClasses>::kVector;
+template <typename T, typename Memory>
+__device__ inline void logits_of_class(const MlpTiles<T>& p, const Memory& memory, int c, int first) {
+  constexpr int kVector = Memory::kVector;
   const T* weight = memory.weight2 + c * memory.hidden_stride;
   const T* hidden = memory.hidden + first * memory.hidden_stride;
   T sums[kLogitRows] = {};
@@ -119,12 +127,12 @@ __device__ inline void logits_of_class(const MlpTiles<T>& p, const MlpMemory<T, 
   const T bias = p.bias2 != nullptr ? p.bias2[c] : T(0);
 #pragma unroll
   for (int r = 0; r < kLogitRows; ++r) {
-    memory.logits[(first + r) * MlpMemory<T, kClasses>::kLogitStride + c] = sums[r] + bias;
+    memory.logits[(first + r) * Memory::kLogitStride + c] = sums[r] + bias;
   }
 }
 
 // The loss of one row, and its logits replaced by dz. All lanes of a warp take part, also for rows beyond the last.
-template <typename T, bool kPlain, int kClasses>
+template <typename T, bool kPlain>
 __device__ inline void finish_row(const MlpTiles<T>& p, T* logits, int64_t row, bool exists, T scale, T* loss,
                                   T* mean_weight) {
   const int lane = static_cast<int>(threadIdx.x) % kRowLanes;
@@ -138,7 +146,7 @@ __device__ inline void finish_row(const MlpTiles<T>& p, T* logits, int64_t row, 
     *loss += value;
     *mean_weight += target.mean_weight;
   }
-  if (p.gradients == nullptr) return;
+  if (!p.has_gradient) return;
   RowGradient<T> gradient{};
   if (exists) {
     gradient = row_gradient<T, kPlain>(p.loss, row, target, part.shift, part.sum, log(part.sum), part.total, scale);
@@ -149,42 +157,52 @@ __device__ inline void finish_row(const MlpTiles<T>& p, T* logits, int64_t row, 
   }
 }
 
-// What the rows of a tile add to a column of dW2, and to that of dP.
-template <typename T, int kClasses>
-__device__ inline void add_column_gradients(const MlpTiles<T>& p, const MlpMemory<T, kClasses>& memory, int column,
-                                            int rows, T (&weight_gradient)[kClasses]) {
-  constexpr int kVector = MlpMemory<T, kClasses>::kVector;
-  T weight[kClasses];
+// What the rows of a tile add to a column of dW2; h of the column becomes dpre. Rows beyond the last have dz = 0.
+template <typename T, typename Memory>
+__device__ inline void add_weight_gradient(const MlpTiles<T>& p, const Memory& memory, int column,
+                                           T (&weight_gradient)[Memory::kRoom]) {
+  constexpr int kVector = Memory::kVector;
+  T weight[Memory::kRoom];
 #pragma unroll
-  for (int c = 0; c < kClasses; ++c) {
-    weight[c] = c < p.classes() ? memory.weight2[c * memory.hidden_stride + column] : T(0);
-  }
-#pragma unroll 1
-  for (int first = 0; first < rows; first += kScatterRows) {
-    T gradient[kScatterRows];
+  for (int c = 0; c < Memory::kRoom; ++c) weight[c] = memory.weight2[c * memory.hidden_stride + column];
+#pragma unroll 1  // more would not fit into registers
+  for (int r = 0; r < p.tile_rows; ++r) {
+    const T h = memory.hidden[r * memory.hidden_stride + column];
+    T sums[kVector] = {};  // several, so that additions need not wait for each other
 #pragma unroll
-    for (int r = 0; r < kScatterRows; ++r) {  // rows beyond the last have dz = 0
-      const T h = memory.hidden[(first + r) * memory.hidden_stride + column];
-      T sums[kVector] = {};  // several, so that additions need not wait for each other
+    for (int c = 0; c < Memory::kRoom; c += kVector) {
+      const Vector<T> dz = load_vector(memory.logits + r * Memory::kLogitStride + c);
 #pragma unroll
-      for (int c = 0; c < kClasses; c += kVector) {
-        const Vector<T> dz = load_vector(memory.logits + (first + r) * MlpMemory<T, kClasses>::kLogitStride + c);
-#pragma unroll
-        for (int i = 0; i < kVector; ++i) {
-          weight_gradient[c + i] += dz.values[i] * h;
-          sums[i] += dz.values[i] * weight[c + i];
-        }
+      for (int i = 0; i < kVector; ++i) {
+        weight_gradient[c + i] += dz.values[i] * h;
+        sums[i] += dz.values[i] * weight[c + i];
       }
-      T sum = sums[0];
-#pragma unroll
-      for (int i = 1; i < kVector; ++i) sum += sums[i];
-      gradient[r] = sum * (1 - h * h);
     }
+    T sum = sums[0];
 #pragma unroll
-    for (int r = 0; r < kScatterRows; ++r) {
-      for (int t = 0; t < p.context_length; ++t) {
-        const int key = memory.keys[(first + r) * p.context_length + t];
-        if (key >= 0) memory.table_gradient[key * p.hidden_dim + column] += gradient[r];
+    for (int i = 1; i < kVector; ++i) sum += sums[i];
+    memory.hidden[r * memory.hidden_stride + column] = sum * (1 - h * h);
+  }
+}
+
+// What they add to that column of dP.
+template <typename T, typename Memory>
+__device__ inline void add_table_gradient(const MlpTiles<T>& p, const Memory& memory, int column, int rows) {
+  T* table = memory.table_gradient + column;
+#pragma unroll 1
+  for (int r = 0; r < rows; ++r) {
+    const int* keys = memory.keys + r * p.context_length;
+    if (keys[0] < 0) continue;  // a bad id
+    const T gradient = memory.hidden[r * memory.hidden_stride + column];
+    for (int t = 0; t < p.context_length; t += kPositions) {  // which are different places
+      T sums[kPositions];
+#pragma unroll
+      for (int i = 0; i < kPositions; ++i) {
+        if (t + i < p.context_length) sums[i] = table[keys[t + i] * p.hidden_dim];
+      }
+#pragma unroll
+      for (int i = 0; i < kPositions; ++i) {
+        if (t + i < p.context_length) table[keys[t + i] * p.hidden_dim] = sums[i] + gradient;
       }
     }
   }
@@ -192,26 +210,27 @@ __device__ inline void add_column_gradients(const MlpTiles<T>& p, const MlpMemor
 
 // At most so many threads, one for each hidden unit: their registers hold 2 * kClasses values each.
 template <typename T, int kClasses>
-inline constexpr int kMlpThreads = kClasses * sizeof(T) <= 128 ? 512 : 256;
+inline constexpr int kMlpThreads = kClasses * sizeof(T) <= 112 ? 512 : 256;
 
-template <typename T, bool kPlain, int kClasses>
+template <typename T, bool kPlain, int kClasses, bool kTableInShared>
 __global__ void __launch_bounds__(kMlpThreads<T, kClasses>) mlp_tiles(const MlpTiles<T> p) {
-  using Memory = MlpMemory<T, kClasses>;
+  using Memory = MlpMemory<T, kClasses, kTableInShared>;
   const Memory memory(p);
   const int column = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const int classes = p.classes(), filled = (p.hidden_dim + Memory::kVector - 1) / Memory::kVector * Memory::kVector;
-  const bool has_gradient = p.gradients != nullptr, exists = column < p.hidden_dim;
-  const T scale = has_gradient ? gradient_scale<T>(p.loss, p.run) : T(0);
+  const bool exists = column < p.hidden_dim;
+  const T scale = p.has_gradient ? gradient_scale<T>(p.loss, p.run) : T(0);
 
   T weight_gradient[kClasses] = {}, bias_gradient = 0, loss = 0, mean_weight = 0;
-  for (int c = 0; c < classes && column < filled; ++c) {
+#pragma unroll 1  // or its addresses would stay in registers until they are next used
+  for (int c = 0; c < kClasses && column < filled; ++c) {
     memory.weight2[c * memory.hidden_stride + column] =
-        exists ? p.weight2[static_cast<int64_t>(c) * p.hidden_dim + column] : T(0);
+        exists && c < classes ? p.weight2[static_cast<int64_t>(c) * p.hidden_dim + column] : T(0);
   }
   for (int r = column; r < p.tile_rows; r += threads) {  // dz of classes that there are not
     for (int c = classes; c < kClasses; ++c) memory.logits[r * Memory::kLogitStride + c] = 0;
   }
-  if (has_gradient && exists) {
+  if (p.has_gradient && exists) {
     for (int row = 0; row < p.table_rows; ++row) memory.table_gradient[row * p.hidden_dim + column] = 0;
   }
 
@@ -224,29 +243,32 @@ __global__ void __launch_bounds__(kMlpThreads<T, kClasses>) mlp_tiles(const MlpT
       memory.keys[i] = i < rows * p.context_length ? p.keys[first * p.context_length + i] : -1;
     }
     __syncthreads();
-    if (column < filled) hidden_column<T, kClasses>(p, memory, column, rows);
+    if (column < filled) hidden_column(p, memory, column, rows);
     __syncthreads();
     for (int i = column; i < p.tile_rows / kLogitRows * classes; i += threads) {
-      logits_of_class<T, kClasses>(p, memory, i % classes, i / classes * kLogitRows);
+      logits_of_class(p, memory, i % classes, i / classes * kLogitRows);
     }
     __syncthreads();
     for (int r = column / kRowLanes; r < p.tile_rows; r += threads / kRowLanes) {
       T* logits = memory.logits + r * Memory::kLogitStride;
-      finish_row<T, kPlain, kClasses>(p, logits, first + r, r < rows, scale, &loss, &mean_weight);
+      finish_row<T, kPlain>(p, logits, first + r, r < rows, scale, &loss, &mean_weight);
     }
-    if (!has_gradient) continue;
+    if (!p.has_gradient) continue;
     __syncthreads();
-    if (exists) add_column_gradients<T, kClasses>(p, memory, column, rows, weight_gradient);
+    if (exists) {
+      add_weight_gradient(p, memory, column, weight_gradient);
+      add_table_gradient(p, memory, column, rows);
+    }
     if (column < classes) {
       for (int r = 0; r < rows; ++r) bias_gradient += memory.logits[r * Memory::kLogitStride + column];
     }
   }
 
   write_parts(p.run, loss, mean_weight, memory.scratch);
-  if (!has_gradient) return;
-  T* gradients = p.gradients + blockIdx.x * p.gradient_values();
+  if (!p.has_gradient) return;
+  T* gradients = p.gradients_of_block();
   if (exists) {
-    for (int row = 0; row < p.table_rows; ++row) {
+    for (int row = 0; kTableInShared && row < p.table_rows; ++row) {
       gradients[static_cast<int64_t>(row) * p.hidden_dim + column] = memory.table_gradient[row * p.hidden_dim + column];
     }
 #pragma unroll

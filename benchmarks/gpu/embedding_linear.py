@@ -1,0 +1,96 @@
+"""embedding_linear of characters, float32, and of a large vocabulary, bfloat16; forward, and forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.gpu import measure
+from benchmarks.gpu.measure import Step, Task, Workload
+from charlm import ops
+
+Layer = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """N examples of T tokens, V tokens in all, D and H as everywhere."""
+
+    rows: int
+    context_length: int
+    vocab_size: int
+    embedding_dim: int
+    hidden_dim: int
+    dtype: torch.dtype
+
+
+# The lecture's first layer; one of words, whose table of products would cost more than gathering.
+SHAPES = (
+    Shape(1 << 20, 3, 27, 10, 200, torch.float32),
+    Shape(1 << 16, 8, 50_000, 64, 512, torch.bfloat16),
+)
+
+
+def tasks() -> Iterator[Task]:
+    return measure.tasks(workload(shape, backward=backward) for shape in SHAPES for backward in (False, True))
+
+
+def workload(shape: Shape, *, backward: bool) -> Workload:
+    sizes = f"N={shape.rows:,} T={shape.context_length} V={shape.vocab_size:,} D={shape.embedding_dim}"
+    return Workload(
+        f"embedding_linear {sizes} H={shape.hidden_dim} {str(shape.dtype).removeprefix('torch.')}, "
+        f"forward{' + backward' * backward}",
+        tuple(IMPLEMENTATIONS),
+        lambda: _create(shape, backward=backward),
+        {"bytes": moved_bytes(shape, backward=backward), "ceiling": "copy" if backward else "write"},
+    )
+
+
+def moved_bytes(shape: Shape, *, backward: bool) -> int:
+    """What must be moved: (N, H) written; backward, it and its gradient read. Tokens and parameters are left out."""
+    return shape.rows * shape.hidden_dim * shape.dtype.itemsize * (3 if backward else 1)
+
+
+def _create(shape: Shape, *, backward: bool) -> Callable[[str], Step]:
+    ids = torch.randint(shape.vocab_size, (shape.rows, shape.context_length), device=measure.DEVICE)
+    fan_in = shape.context_length * shape.embedding_dim
+    sizes = ((shape.vocab_size, shape.embedding_dim), (shape.hidden_dim, fan_in), (shape.hidden_dim,))
+    parameters = [
+        (torch.randn(size, device=measure.DEVICE) / size[-1] ** 0.5).to(shape.dtype).requires_grad_(backward)
+        for size in sizes
+    ]
+    upstream = torch.randn(shape.rows, shape.hidden_dim, dtype=shape.dtype, device=measure.DEVICE)
+
+    def step(name: str) -> Step:
+        layer = IMPLEMENTATIONS[name]()
+
+        def run() -> list[Tensor]:
+            output = layer(ids, *parameters)
+            return [output, *torch.autograd.grad(output, parameters, upstream)] if backward else [output]
+
+        return run
+
+    return step
+
+
+def _eager() -> Layer:
+    return lambda ids, embedding, weight, bias: torch.tanh(
+        F.linear(F.embedding(ids, embedding).flatten(-2), weight, bias)
+    )
+
+
+def _charlm() -> Layer:
+    return ops.embedding_linear
+
+
+def _compile() -> Layer:
+    torch.compiler.reset()  # one function is not compiled for more than a few shapes
+    layer: Layer = torch.compile(_eager(), dynamic=False, fullgraph=True)
+    return layer
+
+
+IMPLEMENTATIONS: dict[str, Callable[[], Layer]] = {"eager": _eager, "charlm": _charlm, "compile": _compile}

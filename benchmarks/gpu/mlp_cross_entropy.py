@@ -1,0 +1,85 @@
+"""mlp_cross_entropy, float32, on contexts of the embedded names; forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.gpu import measure
+from benchmarks.gpu.measure import Step, Task, Workload
+from charlm import data, ops
+
+CONTEXT_LENGTH = 3
+# (N, D, H): the lecture's model at its batch size, at a large one, and on as many examples as its names have; that of
+# EurekaLabsAI/mlp.
+SHAPES = ((32, 10, 200), (4096, 10, 200), (228_146, 10, 200), (128, 48, 512))
+
+# ids, target, embedding, weight1, bias1, weight2, bias2
+Loss = Callable[..., Tensor]
+
+
+def tasks() -> Iterator[Task]:
+    dataset = data.load(context_length=CONTEXT_LENGTH)
+    return measure.tasks(workload(dataset, *shape) for shape in SHAPES)
+
+
+def workload(dataset: data.Dataset, rows: int, embedding_dim: int, hidden_dim: int) -> Workload:
+    classes = len(dataset.vocabulary)
+    return Workload(
+        f"mlp_cross_entropy N={rows:,} T={CONTEXT_LENGTH} V={classes} D={embedding_dim} H={hidden_dim}, "
+        "forward + backward",
+        tuple(IMPLEMENTATIONS),
+        lambda: _create(dataset, rows, embedding_dim, hidden_dim),
+        {"flops": product_flops(rows, hidden_dim, classes), "ceiling": "float32 product", "examples": rows},
+    )
+
+
+def product_flops(rows: int, hidden_dim: int, classes: int) -> int:
+    """Of the three products of the output layer; those of the first layer can be a table's, whatever N is."""
+    return 6 * rows * hidden_dim * classes
+
+
+def _create(dataset: data.Dataset, rows: int, embedding_dim: int, hidden_dim: int) -> Callable[[str], Step]:
+    batch = dataset.train.batch(torch.randint(len(dataset.train), (rows,)))
+    ids, target = (tokens.long().to(measure.DEVICE) for tokens in batch)
+    classes, fan_in = len(dataset.vocabulary), CONTEXT_LENGTH * embedding_dim
+    sizes = ((classes, embedding_dim), (hidden_dim, fan_in), (hidden_dim,), (classes, hidden_dim), (classes,))
+    parameters = [(torch.randn(size, device=measure.DEVICE) / size[-1] ** 0.5).requires_grad_() for size in sizes]
+
+    def step(name: str) -> Step:
+        loss = IMPLEMENTATIONS[name]()
+
+        def run() -> list[Tensor]:
+            value = loss(ids, target, *parameters)
+            return [value, *torch.autograd.grad(value, parameters)]
+
+        return run
+
+    return step
+
+
+def _mlp(
+    ids: Tensor, target: Tensor, embedding: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
+) -> Tensor:
+    hidden = torch.tanh(F.linear(F.embedding(ids, embedding).flatten(-2), weight1, bias1))
+    return F.cross_entropy(F.linear(hidden, weight2, bias2), target)
+
+
+def _eager() -> Loss:
+    return _mlp
+
+
+def _charlm() -> Loss:
+    return ops.mlp_cross_entropy
+
+
+def _compile() -> Loss:
+    torch.compiler.reset()  # one function is not compiled for more than a few shapes
+    loss: Loss = torch.compile(_mlp, dynamic=False, fullgraph=True)
+    return loss
+
+
+IMPLEMENTATIONS: dict[str, Callable[[], Loss]] = {"eager": _eager, "charlm": _charlm, "compile": _compile}
