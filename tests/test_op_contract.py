@@ -53,6 +53,9 @@ LARGE_SAMPLES = {
     "cross_entropy, large V": cross_entropy_sample(67, 5003, dtype=torch.float32),
     "cross_entropy, probabilities": cross_entropy_sample(515, 65, dtype=torch.float32, targets="probabilities"),
     "linear_cross_entropy": linear_cross_entropy_sample(4099, 16, 27, dtype=torch.float32, **ALL_LOSS_OPTIONS),
+    "linear_cross_entropy, many rows, none": linear_cross_entropy_sample(
+        4099, 16, 27, dtype=torch.float32, reduction="none"
+    ),
     "linear_cross_entropy, large V": linear_cross_entropy_sample(67, 31, 5003, dtype=torch.float32),
     "linear_cross_entropy, few rows": linear_cross_entropy_sample(31, 67, 5003, dtype=torch.float32),
     "linear_cross_entropy, probabilities": linear_cross_entropy_sample(
@@ -60,6 +63,9 @@ LARGE_SAMPLES = {
     ),
     "mlp_cross_entropy": mlp_cross_entropy_sample(4099, 3, 27, 10, 67, dtype=torch.float32),
     "mlp_cross_entropy, large V": mlp_cross_entropy_sample(67, 3, 1003, 10, 67, dtype=torch.float32),
+    "mlp_cross_entropy, large V, none": mlp_cross_entropy_sample(
+        67, 3, 1003, 10, 67, dtype=torch.float32, reduction="none"
+    ),
 }
 # The engine's, which have no gradient: tests/test_engine.py.
 ENGINE_OPS = {"charlm::train_steps", "charlm::train_full_steps", "charlm::evaluate_full"}
@@ -268,5 +274,6 @@ def test_the_samples_reach_every_branch() -> None:
     source = "".join(path.read_text() for path in sorted(bindings.glob("*.cpp")))
     branches = set(re.findall(r'"(\w+_(?:forward|backward)/\w+)"', source))
     assert branches
-    reached = {recorded.branch for sample in SAMPLES.values() for recorded in calls_of(sample)}
+    samples = [*SAMPLES.values(), *LARGE_SAMPLES.values()]
+    reached = {recorded.branch for sample in samples for recorded in calls_of(sample)}
     assert branches <= reached

@@ -12,21 +12,6 @@
 
 namespace charlm::cuda {
 
-// The product for the weight's gradient reads and writes all of it, V * D sums in float32, for each chunk: 8 bytes for
-// 2 * rows operations a value. At 2,048 rows that is 512 operations a byte, more than any GPU can do for a byte of its
-// memory. A chunk of so many rows is at most a part in 16 of a large batch, and of bounded size.
-inline constexpr int64_t kChunkRows = 2048;
-inline constexpr int64_t kChunkParts = 16;
-inline constexpr int64_t kChunkBytes = 512ll << 20;
-inline constexpr int64_t kMinChunkRows = 256;
-inline constexpr int64_t kChunkMultiple = 128;  // rows of the products' tiles
-inline int64_t linear_cross_entropy_chunk_rows(int64_t rows, int64_t classes, Storage storage) {
-  int64_t chunk = rows / kChunkParts > kChunkRows ? rows / kChunkParts : kChunkRows;
-  const int64_t fitting = kChunkBytes / (classes * storage_size(storage));
-  if (chunk > fitting) chunk = fitting > kMinChunkRows ? fitting : kMinChunkRows;
-  return chunk / kChunkMultiple * kChunkMultiple;
-}
-
 template <typename T>
 struct LinearCrossEntropy {
   Matrix input;                // (N, D)
@@ -42,8 +27,32 @@ struct LinearCrossEntropy {
   void* input_gradient = nullptr;   // (N, D) contiguous, like the next two null where not wanted
   void* weight_gradient = nullptr;  // (V, D)
   void* bias_gradient = nullptr;    // (V,)
-  int64_t chunk_rows = 0;           // as above
+  int64_t chunk_rows = 0;           // 0: linear_cross_entropy_chunk_rows says
 };
+
+// The product for the weight's gradient reads and writes all of it, V * D sums in float32, for each chunk: 8 bytes for
+// 2 * rows operations a value. At 2,048 rows that is 512 operations a byte, more than any GPU can do for a byte of its
+// memory. A chunk of so many rows is at most a part in 16 of a large batch, and of bounded size.
+inline constexpr int64_t kChunkRows = 2048;
+inline constexpr int64_t kChunkParts = 16;
+inline constexpr int64_t kChunkBytes = 512ll << 20;
+inline constexpr int64_t kMinChunkRows = 256;
+inline constexpr int64_t kChunkMultiple = 128;  // rows of the products' tiles
+
+// Where the weight is stored in a smaller type than float32, sums over chunks are memory beside its gradient. If all
+// logits take no more than those sums and a chunk, there is one chunk: a single product adds up in float32 as well.
+template <typename T>
+int64_t linear_cross_entropy_chunk_rows(const LinearCrossEntropy<T>& problem) {
+  if (problem.chunk_rows > 0) return problem.chunk_rows;
+  const int64_t rows = problem.loss.rows, value_bytes = storage_size(problem.input.storage);
+  int64_t chunk = rows / kChunkParts > kChunkRows ? rows / kChunkParts : kChunkRows;
+  const int64_t fitting = kChunkBytes / (problem.loss.classes * value_bytes);
+  if (chunk > fitting) chunk = fitting > kMinChunkRows ? fitting : kMinChunkRows;
+  chunk = chunk / kChunkMultiple * kChunkMultiple;
+  const bool has_sums = problem.weight_gradient != nullptr && value_bytes < static_cast<int64_t>(sizeof(T));
+  const int64_t sum_bytes = has_sums ? problem.input.columns * static_cast<int64_t>(sizeof(T)) : 0;  // for each class
+  return has_sums && (rows - chunk) * value_bytes <= sum_bytes ? rows : chunk;
+}
 
 template <typename T>
 Error linear_cross_entropy(const LinearCrossEntropy<T>& problem, DeviceLibrary& library, Stream stream);

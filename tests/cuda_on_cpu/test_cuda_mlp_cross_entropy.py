@@ -52,8 +52,8 @@ def test_a_large_model_is_computed_as_it_is_stored(shape: tuple[int, ...], serve
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_reduction(dtype: torch.dtype, reduction: str, softcap: float | None, server: Server) -> None:
-    for chunk_rows in (0, 4):
-        sample = mlp_cross_entropy_sample(9, dtype=dtype, reduction=reduction, softcap=softcap)
+    for classes, chunk_rows in ((27, 0), (80, 0), (80, 4)):  # in tiles; one layer after the other, the second in chunks
+        sample = mlp_cross_entropy_sample(9, 3, classes, dtype=dtype, reduction=reduction, softcap=softcap)
         check(sample, Ops(server, chunk_rows=chunk_rows))
 
 

@@ -29,8 +29,6 @@ cuda::LinearCrossEntropy<T> problem_of(const LinearCrossEntropyArguments<T>& arg
   problem.bias = arguments.bias.has_value() ? arguments.bias->const_data_ptr() : nullptr;
   problem.loss = arguments.loss;
   problem.mean = options.reduction == Reduction::kMean;
-  problem.chunk_rows =
-      cuda::linear_cross_entropy_chunk_rows(arguments.rows, arguments.classes, storage_of(arguments.input));
   return problem;
 }
 
@@ -52,6 +50,14 @@ Gradients allocate_gradients(const Tensor& input, const Tensor& linear_weight, c
     problem->loss.probabilities_gradient.data = gradients.target.mutable_data_ptr();
   }
   return gradients;
+}
+
+template <typename T>
+void run(const char* in_chunks, const char* at_once, const DeviceCall& call,
+         const cuda::LinearCrossEntropy<T>& problem) {
+  took_branch(cuda::linear_cross_entropy_chunk_rows(problem) < problem.loss.rows ? in_chunks : at_once);
+  TorchLibrary library(call);
+  call.check(cuda::linear_cross_entropy(problem, library, call.stream()));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor linear_weight,
@@ -77,8 +83,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, c
     set_lse(lse, &problem.loss);
     const Gradients gradients = allocate_gradients(input, linear_weight, target,
                                                    {input_gradient, weight_gradient, bias_gradient, false}, &problem);
-    TorchLibrary library(call);
-    call.check(cuda::linear_cross_entropy(problem, library, call.stream()));
+    run("linear_cross_entropy_forward/in_chunks", "linear_cross_entropy_forward/at_once", call, problem);
     result.emplace(loss, lse, gradients.input, gradients.weight, gradients.bias);
   });
   return *result;
@@ -107,8 +112,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor grad_output, co
     const Tensor upstream = read_upstream(grad_output, input, options.reduction, &problem.loss, &problem.upstream);
     const Gradients gradients = allocate_gradients(
         input, linear_weight, target, {input_gradient, weight_gradient, bias_gradient, target_gradient}, &problem);
-    TorchLibrary library(call);
-    call.check(cuda::linear_cross_entropy(problem, library, call.stream()));
+    run("linear_cross_entropy_backward/in_chunks", "linear_cross_entropy_backward/at_once", call, problem);
     result.emplace(gradients.input, gradients.weight, gradients.bias, gradients.target);
   });
   return *result;

@@ -65,12 +65,11 @@ struct Call {
     output.loss.ignore_index = std::numeric_limits<int64_t>::min();  // none is ignored
     output.loss.softcap = static_cast<T>(arguments.softcap);
     output.mean = arguments.reduction == Reduction::kMean;
-    output.chunk_rows = cuda::linear_cross_entropy_chunk_rows(arguments.examples, hidden.vocab_size, hidden.storage);
     return problem;
   }
 
   template <typename T>
-  void run(cuda::MlpCrossEntropy<T> problem, bool has_gradient) const {
+  void run(const char* in_tiles, const char* in_layers, cuda::MlpCrossEntropy<T> problem, bool has_gradient) const {
     problem.has_gradient = has_gradient;
     if (has_gradient) {
       problem.hidden.embedding_gradient = gradients[0].mutable_data_ptr();
@@ -79,7 +78,7 @@ struct Call {
       problem.output.weight_gradient = gradients[3].mutable_data_ptr();
       problem.output.bias_gradient = gradients[4].mutable_data_ptr();
     }
-    took_branch(cuda::mlp_cross_entropy_in_tiles(problem) ? "mlp_cross_entropy/tiles" : "mlp_cross_entropy/layers");
+    took_branch(cuda::mlp_cross_entropy_in_tiles(problem) ? in_tiles : in_layers);
     TorchLibrary library(device);
     device.check(cuda::mlp_cross_entropy(problem, library, device.stream()));
   }
@@ -103,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor 
     using T = decltype(type);
     auto problem = call.problem<T>();
     (per_row ? problem.output.row_loss : problem.output.total_loss) = loss.template mutable_data_ptr<T>();
-    call.run(problem, compute_gradient);
+    call.run("mlp_cross_entropy_forward/in_tiles", "mlp_cross_entropy_forward/in_layers", problem, compute_gradient);
   });
   return std::tuple_cat(std::make_tuple(loss), call.results());
 }
@@ -121,7 +120,7 @@ Gradients backward(const Tensor grad_output, const Tensor ids, const Tensor targ
     using T = decltype(type);
     auto problem = call.problem<T>();
     problem.output.loss.row_scale = upstream.template const_data_ptr<T>();
-    call.run(problem, true);
+    call.run("mlp_cross_entropy_backward/in_tiles", "mlp_cross_entropy_backward/in_layers", problem, true);
   });
   return call.results();
 }

@@ -20,9 +20,12 @@ class OutputLayer {
         rows_(problem.loss.rows),
         classes_(problem.loss.classes),
         features_(problem.input.columns),
-        chunk_(problem.chunk_rows < rows_ ? problem.chunk_rows : rows_),
+        chunk_(rows_),
         has_gradient_(problem.input_gradient != nullptr || problem.weight_gradient != nullptr ||
-                      problem.bias_gradient != nullptr) {}
+                      problem.bias_gradient != nullptr) {
+    const int64_t chunk = linear_cross_entropy_chunk_rows(problem);
+    if (chunk < rows_) chunk_ = chunk;
+  }
 
   Error run() {
     if (const Error error = prepare()) return error;

@@ -24,9 +24,6 @@ charlm::cuda::Error run(const Call& call) {
   problem.weight_gradient = call.buffer<void>("weight_gradient");
   problem.bias_gradient = call.buffer<void>("bias_gradient");
   problem.chunk_rows = call.integer("chunk_rows");
-  if (problem.chunk_rows == 0) {
-    problem.chunk_rows = charlm::cuda::linear_cross_entropy_chunk_rows(loss.rows, loss.classes, problem.input.storage);
-  }
   simulator::Library library;
   return charlm::cuda::linear_cross_entropy(problem, library, nullptr);
 }

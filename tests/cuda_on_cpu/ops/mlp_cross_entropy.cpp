@@ -42,10 +42,6 @@ charlm::cuda::Error run(const Call& call) {
   output.weight_gradient = call.buffer<void>("weight2_gradient");
   output.bias_gradient = call.buffer<void>("bias2_gradient");
   output.chunk_rows = call.integer("chunk_rows");
-  if (output.chunk_rows == 0) {
-    output.chunk_rows =
-        charlm::cuda::linear_cross_entropy_chunk_rows(hidden.ids.rows, hidden.vocab_size, hidden.storage);
-  }
   simulator::Library library;
   return charlm::cuda::mlp_cross_entropy(problem, library, nullptr);
 }
