@@ -11,6 +11,7 @@ from cases import device, integers
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import grad, jvp, vmap
+from torch.profiler import ProfilerActivity
 
 from charlm import ops
 from charlm.nn import EmbeddingLinear, LinearCrossEntropyLoss
@@ -89,6 +90,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[[int], tuple[Tensor, ...]
 
 
 def assert_compiles(function: Callable[..., Tensor], arguments: tuple[Tensor, ...], backend: str) -> None:
+    """As one graph, of our kernels and not of what they stand for, with the values of the reference."""
     leaves = [argument for argument in arguments if argument.requires_grad]
     expected = function(reference, *arguments)
     expected_gradients = torch.autograd.grad(expected, leaves)
@@ -98,8 +100,11 @@ def assert_compiles(function: Callable[..., Tensor], arguments: tuple[Tensor, ..
         loss = compiled(*arguments)
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(torch.autograd.grad(loss, leaves), expected_gradients)
-    with torch.no_grad():
+    with torch.no_grad(), torch.profiler.profile(activities=[ProfilerActivity.CPU], acc_events=True) as profile:
         torch.testing.assert_close(compiled(*arguments), expected)
+    called = {event.key for event in profile.key_averages()}
+    assert any(name.startswith("charlm::") for name in called)
+    assert "aten::_log_softmax" not in called
 
 
 @pytest.mark.parametrize("case", CASES)

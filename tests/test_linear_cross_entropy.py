@@ -221,7 +221,7 @@ def peak_allocation(run: Callable[[], Any]) -> int:
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profile:
         run()
     assert profile.profiler is not None
     assert profile.profiler.kineto_results is not None

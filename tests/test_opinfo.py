@@ -5,7 +5,11 @@ They are the inputs that PyTorch tests its ops with; they ship in `torch.testing
 
 from __future__ import annotations
 
+import functools
+import sys
+import unittest
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,17 +17,28 @@ import torch
 import torch.nn.functional as F
 from cases import DTYPES, assert_as_good_as_torch, device
 from torch import Tensor
-from torch.testing._internal.common_methods_invocations import op_db
 
 from charlm import ops
 
-OPINFOS = {info.name: info for info in op_db}
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
+@functools.cache
+def opinfo(name: str) -> Any:
+    try:
+        import expecttest  # noqa: F401
+    except ModuleNotFoundError:
+        # Beside the samples are base classes of tests, for which torch asks for it. They have no need of it.
+        sys.modules["expecttest"] = ModuleType("expecttest")
+        sys.modules["expecttest"].TestCase = unittest.TestCase  # type: ignore[attr-defined]
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    return next(info for info in op_db if info.name == name)
+
+
 def samples(name: str, dtype: torch.dtype) -> Iterator[Any]:
-    info = OPINFOS[name]
+    info = opinfo(name)
     assert info.supports_autograd
     yield from info.sample_inputs(device, dtype, requires_grad=True)
 
