@@ -6,6 +6,7 @@
 #include <map>
 #include <string>
 
+#include "kernels/cross_entropy.h"
 #include "kernels/storage.h"
 #include "kernels/token_index.h"
 #include "simulator.h"
@@ -48,6 +49,27 @@ class Call {
 template <typename T>
 T* workspace(int64_t values) {
   return static_cast<T*>(allocate(static_cast<size_t>(values) * sizeof(T), 0, false));
+}
+
+// What the ops with a loss have in common: the problem but for its input, that input's gradient and the scale.
+template <typename T>
+charlm::CrossEntropy<T> read_loss(const Call& call) {
+  charlm::CrossEntropy<T> loss;
+  loss.rows = call.integer("rows");
+  loss.classes = call.integer("classes");
+  loss.target = call.buffer<int64_t>("target");
+  loss.ignore_index = call.integer("ignore_index");
+  loss.probabilities = call.class_matrix("probabilities");
+  loss.probabilities_gradient = call.class_matrix("probabilities_gradient");
+  loss.weight = call.buffer<T>("class_weight");
+  loss.label_smoothing = static_cast<T>(call.real("label_smoothing"));
+  loss.softcap = static_cast<T>(call.real("softcap"));
+  loss.z_loss = static_cast<T>(call.real("z_loss"));
+  loss.shift = call.buffer<T>("lse");
+  loss.log_sum = loss.shift + loss.rows;
+  loss.lse_is_known = call.integer("lse_is_known") != 0;
+  loss.row_scale = call.buffer<T>("row_scale");
+  return loss;
 }
 
 // An op registers what runs its launchers: `static const Op op("cross_entropy", run);`.

@@ -333,7 +333,7 @@ def _cross_entropy_arguments(
         **{name: value for name, value in options.items() if name != "reduction"},
     }
     if weight is not None:
-        call["weight"] = weight.to(_compute_dtype(input)).contiguous()
+        call["class_weight"] = weight.to(_compute_dtype(input)).contiguous()
     for name, tensor in {"input": input, "probabilities": target}.items():
         if tensor.is_floating_point():
             call[name] = _with_flat_inner(tensor)

@@ -11,23 +11,9 @@ using simulator::Call;
 
 template <typename T>
 CrossEntropy<T> problem_of(const Call& call) {
-  CrossEntropy<T> problem;
-  problem.rows = call.integer("rows");
-  problem.classes = call.integer("classes");
+  CrossEntropy<T> problem = simulator::read_loss<T>(call);
   problem.input = call.class_matrix("input");
   problem.input_gradient = call.class_matrix("input_gradient");
-  problem.target = call.buffer<int64_t>("target");
-  problem.ignore_index = call.integer("ignore_index");
-  problem.probabilities = call.class_matrix("probabilities");
-  problem.probabilities_gradient = call.class_matrix("probabilities_gradient");
-  problem.weight = call.buffer<T>("weight");
-  problem.label_smoothing = static_cast<T>(call.real("label_smoothing"));
-  problem.softcap = static_cast<T>(call.real("softcap"));
-  problem.z_loss = static_cast<T>(call.real("z_loss"));
-  problem.shift = call.buffer<T>("lse");
-  problem.log_sum = problem.shift + problem.rows;
-  problem.lse_is_known = call.integer("lse_is_known") != 0;
-  problem.row_scale = call.buffer<T>("row_scale");
   problem.scale = static_cast<T>(call.real("scale"));
   return problem;
 }

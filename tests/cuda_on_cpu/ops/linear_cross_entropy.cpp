@@ -11,21 +11,7 @@ template <typename T>
 charlm::cuda::Error run(const Call& call) {
   using charlm::cuda::Matrix;
   charlm::cuda::LinearCrossEntropy<T> problem;
-  charlm::CrossEntropy<T>& loss = problem.loss;
-  loss.rows = call.integer("rows");
-  loss.classes = call.integer("classes");
-  loss.target = call.buffer<int64_t>("target");
-  loss.ignore_index = call.integer("ignore_index");
-  loss.probabilities = call.class_matrix("probabilities");
-  loss.probabilities_gradient = call.class_matrix("probabilities_gradient");
-  loss.weight = call.buffer<T>("class_weight");
-  loss.label_smoothing = static_cast<T>(call.real("label_smoothing"));
-  loss.softcap = static_cast<T>(call.real("softcap"));
-  loss.z_loss = static_cast<T>(call.real("z_loss"));
-  loss.shift = call.buffer<T>("lse");
-  loss.log_sum = loss.shift + loss.rows;
-  loss.lse_is_known = call.integer("lse_is_known") != 0;
-  loss.row_scale = call.buffer<T>("row_scale");
+  const charlm::CrossEntropy<T>& loss = problem.loss = simulator::read_loss<T>(call);
   const int64_t features = call.integer("features");
   problem.input = Matrix(call.buffer<void>("input"), call.storage(), loss.rows, features);
   problem.weight = Matrix(call.buffer<void>("weight"), call.storage(), loss.classes, features);
