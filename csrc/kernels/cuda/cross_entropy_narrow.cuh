@@ -84,10 +84,11 @@ __device__ inline void copy_flat(S* to, const S* from, int64_t count) {
   const int64_t vectors = (count - head) / kVectorWidth<S>;
   const int64_t tail = head + vectors * kVectorWidth<S>;
   for (int64_t i = thread; i < head; i += threads) to[i] = from[i];
+  // As vectors of no type in particular: of others the compiler makes four stores.
+  const uint4* from_vectors = reinterpret_cast<const uint4*>(from + head);
+  uint4* to_vectors = reinterpret_cast<uint4*>(to + head);
 #pragma unroll 4
-  for (int64_t v = thread; v < vectors; v += threads) {
-    store_vector(to + head + v * kVectorWidth<S>, load_vector(from + head + v * kVectorWidth<S>));
-  }
+  for (int64_t v = thread; v < vectors; v += threads) to_vectors[v] = from_vectors[v];
   for (int64_t i = tail + thread; i < count; i += threads) to[i] = from[i];
 }
 
@@ -103,7 +104,9 @@ __device__ inline SoftmaxPart<Compute<S>> narrow_part(const CrossEntropy<Compute
 #pragma unroll
     for (int k = 0; k < kNarrowChunk; ++k) {
       const int c = begin + k * lanes;
-      z[k] = c < classes ? logit<T, kPlain>(p, to_compute(row[c])) : -static_cast<T>(INFINITY);
+      // Loads without a condition share the computation of their addresses.
+      const T input = to_compute(row[c < classes ? c : begin]);
+      z[k] = c < classes ? logit<T, kPlain>(p, input) : -static_cast<T>(INFINITY);
       largest = larger(largest, z[k]);
     }
     part.raise_shift(largest);
