@@ -80,9 +80,9 @@ class TiledModel {
     const EmbeddingLinearCall& hidden = p_.hidden;
     const bool is_stored_as_computed = storage_size(hidden.storage) == sizeof(T);
     const bool has_everything = hidden.ids.rows > 0 && hidden.ids.context_length > 0 && hidden.hidden_dim > 0;
-    // The bound keeps sizes within int; no device has nearly as much shared memory.
-    const bool is_small = p_.output.loss.classes <= kNarrowClasses && hidden.ids.context_length <= kNarrowClasses &&
-                          hidden.hidden_dim <= kNarrowClasses;
+    constexpr int64_t kSmall = 512;  // keeps products of two or three sizes within int
+    const bool is_small =
+        p_.output.loss.classes <= kSmall && hidden.ids.context_length <= kSmall && hidden.hidden_dim <= kSmall;
     return is_stored_as_computed && has_everything && is_small && launch_.cut(&tiles_);
   }
 

@@ -54,10 +54,10 @@ struct MlpMemory {
 
   int hidden_stride;
   T* hidden;          // (rows, H)
-  T* weight2;         // (V, H)
-  T* logits;          // (rows, V), then dz
+  T* weight2;         // (kClasses, H), 0 for classes that there are not
+  T* logits;          // (rows, kClasses), then dz
   T* scratch;         // (kWarp,)
-  T* table_gradient;  // dP, contiguous
+  T* table_gradient;  // the block's dP, contiguous
   int* keys;          // (rows, T)
 
   __host__ __device__ static int stride_of(int hidden_dim) {
@@ -273,8 +273,8 @@ __global__ void __launch_bounds__(kMlpThreads<T, kClasses>) mlp_tiles(const MlpT
     }
 #pragma unroll
     for (int c = 0; c < kClasses; ++c) {
-      if (c < classes)
-        gradients[p.table_values() + static_cast<int64_t>(c) * p.hidden_dim + column] = weight_gradient[c];
+      if (c >= classes) break;
+      gradients[p.table_values() + static_cast<int64_t>(c) * p.hidden_dim + column] = weight_gradient[c];
     }
   }
   if (column < classes) gradients[p.table_values() + p.weight2_values() + column] = bias_gradient;
