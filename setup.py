@@ -122,19 +122,25 @@ class BuildKernels(build_clib):
     def compile_cuda(self, source: str) -> str:
         """Compiles for all architectures at once.
 
-        What the assembler says of registers goes beside the object, for scripts/cuda_resources.py. Both outlive a build
-        by pip, whose folder for objects is a temporary one: nothing else takes as long to compile.
+        What the assembler says of registers, and the PTX that it got, go beside the object, for
+        scripts/cuda_resources.py. All outlive a build by pip, whose folder for objects is a temporary one: nothing else
+        takes as long to compile.
         """
         output = CUDA_BUILD / f"{Path(source).stem}.o"
         if not self.is_new(output, [source, *HEADERS, *CUDA_HEADERS]):
-            CUDA_BUILD.mkdir(parents=True, exist_ok=True)
+            kept = output.with_suffix("")
+            kept.mkdir(parents=True, exist_ok=True)
             targets = [f"-gencode=arch=compute_{target.split('_')[1]},code={target}" for target in CUDA_TARGETS]
-            command = [*NVCC, *CUDA_FLAGS, *targets, f"-I{INCLUDE}", "-c", source, "-o", str(output)]
+            flags = [*CUDA_FLAGS, "--keep", "--keep-dir", str(kept), f"-I{INCLUDE}"]
+            command = [*NVCC, *flags, *targets, "-c", source, "-o", str(output)]
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode != 0:
                 output.unlink(missing_ok=True)
                 sys.exit(f"{shlex.join(command)}\n{result.stdout}{result.stderr}")
             output.with_suffix(".ptxas").write_text(result.stderr)
+            for path in kept.iterdir():
+                if path.suffix != ".ptx":
+                    path.unlink()
         return str(output)
 
     def is_new(self, output: Path, inputs: list[str]) -> bool:

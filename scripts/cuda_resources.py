@@ -1,9 +1,10 @@
-"""Holds the registers and spills of every CUDA kernel to the committed table, tests/cuda_resources.json.
+"""Holds every CUDA kernel to the committed table, tests/cuda_resources.json: registers, spills, accesses to vectors.
 
-    python scripts/cuda_resources.py          fails where a kernel spills, or takes more registers than the table says
+    python scripts/cuda_resources.py          fails where a kernel spills, takes more registers than the table says, or
+                                              has fewer instructions that load or store a vector
     python scripts/cuda_resources.py --write  writes the table anew
 
-It reads what the assembler said in the last build, which setup.py leaves in build/cuda.
+It reads what the assembler said in the last build, and what it was given, which setup.py leaves in build/cuda.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "tests" / "cuda_resources.json"
 BUILD = ROOT / "build" / "cuda"
 
-# {"cross_entropy": {"narrow_rows<float, true>": {"sm_90": {"registers": 48, "spilled": 0}}}}
+# {"cross_entropy": {"narrow_rows<float, true>": {"sm_90": {"registers": 48, "spilled": 0, "vectors": 20}}}}
 Resources = dict[str, dict[str, dict[str, dict[str, int]]]]
 
 _KERNEL = re.compile(r"Compiling entry function '(.+)' for '(\w+)'")
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
+_ENTRY = re.compile(r"\.entry (\w+)\(")
+_VECTOR = re.compile(r"\b(?:ld|st)\.[\w.]+\.v[24]\.")
 
 
 def parse(log: str) -> dict[str, dict[str, dict[str, int]]]:
@@ -42,6 +45,16 @@ def parse(log: str) -> dict[str, dict[str, dict[str, int]]]:
     return {name: dict(sorted(kernels[name].items())) for name in sorted(kernels)}
 
 
+def vectors(ptx: str) -> dict[str, int]:
+    """How many instructions of each kernel load or store a vector, by the kernel's whole name."""
+    _, *parts = _ENTRY.split(ptx)
+    return {name: len(_VECTOR.findall(body)) for name, body in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def _demangle(text: str) -> str:
+    return subprocess.run(["c++filt"], input=text, capture_output=True, text=True, check=True).stdout
+
+
 def _short(name: str) -> str:
     """A kernel's name and template arguments, of its whole signature."""
     name = name.replace("(anonymous namespace)::", "").removeprefix("void ")
@@ -55,8 +68,14 @@ def measured() -> Resources:
         sys.exit(f"{BUILD} has no output of the assembler: build with nvcc first (CHARLM_CUDA=1 pip install ...)")
     resources = {}
     for log in logs:
-        demangled = subprocess.run(["c++filt"], input=log.read_text(), capture_output=True, text=True, check=True)
-        resources[log.stem] = parse(demangled.stdout)
+        kernels = resources[log.stem] = parse(_demangle(log.read_text()))
+        for path in log.with_suffix("").glob("*.ptx"):  # <file>.compute_90.ptx
+            counts = vectors(path.read_text())
+            names = _demangle("\n".join(counts)).splitlines()
+            for name, count in zip(names, counts.values(), strict=True):
+                entry = kernels[_short(name)].get(path.stem.rpartition(".")[2].replace("compute", "sm"))
+                if entry is not None:
+                    entry["vectors"] = count
     return {file: kernels for file, kernels in resources.items() if kernels}
 
 
@@ -74,6 +93,8 @@ def complaints(table: Resources, now: Resources) -> list[str]:
                     lines.append(f"{what} is not in the table")
                 elif entry["registers"] > allowed["registers"]:
                     lines.append(f"{what} takes {entry['registers']} registers, {allowed['registers']} in the table")
+                if allowed is not None and entry["vectors"] < allowed["vectors"]:
+                    lines.append(f"{what} accesses {entry['vectors']} vectors, {allowed['vectors']} in the table")
     return lines
 
 

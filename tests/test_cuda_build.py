@@ -1,4 +1,4 @@
-"""The CUDA half of the build, as far as it goes without a GPU: what it says, and the table of registers."""
+"""The CUDA half of the build, as far as it goes without a GPU: what it says, and the table of kernels."""
 
 from __future__ import annotations
 
@@ -70,12 +70,30 @@ def test_what_the_assembler_says_is_read() -> None:
     }
 
 
-def test_spills_growth_and_new_kernels_are_complained_about() -> None:
+def test_accesses_to_vectors_are_counted() -> None:
+    ptx = """
+.visible .entry _Z1fPi(
+	ld.global.nc.v4.u32 {%r1, %r2, %r3, %r4}, [%rd1];
+	st.shared.v2.f64 [%r5], {%fd1, %fd2};
+	st.global.u32 [%rd2], %r1;
+}
+.visible .entry _Z1gv(
+	ld.shared.f32 %f1, [%r1];
+}
+"""
+    assert cuda_resources.vectors(ptx) == {"_Z1fPi": 2, "_Z1gv": 0}
+
+
+def test_spills_growth_lost_vectors_and_new_kernels_are_complained_about() -> None:
     now = {"op": cuda_resources.parse(LOG)}
+    for kernel in now["op"].values():
+        for entry in kernel.values():
+            entry["vectors"] = 4
     assert cuda_resources.complaints(now, now) == ["op: g on sm_80 spills 14 bytes"]
-    table = {"op": {"f<float, true>": {"sm_90": {"registers": 47, "spilled": 0}}}}
+    table = {"op": {"f<float, true>": {"sm_90": {"registers": 47, "spilled": 0, "vectors": 5}}}}
     assert cuda_resources.complaints(table, now) == [
         "op: f<float, true> on sm_90 takes 48 registers, 47 in the table",
+        "op: f<float, true> on sm_90 accesses 4 vectors, 5 in the table",
         "op: g on sm_80 spills 14 bytes",
         "op: g on sm_80 is not in the table",
     ]
