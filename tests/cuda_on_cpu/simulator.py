@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,8 @@ class Server:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         assert self._process.stderr is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # of what a server that has ended did not read
+            self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
         self._process.stderr.close()

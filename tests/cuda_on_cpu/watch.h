@@ -15,8 +15,8 @@ inline constexpr unsigned kMaxThreads = 1024;
 struct Running {
   int thread = -1;  // of its block; negative where none runs
   const Fiber* fiber = nullptr;
-  uint32_t warp_barriers = 0;  // __syncwarps of all lanes of its warp since the block began
-  uint32_t now = 0, launch_began = 0, block_began = 0;
+  uint32_t warp_barriers = 0;                           // __syncwarps of all lanes of its warp since the block began
+  uint32_t now = 1, launch_began = 0, block_began = 0;  // 0 stands for never
 };
 extern Running running;
 
