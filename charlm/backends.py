@@ -80,16 +80,21 @@ class EagerBackend:
         max_grad_norm: float | None,
         processes: Processes = ALONE,
     ) -> None:
-        model.backend = self.model_backend
+        self._loss = self._prepare(model)
         self._model = model
         self._optimizer = optimizer
         self._split = split
         self._max_grad_norm = max_grad_norm
         self._processes = processes
-        self._loss: Callable[..., Tensor] = model.loss
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._distinct: Distinct | None = None
         self._only_part: list[tuple[Tensor, Tensor]] | None = None
+
+    def _prepare(self, model: LanguageModel) -> Callable[..., Tensor]:
+        """Sets the model up and returns what computes its loss; ValueError where the backend cannot."""
+        model.backend = self.model_backend
+        loss: Callable[..., Tensor] = model.loss
+        return loss
 
     def run(self, batch_indices: Tensor | None, learning_rates: Tensor) -> Tensor:
         example = self._parameters[0]
@@ -151,16 +156,8 @@ class EagerBackend:
 class CompileBackend(EagerBackend):
     """The eager backend with the model's loss, forward and backward, under `torch.compile`."""
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        optimizer: torch.optim.Optimizer,
-        split: Split,
-        max_grad_norm: float | None,
-        processes: Processes = ALONE,
-    ) -> None:
-        super().__init__(model, optimizer, split, max_grad_norm, processes)
-        self._loss = torch.compile(model.loss, dynamic=False, fullgraph=True)
+    def _prepare(self, model: LanguageModel) -> Callable[..., Tensor]:
+        return torch.compile(super()._prepare(model), dynamic=False, fullgraph=True)
 
 
 class OpsBackend(EagerBackend):
@@ -168,20 +165,13 @@ class OpsBackend(EagerBackend):
 
     model_backend = "ops"
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        optimizer: torch.optim.Optimizer,
-        split: Split,
-        max_grad_norm: float | None,
-        processes: Processes = ALONE,
-    ) -> None:
+    def _prepare(self, model: LanguageModel) -> Callable[..., Tensor]:
         if not has_kernels(model.device):
             how = " or install charlm again where nvcc is on the PATH" if model.device.type == "cuda" else ""
             raise ValueError(
                 f"backend 'ops' has no kernels for {model.device}, where the model is: use 'eager' or 'compile'{how}"
             )
-        super().__init__(model, optimizer, split, max_grad_norm, processes)
+        return super()._prepare(model)
 
 
 class FusedBackend:

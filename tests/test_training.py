@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from cases import device
 from torch import Tensor
 
-from charlm import MLP, PRESETS, CountBigram, NeuralBigram, NonFiniteLossError, Trainer, TrainingConfig, data, evaluate
+from charlm import MLP, PRESETS, CountBigram, NeuralBigram, NonFiniteLossError, Trainer, data, evaluate
 from charlm.backends import BACKENDS
 from charlm.batches import BatchSampler
 from charlm.schedules import Schedule
@@ -239,6 +238,22 @@ def test_one_run_or_many_give_the_same_bits(
 def test_other_seeds_draw_other_batches(dataset: data.Dataset) -> None:
     assert torch.equal(make_trainer(dataset, seed=1).run(5), make_trainer(dataset, seed=1).run(5))
     assert not torch.equal(make_trainer(dataset, seed=1).run(5), make_trainer(dataset, seed=2).run(5))
+
+
+@pytest.mark.parametrize("model", ["mlp", "bigram"])
+def test_contexts_of_a_large_text_are_looked_up_batch_by_batch(
+    dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    def losses() -> Tensor:
+        if model == "mlp":
+            return make_trainer(dataset, backend="fused", batch_size=40).run(30)
+        return Trainer(NeuralBigram(len(dataset.vocabulary)), dataset, learning_rate=1.0, batch_size=40).run(30)
+
+    indexed = losses()
+    monkeypatch.setattr("charlm.backends._INDEXED_EXAMPLES", 100)
+    assert len(dataset.train) > 100
+    monkeypatch.setattr(data.Split, "distinct", None)  # which would take long
+    assert torch.equal(losses(), indexed)
 
 
 # States
@@ -470,68 +485,3 @@ def test_model_and_dataset_must_fit(dataset: data.Dataset) -> None:
             Trainer(model, dataset, learning_rate=0.1)
     with pytest.raises(ValueError, match="split must be one of train, dev, test, got 'all'"):
         make_trainer(dataset).evaluate("all")
-
-
-# Configurations
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_configuration_survives_json(preset: str) -> None:
-    config = PRESETS[preset]
-    assert TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-
-
-def test_presets_are_the_published_models() -> None:
-    sizes = {name: sum(p.numel() for p in config.create_model(27).parameters()) for name, config in PRESETS.items()}
-    assert sizes == {
-        "fast": 11_897,
-        "best": 88_891,
-        "makemore": 11_897,
-        "eureka": 27 * 48 + 512 * 144 + 512 + 27 * 512 + 27,
-        "bigram": 729,
-        "count-bigram": 0,
-    }
-
-
-def test_every_preset_that_trains_makes_a_trainer() -> None:
-    for name, config in PRESETS.items():
-        dataset = config.load_data()
-        model = config.create_model(len(dataset.vocabulary))
-        if name != "count-bigram":
-            trainer = config.create_trainer(model, dataset)
-            first, last = trainer.run(2), trainer.evaluate("dev")
-            assert first[0].item() == pytest.approx(math.log(len(dataset.vocabulary)), abs=0.1)
-            assert math.isfinite(last)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"learning_rat": 0.1}, "unknown training options: learning_rat"),
-        ({"learning_rate": "0.1"}, "learning_rate must be float, got '0.1'"),
-        ({"batch_size": "some"}, "batch_size must be int or 'full', got 'some'"),
-        ({"steps": True}, "steps must be int, got True"),
-        ({"betas": [0.9]}, r"betas must be tuple\[float, float\], got \(0.9,\)"),
-        ({"model": "rnn"}, "model must be 'count-bigram' or 'bigram' or 'mlp', got 'rnn'"),
-        ({"softcap": "no"}, "softcap must be float or None, got 'no'"),
-    ],
-)
-def test_a_bad_configuration_is_explained(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TrainingConfig.from_dict(options)
-
-
-@pytest.mark.parametrize("model", ["mlp", "bigram"])
-def test_contexts_of_a_large_text_are_looked_up_batch_by_batch(
-    dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch, model: str
-) -> None:
-    def losses() -> Tensor:
-        if model == "mlp":
-            return make_trainer(dataset, backend="fused", batch_size=40).run(30)
-        return Trainer(NeuralBigram(len(dataset.vocabulary)), dataset, learning_rate=1.0, batch_size=40).run(30)
-
-    indexed = losses()
-    monkeypatch.setattr("charlm.backends._INDEXED_EXAMPLES", 100)
-    assert len(dataset.train) > 100
-    monkeypatch.setattr(data.Split, "distinct", None)  # which would take long
-    assert torch.equal(losses(), indexed)

@@ -40,7 +40,8 @@ def linear_cross_entropy(
     """``cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)`` in bounded memory.
 
     The logits (N, V) are computed a piece at a time, and so are their gradients; what is held beside the results is
-    about 1/20 of them; on a GPU 1/16, but at least 2,048 rows, or as many as fit into 512 MiB. Where a gradient is
+    about 1/20 of them; on a GPU 1/16, but at least 2,048 rows, or as many as fit into 512 MiB, and in bfloat16 and
+    float16 all at once where sums of the weight's gradient in float32 would take more memory. Where a gradient is
     needed and the reduction is not "none", it is computed during forward, while its piece of the logits exists, so that
     training costs three matrix products as in eager PyTorch, not four.
 

@@ -24,8 +24,8 @@ Error clear(T* values, int64_t count, Stream stream) {
                 count);
 }
 
-// (outer, middle, inner) to (middle, outer, inner) and from one type to another: the weight, position by position, and
-// back; with middle = 1, a conversion.
+// (outer, middle, inner) to (middle, outer, inner) and from one type to another: the weight, position by position; with
+// middle = 1, a conversion.
 template <typename From, typename To>
 __global__ void __launch_bounds__(kCopyThreads)
     swap_dimensions(const From* from, int64_t outer, int64_t middle, int64_t inner, To* to) {

@@ -118,8 +118,9 @@ class Projection {
   }
 
  private:
-  static constexpr Storage kStorage = sizeof(T) == sizeof(double) ? Storage::kFloat64 : Storage::kFloat32;
-  static Matrix matrix(const T* data, int64_t rows, int64_t columns) { return Matrix(data, kStorage, rows, columns); }
+  static Matrix matrix(const T* data, int64_t rows, int64_t columns) {
+    return Matrix(data, kComputeStorage<S>, rows, columns);
+  }
   Matrix weight() const { return matrix(weight_, columns_, call_.embedding_dim); }
 
   // Wt, once.

@@ -133,8 +133,7 @@ class OutputLayer {
       library_.multiply(Matrix(p_.weight_gradient, p_.input.storage, classes_, features_), logits.transposed(), input);
       return;
     }
-    const Storage storage = sizeof(T) == sizeof(double) ? Storage::kFloat64 : Storage::kFloat32;
-    const Matrix sums(weight_sums_, storage, classes_, features_);
+    const Matrix sums(weight_sums_, kComputeStorage<S>, classes_, features_);
     if (first == 0) {
       library_.multiply(sums, logits.transposed(), input);
     } else {

@@ -20,6 +20,8 @@ struct ComputeType<double> {
 };
 template <typename S>
 using Compute = typename ComputeType<S>::type;
+template <typename S>
+inline constexpr Storage kComputeStorage = sizeof(Compute<S>) == sizeof(double) ? Storage::kFloat64 : Storage::kFloat32;
 
 __device__ inline float to_compute(float value) { return value; }
 __device__ inline double to_compute(double value) { return value; }
