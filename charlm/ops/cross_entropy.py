@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from charlm.ops import _extension, _transforms, reference  # noqa: F401  _extension registers the ops
+from charlm.ops import _extension, _saved, _transforms, reference  # noqa: F401  _extension registers the ops
 from charlm.ops._autograd import (
     REDUCTION_NAMES,
     apply,
@@ -16,9 +16,9 @@ from charlm.ops._autograd import (
     check_devices,
     needs_gradient,
     reduction_code,
-    scale_saved,
     softcap_code,
 )
+from charlm.ops._scaling import scale_saved
 
 _forward = torch.ops.charlm.cross_entropy_forward.default
 _backward = torch.ops.charlm.cross_entropy_backward.default
@@ -93,7 +93,7 @@ def _call(input: Tensor, target: Tensor, weight: Tensor | None, *options: Any) -
     if weight is not None and weight.requires_grad:
         return _transforms.by_reference(_OP, (input, target, weight), options)
     if needs_gradient(input, target):
-        loss: Tensor = apply(_CrossEntropy, input, target, weight, options)
+        loss: Tensor = apply(_CrossEntropy, input, target, weight, options)[0]
         return loss
     return _forward(input, target, weight, *options, False)[0]
 
@@ -145,33 +145,78 @@ def _gradient_in_forward(input: Tensor, target: Tensor) -> bool:
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: tuple[Any, ...]) -> Tensor:
-        in_forward = _gradient_in_forward(input, target)
-        loss, lse, gradient = _forward(input, target, weight, *options, in_forward)
-        # With the gradient in hand the arguments are kept for its derivatives alone.
-        ctx.save_for_backward(input, target, weight, gradient if in_forward else lse)
-        ctx.in_forward = in_forward
+    def forward(
+        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: tuple[Any, ...]
+    ) -> tuple[Tensor, Tensor | None]:
         ctx.options = options
-        return loss
+        ctx.in_forward = _gradient_in_forward(input, target)
+        loss, lse, gradient = _forward(input, target, weight, *options, ctx.in_forward)
+        arguments = (input, target, weight)
+        if not ctx.in_forward:
+            return loss, _saved.keep(ctx, loss, (*arguments, lse), arguments)
+        classes = None if target.is_floating_point() else target
+        recovered = 0 if _is_invertible(options) else None
+        return loss, _saved.keep(ctx, loss, (gradient, classes), arguments, recovered)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input, target, weight, saved = ctx.saved_tensors
-        if _transforms.is_more_than_first_order(grad_output):
-            wanted = ctx.needs_input_grad[:3]
-            return *_transforms.gradients(_OP, wanted, grad_output, (input, target, weight), ctx.options), None
-        if ctx.in_forward:
-            per_row = grad_output.unsqueeze(min(1, input.ndim - 1)) if grad_output.ndim > 0 else grad_output
-            return scale_saved(per_row, saved), None, None, None
-        input_needs, target_needs, *_ = ctx.needs_input_grad
-        input_gradient, target_gradient = _backward(
-            grad_output, input, target, weight, saved, *ctx.options, input_needs, target_needs
+    def backward(
+        ctx: Any, grad_output: Tensor | None, stand_in_gradient: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        def first_order(read: _saved.Tensors, wanted: Sequence[bool]) -> _saved.Tensors:
+            if ctx.in_forward:
+                gradient, classes = read
+                return scale_saved(grad_output, gradient, classes, ctx.options[0], _class_dim(gradient)), None, None
+            found = _backward(grad_output, *read, *ctx.options, *wanted[:2])
+            return *(gradient if want else None for gradient, want in zip(found, wanted[:2], strict=True)), None
+
+        recover = None
+        if ctx.in_forward and _is_invertible(ctx.options):
+            recover = (0, lambda read, arguments: _logits_of(read[0], arguments[1], arguments[2], ctx.options))
+        found = _saved.gradients(ctx, _OP, ctx.options, grad_output, stand_in_gradient, first_order, recover)
+        return *found, None
+
+
+def _is_invertible(options: Sequence[Any]) -> bool:
+    """Whether logits follow from their gradient, but for a constant a row, on which no derivative depends."""
+    *_, softcap, z_loss = options
+    return softcap == 0.0 and z_loss == 0.0
+
+
+def _logits_of(gradient: Tensor, target: Tensor, weight: Tensor | None, options: Sequence[Any]) -> Tensor:
+    """Logits with this gradient: kept in their place, so that forward leaves one tensor of their size, not two.
+
+    The gradient of a row is (sum(a) softmax(z) - a) / denominator, with a as in csrc/kernels/cross_entropy.h.
+    """
+    ignore_index, reduction, smoothing, *_ = options
+    dim, classes = _class_dim(gradient), gradient.shape[_class_dim(gradient)]
+    weights = gradient.new_ones(classes) if weight is None else weight.to(gradient.dtype)
+    spread = smoothing / max(classes, 1)
+    if target.is_floating_point():
+        kept = gradient.new_ones((), dtype=torch.bool)
+        a = (1.0 - smoothing) * target + spread
+        denominator = gradient.new_tensor(_rows(gradient))
+    else:
+        kept = (target != ignore_index).unsqueeze(dim)
+        index = target.long().unsqueeze(dim).where(kept, 0)
+        a = torch.full_like(gradient, spread).scatter_add_(
+            dim, index, torch.full_like(index, 1.0 - smoothing, dtype=gradient.dtype)
         )
-        return input_gradient if input_needs else None, target_gradient if target_needs else None, None, None
+        denominator = torch.where(kept, weights[index], 0.0).sum()
+    a = a * weights.view(-1, *[1] * (gradient.ndim - 1 - dim))
+    total = a.sum(dim, keepdim=True)
+    if reduction == 1:
+        gradient = gradient * denominator
+    # A row that does not count, or whose weights are 0, has no derivatives, whatever its logits.
+    probabilities = torch.where(kept & (total != 0.0), (gradient + a) / total, 1.0)
+    return probabilities.clamp_min(torch.finfo(gradient.dtype).tiny).log()
+
+
+def _class_dim(input: Tensor) -> int:
+    return min(1, input.ndim - 1)
 
 
 def _rows(input: Tensor) -> int:
-    return input.numel() // input.shape[min(1, input.ndim - 1)]
+    return input.numel() // input.shape[_class_dim(input)]
 
 
 @torch.library.register_fake("charlm::cross_entropy_forward")
@@ -187,7 +232,7 @@ def _(
     compute_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_devices(input=input, target=target, weight=weight)
-    class_dim = min(1, input.ndim - 1)
+    class_dim = _class_dim(input)
     row_shape = [*input.shape[:class_dim], *input.shape[class_dim + 1 :]]
     compute_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     return (

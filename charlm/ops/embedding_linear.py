@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from charlm.ops import _extension, _transforms, reference  # noqa: F401  _extension registers the ops
+from charlm.ops import _extension, _saved, _transforms, reference  # noqa: F401  _extension registers the ops
 from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
 
 _forward = torch.ops.charlm.embedding_linear_forward.default
@@ -70,9 +70,9 @@ def _call(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, a
     if _transforms.is_transformed():
         return _transforms.transformed(_OP, (ids, embedding, weight, bias), (activation,))
     if needs_gradient(embedding, weight, bias):
-        output: Tensor = apply(_EmbeddingLinear, ids, embedding, weight, bias, activation)
+        output: Tensor = apply(_EmbeddingLinear, ids, embedding, weight, bias, activation)[0]
         return output
-    return _forward(ids, embedding, weight, bias, activation)
+    return _forward(ids, embedding, weight, bias, activation, False)[0]
 
 
 def _reference(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:
@@ -91,35 +91,34 @@ class _EmbeddingLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int
-    ) -> Tensor:
-        output = _forward(ids, embedding, weight, bias, activation)
-        ctx.save_for_backward(output, ids, embedding, weight, bias)
+    ) -> tuple[Tensor, Tensor | None]:
         ctx.activation = activation
-        return output
+        ctx.vocab_size = embedding.shape[0]
+        # Torch keeps what it picks from the table, and neither that nor the bias, which may change before backward.
+        output, rows = _forward(ids, embedding, weight, bias, activation, True)
+        read = (output, ids, rows, weight, bias if bias is None else bias.clone())
+        return output, _saved.keep(ctx, output, read, (ids, embedding, weight, bias))
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        output, *tensors = ctx.saved_tensors
-        if _transforms.is_more_than_first_order(grad_output):
-            wanted = ctx.needs_input_grad[:4]
-            return *_transforms.gradients(_OP, wanted, grad_output, tensors, (ctx.activation,)), None
-        _, embedding_needs, weight_needs, bias_needs, _ = ctx.needs_input_grad
-        embedding_gradient, weight_gradient, bias_gradient = _backward(
-            grad_output, output, *tensors, ctx.activation, embedding_needs, weight_needs, bias_needs
-        )
-        return (
-            None,
-            embedding_gradient if embedding_needs else None,
-            weight_gradient if weight_needs else None,
-            bias_gradient if bias_needs else None,
-            None,
-        )
+    def backward(
+        ctx: Any, grad_output: Tensor | None, stand_in_gradient: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        def first_order(read: _saved.Tensors, wanted: Sequence[bool]) -> _saved.Tensors:
+            needed = wanted[1:4]
+            found = _backward(grad_output, *read, ctx.activation, ctx.vocab_size, *needed)
+            return None, *(gradient if need else None for gradient, need in zip(found, needed, strict=True))
+
+        options = (ctx.activation,)
+        return *_saved.gradients(ctx, _OP, options, grad_output, stand_in_gradient, first_order), None
 
 
 @torch.library.register_fake("charlm::embedding_linear_forward")
-def _(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:
+def _(
+    ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int, keep_rows: bool
+) -> tuple[Tensor, Tensor]:
     check_devices(ids=ids, embedding=embedding, weight=weight, bias=bias)
-    return embedding.new_empty([*ids.shape[:-1], weight.shape[0]])
+    rows = [torch.sym_min(embedding.shape[0], ids.numel()), embedding.shape[1]] if keep_rows else [0]
+    return embedding.new_empty([*ids.shape[:-1], weight.shape[0]]), embedding.new_empty(rows)
 
 
 @torch.library.register_fake("charlm::embedding_linear_backward")
@@ -127,17 +126,18 @@ def _(
     grad_output: Tensor,
     output: Tensor,
     ids: Tensor,
-    embedding: Tensor,
+    rows: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     activation: int,
+    vocab_size: int,
     embedding_gradient: bool,
     weight_gradient: bool,
     bias_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_devices(ids=ids, embedding=embedding, weight=weight, bias=bias, grad_output=grad_output, output=output)
+    check_devices(ids=ids, rows=rows, weight=weight, bias=bias, grad_output=grad_output, output=output)
     return (
-        embedding.new_empty(embedding.shape if embedding_gradient else [0]),
+        rows.new_empty([vocab_size, rows.shape[1]] if embedding_gradient else [0]),
         weight.new_empty(weight.shape if weight_gradient else [0]),
         weight.new_empty([weight.shape[0]] if bias_gradient else [0]),
     )

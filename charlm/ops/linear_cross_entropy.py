@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from charlm.ops import _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
+from charlm.ops import _extension, _products, _saved, _transforms, reference  # noqa: F401  two register ops
 from charlm.ops._autograd import (
     REDUCTION_NAMES,
     apply,
@@ -16,9 +16,9 @@ from charlm.ops._autograd import (
     check_devices,
     needs_gradient,
     reduction_code,
-    scale_saved,
     softcap_code,
 )
+from charlm.ops._scaling import SUM, scale_saved
 
 _forward = torch.ops.charlm.linear_cross_entropy_forward.default
 _backward = torch.ops.charlm.linear_cross_entropy_backward.default
@@ -110,7 +110,7 @@ def _call(
     if weight is not None and weight.requires_grad:
         return _transforms.by_reference(_OP, tensors, options)
     if needs_gradient(input, linear_weight, target, linear_bias):
-        loss: Tensor = apply(_LinearCrossEntropy, *tensors, options)
+        loss: Tensor = apply(_LinearCrossEntropy, *tensors, options)[0]
         return loss
     return _forward(*tensors, *options, False, False, False)[0]
 
@@ -165,44 +165,51 @@ class _LinearCrossEntropy(torch.autograd.Function):
         linear_bias: Tensor | None,
         weight: Tensor | None,
         options: tuple[Any, ...],
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         input_needs, weight_needs, target_needs, bias_needs, *_ = ctx.needs_input_grad
         # Not where rows have upstream gradients of their own; not in float16, where a loss scale must multiply a
         # gradient before it is rounded.
-        in_forward = options[1] != 0 and not target_needs and input.dtype != torch.float16
-        wanted = (input_needs, weight_needs, bias_needs) if in_forward else (False, False, False)
-        loss, lse, *gradients = _forward(input, linear_weight, target, linear_bias, weight, *options, *wanted)
-        # With the gradients in hand the arguments are kept for their derivatives alone.
-        saved = gradients if in_forward else [lse]
-        ctx.save_for_backward(input, linear_weight, target, linear_bias, weight, *saved)
-        ctx.in_forward = in_forward
+        ctx.in_forward = options[1] != 0 and not target_needs and input.dtype != torch.float16
+        wanted = (input_needs, weight_needs, bias_needs) if ctx.in_forward else (False, False, False)
+        arguments = (input, linear_weight, target, linear_bias, weight)
+        loss, lse, *gradients = _forward(*arguments, *options, *wanted)
         ctx.options = options
-        return loss
+        if ctx.in_forward:
+            return loss, _saved.keep(ctx, loss, (*gradients, target), arguments)
+        bias = None if linear_bias is None else linear_bias.clone()  # torch does not read it again, so it may change
+        read = (input, linear_weight, target, bias, weight, lse)
+        return loss, _saved.keep(ctx, loss, read, arguments)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        kept = ctx.saved_tensors  # once: checkpointing computes them again at each reading
-        tensors, saved = kept[:5], kept[5:]
-        if _transforms.is_more_than_first_order(grad_output):
-            wanted = ctx.needs_input_grad[:5]
-            return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None
-        input_needs, weight_needs, target_needs, bias_needs, *_ = ctx.needs_input_grad
-        if ctx.in_forward:
-            input_gradient, weight_gradient, bias_gradient = saved
+    def backward(
+        ctx: Any, grad_output: Tensor | None, stand_in_gradient: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        def first_order(read: _saved.Tensors, wanted: Sequence[bool]) -> _saved.Tensors:
+            input_needs, weight_needs, target_needs, bias_needs, *_ = wanted
+            if not ctx.in_forward:
+                needs = (input_needs, weight_needs, bias_needs, target_needs)
+                found = _backward(grad_output, *read, *ctx.options, *needs)
+                of_input, of_weight, of_bias, of_target = (
+                    gradient if need else None for gradient, need in zip(found, needs, strict=True)
+                )
+                return of_input, of_weight, of_target, of_bias, None
+            *gradients, target = read
+
+            def scaled(gradient: Tensor, class_dim: int) -> Tensor:
+                if target.is_floating_point():  # every row counts
+                    return scale_saved(grad_output, gradient, None, 0, class_dim) if target.numel() > 0 else gradient
+                return scale_saved(grad_output, gradient, target, ctx.options[0], class_dim)
+
             return (
-                scale_saved(grad_output, input_gradient) if input_needs else None,
-                scale_saved(grad_output, weight_gradient) if weight_needs else None,
+                scaled(gradients[0], gradients[0].ndim - 1) if input_needs else None,
+                scaled(gradients[1], SUM) if weight_needs else None,
                 None,
-                scale_saved(grad_output, bias_gradient) if bias_needs else None,
-                None,
+                scaled(gradients[2], SUM) if bias_needs else None,
                 None,
             )
-        wanted = (input_needs, weight_needs, bias_needs, target_needs)
-        gradients = _backward(grad_output, *tensors, *saved, *ctx.options, *wanted)
-        input_gradient, weight_gradient, bias_gradient, target_gradient = (
-            gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)
-        )
-        return input_gradient, weight_gradient, target_gradient, bias_gradient, None, None
+
+        found = _saved.gradients(ctx, _OP, ctx.options, grad_output, stand_in_gradient, first_order)
+        return *found, None
 
 
 def _wanted(like: Tensor | None, wanted: bool, input: Tensor) -> Tensor:
