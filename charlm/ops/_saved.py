@@ -136,8 +136,9 @@ def _arguments(
     if recover is not None:
         index, value = recover
         arguments[index] = value(read, values)
-    pieces = _pieces(ctx, stand_in)
-    return [a if a is None or p is None else a + p for a, p in zip(arguments, pieces, strict=True)]
+    with torch.enable_grad():  # also where nobody differentiates further, but maps over backward
+        pieces = _pieces(ctx, stand_in)
+        return [a if a is None or p is None else a + p for a, p in zip(arguments, pieces, strict=True)]
 
 
 def _pieces(ctx: Any, stand_in: Tensor) -> list[Tensor | None]:
