@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from charlm.ops import _extension, _saved, _transforms, reference  # noqa: F401  _extension registers the ops
+from charlm.ops import _extension, _transforms, reference  # noqa: F401  _extension registers the ops
 from charlm.ops._autograd import (
     REDUCTION_NAMES,
     apply,
@@ -18,6 +18,7 @@ from charlm.ops._autograd import (
     reduction_code,
     softcap_code,
 )
+from charlm.ops._saved import Alias, wanted_gradients
 from charlm.ops._scaling import scale_saved
 
 _forward = torch.ops.charlm.cross_entropy_forward.default
@@ -144,36 +145,62 @@ def _gradient_in_forward(input: Tensor, target: Tensor) -> bool:
 
 
 class _CrossEntropy(torch.autograd.Function):
+    """Its second result, where forward computes the gradient, is that gradient; to autograd it stands for the logits.
+
+    That is how second derivatives reach the logits, which are not kept: one tensor of their size is, not two. What is
+    sent back to the stand-in is passed on to the logits.
+    """
+
     @staticmethod
     def forward(
         ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: tuple[Any, ...]
     ) -> tuple[Tensor, Tensor | None]:
         ctx.options = options
+        ctx.set_materialize_grads(False)
         ctx.in_forward = _gradient_in_forward(input, target)
         loss, lse, gradient = _forward(input, target, weight, *options, ctx.in_forward)
-        arguments = (input, target, weight)
         if not ctx.in_forward:
-            return loss, _saved.keep(ctx, loss, (*arguments, lse), arguments)
-        classes = None if target.is_floating_point() else target
-        recovered = 0 if _is_invertible(options) else None
-        return loss, _saved.keep(ctx, loss, (gradient, classes), arguments, recovered)
+            ctx.save_for_backward(input, target, weight, lse)
+            return loss, None
+        if _is_invertible(options) or torch.compiler.is_compiling():
+            ctx.save_for_backward(gradient, target, weight)
+        else:
+            ctx.input = Alias(input)
+            ctx.save_for_backward(gradient, target, weight, ctx.input.data)
+            del ctx.input.data
+        return loss, gradient
 
     @staticmethod
     def backward(
-        ctx: Any, grad_output: Tensor | None, stand_in_gradient: Tensor | None = None
+        ctx: Any, grad_output: Tensor | None, of_stand_in: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
-        def first_order(read: _saved.Tensors, wanted: Sequence[bool]) -> _saved.Tensors:
-            if ctx.in_forward:
-                gradient, classes = read
-                return scale_saved(grad_output, gradient, classes, ctx.options[0], _class_dim(gradient)), None, None
-            found = _backward(grad_output, *read, *ctx.options, *wanted[:2])
-            return *(gradient if want else None for gradient, want in zip(found, wanted[:2], strict=True)), None
+        if grad_output is None:
+            return of_stand_in, None, None, None
+        saved = ctx.saved_tensors  # once: checkpointing computes them again at each reading
+        if _transforms.is_more_than_first_order(grad_output):
+            arguments = (_logits(ctx, *saved) if ctx.in_forward else saved[0], *saved[1:3])
+            wanted = wanted_gradients(ctx, arguments)
+            found = _transforms.gradients(_OP, wanted, grad_output, arguments, ctx.options)
+            return found[0] if of_stand_in is None else found[0] + of_stand_in, *found[1:], None
+        if ctx.in_forward:
+            gradient, target = saved[0].detach(), saved[1]
+            kept = None if target.is_floating_point() else target
+            gradient = scale_saved(grad_output, gradient, kept, ctx.options[0], _class_dim(gradient))
+            return gradient if of_stand_in is None else gradient + of_stand_in, None, None, None
+        input_wanted, target_wanted, _ = wanted_gradients(ctx, saved[:3])
+        of_input, of_target = _backward(grad_output, *saved, *ctx.options, input_wanted, target_wanted)
+        return of_input if input_wanted else None, of_target if target_wanted else None, None, None
 
-        recover = None
-        if ctx.in_forward and _is_invertible(ctx.options):
-            recover = (0, lambda read, arguments: _logits_of(read[0], arguments[1], arguments[2], ctx.options))
-        found = _saved.gradients(ctx, _OP, ctx.options, grad_output, stand_in_gradient, first_order, recover)
-        return *found, None
+
+def _logits(ctx: Any, stand_in: Tensor, target: Tensor, weight: Tensor | None, input: Tensor | None = None) -> Tensor:
+    """The logits as a function of their stand-in."""
+    gradient = stand_in.detach()
+    if input is None:
+        input = _logits_of(gradient, target, weight, ctx.options)
+    else:
+        ctx.input.check_version("input")
+    with torch.enable_grad():  # also where nobody differentiates further, but maps over backward
+        return input + (stand_in - gradient).nan_to_num()  # the sum is the logits: what is added is 0
 
 
 def _is_invertible(options: Sequence[Any]) -> bool:
@@ -183,9 +210,8 @@ def _is_invertible(options: Sequence[Any]) -> bool:
 
 
 def _logits_of(gradient: Tensor, target: Tensor, weight: Tensor | None, options: Sequence[Any]) -> Tensor:
-    """Logits with this gradient: kept in their place, so that forward leaves one tensor of their size, not two.
-
-    The gradient of a row is (sum(a) softmax(z) - a) / denominator, with a as in csrc/kernels/cross_entropy.h.
+    """Logits with this gradient, which is (sum(a) softmax(z) - a) / denominator in a row, with a as in
+    csrc/kernels/cross_entropy.h.
     """
     ignore_index, reduction, smoothing, *_ = options
     dim, classes = _class_dim(gradient), gradient.shape[_class_dim(gradient)]

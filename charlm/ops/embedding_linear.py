@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from charlm.ops import _extension, _saved, _transforms, reference  # noqa: F401  _extension registers the ops
+from charlm.ops import _extension, _transforms, reference  # noqa: F401  _extension registers the ops
 from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
+from charlm.ops._saved import copies, wanted_gradients
 
 _forward = torch.ops.charlm.embedding_linear_forward.default
 _backward = torch.ops.charlm.embedding_linear_backward.default
@@ -88,28 +89,60 @@ _OP = _transforms.Op(_call, _reference, _fold)
 
 
 class _EmbeddingLinear(torch.autograd.Function):
+    """Its second result are the embeddings that it read, as they were: torch keeps what it picks from the table, not the
+    table, which may change before backward. Second derivatives are taken through these rows.
+    """
+
     @staticmethod
     def forward(
         ctx: Any, ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
         ctx.activation = activation
         ctx.vocab_size = embedding.shape[0]
-        # Torch keeps what it picks from the table, and neither that nor the bias, which may change before backward.
+        ctx.set_materialize_grads(False)
         output, rows = _forward(ids, embedding, weight, bias, activation, True)
-        read = (output, ids, rows, weight, bias if bias is None else bias.clone())
-        return output, _saved.keep(ctx, output, read, (ids, embedding, weight, bias))
+        (bias,) = copies(bias)
+        ctx.save_for_backward(ids, rows, weight, bias, output)
+        return output, rows
 
     @staticmethod
     def backward(
-        ctx: Any, grad_output: Tensor | None, stand_in_gradient: Tensor | None = None
+        ctx: Any, grad_output: Tensor | None, rows_gradient: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
-        def first_order(read: _saved.Tensors, wanted: Sequence[bool]) -> _saved.Tensors:
-            needed = wanted[1:4]
-            found = _backward(grad_output, *read, ctx.activation, ctx.vocab_size, *needed)
-            return None, *(gradient if need else None for gradient, need in zip(found, needed, strict=True))
+        ids, rows, weight, bias, output = ctx.saved_tensors
+        found: list[Tensor | None] = [None] * 4
+        if grad_output is not None:
+            wanted = wanted_gradients(ctx, (ids, rows, weight, bias))
+            if _transforms.is_more_than_first_order(grad_output):
+                picked = ids if _is_table(rows, ctx.vocab_size) else _positions(ids)
+                tensors = (picked, rows, weight, bias)
+                found = _transforms.gradients(_OP, wanted, grad_output, tensors, (ctx.activation,))
+                found[1] = _of_table(found[1], ids, ctx.vocab_size)
+            else:
+                gradients = _backward(
+                    grad_output, output, ids, rows.detach(), weight, bias, ctx.activation, ctx.vocab_size, *wanted[1:]
+                )
+                found[1:] = [gradient if want else None for gradient, want in zip(gradients, wanted[1:], strict=True)]
+        if rows_gradient is not None:
+            passed_on = _of_table(rows_gradient, ids, ctx.vocab_size)
+            found[1] = passed_on if found[1] is None else found[1] + passed_on
+        return *found, None
 
-        options = (ctx.activation,)
-        return *_saved.gradients(ctx, _OP, options, grad_output, stand_in_gradient, first_order), None
+
+def _is_table(rows: Tensor, vocab_size: int) -> bool:
+    return rows.shape[0] == vocab_size
+
+
+def _positions(ids: Tensor) -> Tensor:
+    """Which of the rows that were picked from the table each id is."""
+    return torch.arange(ids.numel(), device=ids.device).view(ids.shape)
+
+
+def _of_table(gradient: Tensor | None, ids: Tensor, vocab_size: int) -> Tensor | None:
+    """The gradient of the table, from that of the rows."""
+    if gradient is None or _is_table(gradient, vocab_size):
+        return gradient
+    return gradient.new_zeros(vocab_size, gradient.shape[1]).index_add(0, ids.flatten().long(), gradient)
 
 
 @torch.library.register_fake("charlm::embedding_linear_forward")

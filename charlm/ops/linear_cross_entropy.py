@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from charlm.ops import _extension, _products, _saved, _transforms, reference  # noqa: F401  two register ops
+from charlm.ops import _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
 from charlm.ops._autograd import (
     REDUCTION_NAMES,
     apply,
@@ -18,6 +18,7 @@ from charlm.ops._autograd import (
     reduction_code,
     softcap_code,
 )
+from charlm.ops._saved import copies, wanted_gradients
 from charlm.ops._scaling import SUM, scale_saved
 
 _forward = torch.ops.charlm.linear_cross_entropy_forward.default
@@ -110,7 +111,7 @@ def _call(
     if weight is not None and weight.requires_grad:
         return _transforms.by_reference(_OP, tensors, options)
     if needs_gradient(input, linear_weight, target, linear_bias):
-        loss: Tensor = apply(_LinearCrossEntropy, *tensors, options)[0]
+        loss: Tensor = apply(_LinearCrossEntropy, *tensors, options)
         return loss
     return _forward(*tensors, *options, False, False, False)[0]
 
@@ -165,51 +166,54 @@ class _LinearCrossEntropy(torch.autograd.Function):
         linear_bias: Tensor | None,
         weight: Tensor | None,
         options: tuple[Any, ...],
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Tensor:
         input_needs, weight_needs, target_needs, bias_needs, *_ = ctx.needs_input_grad
         # Not where rows have upstream gradients of their own; not in float16, where a loss scale must multiply a
         # gradient before it is rounded.
         ctx.in_forward = options[1] != 0 and not target_needs and input.dtype != torch.float16
         wanted = (input_needs, weight_needs, bias_needs) if ctx.in_forward else (False, False, False)
-        arguments = (input, linear_weight, target, linear_bias, weight)
-        loss, lse, *gradients = _forward(*arguments, *options, *wanted)
+        loss, lse, *gradients = _forward(input, linear_weight, target, linear_bias, weight, *options, *wanted)
+        (linear_bias,) = copies(linear_bias)
+        if ctx.in_forward and not weight_needs:
+            (input,) = copies(input)
+        ctx.save_for_backward(
+            input, linear_weight, target, linear_bias, weight, *(gradients if ctx.in_forward else (lse,))
+        )
         ctx.options = options
-        if ctx.in_forward:
-            return loss, _saved.keep(ctx, loss, (*gradients, target), arguments)
-        bias = None if linear_bias is None else linear_bias.clone()  # torch does not read it again, so it may change
-        read = (input, linear_weight, target, bias, weight, lse)
-        return loss, _saved.keep(ctx, loss, read, arguments)
+        return loss
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_output: Tensor | None, stand_in_gradient: Tensor | None = None
-    ) -> tuple[Tensor | None, ...]:
-        def first_order(read: _saved.Tensors, wanted: Sequence[bool]) -> _saved.Tensors:
-            input_needs, weight_needs, target_needs, bias_needs, *_ = wanted
-            if not ctx.in_forward:
-                needs = (input_needs, weight_needs, bias_needs, target_needs)
-                found = _backward(grad_output, *read, *ctx.options, *needs)
-                of_input, of_weight, of_bias, of_target = (
-                    gradient if need else None for gradient, need in zip(found, needs, strict=True)
-                )
-                return of_input, of_weight, of_target, of_bias, None
-            *gradients, target = read
-
-            def scaled(gradient: Tensor, class_dim: int) -> Tensor:
-                if target.is_floating_point():  # every row counts
-                    return scale_saved(grad_output, gradient, None, 0, class_dim) if target.numel() > 0 else gradient
-                return scale_saved(grad_output, gradient, target, ctx.options[0], class_dim)
-
-            return (
-                scaled(gradients[0], gradients[0].ndim - 1) if input_needs else None,
-                scaled(gradients[1], SUM) if weight_needs else None,
-                None,
-                scaled(gradients[2], SUM) if bias_needs else None,
-                None,
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        kept = ctx.saved_tensors  # once: checkpointing computes them again at each reading
+        tensors, saved = kept[:5], kept[5:]
+        wanted = wanted_gradients(ctx, tensors)
+        if _transforms.is_more_than_first_order(grad_output):
+            return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None
+        input_wanted, weight_wanted, target_wanted, bias_wanted, _ = wanted
+        if not ctx.in_forward:
+            which = (input_wanted, weight_wanted, bias_wanted, target_wanted)
+            found = _backward(grad_output, *tensors, *saved, *ctx.options, *which)
+            of_input, of_weight, of_bias, of_target = (
+                gradient if want else None for gradient, want in zip(found, which, strict=True)
             )
+            return of_input, of_weight, of_target, of_bias, None, None
+        target = tensors[2]
+        classes = None if target.is_floating_point() else target
+        if classes is None and target.numel() == 0:  # no rows: all of it is 0
+            grad_output = torch.zeros_like(grad_output)
 
-        found = _saved.gradients(ctx, _OP, ctx.options, grad_output, stand_in_gradient, first_order)
-        return *found, None
+        def scaled(gradient: Tensor, want: bool, class_dim: int) -> Tensor | None:
+            return scale_saved(grad_output, gradient, classes, ctx.options[0], class_dim) if want else None
+
+        of_input, of_weight, of_bias = saved
+        return (
+            scaled(of_input, input_wanted, of_input.ndim - 1),
+            scaled(of_weight, weight_wanted, SUM),
+            None,
+            scaled(of_bias, bias_wanted, SUM),
+            None,
+            None,
+        )
 
 
 def _wanted(like: Tensor | None, wanted: bool, input: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from charlm.ops import _extension, _products, _saved, _transforms, reference  # noqa: F401  two register ops
+from charlm.ops import _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
 from charlm.ops._autograd import (
     REDUCTION_NAMES,
     apply,
@@ -18,6 +18,7 @@ from charlm.ops._autograd import (
     reduction_code,
     softcap_code,
 )
+from charlm.ops._saved import copies, wanted_gradients
 from charlm.ops._scaling import NO_INDEX, SUM, scale_saved
 
 _forward = torch.ops.charlm.mlp_cross_entropy_forward.default
@@ -92,7 +93,7 @@ def _call(
     if _transforms.is_transformed():
         return _transforms.transformed(_OP, tensors, options)
     if needs_gradient(embedding, weight1, bias1, weight2, bias2):
-        loss: Tensor = apply(_MlpCrossEntropy, *tensors, options)[0]
+        loss: Tensor = apply(_MlpCrossEntropy, *tensors, options)
         return loss
     return _forward(*tensors, *options, False)[0]
 
@@ -129,40 +130,37 @@ class _MlpCrossEntropy(torch.autograd.Function):
         weight2: Tensor,
         bias2: Tensor | None,
         options: tuple[int, float],
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Tensor:
         # A single loss has gradients that only its upstream gradient scales: they come with the one forward pass. Not
         # in float16 and bfloat16, where a loss scale must multiply them before they are rounded.
         ctx.in_forward = options[0] != 0 and embedding.dtype in (torch.float32, torch.float64)
         arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
         loss, *gradients = _forward(*arguments, *options, ctx.in_forward)
+        embedding, bias1, bias2 = copies(embedding, bias1, bias2)
+        arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
+        ctx.save_for_backward(*arguments, *(gradients if ctx.in_forward else ()))
         ctx.options = options
-        if ctx.in_forward:
-            return loss, _saved.keep(ctx, loss, (target, *gradients), arguments)
-        # Of these torch keeps no more than what it computed from them, so they may change.
-        embedding, bias1, bias2 = (None if p is None else p.clone() for p in (embedding, bias1, bias2))
-        return loss, _saved.keep(ctx, loss, (ids, target, embedding, weight1, bias1, weight2, bias2), arguments)
+        return loss
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_output: Tensor | None, stand_in_gradient: Tensor | None = None
-    ) -> tuple[Tensor | None, ...]:
-        def first_order(read: _saved.Tensors, wanted: Sequence[bool]) -> _saved.Tensors:
-            needed = wanted[2:7]
-            if ctx.in_forward:
-                target, *saved = read
-                scaled = [
-                    scale_saved(grad_output, gradient, target, NO_INDEX, SUM) if need else None
-                    for gradient, need in zip(saved, needed, strict=True)
-                ]
-                return None, None, *scaled
-            reduction, softcap = ctx.options
-            target = read[1]
-            upstream = grad_output / target.numel() if reduction == 1 else grad_output
-            gradients = _backward(upstream.expand(target.shape), *read, softcap)
-            return None, None, *(g if need else None for g, need in zip(gradients, needed, strict=True))
-
-        found = _saved.gradients(ctx, _OP, ctx.options, grad_output, stand_in_gradient, first_order)
-        return *found, None
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        kept = ctx.saved_tensors  # once: checkpointing computes them again at each reading
+        tensors, saved = kept[:7], kept[7:]
+        wanted = wanted_gradients(ctx, tensors)
+        if _transforms.is_more_than_first_order(grad_output):
+            return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None
+        target = tensors[1]
+        if ctx.in_forward:
+            gradients = [
+                scale_saved(grad_output, gradient, target, NO_INDEX, SUM) if want else None
+                for gradient, want in zip(saved, wanted[2:], strict=True)
+            ]
+            return None, None, *gradients, None
+        reduction, softcap = ctx.options
+        if reduction == 1:
+            grad_output = grad_output / target.numel()
+        gradients = _backward(grad_output.expand(target.shape), *tensors, softcap)
+        return None, None, *(g if want else None for g, want in zip(gradients, wanted[2:], strict=True)), None
 
 
 @torch.library.register_fake("charlm::mlp_cross_entropy_forward")

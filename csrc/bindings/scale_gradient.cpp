@@ -45,6 +45,7 @@ class Rows {
 };
 
 double value_of(const Tensor& scale) {
+  if (scale.scalar_type() == ScalarType::Float) return *scale.const_data_ptr<float>();
   return *contiguous_as(scale, ScalarType::Double).const_data_ptr<double>();
 }
 
