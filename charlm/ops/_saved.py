@@ -12,7 +12,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _NOTHING = torch.empty(0, device="cpu")
 
 
-def copies(*tensors: Tensor | None) -> list[Tensor | None]:
+def copies(*tensors: Tensor | None) -> list[Any]:
     """Copies of what torch would not read again, so that it may be written to before backward; None stays None.
 
     They are functions of what they are copies of, which second derivatives are taken through.
@@ -24,7 +24,9 @@ def copies(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 class Alias:
-    """A tensor that is kept for second derivatives alone: changed in place before backward, it is an error only then."""
+    """A tensor that is kept for second derivatives alone: that it changed in place is an error only where one is asked
+    for.
+    """
 
     def __init__(self, tensor: Tensor) -> None:
         self.data = tensor.data  # has a version of its own, and so passes torch's check of what is saved

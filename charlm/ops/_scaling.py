@@ -1,8 +1,8 @@
 """The upstream gradient times a gradient that forward has computed.
 
 A row that does not count has gradient 0, and keeps it whatever comes from upstream: where no row counts, a loss divided
-by their number sends back NaN. Nothing here reads a number from a tensor: what traces a backward sees the same operations
-whatever the numbers are.
+by their number sends back NaN. Nothing here reads a number from a tensor: what traces a backward sees the same
+operations whatever the numbers are.
 """
 
 import torch
@@ -21,9 +21,7 @@ def graph_is_kept() -> bool:
     return torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph()
 
 
-def scale_saved(
-    grad_output: Tensor, saved: Tensor, target: Tensor | None, ignore_index: int, class_dim: int
-) -> Tensor:
+def scale_saved(grad_output: Tensor, saved: Tensor, target: Tensor | None, ignore_index: int, class_dim: int) -> Tensor:
     """grad_output * saved, in the memory of `saved` where nobody reads that again.
 
     grad_output: (), or one number a row, in the shape of target.

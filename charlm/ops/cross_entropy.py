@@ -171,9 +171,7 @@ class _CrossEntropy(torch.autograd.Function):
         return loss, gradient
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_output: Tensor | None, of_stand_in: Tensor | None = None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor | None, of_stand_in: Tensor | None = None) -> tuple[Tensor | None, ...]:
         if grad_output is None:
             return of_stand_in, None, None, None
         saved = ctx.saved_tensors  # once: checkpointing computes them again at each reading
@@ -181,7 +179,9 @@ class _CrossEntropy(torch.autograd.Function):
             arguments = (_logits(ctx, *saved) if ctx.in_forward else saved[0], *saved[1:3])
             wanted = wanted_gradients(ctx, arguments)
             found = _transforms.gradients(_OP, wanted, grad_output, arguments, ctx.options)
-            return found[0] if of_stand_in is None else found[0] + of_stand_in, *found[1:], None
+            if of_stand_in is not None:
+                found[0] = of_stand_in if found[0] is None else found[0] + of_stand_in
+            return *found, None
         if ctx.in_forward:
             gradient, target = saved[0].detach(), saved[1]
             kept = None if target.is_floating_point() else target

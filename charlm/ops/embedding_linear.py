@@ -89,8 +89,8 @@ _OP = _transforms.Op(_call, _reference, _fold)
 
 
 class _EmbeddingLinear(torch.autograd.Function):
-    """Its second result are the embeddings that it read, as they were: torch keeps what it picks from the table, not the
-    table, which may change before backward. Second derivatives are taken through these rows.
+    """Its second result are the embeddings that it read, as they were: torch keeps what it picks from the table,
+    not the table, which may change before backward. Second derivatives are taken through these rows.
     """
 
     @staticmethod
@@ -117,7 +117,8 @@ class _EmbeddingLinear(torch.autograd.Function):
                 picked = ids if _is_table(rows, ctx.vocab_size) else _positions(ids)
                 tensors = (picked, rows, weight, bias)
                 found = _transforms.gradients(_OP, wanted, grad_output, tensors, (ctx.activation,))
-                found[1] = _of_table(found[1], ids, ctx.vocab_size)
+                if found[1] is not None:
+                    found[1] = _of_table(found[1], ids, ctx.vocab_size)
             else:
                 gradients = _backward(
                     grad_output, output, ids, rows.detach(), weight, bias, ctx.activation, ctx.vocab_size, *wanted[1:]
@@ -125,7 +126,7 @@ class _EmbeddingLinear(torch.autograd.Function):
                 found[1:] = [gradient if want else None for gradient, want in zip(gradients, wanted[1:], strict=True)]
         if rows_gradient is not None:
             passed_on = _of_table(rows_gradient, ids, ctx.vocab_size)
-            found[1] = passed_on if found[1] is None else found[1] + passed_on
+            found[1] = passed_on if found[1] is None else torch.add(found[1], passed_on)
         return *found, None
 
 
@@ -138,9 +139,9 @@ def _positions(ids: Tensor) -> Tensor:
     return torch.arange(ids.numel(), device=ids.device).view(ids.shape)
 
 
-def _of_table(gradient: Tensor | None, ids: Tensor, vocab_size: int) -> Tensor | None:
+def _of_table(gradient: Tensor, ids: Tensor, vocab_size: int) -> Tensor:
     """The gradient of the table, from that of the rows."""
-    if gradient is None or _is_table(gradient, vocab_size):
+    if _is_table(gradient, vocab_size):
         return gradient
     return gradient.new_zeros(vocab_size, gradient.shape[1]).index_add(0, ids.flatten().long(), gradient)
 

@@ -347,8 +347,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor ids, const Tensor embedding, con
   OptionalTensor output, rows;
   dispatch_compute_type(embedding, [&](auto type) {
     using T = decltype(type);
-    Arguments<T> arguments =
-        read_arguments<T>(ids, weight, bias, activation, embedding.size(0), embedding.size(1));
+    Arguments<T> arguments = read_arguments<T>(ids, weight, bias, activation, embedding.size(0), embedding.size(1));
     arguments.problem.embedding = stored_matrix(embedding);
     output = allocate(arguments.output_shape, embedding.scalar_type());
     arguments.problem.output = stored_matrix(*output);
@@ -388,8 +387,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tens
 
     const Tensor embedding_gradient =
         gradient_of({vocab_size, embedding_dim}, wants_embedding, &problem.embedding_gradient);
-    const Tensor weight_gradient =
-        gradient_of({hidden_dim, weight.size(1)}, wants_weight, &problem.weight_gradient);
+    const Tensor weight_gradient = gradient_of({hidden_dim, weight.size(1)}, wants_weight, &problem.weight_gradient);
     const Tensor bias_gradient = gradient_of({hidden_dim}, wants_bias, &problem.bias_gradient);
     if (wants_embedding) std::memset(problem.embedding_gradient, 0, embedding_gradient.numel() * sizeof(T));
     const std::optional<Pairs> pairs = pairs_to_project(arguments);

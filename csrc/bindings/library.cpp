@@ -4,8 +4,8 @@
 // reduction is 0 "none", 1 "mean", 2 "sum"; softcap 0 means none. Gradients that are not asked for come back empty.
 // A loss is in the dtype that is computed in, float32 for half precision; rounding it is the caller's choice.
 // lse (2, N) is what forward hands to backward: two numbers a row whose sum is logsumexp.
-// rows (min(V, N*T), D) are the embeddings that backward reads, as they were: a copy of the table, or what the ids picked
-// from it, one row each, where that is less.
+// rows (min(V, N*T), D) are the embeddings that backward reads, as they were: a copy of the table, or what the ids
+// picked from it, one row each, where that is less.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(charlm, library) {
@@ -35,9 +35,9 @@ STABLE_TORCH_LIBRARY(charlm, library) {
       "float softcap, float z_loss, bool input_gradient, bool weight_gradient, bool bias_gradient, "
       "bool target_gradient) "
       "-> (Tensor input_gradient, Tensor weight_gradient, Tensor bias_gradient, Tensor target_gradient)");
-  // gradient = scale * gradient, for a gradient that forward computed. Where the scale is no finite number, the rows that
-  // target names ignore_index stay 0, and all of it does where no row counts. class_dim is the dimension that is not one
-  // of rows; -1 for a sum over rows. target null: all of the rows count.
+  // gradient = scale * gradient, for a gradient that forward computed. Where the scale is no finite number, the rows
+  // that target names ignore_index stay 0, and all of it does where no row counts. class_dim is the dimension that is
+  // not one of rows; -1 for a sum over rows. target null: all of the rows count.
   library.def(
       "scale_gradient_(Tensor(a!) gradient, Tensor scale, Tensor? target, int ignore_index, int class_dim) -> ()");
   // out = addend + a b; the addend is out itself or one row. For the other ops, on CUDA only: see bindings/cuda.

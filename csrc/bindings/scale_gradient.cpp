@@ -1,5 +1,6 @@
 // scale * gradient, in the memory of a gradient that forward has computed. Backward of a loss is nothing but this, and
-// nearly always the scale is 1: asked here, and not in Python, as what traces a program must not see a number being read.
+// nearly always the scale is 1: asked here, and not in Python, as what traces a program must not see a number being
+// read.
 #include <cmath>
 #include <cstring>
 

@@ -172,9 +172,9 @@ struct EmbeddingLinearCall {
   // (N, T, D), the embedding of each id, where backward is not to read the table, which may have changed: written by a
   // forward that does not project, and read by backward.
   void* picked_rows = nullptr;
-  void* embedding_gradient = nullptr;   // (V, D), like the next two null where not wanted
-  void* weight_gradient = nullptr;      // (H, T*D)
-  void* bias_gradient = nullptr;        // (H,)
+  void* embedding_gradient = nullptr;  // (V, D), like the next two null where not wanted
+  void* weight_gradient = nullptr;     // (H, T*D)
+  void* bias_gradient = nullptr;       // (H,)
 };
 
 // "project" by shape alone, as nothing may wait to count the pairs that occur: the table P of all V*T pairs has fewer

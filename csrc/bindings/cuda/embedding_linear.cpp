@@ -10,8 +10,8 @@ struct Arguments {
   OptionalTensor bias;
   cuda::EmbeddingLinearCall call;
 
-  Arguments(const Tensor& ids, const Tensor& weight, const OptionalTensor& bias, int64_t activation,
-            int64_t vocab_size, int64_t embedding_dim)
+  Arguments(const Tensor& ids, const Tensor& weight, const OptionalTensor& bias, int64_t activation, int64_t vocab_size,
+            int64_t embedding_dim)
       : ids(with_rows(ids)),
         weight(torch::stable::contiguous(weight)),
         bias(bias.has_value() ? OptionalTensor(torch::stable::contiguous(*bias)) : std::nullopt) {
@@ -38,10 +38,10 @@ std::tuple<Tensor, Tensor> forward(const Tensor ids, const Tensor embedding, con
   // A table that is no larger than what is picked from it is copied; that of "project" always is.
   const bool keeps_picked = keeps_rows && keeps_picked_rows(ids, embedding.size(0));
   Tensor rows = allocate({!keeps_rows    ? 0
-                                : keeps_picked ? ids.numel()
-                                               : embedding.size(0),
-                                keeps_rows ? embedding.size(1) : 0},
-                               embedding.scalar_type(), device.device);
+                          : keeps_picked ? ids.numel()
+                                         : embedding.size(0),
+                          keeps_rows ? embedding.size(1) : 0},
+                         embedding.scalar_type(), device.device);
   if (keeps_picked) {
     arguments.call.picked_rows = rows.mutable_data_ptr();
   } else if (keeps_rows) {
@@ -71,8 +71,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tens
   arguments.call.output = const_cast<void*>(result.const_data_ptr());
 
   const auto gradient_of = [&](std::initializer_list<int64_t> shape, bool wanted, void** data) {
-    const Tensor gradient = wanted ? allocate(shape, rows.scalar_type(), device.device)
-                                   : allocate({0}, rows.scalar_type(), device.device);
+    const Tensor gradient =
+        wanted ? allocate(shape, rows.scalar_type(), device.device) : allocate({0}, rows.scalar_type(), device.device);
     *data = wanted ? gradient.mutable_data_ptr() : nullptr;
     return gradient;
   };
