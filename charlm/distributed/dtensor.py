@@ -43,6 +43,7 @@ _IGNORES_NOTHING = -(2**63)
 def cross_entropy(input: DTensor, target: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
     """:func:`charlm.ops.cross_entropy`. Logits that are sharded by classes are not gathered."""
     class_dim = min(1, input.ndim - 1)
+    classes = math.prod(input.shape[class_dim : class_dim + 1])
     row_dims = [dim for dim in range(input.ndim) if dim != class_dim]
     split = _Split.of(input, row_dims, input if _may_split_classes(target, weight) else None, class_dim)
     target, weight = split.joined(split.by_columns_alone, target=target, weight=weight)
@@ -58,8 +59,8 @@ def cross_entropy(input: DTensor, target: Tensor, weight: Tensor | None, *option
     else:
         vocab_parallel.check_labels(input, target)
         logits = own_input.movedim(class_dim, -1)
-        losses = _by_class(split, logits, None, None, own_target, own_weight, input.shape[class_dim], options)
-    counted = _counted(own_target, own_weight, input.shape[class_dim], options[0])
+        losses = _by_class(split, logits, None, None, own_target, own_weight, classes, options)
+    counted = _counted(own_target, own_weight, classes, options[0])
     return _reduced(split, losses, rows, options[1], counted)
 
 
@@ -77,7 +78,8 @@ def linear_cross_entropy(
     linear_weight, linear_bias = split.joined(linear_weight=linear_weight, linear_bias=linear_bias)
     target, weight = split.joined(split.by_columns_alone, target=target, weight=weight)
     rows = input.shape[:-1]
-    split.check_shape("target", target, rows, (*rows, linear_weight.shape[0]))
+    classes = math.prod(linear_weight.shape[:1])
+    split.check_shape("target", target, rows, (*rows, classes))
 
     own_input = split.local(input, Shard)
     layer = split.local(linear_weight, column=Shard(0)), split.local(linear_bias, column=Shard(0))
@@ -87,8 +89,8 @@ def linear_cross_entropy(
         losses = _by_kernel(LINEAR_CROSS_ENTROPY, (own_input, layer[0], own_target, layer[1], own_weight), options, 1)
     else:
         vocab_parallel.check_tensors(input, linear_weight, target, linear_bias, weight)
-        losses = _by_class(split, own_input, *layer, own_target, own_weight, linear_weight.shape[0], options)
-    counted = _counted(own_target, own_weight, linear_weight.shape[0], options[0])
+        losses = _by_class(split, own_input, *layer, own_target, own_weight, classes, options)
+    counted = _counted(own_target, own_weight, classes, options[0])
     return _reduced(split, losses, rows, options[1], counted)
 
 
@@ -152,18 +154,13 @@ class _Split:
     def of(cls, first: DTensor, row_dims: Sequence[int], columns: Tensor | None = None, dim: int = 0) -> _Split:
         """By the rows of `first`, which are its dimensions `row_dims`, and dimension `dim` of `columns`."""
         if first.device_mesh.get_coordinate() is None:
-            raise RuntimeError(f"this process is not in the mesh of the DTensors, {first.device_mesh}")
+            raise RuntimeError(f"this process is not in the mesh of the DTensors, {_ranks(first.device_mesh)}")
         column_dim = next(iter(_shards(columns, dim)), None)
         rows = [
             row_dims.index(p.dim) if type(p) is Shard and p.dim in row_dims and mesh_dim != column_dim else None
             for mesh_dim, p in enumerate(first.placements)
         ]
         return cls(first.device_mesh, tuple(rows), column_dim)
-
-    @property
-    def row_ranks(self) -> int:
-        """Among how many ranks the rows are split."""
-        return math.prod([self.mesh.size(dim) for dim, row in enumerate(self.rows) if row is not None])
 
     @property
     def by_columns_alone(self) -> bool:
@@ -181,15 +178,16 @@ class _Split:
         if isinstance(tensor, DTensor):
             if tensor.device_mesh != self.mesh:
                 raise ValueError(
-                    f"{name} must be on the mesh of the other DTensors, {self.mesh}, got {tensor.device_mesh}"
+                    f"{name} must be on the mesh of the other DTensors, {_ranks(self.mesh)}, got one "
+                    f"{_ranks(tensor.device_mesh)}"
                 )
             return tensor
         implicitly = getattr(DTensor._op_dispatcher, "_allow_implicit_replication", False)
         if allow_plain or implicitly or tensor.numel() == 1:
             return DTensor.from_local(tensor, self.mesh, self.place(), run_check=False)
         raise RuntimeError(
-            f"{name}: got mixed torch.Tensor and DTensor, need to convert all torch.Tensor to DTensor: {name} is a "
-            "torch.Tensor (see torch.distributed.tensor.distribute_tensor)"
+            f"got mixed torch.Tensor and DTensor: {name} must be a DTensor too, as by "
+            "torch.distributed.tensor.distribute_tensor"
         )
 
     def check_shape(self, name: str, tensor: Tensor | None, *shapes: Sequence[int]) -> None:
@@ -219,15 +217,14 @@ class _Split:
         gradient = [Partial() if s and p.is_replicate() else p for s, p in zip(is_split, placements, strict=True)]
         return tensor.to_local(grad_placements=gradient)
 
-    def joint(self, own: Tensor, shape: Sequence[int], row: _Row, column: Placement | None = None) -> DTensor:
+    def joint(self, own: Tensor, shape: Sequence[int], row: _Row, column: Placement | None = None) -> Tensor:
         """The DTensor of which `own` is this rank's part."""
-        stride = torch.empty(shape, device="meta").stride()
-        placements = self.place(row, column)
-        return DTensor.from_local(own, self.mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
+        joint: Tensor = _Joint.apply(own, self.mesh, self.place(row, column), torch.Size(shape))
+        return joint
 
     def sum_over_rows(self, own: Tensor) -> Tensor:
         """The sum of a number over the ranks that the rows are split among."""
-        if self.row_ranks == 1:
+        if all(row is None for row in self.rows):
             return own
         return DTensor.from_local(own, self.mesh, self.place(lambda row: Partial()), run_check=False).full_tensor()
 
@@ -235,10 +232,34 @@ class _Split:
 _Row = Callable[[int], Placement]
 
 
+class _Joint(torch.autograd.Function):
+    """`DTensor.from_local`, for numbers that are each rank's part of a sum where the placement is Partial.
+
+    torch has a mean over rows as Partial("avg"), the average of numbers so many times as large as those parts. And the
+    second derivative of its own `from_local` is wrong where that is Partial (2.13): what a gradient came from was used
+    on all ranks, so that its own gradient is a sum over them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, mesh: DeviceMesh, placements: list[Placement], shape: torch.Size) -> DTensor:
+        ctx.placements = placements
+        number = math.prod([mesh.size(dim) for dim, p in enumerate(placements) if p == Partial("avg")])
+        stride = torch.empty(shape, device="meta").stride()
+        return DTensor.from_local(
+            own if number == 1 else own * number, mesh, placements, run_check=False, shape=shape, stride=stride
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Any) -> tuple[Tensor | None, ...]:
+        whole = [Replicate() if p.is_partial() else p for p in ctx.placements]
+        gradient = [Partial() if p.is_partial() else p for p in ctx.placements]
+        return grad_output.redistribute(placements=whole).to_local(grad_placements=gradient), None, None, None
+
+
 def _counted(
     target: Tensor, weight: Tensor | None, classes: int, ignore_index: int
 ) -> Callable[[torch.dtype], Tensor] | None:
-    """The number, or the weight, of this rank's rows in a mean, as a function of the dtype; None where each counts 1."""
+    """What this rank's rows count in a mean, as a function of the dtype that sums it; None where each counts 1."""
     if target.is_floating_point():
         return None
 
@@ -251,6 +272,10 @@ def _counted(
         return weight.to(dtype)[labels.where(counts, 0)].where(counts, 0.0).sum()
 
     return count
+
+
+def _ranks(mesh: DeviceMesh) -> str:
+    return f"of ranks {mesh.mesh.tolist()}"
 
 
 def _shards(tensor: Tensor | None, dim: int) -> list[int]:
@@ -327,14 +352,7 @@ def _reduced(
     total = losses(_SUM)
     if reduction == _SUM:
         return split.joint(total, (), lambda row: Partial())
-    if counted is None:
-        number = total.new_tensor(math.prod(rows))
-    else:
-        number = split.sum_over_rows(counted(total.dtype))
+    number = total.new_tensor(math.prod(rows)) if counted is None else split.sum_over_rows(counted(total.dtype))
     # Apart where nothing counts, and so nothing has a gradient: that of the quotient would be 0 times inf.
     mean = (total / number.where(number != 0, 1)).where(number != 0, total.detach() / number)
-    if counted is None:
-        return split.joint(mean, (), lambda row: Partial())
-    # torch has this mean as the average over the ranks, of numbers so many times as large; gradients are as of the sum.
-    mean = mean + (split.row_ranks - 1) * mean.detach()
-    return split.joint(mean, (), lambda row: Partial("avg"))
+    return split.joint(mean, (), lambda row: Partial("sum" if counted is None else "avg"))
