@@ -80,7 +80,7 @@ def train(
     for batch in batches():
         ids, target = (t[share or slice(None)] for t in batch)
         if mesh is not None:
-            ids, target = (distribute_tensor(t, mesh, [Replicate()]) for t in (ids, target))
+            ids, target = (distribute_tensor(t, mesh, [Replicate()], src_data_rank=None) for t in (ids, target))
         with within():
             loss = model(ids, target)
             loss = loss.full_tensor() if isinstance(loss, DTensor) else loss
@@ -137,7 +137,7 @@ def parallel_names(mesh: DeviceMesh) -> nn.Module:
     return model
 
 
-def parallel_text(mesh: DeviceMesh, fused: bool) -> nn.Module:
+def parallel_text(mesh: DeviceMesh, fused: bool) -> Text:
     """Tensor and sequence parallelism: between the layers every rank has a part of the positions."""
     plan = {
         "tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
@@ -149,7 +149,9 @@ def parallel_text(mesh: DeviceMesh, fused: bool) -> nn.Module:
     if fused:
         layouts = (Shard(1), Replicate())
         plan["output"] = PrepareModuleInput(input_layouts=layouts, desired_input_layouts=layouts)
-    return parallelize_module(text(fused), mesh, plan)
+    model = text(fused)
+    parallelize_module(model, mesh, plan)
+    return model
 
 
 def one_dimension(mesh: DeviceMesh) -> dict[str, list[float]]:
@@ -164,8 +166,13 @@ def one_dimension(mesh: DeviceMesh) -> dict[str, list[float]]:
     }
 
 
-def two_dimensions(mesh: DeviceMesh) -> list[float]:
-    """FSDP2 over the first dimension of the mesh, tensor parallelism over the second; of this rank's half."""
+def sharded_twice(mesh: DeviceMesh) -> Text:
+    """FSDP2 over the dimension "dp" of the mesh, tensor parallelism over "tp"."""
     model = parallel_text(mesh["tp"], fused=True)
     fully_shard(model, mesh=mesh["dp"])
-    return train(model, share=slice(0, 4) if mesh.get_local_rank("dp") == 0 else slice(4, 8))
+    return model
+
+
+def two_dimensions(mesh: DeviceMesh) -> list[float]:
+    """The losses of this rank's half of each batch."""
+    return train(sharded_twice(mesh), share=slice(0, 4) if mesh.get_local_rank("dp") == 0 else slice(4, 8))

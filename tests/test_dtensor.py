@@ -218,6 +218,11 @@ class Torch:
         return torch.tanh(F.linear(F.embedding(ids, embedding).flatten(-2), weight, bias))
 
 
+def distribute(value: Tensor, mesh: DeviceMesh, placements: list[Placement]) -> DTensor:
+    """`distribute_tensor` without a message: every rank has the value."""
+    return distribute_tensor(value, mesh, placements, src_data_rank=None)
+
+
 def spread(value: Tensor, mesh: DeviceMesh, placements: Any) -> DTensor:
     """A DTensor of that value; a partial one is 1/4 of it on one rank and 3/4 on the other."""
     each = (placements,) if isinstance(placements, Placement) else placements
@@ -225,7 +230,7 @@ def spread(value: Tensor, mesh: DeviceMesh, placements: Any) -> DTensor:
     for dim, placement in enumerate(each):
         share *= (0.25, 0.75)[mesh.get_local_rank(dim)] if placement.is_partial() else 1.0
     whole = [WHOLE if placement.is_partial() else placement for placement in each]
-    own = distribute_tensor(value, mesh, whole).to_local()
+    own = distribute(value, mesh, whole).to_local()
     own = own * share if share != 1.0 else own
     return DTensor.from_local(own, mesh, each, run_check=False, shape=value.shape, stride=value.stride())
 
@@ -245,7 +250,7 @@ def arguments_of(case: Case, mesh: DeviceMesh) -> tuple[dict[str, Any], dict[str
 def find(case: Case, mesh: DeviceMesh, namespace: Any = ops) -> Found:
     arguments, leaves = arguments_of(case, mesh)
     result = getattr(namespace, case[0].op)(**arguments)
-    upstream = distribute_tensor(normal(*result.shape, seed=99).to(result.dtype), mesh, (WHOLE,) * mesh.ndim)
+    upstream = distribute(normal(*result.shape, seed=99).to(result.dtype), mesh, [WHOLE] * mesh.ndim)
     gradients = torch.autograd.grad(result, list(leaves.values()), upstream)
     named = {"result": result.detach()} | {f"gradient of {n}": g for n, g in zip(leaves, gradients, strict=True)}
     return {name: (value.full_tensor(), value.placements) for name, value in named.items()}
@@ -299,18 +304,18 @@ def message_of(call: Callable[[], Any]) -> str:
 
 
 def errors_of(mesh: DeviceMesh) -> dict[str, str]:
-    rows = distribute_tensor(normal(7, 5), mesh, [ROWS]).requires_grad_()
-    classes = distribute_tensor(normal(7, 5), mesh, [SECOND]).requires_grad_()
-    target = distribute_tensor(integers(5, (7,)), mesh, [WHOLE])
-    ids = distribute_tensor(integers(9, (7, 2)), mesh, [ROWS])
-    table, layer, bias = (distribute_tensor(normal(*shape), mesh, [WHOLE]) for shape in ((9, 3), (4, 6), (3,)))
-    outside = distribute_tensor(torch.tensor([0, 1, 2, 31, 4, 0, 1]), mesh, [WHOLE])
-    short = distribute_tensor(integers(5, (6,)), mesh, [WHOLE])
-    weight = distribute_tensor(torch.ones(4), mesh, [WHOLE])
+    rows = distribute(normal(7, 5), mesh, [ROWS]).requires_grad_()
+    classes = distribute(normal(7, 5), mesh, [SECOND]).requires_grad_()
+    target = distribute(integers(5, (7,)), mesh, [WHOLE])
+    ids = distribute(integers(9, (7, 2)), mesh, [ROWS])
+    table, layer, bias = (distribute(normal(*shape), mesh, [WHOLE]) for shape in ((9, 3), (4, 6), (3,)))
+    outside = distribute(torch.tensor([0, 1, 2, 31, 4, 0, 1]), mesh, [WHOLE])
+    short = distribute(integers(5, (6,)), mesh, [WHOLE])
+    weight = distribute(torch.ones(4), mesh, [WHOLE])
     other_mesh = DeviceMesh("cpu", torch.tensor([1, 0]))
-    hidden, output = (distribute_tensor(normal(*shape), mesh, [WHOLE]) for shape in ((7, 4), (5, 4)))
+    hidden, output = (distribute(normal(*shape), mesh, [WHOLE]) for shape in ((7, 4), (5, 4)))
     hidden.requires_grad_()
-    sliced = distribute_tensor(normal(5, 4), mesh, [ROWS])
+    sliced = distribute(normal(5, 4), mesh, [ROWS])
     by_class = ops.linear_cross_entropy(hidden, sliced, target)
     return {
         "a plain target": message_of(lambda: ops.cross_entropy(rows, target.full_tensor())),
@@ -319,7 +324,7 @@ def errors_of(mesh: DeviceMesh) -> dict[str, str]:
         "plain ids": message_of(lambda: ops.embedding_linear(ids.full_tensor(), table, layer)),
         "a plain weight": message_of(lambda: ops.linear_cross_entropy(hidden, output.full_tensor(), target)),
         "another mesh": message_of(
-            lambda: ops.cross_entropy(rows, distribute_tensor(integers(5, (7,)), other_mesh, [WHOLE]))
+            lambda: ops.cross_entropy(rows, distribute(integers(5, (7,)), other_mesh, [WHOLE]))
         ),
         "target shape": message_of(lambda: ops.cross_entropy(rows, short)),
         "target shape, by classes": message_of(lambda: ops.cross_entropy(classes, short)),
@@ -376,13 +381,13 @@ def autocast_cases() -> dict[str, Case]:
 def modes_of(mesh: DeviceMesh) -> dict[str, Any]:
     """Results under PyTorch's modes; each has its equal by the plain op in `expected_modes`."""
     logits, target = normal(7, 5), integers(5, (7,))
-    rows, classes = (distribute_tensor(logits, mesh, [placement]) for placement in (ROWS, SECOND))
-    everywhere = distribute_tensor(target, mesh, [WHOLE])
+    rows, classes = (distribute(logits, mesh, [placement]) for placement in (ROWS, SECOND))
+    everywhere = distribute(target, mesh, [WHOLE])
     with torch.no_grad():
         without_gradients = ops.cross_entropy(rows.clone().requires_grad_(), everywhere)
     with implicit_replication():
         implicit = ops.cross_entropy(rows, target)
-    one = ops.cross_entropy(distribute_tensor(logits[:1], mesh, [WHOLE]), target[:1])
+    one = ops.cross_entropy(distribute(logits[:1], mesh, [WHOLE]), target[:1])
     with_plain_target = ops.cross_entropy(classes, target)
     found = {
         "no_grad": without_gradients,
@@ -390,25 +395,19 @@ def modes_of(mesh: DeviceMesh) -> dict[str, Any]:
         "loss_parallel's target": with_plain_target,
     }
     assert not without_gradients.requires_grad
-    compiled = {}
-    # What is exchanged by classes is checked first, which breaks the graph.
-    for name, input, backend, fullgraph in (
-        ("by rows", rows, "aot_eager", True),
-        ("by classes", classes, "eager", False),
-    ):
-        leaf = input.clone().detach().requires_grad_()
-        loss = torch.compile(ops.cross_entropy, backend=backend, fullgraph=fullgraph)(leaf, everywhere)
-        (gradient,) = torch.autograd.grad(loss.full_tensor(), leaf)
-        compiled[name] = loss.full_tensor().detach(), gradient.full_tensor()
+    leaf = rows.clone().detach().requires_grad_()
+    loss = torch.compile(ops.cross_entropy, backend="aot_eager", fullgraph=True)(leaf, everywhere)
+    (gradient,) = torch.autograd.grad(loss.full_tensor(), leaf)
+    found["compiled"] = loss.detach()
     return {
-        "found": {name: v.full_tensor() for name, v in found.items()},
+        "found": {name: value.full_tensor() for name, value in found.items()},
         "one": one.full_tensor(),
-        "compiled": compiled,
+        "compiled gradient": gradient.full_tensor(),
     }
 
 
 def everywhere_of(value: Tensor, mesh: DeviceMesh) -> DTensor:
-    return distribute_tensor(value, mesh, [WHOLE] * mesh.ndim)
+    return distribute(value, mesh, [WHOLE] * mesh.ndim)
 
 
 def worker(folder: Path) -> dict[str, Any]:
@@ -428,13 +427,28 @@ def worker(folder: Path) -> dict[str, Any]:
     }
 
 
+def sharded_twice(mesh: DeviceMesh) -> Found:
+    """A layer by rows with the parameters as FSDP2 keeps them over tensor parallelism: strided shards."""
+    linear = dtensor_models.sharded_twice(mesh).output.linear
+    parameters = {"linear_weight": linear.weight, "linear_bias": linear.bias}
+    both = linear.weight.device_mesh
+    input, target = spread(normal(7, 8), both, (ROWS, WHOLE)), everywhere_of(integers(27, (7,)), both)
+    loss = ops.linear_cross_entropy(input, target=target, **parameters)
+    gradients = torch.autograd.grad(loss.full_tensor(), list(parameters.values()))
+    for parameter, gradient in zip(parameters.values(), gradients, strict=True):
+        assert gradient.placements == parameter.placements
+    found = zip(("result", "gradient of linear_weight", "gradient of linear_bias"), (loss, *gradients), strict=True)
+    return {name: (value.detach().full_tensor(), value.placements) for name, value in found}
+
+
 def worker_of_four(folder: Path) -> dict[str, Any]:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     pair = DeviceMesh("cpu", torch.tensor([0, 1]))
-    logits = distribute_tensor(normal(7, 5), pair, [ROWS])
+    logits = distribute(normal(7, 5), pair, [ROWS])
     return {
         "found": {name: find(case, mesh) for name, case in mesh_cases().items()},
         "training": dtensor_models.two_dimensions(mesh),
+        "sharded twice": sharded_twice(mesh),
         "outside": message_of(lambda: ops.cross_entropy(logits, everywhere_of(integers(5, (7,)), pair))),
     }
 
@@ -570,9 +584,7 @@ def test_modes_of_torch(ranks: list[dict[str, Any]]) -> None:
         for value in rank["modes"]["found"].values():
             torch.testing.assert_close(value, loss.detach(), rtol=1e-12, atol=0.0)
         torch.testing.assert_close(rank["modes"]["one"], ops.cross_entropy(logits[:1], target[:1]))
-        for value, own_gradient in rank["modes"]["compiled"].values():
-            torch.testing.assert_close(value, loss.detach(), rtol=1e-12, atol=0.0)
-            torch.testing.assert_close(own_gradient, gradient, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(rank["modes"]["compiled gradient"], gradient, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -604,6 +616,20 @@ def test_training_under_fsdp2_and_tensor_parallel(four_ranks: list[dict[str, Any
     assert (first, third) == (second, fourth)
     expected = dtensor_models.train_in_halves(dtensor_models.text())
     assert [sum(two) / 2 for two in zip(first, third, strict=True)] == pytest.approx(expected, rel=1e-9)
+
+
+def test_parameters_that_fsdp2_shards_further(four_ranks: list[dict[str, Any]]) -> None:
+    linear = dtensor_models.text().output.linear
+    parameters = {"linear_weight": linear.weight.detach(), "linear_bias": linear.bias.detach()}
+    arguments = {"input": normal(7, 8), "target": integers(27, (7,)), **parameters}
+    # The upstream gradient is 1 here, as of a loss.
+    leaves = Sample("linear_cross_entropy", arguments, tuple(parameters)).leaves()
+    loss = ops.linear_cross_entropy(**arguments | leaves)
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    expected = dict(zip([f"gradient of {name}" for name in leaves], gradients, strict=True)) | {"result": loss.detach()}
+    for rank in four_ranks:
+        for key, (value, _) in rank["sharded twice"].items():
+            torch.testing.assert_close(value, expected[key], rtol=1e-12, atol=1e-13)
 
 
 def test_errors_name_the_argument(ranks: list[dict[str, Any]]) -> None:

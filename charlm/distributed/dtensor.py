@@ -61,7 +61,7 @@ def cross_entropy(input: DTensor, target: Tensor, weight: Tensor | None, *option
         logits = own_input.movedim(class_dim, -1)
         losses = _by_class(split, logits, None, None, own_target, own_weight, classes, options)
     counted = _counted(own_target, own_weight, classes, options[0])
-    return _reduced(split, losses, rows, options[1], counted)
+    return _reduced(split, losses, rows, options[1], own_target, counted)
 
 
 def linear_cross_entropy(
@@ -91,7 +91,7 @@ def linear_cross_entropy(
         vocab_parallel.check_tensors(input, linear_weight, target, linear_bias, weight)
         losses = _by_class(split, own_input, *layer, own_target, own_weight, classes, options)
     counted = _counted(own_target, own_weight, classes, options[0])
-    return _reduced(split, losses, rows, options[1], counted)
+    return _reduced(split, losses, rows, options[1], own_target, counted)
 
 
 def embedding_linear(ids: DTensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:
@@ -131,9 +131,10 @@ def mlp_cross_entropy(
     )
     rows = ids.shape[:-1]
     split.check_shape("target", target, rows)
-    tensors = (split.local(ids, Shard), split.local(target, Shard), *map(split.local, parameters))
+    own_target = split.local(target, Shard)
+    tensors = (split.local(ids, Shard), own_target, *map(split.local, parameters))
     losses = _by_kernel(MLP_CROSS_ENTROPY, tensors, (reduction, softcap), 0)
-    return _reduced(split, losses, rows, reduction, None)
+    return _reduced(split, losses, rows, reduction, own_target)
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ _Row = Callable[[int], Placement]
 class _Joint(torch.autograd.Function):
     """`DTensor.from_local`, for numbers that are each rank's part of a sum where the placement is Partial.
 
-    torch has a mean over rows as Partial("avg"), the average of numbers so many times as large as those parts. And the
+    torch has a mean over classes' indices as Partial("avg"): the average of numbers so many times as large. And the
     second derivative of its own `from_local` is wrong where that is Partial (2.13): what a gradient came from was used
     on all ranks, so that its own gradient is a sum over them.
     """
@@ -342,7 +343,8 @@ def _reduced(
     losses: Callable[[int], Tensor],
     rows: Sequence[int],
     reduction: int,
-    counted: Callable[[torch.dtype], Tensor] | None,
+    target: Tensor,
+    counted: Callable[[torch.dtype], Tensor] | None = None,
 ) -> Tensor:
     """The loss of all rows, whose shape is `rows`, from those of this rank's; without `counted` each counts 1."""
     if not split.is_split:
@@ -355,4 +357,4 @@ def _reduced(
     number = total.new_tensor(math.prod(rows)) if counted is None else split.sum_over_rows(counted(total.dtype))
     # Apart where nothing counts, and so nothing has a gradient: that of the quotient would be 0 times inf.
     mean = (total / number.where(number != 0, 1)).where(number != 0, total.detach() / number)
-    return split.joint(mean, (), lambda row: Partial("sum" if counted is None else "avg"))
+    return split.joint(mean, (), lambda row: Partial("sum" if target.is_floating_point() else "avg"))
