@@ -399,10 +399,13 @@ def modes_of(mesh: DeviceMesh) -> dict[str, Any]:
     loss = torch.compile(ops.cross_entropy, backend="aot_eager", fullgraph=True)(leaf, everywhere)
     (gradient,) = torch.autograd.grad(loss.full_tensor(), leaf)
     found["compiled"] = loss.detach()
+    contexts, _ = arguments_of((embedding_linear_sample(7), {"weight": ROWS, "bias": ROWS}), mesh)
+    hidden = torch.compile(ops.embedding_linear, backend="aot_eager", fullgraph=True)(**contexts)
     return {
         "found": {name: value.full_tensor() for name, value in found.items()},
         "one": one.full_tensor(),
         "compiled gradient": gradient.full_tensor(),
+        "compiled hidden units": hidden.detach().full_tensor(),
     }
 
 
@@ -587,6 +590,8 @@ def test_modes_of_torch(ranks: list[dict[str, Any]]) -> None:
             torch.testing.assert_close(value, loss.detach(), rtol=1e-12, atol=0.0)
         torch.testing.assert_close(rank["modes"]["one"], ops.cross_entropy(logits[:1], target[:1]))
         torch.testing.assert_close(rank["modes"]["compiled gradient"], gradient, rtol=1e-12, atol=1e-15)
+        hidden = ops.embedding_linear(**embedding_linear_sample(7).arguments)
+        torch.testing.assert_close(rank["modes"]["compiled hidden units"], hidden, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize(
