@@ -388,6 +388,7 @@ def modes_of(mesh: DeviceMesh) -> dict[str, Any]:
     with implicit_replication():
         implicit = ops.cross_entropy(rows, target)
     one = ops.cross_entropy(distribute(logits[:1], mesh, [WHOLE]), target[:1])
+    one_by_classes = ops.cross_entropy(distribute(logits[0], mesh, [ROWS]), everywhere_of(target[:1], mesh))
     with_plain_target = ops.cross_entropy(classes, target)
     found = {
         "no_grad": without_gradients,
@@ -403,7 +404,7 @@ def modes_of(mesh: DeviceMesh) -> dict[str, Any]:
     hidden = torch.compile(ops.embedding_linear, backend="aot_eager", fullgraph=True)(**contexts)
     return {
         "found": {name: value.full_tensor() for name, value in found.items()},
-        "one": one.full_tensor(),
+        "one": [one.full_tensor(), one_by_classes.full_tensor()],
         "compiled gradient": gradient.full_tensor(),
         "compiled hidden units": hidden.detach().full_tensor(),
     }
@@ -588,7 +589,7 @@ def test_modes_of_torch(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         for value in rank["modes"]["found"].values():
             torch.testing.assert_close(value, loss.detach(), rtol=1e-12, atol=0.0)
-        torch.testing.assert_close(rank["modes"]["one"], ops.cross_entropy(logits[:1], target[:1]))
+        torch.testing.assert_close(rank["modes"]["one"], [ops.cross_entropy(logits[:1], target[:1])] * 2)
         torch.testing.assert_close(rank["modes"]["compiled gradient"], gradient, rtol=1e-12, atol=1e-15)
         hidden = ops.embedding_linear(**embedding_linear_sample(7).arguments)
         torch.testing.assert_close(rank["modes"]["compiled hidden units"], hidden, rtol=1e-12, atol=1e-15)

@@ -45,6 +45,8 @@ def cross_entropy(input: DTensor, target: Tensor, weight: Tensor | None, *option
     class_dim = min(1, input.ndim - 1)
     classes = math.prod(input.shape[class_dim : class_dim + 1])
     row_dims = [dim for dim in range(input.ndim) if dim != class_dim]
+    if input.ndim == 1 and target.shape == (1,) and not target.is_floating_point():
+        target = target.squeeze(0)  # one row, whose target torch takes in either shape
     split = _Split.of(input, row_dims, input if _may_split_classes(target, weight) else None, class_dim)
     target, weight = split.joined(split.by_columns_alone, target=target, weight=weight)
     rows = [input.shape[dim] for dim in row_dims]
