@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from charlm.ops import _extension, _transforms, reference  # noqa: F401  _extension registers the ops
+from charlm.ops import _dtensor, _extension, _transforms, reference  # noqa: F401  _extension registers the ops
 from charlm.ops._autograd import (
     REDUCTION_NAMES,
     apply,
@@ -89,6 +89,8 @@ def cross_entropy(
 
 def _call(input: Tensor, target: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
     """The loss in the dtype that is computed in."""
+    if type(input) is not Tensor and _dtensor.is_dtensor(input):
+        return _dtensor.call("cross_entropy", input, target, weight, *options)
     if _transforms.is_transformed():
         return _transforms.transformed(_OP, (input, target, weight), options)
     if weight is not None and weight.requires_grad:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from charlm.ops import _extension, _transforms, reference  # noqa: F401  _extension registers the ops
+from charlm.ops import _dtensor, _extension, _transforms, reference  # noqa: F401  _extension registers the ops
 from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
 from charlm.ops._saved import copies, wanted_gradients
 
@@ -68,6 +68,8 @@ def embedding_linear(
 
 
 def _call(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:
+    if type(ids) is not Tensor and _dtensor.is_dtensor(ids):
+        return _dtensor.call("embedding_linear", ids, embedding, weight, bias, activation)
     if _transforms.is_transformed():
         return _transforms.transformed(_OP, (ids, embedding, weight, bias), (activation,))
     if needs_gradient(embedding, weight, bias):

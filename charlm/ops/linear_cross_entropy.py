@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from charlm.ops import _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
+from charlm.ops import _dtensor, _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
 from charlm.ops._autograd import (
     REDUCTION_NAMES,
     apply,
@@ -106,6 +106,8 @@ def _call(
 ) -> Tensor:
     """The loss in the dtype that is computed in."""
     tensors = (input, linear_weight, target, linear_bias, weight)
+    if type(input) is not Tensor and _dtensor.is_dtensor(input):
+        return _dtensor.call("linear_cross_entropy", *tensors, *options)
     if _transforms.is_transformed():
         return _transforms.transformed(_OP, tensors, options)
     if weight is not None and weight.requires_grad:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from charlm.ops import _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
+from charlm.ops import _dtensor, _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
 from charlm.ops._autograd import (
     REDUCTION_NAMES,
     apply,
@@ -90,6 +90,8 @@ def _call(
 ) -> Tensor:
     """The loss in the dtype that is computed in."""
     tensors = (ids, target, embedding, weight1, bias1, weight2, bias2)
+    if type(ids) is not Tensor and _dtensor.is_dtensor(ids):
+        return _dtensor.call("mlp_cross_entropy", *tensors, *options)
     if _transforms.is_transformed():
         return _transforms.transformed(_OP, tensors, options)
     if needs_gradient(embedding, weight1, bias1, weight2, bias2):
