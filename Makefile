@@ -10,7 +10,7 @@ GPU_PACKAGES ?= liger-kernel cut-cross-entropy expecttest
 VENV := .venv
 BIN := $(VENV)/bin
 # Re-run the set-up whenever a file that decides what is installed or compiled changes.
-BUILD_INPUTS := pyproject.toml setup.py $(shell find csrc -type f)
+BUILD_INPUTS := pyproject.toml setup.py $(wildcard building/*.py) $(shell find csrc -type f)
 CXX_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 .PHONY: train test bench gpu gpu-kit lint format setup clean
@@ -59,7 +59,7 @@ $(VENV)/.torch-$(TORCH_VERSION):
 	touch $@
 
 $(VENV)/.ready: $(VENV)/.torch-$(TORCH_VERSION) $(BUILD_INPUTS)
-	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel "pybind11>=2.13" ninja
+	$(BIN)/python -m pip install --quiet "setuptools>=77" "pybind11>=2.13" ninja
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test,plot,dev]"
 	touch $@
 

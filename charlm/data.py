@@ -13,8 +13,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from charlm import _text
 from charlm._buffers import to_buffer, to_tensor
+from charlm._text_extension import _text
 from charlm.vocabulary import Vocabulary
 
 Mode = Literal["lines", "stream"]

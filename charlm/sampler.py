@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from charlm import _text
 from charlm._buffers import to_buffer, to_tensor
+from charlm._text_extension import _text
 from charlm.models import LanguageModel
 from charlm.vocabulary import Vocabulary
 

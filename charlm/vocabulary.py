@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from charlm import _text
 from charlm._buffers import to_buffer, to_tensor
+from charlm._text_extension import _text
 
 _DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
