@@ -1,6 +1,7 @@
 # make train   set up, train on the embedded names, print sampled names
 # make test    set up, run the tests; then those of the ops again, with CUDA's bindings and kernels, on the CPU
 # make bench   set up, measure everything, write benchmarks/results/
+# make wheels  set up, pack the sources and a wheel for each Python of this machine into dist/
 SHELL := /bin/bash
 PYTHON ?= python3
 TORCH_VERSION ?= 2.13.0
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard building/*.py) $(shell find csrc -type f)
 CXX_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: train test bench gpu gpu-kit lint format setup clean
+.PHONY: train test bench wheels gpu gpu-kit lint format setup clean
 
 # A run that is already there goes on to its end, which may be at once: no run is ever overwritten.
 train: $(VENV)/.ready
@@ -33,9 +34,13 @@ bench: $(VENV)/.ready
 gpu: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.gpu
 
+# dist/: the source distribution, and a wheel for each Python from 3.10 that is found here.
+wheels: $(VENV)/.ready
+	$(BIN)/python -m scripts.build_wheels
+
 # What to take along, beside the sources, to run the same where there is neither compiler nor network.
 gpu-kit: $(VENV)/.ready
-	$(BIN)/python scripts/gpu_kit.py --python $(GPU_PYTHON) --packages $(GPU_PACKAGES)
+	$(BIN)/python -m scripts.gpu_kit --python $(GPU_PYTHON) --packages $(GPU_PACKAGES)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

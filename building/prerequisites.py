@@ -14,6 +14,7 @@ import site
 import subprocess
 import sys
 import sysconfig
+from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,8 +33,7 @@ def check_tools() -> None:
     """Stops where a package that builds is missing."""
     # ninja is a command, which is not on the PATH where an environment is used but not activated.
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
-    names = [re.split("[<>=]", tool)[0] for tool in TOOLS]
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    missing = [tool for tool in TOOLS if not _is_installed(*tool.partition(">=")[::2])]
     if missing:
         _stop(f"what builds charlm is not installed in {sys.prefix}: {', '.join(missing)}", _INSTALL)
 
@@ -55,8 +55,11 @@ def check_torch() -> None:
     try:
         from torch import __version__ as version
     except ImportError as error:
-        _stop(f"charlm compiles against torch, and the torch in {sys.prefix} does not import: {error}")
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_TORCH:
+        _stop(
+            f"charlm compiles against torch, and that in {sys.prefix} does not import: {error}",
+            f"pip install --force-reinstall 'torch>={_OLDEST_TORCH}'",
+        )
+    if _numbers(version) < OLDEST_TORCH:
         _stop(f"charlm needs torch >= {_OLDEST_TORCH}, found torch {version}", f"pip install 'torch>={_OLDEST_TORCH}'")
 
 
@@ -65,19 +68,30 @@ def check_compiler() -> str:
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.is_file():
         package = f"python{sys.version_info.major}.{sys.version_info.minor}-dev"
-        _stop(f"charlm compiles against Python's headers, and there is no {header}", _system(package))
+        _stop_for_system(f"charlm compiles against Python's headers, and there is no {header}", package)
     # setuptools and torch have defaults that differ.
-    os.environ.setdefault("CXX", next(filter(shutil.which, ("c++", "g++", "clang++")), "c++"))
+    os.environ["CXX"] = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), "g++")
     compiler = shlex.split(os.environ["CXX"])
-    if not compiler or shutil.which(compiler[0]) is None:
-        _stop(f"charlm needs a compiler for C++20, and there is no {os.environ['CXX'] or 'CXX'}", _system("g++"))
+    if shutil.which(compiler[0]) is None:
+        _stop_for_system(f"charlm needs a compiler for C++20, and there is no {compiler[0]}", "g++")
     probe = "#include <concepts>\n#ifdef __clang__\nusing compiler = clang;\n#endif\n"
     command = [*compiler, "-std=c++20", "-E", "-x", "c++", "-"]
     result = subprocess.run(command, input=probe, capture_output=True, text=True)
     if result.returncode != 0:
         said = next(iter(result.stderr.splitlines()), f"exit code {result.returncode}")
-        _stop(f"charlm needs a compiler for C++20, and {os.environ['CXX']} is none: {said}", _system("g++"))
+        _stop_for_system(f"charlm needs a compiler for C++20, and {os.environ['CXX']} is none: {said}", "g++")
     return "clang" if "using compiler = clang;" in result.stdout else "gcc"
+
+
+def _is_installed(package: str, oldest: str) -> bool:
+    try:
+        return _numbers(metadata.version(package)) >= _numbers(oldest)
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 def _installed() -> list[str]:
@@ -88,10 +102,12 @@ def _installed() -> list[str]:
     return list(dict.fromkeys(folders))
 
 
-def _system(package: str) -> str:
-    """How to install a package of the operating system: an example, as systems differ."""
-    return "xcode-select --install" if sys.platform == "darwin" else f"apt install {package} (on Debian and Ubuntu)"
+def _stop_for_system(problem: str, package: str) -> NoReturn:
+    """With an example of how to install a package of the operating system, as systems differ."""
+    if sys.platform == "darwin":
+        _stop(problem, "xcode-select --install")
+    _stop(problem, f"apt install {package}", "on Debian and Ubuntu")
 
 
-def _stop(problem: str, command: str | None = None) -> NoReturn:
-    sys.exit(f"{problem}. Run:\n  {command}" if command else problem)
+def _stop(problem: str, command: str, where: str = "") -> NoReturn:
+    sys.exit(f"{problem}. {f'Run, {where}' if where else 'Run'}:\n  {command}")
