@@ -1,6 +1,6 @@
 """Pictures of a run: its loss curve, the embeddings it learned, the bigram table it counted or learned.
 
-They need matplotlib, which the extra `charlm[plot]` installs; it is imported when the first figure is drawn.
+They need matplotlib; it is imported when the first figure is drawn.
 """
 
 from __future__ import annotations
@@ -163,5 +163,5 @@ def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plots need matplotlib. Run: pip install 'charlm[plot]'") from error
+        raise ImportError("plots need matplotlib. Run: pip install matplotlib") from error
     return Figure(figsize=(width, height), layout="constrained")
