@@ -13,9 +13,9 @@ struct Arguments {
   Arguments(const Tensor& ids, const Tensor& embedding, const Tensor& weight, const OptionalTensor& bias,
             int64_t activation)
       : ids(with_rows(ids)),
-        embedding(torch::stable::contiguous(embedding)),
-        weight(torch::stable::contiguous(weight)),
-        bias(bias.has_value() ? OptionalTensor(torch::stable::contiguous(*bias)) : std::nullopt) {
+        embedding(as_contiguous(embedding)),
+        weight(as_contiguous(weight)),
+        bias(bias.has_value() ? OptionalTensor(as_contiguous(*bias)) : std::nullopt) {
     call.ids = token_ids(this->ids);
     call.vocab_size = embedding.size(0);
     call.embedding_dim = embedding.size(1);
@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tens
   check_embedding_linear(ids, embedding, weight, bias, activation);
   check_embedding_linear_backward(grad_output, output, embedding, layer_shape(ids, weight), wants_bias, bias);
   Arguments arguments(ids, embedding, weight, bias, activation);
-  const Tensor upstream = torch::stable::contiguous(grad_output), result = torch::stable::contiguous(output);
+  const Tensor upstream = as_contiguous(grad_output), result = as_contiguous(output);
   arguments.call.grad_output = upstream.const_data_ptr();
   arguments.call.output = const_cast<void*>(result.const_data_ptr());
 

@@ -15,6 +15,7 @@ Tensor read_upstream(const Tensor& grad_output, const Tensor& input, Reduction r
   const int64_t expected = per_row ? problem->rows : 1;
   check(grad_output.numel() == expected, "grad_output must have ", expected, " elements, got shape ",
         ShapeString(grad_output));
+  check_memory("grad_output", grad_output);
   const Tensor upstream = contiguous_as(grad_output, compute_type(input));
   if (per_row) {
     problem->row_scale = upstream.template const_data_ptr<T>();
