@@ -39,6 +39,20 @@ INSTRUCTION_SETS = (
     if platform.machine() in ("x86_64", "AMD64")
     else {"generic": []}
 )
+
+# A build for tests, as `make sanitize` makes it: an access out of bounds or an operation without a defined result ends
+# the program with a report. One copy of the kernels, for the machine at hand.
+SANITIZE_FLAGS: list[str] = []
+if os.environ.get("CHARLM_SANITIZE") == "1":
+    SANITIZE_FLAGS = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize=vptr"]
+    SANITIZE_FLAGS += ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g1", "-D_GLIBCXX_ASSERTIONS"]
+    CXX_FLAGS.remove("-g0")
+    KERNEL_FLAGS.remove("-O3")
+    BINDING_FLAGS.remove("-O2")
+    KERNEL_FLAGS += SANITIZE_FLAGS
+    BINDING_FLAGS += SANITIZE_FLAGS
+    CXX_FLAGS.append("-DCHARLM_GENERIC")
+    INSTRUCTION_SETS = {"generic": ["-march=native"]}
 # Absolute: ninja compiles from the build folder.
 INCLUDE = str(Path(__file__).parent.resolve() / "csrc")
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
@@ -105,10 +119,17 @@ def compiled() -> dict[str, Any]:
                 include_dirs=[INCLUDE],
                 depends=HEADERS + KERNELS + CUDA_HEADERS + CUDA_KERNELS,  # the libraries it links
                 extra_compile_args={"cxx": [*CXX_FLAGS, *BINDING_FLAGS]},
-                extra_link_args=cuda.runtime(nvcc) if nvcc else [],
+                extra_link_args=[*SANITIZE_FLAGS, *(cuda.runtime(nvcc) if nvcc else [])],
                 py_limited_api=True,
             ),
-            Pybind11Extension("charlm._text", sorted(glob("csrc/text/*.cpp")), cxx_std=20, depends=HEADERS),
+            Pybind11Extension(
+                "charlm._text",
+                sorted(glob("csrc/text/*.cpp")),
+                cxx_std=20,
+                depends=HEADERS,
+                extra_compile_args=SANITIZE_FLAGS,
+                extra_link_args=SANITIZE_FLAGS,
+            ),
         ],
         "cmdclass": {"build_clib": BuildKernels, "build_ext": BuildExtension.with_options(use_ninja=use_ninja)},
     }

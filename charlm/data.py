@@ -153,7 +153,12 @@ class Split:
         """Each context once, with the counts of its targets. Computed at each call, in time proportional to N."""
         tokens, ends = self.tokens.contiguous(), self.ends.contiguous()
         starts, index, row_ptr, targets, values = _text.distinct_contexts(
-            tokens.itemsize, ends.itemsize, to_buffer(tokens), to_buffer(ends), self.context_length
+            tokens.itemsize,
+            ends.itemsize,
+            to_buffer(tokens),
+            to_buffer(ends),
+            self.context_length,
+            self.vocab_size,
         )
         counts = TargetCounts(
             to_tensor(row_ptr, torch.int64),

@@ -115,8 +115,8 @@ def test_the_context_index_stays_inside_its_arrays() -> None:
         (b"\0\0\1\0", (2,), 5),
     ]:
         with pytest.raises(IndexError):
-            _text.distinct_contexts(1, 4, tokens, int32(*ends), context_length)
-    assert [bytes(array) for array in _text.distinct_contexts(1, 4, b"\0", int32(), 1)] == [
+            _text.distinct_contexts(1, 4, tokens, int32(*ends), context_length, 256)
+    assert [bytes(array) for array in _text.distinct_contexts(1, 4, b"\0", int32(), 1, 1)] == [
         b"",
         b"",
         bytes(8),

@@ -32,20 +32,22 @@ void check_embedding_linear(const Tensor& ids, const Tensor& embedding, const Te
                             const OptionalTensor& bias, int64_t activation) {
   check(activation >= 0 && activation < kActivations, "activation must be between 0 and ", kActivations - 1, ", got ",
         activation);
+  check_same_device("ids", ids, "embedding", embedding);
   check_integral("ids", ids);
   check(ids.dim() >= 1, "ids must have shape (..., T), got ()");
   const int64_t context_length = ids.size(ids.dim() - 1);
-  check(context_length > 0, "ids must have shape (..., T) with T >= 1, got ", ShapeString(ids));
   check_floating("embedding", embedding);
-  check_same_device("ids", ids, "embedding", embedding);
   check(embedding.dim() == 2, "embedding must have shape (V, D), got ", ShapeString(embedding));
   check(embedding.size(0) <= std::numeric_limits<int32_t>::max(), "embedding must have fewer than 2^31 rows, got ",
         ShapeString(embedding));
   check(embedding.size(0) > 0 || ids.numel() == 0, "embedding must have at least one row, got shape ",
         ShapeString(embedding));
-  const int64_t width = context_length * embedding.size(1);
   check_matches("weight", weight, "embedding", embedding);
-  check(weight.dim() == 2, "weight must have shape (H, T*D=", width, "), got ", ShapeString(weight));
+  check(weight.dim() == 2, "weight must have shape (H, T*D), got ", ShapeString(weight));
+  const NamedSize length{"T", context_length}, dim{"D", embedding.size(1)}, hidden{"H", weight.size(0)};
+  check_sizes({{"N", context_rows(ids)}, length, dim, hidden});
+  check_sizes({{"V", embedding.size(0)}, length, dim, hidden});
+  const int64_t width = context_length * embedding.size(1);
   check(weight.size(1) == width, "weight must have shape (H=", weight.size(0), ", T*D=", width, "), got ",
         ShapeString(weight));
   if (!bias.has_value()) return;
@@ -72,7 +74,10 @@ std::vector<int64_t> layer_shape(const Tensor& ids, const Tensor& weight) {
   return shape;
 }
 
+int64_t context_rows(const Tensor& ids) { return product("ids", {ids.sizes().data(), ids.sizes().size() - 1}); }
+
 std::optional<int64_t> row_stride(const Tensor& tensor) {
+  if (tensor.numel() == 0) return 0;
   int64_t stride = 0, expected = -1;
   for (int64_t d = tensor.dim() - 2; d >= 0; --d) {
     if (tensor.size(d) == 1) continue;
@@ -86,9 +91,7 @@ std::optional<int64_t> row_stride(const Tensor& tensor) {
   return stride;
 }
 
-Tensor with_rows(const Tensor& tensor) {
-  return row_stride(tensor).has_value() ? tensor : torch::stable::contiguous(tensor);
-}
+Tensor with_rows(const Tensor& tensor) { return row_stride(tensor).has_value() ? tensor : as_contiguous(tensor); }
 
 TokenIds token_ids(const Tensor& ids) {
   TokenIds result;

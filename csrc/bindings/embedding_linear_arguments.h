@@ -13,6 +13,8 @@ void check_embedding_linear_backward(const Tensor& grad_output, const Tensor& ou
                                      const std::vector<int64_t>& output_shape, bool wants_bias,
                                      const OptionalTensor& bias);
 
+// The number of contexts (..., T), also where T = 0.
+int64_t context_rows(const Tensor& ids);
 // (..., H)
 std::vector<int64_t> layer_shape(const Tensor& ids, const Tensor& weight);
 
@@ -20,7 +22,7 @@ std::vector<int64_t> layer_shape(const Tensor& ids, const Tensor& weight);
 std::optional<int64_t> row_stride(const Tensor& tensor);
 // A tensor that has one: itself or a copy.
 Tensor with_rows(const Tensor& tensor);
-// Ids that have one.
+// Ids that have one, of contexts that are not empty.
 TokenIds token_ids(const Tensor& ids);
 
 }  // namespace charlm

@@ -12,19 +12,28 @@ struct Arguments {
 
   Arguments(const Tensor& ids, const Tensor& embedding, const Tensor& weight, const OptionalTensor& bias,
             int64_t activation)
-      : ids(with_rows(ids)),
-        embedding(torch::stable::contiguous(embedding)),
-        weight(torch::stable::contiguous(weight)),
-        bias(bias.has_value() ? OptionalTensor(torch::stable::contiguous(*bias)) : std::nullopt) {
+      : ids(ids.size(ids.dim() - 1) > 0 ? with_rows(ids) : one_token_each(ids)),
+        embedding(as_contiguous(embedding)),
+        weight(as_contiguous(weight)),
+        bias(bias.has_value() ? OptionalTensor(as_contiguous(*bias)) : std::nullopt) {
     call.ids = token_ids(this->ids);
-    call.vocab_size = embedding.size(0);
-    call.embedding_dim = embedding.size(1);
+    // Contexts of no tokens are computed as contexts of one token, which has no dimensions.
+    const bool has_tokens = ids.size(ids.dim() - 1) > 0;
+    call.vocab_size = has_tokens ? embedding.size(0) : 1;
+    call.embedding_dim = has_tokens ? embedding.size(1) : 0;
     call.hidden_dim = weight.size(0);
     call.activation = static_cast<Activation>(activation);
     call.storage = storage_of(embedding);
     call.embedding = this->embedding.const_data_ptr();
     call.weight = this->weight.const_data_ptr();
     call.bias = this->bias.has_value() ? this->bias->const_data_ptr() : nullptr;
+  }
+
+ private:
+  static Tensor one_token_each(const Tensor& ids) {
+    const int64_t rows = context_rows(ids);
+    const int64_t sizes[] = {rows, 1};
+    return zeros({sizes, 2}, ScalarType::Int, ids.device());
   }
 };
 
@@ -50,7 +59,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tens
   check_embedding_linear(ids, embedding, weight, bias, activation);
   check_embedding_linear_backward(grad_output, output, embedding, layer_shape(ids, weight), wants_bias, bias);
   Arguments arguments(ids, embedding, weight, bias, activation);
-  const Tensor upstream = torch::stable::contiguous(grad_output), result = torch::stable::contiguous(output);
+  const Tensor upstream = as_contiguous(grad_output), result = as_contiguous(output);
   arguments.call.grad_output = upstream.const_data_ptr();
   arguments.call.output = const_cast<void*>(result.const_data_ptr());
 
@@ -67,6 +76,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tens
       gradient_of(wants_bias ? *arguments.bias : arguments.weight, wants_bias, &arguments.call.bias_gradient);
   took_branch(cuda::embedding_linear_projects(arguments.call) ? "embedding_linear_backward/project"
                                                               : "embedding_linear_backward/gather");
+  if (arguments.call.embedding_dim == 0) torch::stable::fill_(embedding_gradient, 0);
   TorchLibrary library(device);
   device.check(cuda::embedding_linear_backward(arguments.call, library, device.stream()));
   return {embedding_gradient, weight_gradient, bias_gradient};
