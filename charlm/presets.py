@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -9,10 +10,16 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 
 from charlm import data
+from charlm._rules import RULES, check
 from charlm.data import Dataset
 from charlm.models import MLP, CountBigram, LanguageModel, NeuralBigram
 from charlm.trainer import Trainer
 from charlm.vocabulary import Vocabulary
+
+# How a configuration calls standard input, and the copy of it that a run has.
+STANDARD_INPUT = "-"
+# The options that name a text, and the files in the folder of a run that have what these read from a pipe.
+KEPT_TEXTS = {"path": "text.txt", "dev": "dev.txt", "test": "test.txt"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +29,9 @@ class TrainingConfig:
     Model, data and trainer options have the meaning they have in `charlm.models`, `charlm.data.load` and
     `charlm.Trainer`. `steps` is the length of the run, which schedules decay over. `seed` draws initial weights and
     batches; the split has its own seed, so that runs with different seeds are measured on the same examples.
+
+    A `path`, `dev` or `test` of "-" is standard input at the start of a run, and afterwards the copy in its folder of
+    whatever was read from a pipe.
     """
 
     model: Literal["count-bigram", "bigram", "mlp"] = "mlp"
@@ -33,6 +43,8 @@ class TrainingConfig:
     smoothing: float = 0.0
 
     path: str | None = None
+    dev: str | None = None
+    test: str | None = None
     mode: Literal["lines", "stream"] = "lines"
     split: Literal["random", "makemore"] = "random"
     split_seed: int = 42
@@ -59,6 +71,8 @@ class TrainingConfig:
             value = getattr(self, name)
             if not _fits(value, hint):
                 raise ValueError(f"{name} must be {_described(hint)}, got {value!r}")
+            if name in RULES and value is not None:
+                check(name, value)
 
     def to_dict(self) -> dict[str, Any]:
         """The options by name; JSON types, but for tuples, which JSON writes as lists."""
@@ -79,10 +93,25 @@ class TrainingConfig:
         }
         return cls(**arguments)
 
-    def load_data(self, vocabulary: Vocabulary | None = None) -> Dataset:
-        """The dataset; a bigram reads one token, so its contexts have length 1."""
+    def texts(self, run_dir: str | os.PathLike[str] | None = None) -> dict[str, str | None]:
+        """Where `path`, `dev` and `test` are to be read, in a run that has a folder or one that has none yet."""
+        paths: dict[str, str | None] = {name: getattr(self, name) for name in KEPT_TEXTS}
+        if run_dir is not None:
+            kept = [name for name, path in paths.items() if path == STANDARD_INPUT]
+            paths |= {name: os.path.join(run_dir, KEPT_TEXTS[name]) for name in kept}
+        return paths
+
+    def load_data(
+        self, vocabulary: Vocabulary | None = None, run_dir: str | os.PathLike[str] | None = None
+    ) -> Dataset:
+        """The dataset; a bigram reads one token, so its contexts have length 1.
+
+        Args:
+            vocabulary: of the model, if it is trained.
+            run_dir: the folder of a run, which has what was read from pipes; None is before it has one.
+        """
         return data.load(
-            self.path,
+            **self.texts(run_dir),
             context_length=self.context_length if self.model == "mlp" else 1,
             mode=self.mode,
             split=self.split,
