@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -14,16 +15,12 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 def total_memory() -> int | None:
     """Bytes of memory that this machine, or its container, has; None where that cannot be told."""
     sizes = []
-    try:
+    with suppress(ValueError, OSError):
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError):
-        pass
     for path in _LIMITS:
-        try:
+        # Without limit it says "max", and it is not there on other machines.
+        with suppress(ValueError, OSError):
             sizes.append(int(Path(path).read_text()))
-        except (ValueError, OSError):
-            # Not such a machine, or no limit: "max".
-            continue
     return min(sizes, default=None)
 
 

@@ -24,9 +24,9 @@ class Integers:
 
     def fault(self, value: object) -> str | None:
         """What `value` should be, if it is not."""
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < self.low:
+        if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < self.low:
             return {0: "an integer >= 0", 1: "a positive integer"}.get(self.low, f"an integer >= {self.low}")
-        return f"an integer <= {self.high}" if value > self.high else None
+        return f"an integer <= {self.high}" if int(value) > self.high else None
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from charlm import models
 from charlm.data import Dataset
 from charlm.fingerprint import Fingerprint
 from charlm.models import LanguageModel
-from charlm.presets import TrainingConfig
+from charlm.presets import KEPT_TEXTS, TrainingConfig
 from charlm.vocabulary import Vocabulary
 
 FORMAT = 1
@@ -83,13 +83,16 @@ class Run:
         Raises:
             ValueError: the file is not what it was.
         """
-        moved = {name: value for name, value in (("path", path), ("dev", dev), ("test", test)) if value is not None}
+        moved: dict[str, Any] = {
+            name: value for name, value in (("path", path), ("dev", dev), ("test", test)) if value is not None
+        }
         config = replace(self.config, **moved)
-        dataset = config.load_data(self.vocabulary, self.run_dir)
+        kept = {name: str(_place(self.run_dir, file)) for name, file in KEPT_TEXTS.items()}
+        dataset = config.load_data(self.vocabulary, kept)
         if self.data is not None and Fingerprint.of(dataset) != self.data:
             size, original_size = len(dataset.all.tokens), self.data.tokens
             difference = f"it has {size:,} tokens, not {original_size:,}" if size != original_size else "other tokens"
-            files = [file for file in config.texts(self.run_dir).values() if file is not None]
+            files = [file for file in config.texts(kept).values() if file is not None]
             raise ValueError(
                 f"{', '.join(files) or 'the file of embedded names'} is not the data of this run ({difference}): "
                 "give the path of the file as it was"
@@ -258,6 +261,12 @@ def _publish(run_dir: Path) -> None:
         os.replace(path, run_dir / path.name)
     _sync_folder(run_dir)
     saved.rmdir()
+
+
+def _place(run_dir: Path, name: str) -> Path:
+    """Where a file is that is only saved once."""
+    saved = run_dir / _SAVED / name
+    return saved if saved.exists() else run_dir / name
 
 
 def _read(run_dir: Path, name: str) -> bytes:

@@ -21,7 +21,7 @@ from charlm.examples import Distinct, Split, TargetCounts
 from charlm.sources import Source
 from charlm.vocabulary import Vocabulary
 
-__all__ = ["EMBEDDED_NAMES", "Dataset", "Distinct", "Mode", "Split", "SplitMethod", "TargetCounts", "load", "load_whole"]
+__all__ = ["Dataset", "Distinct", "Split", "TargetCounts", "load", "load_whole"]
 
 Mode = Literal["lines", "stream"]
 SplitMethod = Literal["random", "makemore"]
@@ -120,7 +120,10 @@ def load(
     else:
         whole, splits = _split_stream(list(texts.values()), encoded, context_length, vocabulary)
     piped = {name: source.text for name, source in texts.items() if not source.is_file}
-    return Dataset(*splits, whole, vocabulary, context_length, mode, texts["path"].name, piped)
+    train_split, dev_split, test_split = splits
+    return Dataset(
+        train_split, dev_split, test_split, whole, vocabulary, context_length, mode, texts["path"].name, piped
+    )
 
 
 def load_whole(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -11,7 +10,7 @@ import torch
 
 from charlm import data
 from charlm._rules import RULES, check
-from charlm.data import Dataset
+from charlm.data import Dataset, Split
 from charlm.models import MLP, CountBigram, LanguageModel, NeuralBigram
 from charlm.trainer import Trainer
 from charlm.vocabulary import Vocabulary
@@ -93,31 +92,34 @@ class TrainingConfig:
         }
         return cls(**arguments)
 
-    def texts(self, run_dir: str | os.PathLike[str] | None = None) -> dict[str, str | None]:
-        """Where `path`, `dev` and `test` are to be read, in a run that has a folder or one that has none yet."""
-        paths: dict[str, str | None] = {name: getattr(self, name) for name in KEPT_TEXTS}
-        if run_dir is not None:
-            kept = [name for name, path in paths.items() if path == STANDARD_INPUT]
-            paths |= {name: os.path.join(run_dir, KEPT_TEXTS[name]) for name in kept}
-        return paths
-
-    def load_data(
-        self, vocabulary: Vocabulary | None = None, run_dir: str | os.PathLike[str] | None = None
-    ) -> Dataset:
+    def load_data(self, vocabulary: Vocabulary | None = None, kept: Mapping[str, str] | None = None) -> Dataset:
         """The dataset; a bigram reads one token, so its contexts have length 1.
 
         Args:
             vocabulary: of the model, if it is trained.
-            run_dir: the folder of a run, which has what was read from pipes; None is before it has one.
+            kept: where a run keeps the text of each option that is "-"; None reads standard input.
         """
         return data.load(
-            **self.texts(run_dir),
-            context_length=self.context_length if self.model == "mlp" else 1,
+            **self.texts(kept),
+            context_length=self._contexts,
             mode=self.mode,
             split=self.split,
             seed=self.split_seed,
             vocabulary=vocabulary,
         )
+
+    def load_whole(self, path: str, vocabulary: Vocabulary) -> Split:
+        """All examples of another text, read as this data is."""
+        return data.load_whole(path, context_length=self._contexts, mode=self.mode, vocabulary=vocabulary)
+
+    def texts(self, kept: Mapping[str, str] | None = None) -> dict[str, str | None]:
+        """Where `path`, `dev` and `test` are read."""
+        paths = {name: getattr(self, name) for name in KEPT_TEXTS}
+        return {name: kept[name] if kept and path == STANDARD_INPUT else path for name, path in paths.items()}
+
+    @property
+    def _contexts(self) -> int:
+        return self.context_length if self.model == "mlp" else 1
 
     def create_model(self, vocab_size: int) -> LanguageModel:
         """The model with its initial weights drawn from `seed`."""

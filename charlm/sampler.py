@@ -69,19 +69,18 @@ def sample(
         ValueError: an argument is out of range, `prefix` has a character that is not in the vocabulary, or the model
             has logits of NaN or infinity.
     """
-    return list(
-        stream(
-            model,
-            vocabulary,
-            n,
-            temperature=temperature,
-            top_k=top_k,
-            prefix=prefix,
-            seed=seed,
-            max_length=max_length,
-            stop=stop,
-        )
+    blocks = stream(
+        model,
+        vocabulary,
+        n,
+        temperature=temperature,
+        top_k=top_k,
+        prefix=prefix,
+        seed=seed,
+        max_length=max_length,
+        stop=stop,
     )
+    return [text for texts in blocks for text in texts]
 
 
 def stream(
@@ -95,8 +94,8 @@ def stream(
     seed: int | None = None,
     max_length: int = 1000,
     stop: bool = True,
-) -> Iterator[str]:
-    """The texts of `sample` one after the other, as they are drawn: any number of them, in bounded memory.
+) -> Iterator[list[str]]:
+    """The texts of `sample` in lists, as they are drawn: any number of them, in bounded memory.
 
     Arguments, texts and errors are those of `sample`; arguments are looked at in the call itself.
     """
@@ -115,7 +114,7 @@ def _draw(
     key: int,
     max_length: int,
     stop: bool,
-) -> Iterator[str]:
+) -> Iterator[list[str]]:
     padded = [vocabulary.boundary] * model.context_length + vocabulary.encode(prefix).tolist()
     start = torch.tensor(padded, device="cpu")
     context = start[len(start) - model.context_length :].int()
@@ -134,7 +133,7 @@ def _draw(
             for batch in contexts.split(batch_size):
                 weights = probabilities(_logits(model, batch, batch_size), temperature, top_k)
                 sampler.add(to_buffer(weights))
-        yield from sampler.texts(prefix)
+        yield sampler.texts(prefix)
         drawn += count
         count *= 2
 

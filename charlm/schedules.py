@@ -11,6 +11,7 @@ from torch import Tensor
 
 from charlm._rules import check
 
+
 @dataclass(frozen=True)
 class Schedule:
     """The learning rate of every step, counted from 0.

@@ -55,7 +55,7 @@ class Vocabulary:
     def from_text(cls, text: str, boundary: str | None = None) -> Vocabulary:
         """The vocabulary of the characters of `text`; ValueError if it is empty.
 
-        The boundary is a token of its own for every line: "." where `text` has none, otherwise "\\n", unless it is given.
+        The boundary is "." where `text` has none, otherwise "\\n", so that no line has it; unless it is given.
         """
         check_type("text", text, str)
         try:

@@ -75,7 +75,8 @@ class Session:
             model.fit(dataset.train)
         # What came out of a pipe is kept in the folder, where "-" then leads to.
         texts = {KEPT_TEXTS[name]: text for name, text in dataset.piped.items()}
-        config = replace(config, **dict.fromkeys(dataset.piped, STANDARD_INPUT))
+        kept: dict[str, Any] = dict.fromkeys(dataset.piped, STANDARD_INPUT)
+        config = replace(config, **kept)
         session = cls(run_dir, config, replace(dataset, piped={}), model, trainer)
         session._save(texts)
         return session
