@@ -253,7 +253,7 @@ def _makemore_order(lines: int) -> Tensor:
 
 def _random_order(lines: int, first: int, second: int, seed: int, dtype: torch.dtype) -> Tensor:
     """A random choice of lines for each split, in which they keep the order of the file: far faster to gather."""
-    shuffled = torch.randperm(lines, generator=torch.Generator().manual_seed(seed), dtype=dtype, device="cpu")
+    shuffled = torch.randperm(lines, generator=torch.Generator().manual_seed(int(seed)), dtype=dtype, device="cpu")
     piece = torch.zeros(lines, dtype=torch.uint8, device="cpu")
     piece[shuffled[first:second]] = 1
     piece[shuffled[second:]] = 2
