@@ -183,7 +183,7 @@ def _encode_lines(source: Source, characters: str, vocabulary: Vocabulary) -> _E
         tokens, ends = vocabulary._codec.encode_lines(source.text, index.itemsize)
     except _text.UnknownCharacter as error:
         where, character = source.locate(error.args[0])
-        there = ", where it marks the ends of lines: a vocabulary of this text has another boundary"
+        there = ", where it ends lines: a vocabulary of this text has another boundary"
         there = there if character == boundary else ""
         raise ValueError(f"{where} has {character!r}, which is not in the vocabulary{there}") from None
     return to_tensor(tokens, vocabulary.dtype), to_tensor(ends, index)
@@ -203,7 +203,7 @@ def _check_lines(source: Source, encoded: _Encoded) -> None:
     if len(ends) < 3:
         raise ValueError(
             f"{source.path} has too few lines to split: train, dev and test need 3, got {len(ends)}; "
-            "mode='stream' reads a file as one text"
+            "mode='stream' reads it as one text"
         )
 
 
