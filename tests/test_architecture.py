@@ -16,10 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The modules and packages of charlm. Each imports from layers above it in this list, and from itself, only.
 LAYERS = [
-    {"_C", "_text", "_version", "_loading", "_buffers", "interrupts"},
+    {"_C", "_text", "_version", "_loading", "_buffers", "_memory", "_rules", "interrupts"},
     {"_text_extension"},
-    {"ops", "vocabulary", "schedules", "optimizers", "batches", "environment"},
-    {"nn", "engine", "data", "distributed"},
+    {"ops", "vocabulary", "schedules", "optimizers", "batches", "environment", "sources"},
+    {"nn", "engine", "examples", "distributed"},
+    {"data"},
     {"models", "fingerprint"},
     {"evaluation", "sampler", "backends"},
     {"trainer"},
@@ -78,11 +79,22 @@ def test_imports_run_one_way(path: Path) -> None:
 
 
 def test_data_and_ops_know_nothing_of_each_other() -> None:
-    text = {"_buffers", "_text_extension"}
-    for name, others in (("data", text | {"vocabulary"}), ("vocabulary", text)):
+    basics = {"_buffers", "_memory", "_rules", "_text_extension"}
+    for name, others in (
+        ("vocabulary", basics),
+        ("sources", basics),
+        ("examples", basics),
+        ("data", {*basics, "vocabulary", "sources", "examples"}),
+    ):
         assert set(imported(ROOT / "charlm" / f"{name}.py")) <= others
     for path in sources("charlm/ops", (".py",)):
         assert set(imported(path)) <= {"_C", "_loading", "_version", "ops"}
+
+
+def test_compiled_modules_are_loaded_by_what_explains_why_they_do_not_load() -> None:
+    for module, loader in (("_C", "ops/_extension.py"), ("_text", "_text_extension.py")):
+        importing = {str(path.relative_to(ROOT / "charlm")) for path in PYTHON_FILES if module in imported(path)}
+        assert importing == {loader}
 
 
 @pytest.mark.parametrize("path", KERNEL_FILES, ids=lambda path: str(path.relative_to(ROOT)))
