@@ -171,7 +171,12 @@ class Split:
                     f"{self.vocab_size} tokens"
                 )
         starts, index, row_ptr, targets, values = _text.distinct_contexts(
-            tokens.itemsize, ends.itemsize, to_buffer(tokens), to_buffer(ends), self.context_length
+            tokens.itemsize,
+            ends.itemsize,
+            to_buffer(tokens),
+            to_buffer(ends),
+            self.context_length,
+            self.vocab_size,
         )
         counts = TargetCounts(
             to_tensor(row_ptr, torch.int64),
