@@ -31,12 +31,13 @@ MlpArguments read_mlp_arguments(const Tensor& ids, const Tensor& target, const T
   check_sizes({v, t, h});
   check_sizes({n, v});
 
+  const std::initializer_list<int64_t> one_token = {examples, 1};
   const auto at_least_one = [](int64_t size) { return size > 0 ? size : 1; };
   MlpArguments arguments{
       {at_least_one(vocab_size), at_least_one(length), at_least_one(embedding_dim), at_least_one(hidden_dim), false},
       {},
       {},
-      length > 0 ? ids : zeros({&examples, 1}, ScalarType::Int, ids.device()),
+      length > 0 ? ids : zeros({one_token.begin(), 2}, ScalarType::Int, ids.device()),
       examples,
       options.reduction,
       softcap};
