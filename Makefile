@@ -1,5 +1,6 @@
 # make train   set up, train on the embedded names, print sampled names
 # make test    set up, run the tests; then those of the ops again, with CUDA's bindings and kernels, on the CPU
+# make sanitize  build the C++ under the watch of compilers' sanitizers, and run the tests that call it
 # make bench   set up, measure everything, write benchmarks/results/
 # make wheels  set up, pack the sources and a wheel for each Python of this machine into dist/
 SHELL := /bin/bash
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard building/*.py) $(shell find csrc -type f)
 CXX_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: train test bench wheels gpu gpu-kit lint format setup clean
+.PHONY: train test sanitize bench wheels gpu gpu-kit lint format setup clean
 
 # A run that is already there goes on to its end, which may be at once: no run is ever overwritten.
 train: $(VENV)/.ready
@@ -25,6 +26,19 @@ train: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n auto
 	if [ "$$(uname)" = Linux ]; then $(BIN)/python -m pytest -n auto --device simulated; fi
+
+# The C++ built so that an access out of bounds, or an operation without a defined result, ends the program with a
+# report; in a folder of its own. Two threads, as a bound between theirs is what most easily falls in the wrong place.
+SANITIZED := build/sanitize/lib
+SANITIZERS = $(foreach name,libasan.so libubsan.so libstdc++.so,$(shell $${CC:-gcc} -print-file-name=$(name)))
+SANITIZED_TESTS := $(addprefix tests/test_,bad_input cross_entropy data_errors embedding_linear engine_branches \
+  linear_cross_entropy loss_edges memory mlp_cross_entropy text text_sampler zero_sizes)
+
+sanitize: $(VENV)/.ready
+	CHARLM_SANITIZE=1 CHARLM_CUDA=0 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib $(SANITIZED)
+	LD_PRELOAD="$(SANITIZERS)" OMP_NUM_THREADS=2 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+	  UBSAN_OPTIONS=print_stacktrace=1 $(BIN)/pytest -n auto -q \
+	  -o "pythonpath=$(SANITIZED) . tests/cuda_on_cpu" $(addsuffix .py,$(SANITIZED_TESTS))
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"

@@ -69,31 +69,31 @@ def runs_within_its_arguments(sample: Sample) -> None:
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("hidden_dim", [1, 100, 200, 208, 300])
+@pytest.mark.parametrize(("hidden_dim", "activation"), [*zip((7, 100, 200, 208, 300), ACTIVATIONS, strict=True)])
 def test_the_hidden_units_of_a_layer_are_shared_out_between_threads(
-    hidden_dim: int, dtype: torch.dtype, threads: None
+    hidden_dim: int, activation: str, dtype: torch.dtype, threads: None
 ) -> None:
     torch.set_num_threads(2)
-    for vocab_size, activation in zip((5000, 27, 5000, 27, 5000), ACTIVATIONS, strict=True):
-        sample = embedding_linear_sample(64, 8, vocab_size, 32, hidden_dim, dtype=dtype, activation=activation)
+    for vocab_size, dim in ((2000, 32), (27, 3)):  # rows are gathered, or products of tokens are
+        sample = embedding_linear_sample(64, 8, vocab_size, dim, hidden_dim, dtype=dtype, activation=activation)
         runs_within_its_arguments(sample)
 
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("classes", [1, 2, 27, 65, 1003])
+@pytest.mark.parametrize("classes", [1, 2, 27, 65, 603])
 def test_the_losses_stay_within_their_arguments(classes: int, dtype: torch.dtype, threads: None) -> None:
     torch.set_num_threads(2)
     for options in ({}, {"weighted": True, "label_smoothing": 0.1, "softcap": 5.0}, {"targets": "probabilities"}):
-        runs_within_its_arguments(cross_entropy_sample(131, classes, dtype=dtype, **options))
-        for rows in (5, 131):
+        runs_within_its_arguments(cross_entropy_sample(67, classes, dtype=dtype, **options))
+        for rows in (5, 67):
             sample = linear_cross_entropy_sample(rows, 33, classes, dtype=dtype, **options)
             runs_within_its_arguments(sample)
-    runs_within_its_arguments(mlp_cross_entropy_sample(131, 3, classes, 5, 19, dtype=dtype))
+    runs_within_its_arguments(mlp_cross_entropy_sample(67, 3, classes, 5, 19, dtype=dtype))
 
 
 @pytest.mark.cpu
-@pytest.mark.parametrize("shape", [(27, 3, 10, 200), (300, 2, 17, 21), (1100, 3, 5, 70)], ids=str)
+@pytest.mark.parametrize("shape", [(27, 3, 10, 200), (300, 2, 17, 21)], ids=str)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_training_steps_stay_within_their_arguments(shape: tuple[int, ...], optimizer: str, threads: None) -> None:
     torch.set_num_threads(2)
@@ -166,20 +166,20 @@ def expanded(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         ("embedding_linear", (expanded(1, HUGE, dtype=torch.uint8), torch.zeros(5, 4), torch.zeros(3, 0)), "T=4611686"),
         ("embedding_linear", (expanded(2, 2, dtype=torch.int64), torch.zeros(5, 4), expanded(HUGE // 8, 8)), "H=57646"),
         ("embedding_linear", (expanded(1, 2, dtype=torch.int64), expanded(2**31, 4), torch.zeros(3, 8)), "2\\^31 rows"),
-        ("cross_entropy", (expanded(2, HUGE), torch.zeros(2, dtype=torch.int64)), "C=4611686"),
+        ("cross_entropy", (expanded(1, HUGE), torch.zeros(1, dtype=torch.int64)), "C=4611686"),
         ("cross_entropy", (expanded(HUGE, 1), expanded(HUGE, dtype=torch.int64)), "N=4611686"),
-        ("cross_entropy", (expanded(2**40, 0, 2**40), expanded(2**40, 0, 2**40)), "too large"),
+        ("cross_entropy", (torch.zeros(2**40, 0, 2**40), torch.zeros(2**40, 0, 2**40)), "too large"),
         ("linear_cross_entropy", (expanded(1, HUGE), expanded(1, HUGE), torch.zeros(1, dtype=torch.int64)), "D=46116"),
         ("linear_cross_entropy", (torch.zeros(1, 1), expanded(HUGE, 1), torch.zeros(1, dtype=torch.int64)), "V=46116"),
         (
             "mlp_cross_entropy",
             (
-                expanded(2, 2, dtype=torch.int64),
+                torch.zeros(2, 2, dtype=torch.int64),
                 torch.zeros(2, dtype=torch.int64),
-                expanded(2, HUGE),
+                expanded(1, HUGE),
                 torch.zeros(3, 0),
                 None,
-                torch.zeros(2, 3),
+                torch.zeros(1, 3),
                 None,
             ),
             "D=46116860",
@@ -209,7 +209,7 @@ def test_sizes_whose_product_does_not_fit_into_64_bits(op: str, arguments: tuple
 def test_training_with_sizes_whose_product_does_not_fit_into_64_bits() -> None:
     rates, batches = torch.tensor([0.1]), torch.zeros(1, 1, dtype=torch.int64)
     contexts, targets = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-    parameters = [expanded(2, HUGE), torch.zeros(3, 0), torch.zeros(3), torch.zeros(2, 3), torch.zeros(2)]
+    parameters = [expanded(1, HUGE), torch.zeros(3, 0), torch.zeros(3), torch.zeros(1, 3), torch.zeros(1)]
     counts = (torch.tensor([0, 1]), targets, torch.ones(1))
     for call in (
         lambda: torch.ops.charlm.evaluate_full(parameters, contexts, *counts, 0.0),
@@ -231,8 +231,8 @@ def test_training_with_sizes_whose_product_does_not_fit_into_64_bits() -> None:
     ("op", "arguments", "bytes_wanted"),
     [
         ("cross_entropy", (expanded(4, 2**48), torch.zeros(4, dtype=torch.int64)), 2**52),
-        ("linear_cross_entropy", (torch.zeros(1, 1), expanded(2**50, 1), torch.zeros(1, dtype=torch.int64)), 2**52),
-        ("embedding_linear", (torch.zeros(4, 1, dtype=torch.int64), torch.zeros(5, 1), expanded(2**50, 1)), 2**52),
+        ("linear_cross_entropy", (torch.zeros(1, 1), expanded(2**46, 1), torch.zeros(1, dtype=torch.int64)), 2**48),
+        ("embedding_linear", (torch.zeros(4, 1, dtype=torch.int64), torch.zeros(5, 1), expanded(2**46, 1)), 2**48),
     ],
 )
 def test_how_much_memory_was_asked_for(op: str, arguments: tuple[Tensor, ...], bytes_wanted: int) -> None:

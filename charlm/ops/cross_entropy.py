@@ -171,7 +171,10 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _rows(input: Tensor) -> int:
-    return input.numel() // input.shape[min(1, input.ndim - 1)]
+    rows = 1
+    for dim, size in enumerate(input.shape):
+        rows = rows if dim == min(1, input.ndim - 1) else rows * size
+    return rows
 
 
 @torch.library.register_fake("charlm::cross_entropy_forward")

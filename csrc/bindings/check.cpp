@@ -121,7 +121,7 @@ void check_memory(const char* name, const Tensor& tensor) {
 }
 
 void check_sizes(std::initializer_list<NamedSize> sizes) {
-  constexpr int64_t kTile = 256, kMost = int64_t{1} << 60;
+  constexpr int64_t kTile = 64, kMost = int64_t{1} << 60;
   int64_t values = 1;
   bool fits = true;
   for (const NamedSize& size : sizes) {

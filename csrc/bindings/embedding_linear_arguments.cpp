@@ -45,8 +45,11 @@ void check_embedding_linear(const Tensor& ids, const Tensor& embedding, const Te
   check_matches("weight", weight, "embedding", embedding);
   check(weight.dim() == 2, "weight must have shape (H, T*D), got ", ShapeString(weight));
   const NamedSize length{"T", context_length}, dim{"D", embedding.size(1)}, hidden{"H", weight.size(0)};
-  check_sizes({{"N", context_rows(ids)}, length, dim, hidden});
-  check_sizes({{"V", embedding.size(0)}, length, dim, hidden});
+  const NamedSize rows{"N", context_rows(ids)}, vocab{"V", embedding.size(0)};
+  check_sizes({length, dim, hidden});
+  check_sizes({rows, length, dim});
+  check_sizes({rows, length, hidden});
+  check_sizes({vocab, length, hidden});
   const int64_t width = context_length * embedding.size(1);
   check(weight.size(1) == width, "weight must have shape (H=", weight.size(0), ", T*D=", width, "), got ",
         ShapeString(weight));

@@ -25,7 +25,9 @@ LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
   const int64_t classes = linear_weight.size(0);
   const torch::headeronly::IntHeaderOnlyArrayRef row_shape(input.sizes().data(), input.dim() - 1);
   const int64_t rows = product("input", row_shape);
-  check_sizes({{"N", rows}, {"V", classes}, {"D", features}});
+  check_sizes({{"N", rows}, {"V", classes}});
+  check_sizes({{"N", rows}, {"D", features}});
+  check_sizes({{"V", classes}, {"D", features}});
 
   const bool probabilities = target.dim() == input.dim() && !is_integral(target.scalar_type());
   if (probabilities) {

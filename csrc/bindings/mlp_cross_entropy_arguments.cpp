@@ -24,16 +24,20 @@ MlpArguments read_mlp_arguments(const Tensor& ids, const Tensor& target, const T
   const int64_t examples = target.numel(), length = ids.size(ids.dim() - 1);
   const int64_t vocab_size = embedding.size(0), embedding_dim = embedding.size(1), hidden_dim = weight1.size(0);
   const NamedSize n{"N", examples}, v{"V", vocab_size}, t{"T", length}, d{"D", embedding_dim}, h{"H", hidden_dim};
-  check_sizes({n, t, d, h});
-  check_sizes({v, t, d, h});
-  check_sizes({n, v, h});
+  check_sizes({t, d, h});
+  check_sizes({n, t, d});
+  check_sizes({n, t, h});
+  check_sizes({v, t, d});
+  check_sizes({v, t, h});
+  check_sizes({n, v});
 
+  const std::initializer_list<int64_t> one_token = {examples, 1};
   const auto at_least_one = [](int64_t size) { return size > 0 ? size : 1; };
   MlpArguments arguments{
       {at_least_one(vocab_size), at_least_one(length), at_least_one(embedding_dim), at_least_one(hidden_dim), false},
       {},
       {},
-      length > 0 ? ids : zeros({&examples, 1}, ScalarType::Int, ids.device()),
+      length > 0 ? ids : zeros({one_token.begin(), 2}, ScalarType::Int, ids.device()),
       examples,
       options.reduction,
       softcap};

@@ -40,8 +40,10 @@ ModelShape mlp_shape(Tensors parameters, int64_t context_length) {
   const ModelShape shape{parameters[0].size(0), context_length, parameters[0].size(1), parameters[2].size(0),
                          parameters.size() == 6};
   const NamedSize vocab{"V", shape.vocab_size}, length{"T", context_length};
-  check_sizes({vocab, length, {"D", shape.embedding_dim}, {"H", shape.hidden_dim}});
   check_sizes({vocab, length, vocab});
+  check_sizes({vocab, length, {"D", shape.embedding_dim}});
+  check_sizes({vocab, length, {"H", shape.hidden_dim}});
+  check_sizes({length, {"D", shape.embedding_dim}, {"H", shape.hidden_dim}});
   const int64_t inputs = context_length * shape.embedding_dim;
   const auto expect = [&](size_t i, std::initializer_list<int64_t> sizes, const char* meaning) {
     check_shape(kNames[i], parameters[i], {sizes.begin(), sizes.size()}, meaning);

@@ -28,8 +28,8 @@ namespace py = pybind11;
 namespace charlm::text {
 namespace {
 
-// The memory of a one-dimensional contiguous buffer as elements of T: of bytes, or of numbers of the same kind and size.
-// The caller keeps the buffer alive.
+// The memory of a one-dimensional contiguous buffer as elements of T: of bytes, or of numbers of the same kind and
+// size. The caller keeps the buffer alive.
 template <typename T>
 std::span<const T> view_as(const py::buffer_info& info) {
   const auto bytes = static_cast<size_t>(info.size * info.itemsize);
@@ -228,8 +228,8 @@ py::tuple distinct_contexts(int token_size, int index_size, const py::buffer& to
   });
 }
 
-// A sampler for one thread at a time. Others get an error: to wait with the GIL for one that needs it is a deadlock. One
-// that ran out of memory halfway through a change can only be thrown away.
+// A sampler for one thread at a time. Others get an error: to wait with the GIL for one that needs it is a deadlock.
+// One that ran out of memory halfway through a change can only be thrown away.
 class ExclusiveSampler {
  public:
   ExclusiveSampler(std::u32string characters, int64_t context_length, int64_t max_contexts)

@@ -61,7 +61,7 @@ struct Call {
     output.loss.classes = hidden.vocab_size;
     output.loss.target = target.const_data_ptr<int64_t>();
     output.loss.ignore_index = std::numeric_limits<int64_t>::min();  // none is ignored
-    output.loss.softcap = static_cast<T>(arguments.softcap);
+    output.loss.softcap = option_as<T>("softcap", arguments.softcap);
     output.mean = arguments.reduction == Reduction::kMean;
     return problem;
   }
