@@ -173,7 +173,7 @@ ENDS = torch.tensor([4], dtype=torch.int32)
         (
             {"ends": ENDS[:0]},
             ValueError,
-            "ends must be numbers of examples, none of them less than the one before, got",
+            "ends must be numbers of examples, none of them less than the one before",
         ),
         ({"ends": -ENDS}, ValueError, "ends must be numbers of examples"),
         ({"ends": torch.tensor([4, 2])}, ValueError, "ends must be numbers of examples"),
@@ -210,7 +210,7 @@ def test_a_split_may_have_more_tokens_than_it_needs() -> None:
 
 def test_what_cannot_fit_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch, dataset: data.Dataset) -> None:
     monkeypatch.setattr("charlm._memory.total_memory", lambda: 10**6)
-    with pytest.raises(ValueError, match=r"hidden_dim=100000 takes 3\.6 MB of memory, and this machine has 1 MB$"):
+    with pytest.raises(ValueError, match=r"hidden_dim=100000 takes 8 MB of memory, and this machine has 1 MB$"):
         MLP(5, 2, 2, 100_000)
     with pytest.raises(ValueError, match=r"^the table of a bigram with vocab_size=1000 takes 4 MB of memory"):
         CountBigram(1000)
@@ -227,7 +227,7 @@ def test_what_cannot_fit_is_refused_before_it_is_made(monkeypatch: pytest.Monkey
             weight_decay=0.0,
         )
     check_memory("what just fits", 10**6)
-    with pytest.raises(ValueError, match="^everything takes inf EB of memory"):
+    with pytest.raises(ValueError, match=r"^everything takes inf EB of memory"):
         check_memory("everything", 10**400)
 
 
