@@ -53,7 +53,7 @@ def create(
         optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=float(learning_rate),
-            betas=tuple(betas),
+            betas=betas,
             eps=float(eps),
             weight_decay=float(weight_decay),
         )
