@@ -31,8 +31,9 @@ test: $(VENV)/.ready
 # report; in a folder of its own. Two threads, as a bound between theirs is what most easily falls in the wrong place.
 SANITIZED := build/sanitize/lib
 SANITIZERS = $(foreach name,libasan.so libubsan.so libstdc++.so,$(shell $${CC:-gcc} -print-file-name=$(name)))
-SANITIZED_TESTS := $(addprefix tests/test_,bad_input cross_entropy data_errors embedding_linear engine_branches \
-  linear_cross_entropy loss_edges memory mlp_cross_entropy text text_sampler zero_sizes)
+OPS := $(filter-out reference,$(basename $(notdir $(wildcard charlm/ops/[a-z]*.py))))
+SANITIZED_TESTS := $(addprefix tests/test_,$(OPS) bad_input data_errors engine_branches loss_edges memory text \
+  text_sampler zero_sizes)
 
 sanitize: $(VENV)/.ready
 	CHARLM_SANITIZE=1 CHARLM_CUDA=0 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib $(SANITIZED)
