@@ -1,6 +1,8 @@
 # make train   set up, train on the embedded names, print sampled names
 # make test    set up, run the tests; then those of the ops again, with CUDA's bindings and kernels, on the CPU
+# make sanitize  build the C++ under the watch of compilers' sanitizers, and run the tests that call it
 # make bench   set up, measure everything, write benchmarks/results/
+# make wheels  set up, pack the sources and a wheel for each Python of this machine into dist/
 SHELL := /bin/bash
 PYTHON ?= python3
 TORCH_VERSION ?= 2.13.0
@@ -10,10 +12,10 @@ GPU_PACKAGES ?= liger-kernel cut-cross-entropy expecttest
 VENV := .venv
 BIN := $(VENV)/bin
 # Re-run the set-up whenever a file that decides what is installed or compiled changes.
-BUILD_INPUTS := pyproject.toml setup.py $(shell find csrc -type f)
+BUILD_INPUTS := pyproject.toml setup.py $(wildcard building/*.py) $(shell find csrc -type f)
 CXX_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: train test bench gpu gpu-kit lint format setup clean
+.PHONY: train test sanitize bench wheels gpu gpu-kit lint format setup clean
 
 # A run that is already there goes on to its end, which may be at once: no run is ever overwritten.
 train: $(VENV)/.ready
@@ -25,6 +27,20 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n auto
 	if [ "$$(uname)" = Linux ]; then $(BIN)/python -m pytest -n auto --device simulated; fi
 
+# The C++ built so that an access out of bounds, or an operation without a defined result, ends the program with a
+# report; in a folder of its own. Two threads, as a bound between theirs is what most easily falls in the wrong place.
+SANITIZED := build/sanitize/lib
+SANITIZERS = $(foreach name,libasan.so libubsan.so libstdc++.so,$(shell $${CC:-gcc} -print-file-name=$(name)))
+OPS := $(filter-out reference,$(basename $(notdir $(wildcard charlm/ops/[a-z]*.py))))
+SANITIZED_TESTS := $(addprefix tests/test_,$(OPS) bad_input data_errors engine_branches loss_edges memory text \
+  text_sampler zero_sizes)
+
+sanitize: $(VENV)/.ready
+	CHARLM_SANITIZE=1 CHARLM_CUDA=0 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib $(SANITIZED)
+	LD_PRELOAD="$(SANITIZERS)" OMP_NUM_THREADS=2 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+	  UBSAN_OPTIONS=print_stacktrace=1 $(BIN)/pytest -n auto -q \
+	  -o "pythonpath=$(SANITIZED) . tests/cuda_on_cpu" $(addsuffix .py,$(SANITIZED_TESTS))
+
 bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
 	$(BIN)/python -m benchmarks
@@ -33,9 +49,13 @@ bench: $(VENV)/.ready
 gpu: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.gpu
 
+# dist/: the source distribution, and a wheel for each Python from 3.10 that is found here.
+wheels: $(VENV)/.ready
+	$(BIN)/python -m scripts.build_wheels
+
 # What to take along, beside the sources, to run the same where there is neither compiler nor network.
 gpu-kit: $(VENV)/.ready
-	$(BIN)/python scripts/gpu_kit.py --python $(GPU_PYTHON) --packages $(GPU_PACKAGES)
+	$(BIN)/python -m scripts.gpu_kit --python $(GPU_PYTHON) --packages $(GPU_PACKAGES)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -59,7 +79,7 @@ $(VENV)/.torch-$(TORCH_VERSION):
 	touch $@
 
 $(VENV)/.ready: $(VENV)/.torch-$(TORCH_VERSION) $(BUILD_INPUTS)
-	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel "pybind11>=2.13" ninja
+	$(BIN)/python -m pip install --quiet "setuptools>=77" "pybind11>=2.13" ninja
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test,plot,dev]"
 	touch $@
 

@@ -78,10 +78,11 @@ def frame_lines(
     """
 
 def distinct_contexts(
-    token_size: int, index_size: int, tokens: Buffer, ends: Buffer, context_length: int
+    token_size: int, index_size: int, tokens: Buffer, ends: Buffer, context_length: int, vocab_size: int
 ) -> tuple[bytearray, bytearray, bytearray, bytearray, bytearray]:
     """Where each of U distinct contexts first starts (U,) int64, the context of each example (N,), and the counts of
     their targets in CSR form: row_ptr (U+1,) int64, targets (nnz,) as tokens, counts (nnz,) int64.
 
-    `ends` is the number of examples up to and including each line.
+    `ends` is the number of examples up to and including each line; the tokens are those of a vocabulary of
+    `vocab_size`.
     """

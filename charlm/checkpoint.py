@@ -4,6 +4,7 @@
     model.safetensors       the model's parameters and buffers
     optimizer.safetensors   the optimizer's state and the batch generator
     metrics.jsonl           one JSON object a line, each with its "step"
+    text.txt                what the run was trained on, if that came out of a pipe; dev.txt and test.txt likewise
 
 A save writes all files into `.saving`, flushes them to disk, and commits by renaming that folder to `.saved`; only
 then do the files move, one rename each, to their places. A reader takes a file from `.saved` while it is there. So
@@ -32,7 +33,7 @@ from charlm import models
 from charlm.data import Dataset
 from charlm.fingerprint import Fingerprint
 from charlm.models import LanguageModel
-from charlm.presets import TrainingConfig
+from charlm.presets import KEPT_TEXTS, TrainingConfig
 from charlm.vocabulary import Vocabulary
 
 FORMAT = 1
@@ -62,6 +63,7 @@ class Run:
         step: training steps done.
         training_state: for `Trainer.load_state_dict`; None if the model is not trained in steps.
         data: the fingerprint of the data it was trained on; None if it was saved without.
+        run_dir: the folder.
     """
 
     config: TrainingConfig
@@ -70,23 +72,29 @@ class Run:
     step: int
     training_state: dict[str, Any] | None
     data: Fingerprint | None
+    run_dir: Path
 
-    def load_data(self, path: str | None = None) -> Dataset:
+    def load_data(self, path: str | None = None, *, dev: str | None = None, test: str | None = None) -> Dataset:
         """The data that the run was trained on.
 
         Args:
-            path: where it is now; None is where it was.
+            path, dev, test: where it is now; None is where it was.
 
         Raises:
             ValueError: the file is not what it was.
         """
-        config = self.config if path is None else replace(self.config, path=path)
-        dataset = config.load_data(self.vocabulary)
+        moved: dict[str, Any] = {
+            name: value for name, value in (("path", path), ("dev", dev), ("test", test)) if value is not None
+        }
+        config = replace(self.config, **moved)
+        kept = {name: str(_place(self.run_dir, file)) for name, file in KEPT_TEXTS.items()}
+        dataset = config.load_data(self.vocabulary, kept)
         if self.data is not None and Fingerprint.of(dataset) != self.data:
             size, original_size = len(dataset.all.tokens), self.data.tokens
             difference = f"it has {size:,} tokens, not {original_size:,}" if size != original_size else "other tokens"
+            files = [file for file in config.texts(kept).values() if file is not None]
             raise ValueError(
-                f"{config.path or 'the file of embedded names'} is not the data of this run ({difference}): "
+                f"{', '.join(files) or 'the file of embedded names'} is not the data of this run ({difference}): "
                 "give the path of the file as it was"
             )
         return dataset
@@ -100,6 +108,7 @@ def save(
     model: LanguageModel,
     training_state: Mapping[str, Any] | None = None,
     data: Fingerprint | None = None,
+    texts: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a checkpoint, atomically replacing the one in `run_dir`; creates the folder.
 
@@ -108,6 +117,7 @@ def save(
         config, vocabulary, model: what `load` returns again.
         training_state: `Trainer.state_dict()`; None for a model that is not trained in steps.
         data: `Fingerprint.of` the dataset, so that the run only goes on with the same.
+        texts: files to keep beside the checkpoint, by name: those of `charlm.presets.KEPT_TEXTS`.
     """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -129,6 +139,7 @@ def save(
         _CONFIG: (json.dumps(description, indent=2, ensure_ascii=False) + "\n").encode(),
         _MODEL: _format_tensors(model.state_dict(), step),
         _OPTIMIZER: _format_tensors(training_tensors, step),
+        **(texts or {}),
     }
 
     _publish(run_dir)
@@ -177,7 +188,7 @@ def load(run_dir: str | os.PathLike[str], *, backend: str = "ops") -> Run:
     except RuntimeError as error:
         raise CheckpointError(f"{run_dir / _MODEL} does not hold the model of {_CONFIG}: {error}") from error
     if not description.get("trained_in_steps", True):
-        return Run(config, vocabulary, model, step, None, data)
+        return Run(config, vocabulary, model, step, None, data, run_dir)
 
     training_tensors, training_step = _read_tensors(run_dir, _OPTIMIZER)
     if training_step != step:
@@ -190,7 +201,7 @@ def load(run_dir: str | os.PathLike[str], *, backend: str = "ops") -> Run:
         if part not in _TRAINING_PARTS or not rest:
             raise CheckpointError(f"{run_dir / _OPTIMIZER} has an unknown tensor {name!r}")
         state[part][rest] = value
-    return Run(config, vocabulary, model, step, state, data)
+    return Run(config, vocabulary, model, step, state, data, run_dir)
 
 
 def append_metrics(run_dir: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> None:
@@ -250,6 +261,12 @@ def _publish(run_dir: Path) -> None:
         os.replace(path, run_dir / path.name)
     _sync_folder(run_dir)
     saved.rmdir()
+
+
+def _place(run_dir: Path, name: str) -> Path:
+    """Where a file is that is only saved once."""
+    saved = run_dir / _SAVED / name
+    return saved if saved.exists() else run_dir / name
 
 
 def _read(run_dir: Path, name: str) -> bytes:

@@ -1,10 +1,11 @@
 """Pictures of a run: its loss curve, the embeddings it learned, the bigram table it counted or learned.
 
-They need matplotlib, which the extra `charlm[plot]` installs; it is imported when the first figure is drawn.
+They need matplotlib; it is imported when the first figure is drawn.
 """
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import warnings
@@ -118,6 +119,22 @@ def speed_chart(steps_per_second: Mapping[str, float], title: str) -> Figure:
     return figure
 
 
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """Says what keeps a figure from being written to a file, before it is drawn.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        OSError: there is no such folder.
+        ValueError: the ending is that of no format of pictures.
+    """
+    path = Path(path)
+    formats = _figure(1.0, 1.0).canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in formats:
+        raise ValueError(f"{path} must end in one of {', '.join(f'.{name}' for name in sorted(formats))}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
+
+
 def _heat_map(values: Tensor, vocabulary: Vocabulary, title: str, numbers: Tensor | None) -> Figure:
     size = len(vocabulary)
     labelled = size <= _LABELLED_CHARACTERS
@@ -163,5 +180,5 @@ def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plots need matplotlib. Run: pip install 'charlm[plot]'") from error
+        raise ImportError("plots need matplotlib. Run: pip install matplotlib") from error
     return Figure(figsize=(width, height), layout="constrained")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -11,13 +12,13 @@ import torch
 from torch import Tensor
 
 from charlm import distributed, optimizers
+from charlm._rules import check, check_type, shown
 from charlm.backends import BACKENDS, default_backend
 from charlm.batches import BatchSampler
 from charlm.data import Dataset, Distinct
 from charlm.evaluation import evaluate
 from charlm.interrupts import deferred_interrupt
 from charlm.models import LanguageModel
-from charlm.models.base import positive
 from charlm.schedules import Schedule
 
 # Steps go to the backend in chunks of about this long: the interval of progress reports and of looking for Ctrl-C.
@@ -86,17 +87,16 @@ class Trainer:
         seed: int = 42,
         device: torch.device | str | None = None,
     ) -> None:
+        check_type("model", model, LanguageModel)
+        check_type("dataset", dataset, Dataset)
+        check_type("device", device, str, torch.device, type(None))
         _check_fit(model, dataset)
-        if backend is not None and backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-        if max_grad_norm is not None and not max_grad_norm > 0.0:
-            raise ValueError(f"max_grad_norm must be a positive number or None, got {max_grad_norm}")
-        if isinstance(batch_size, str):
-            if batch_size != "full":
-                raise ValueError(f"batch_size must be a positive integer or 'full', got {batch_size!r}")
-            self._batches = None
-        else:
-            self._batches = BatchSampler(len(dataset.train), positive("batch_size", batch_size), seed)
+        if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {shown(backend)}")
+        check("max_grad_norm", max_grad_norm, optional=True)
+        check("seed", seed)
+        check("batch_size", batch_size)
+        self._batches = None if batch_size == "full" else BatchSampler(len(dataset.train), int(batch_size), seed)
         self._schedule = Schedule(schedule, learning_rate, total_steps, warmup_steps, milestones, decay_factor)
 
         self._processes = distributed.current()
@@ -141,8 +141,7 @@ class Trainer:
             NonFiniteLossError: a loss is infinite or NaN; the parameters are useless, go back to a checkpoint.
             KeyboardInterrupt: Ctrl-C, raised between two steps: model, optimizer and `step` fit together.
         """
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"steps must be an integer >= 0, got {steps!r}")
+        check("steps", steps)
         chunks = [torch.empty(0, dtype=next(self.model.parameters()).dtype, device="cpu")]
         end = self.step + steps
         reported = time.monotonic()
@@ -164,7 +163,7 @@ class Trainer:
 
     def evaluate(self, split: str) -> float:
         """The mean negative log-likelihood, in nats, of all examples of "train", "dev" or "test"."""
-        if split not in ("train", "dev", "test"):
+        if not isinstance(split, str) or split not in ("train", "dev", "test"):
             raise ValueError(f"split must be one of train, dev, test, got {split!r}")
         if split not in self._distinct:
             self._distinct[split] = getattr(self.dataset, split).distinct()
@@ -187,6 +186,7 @@ class Trainer:
         Raises:
             ValueError: a tensor is missing, unexpected, or has another shape or dtype; nothing was changed.
         """
+        check_type("state", state, dict)
         own = self._tensors()
         if state.keys() != {"step", *own}:
             raise ValueError(f"state must have the keys {sorted(['step', *own])}, got {sorted(state)}")
@@ -213,8 +213,16 @@ class Trainer:
     def _run_chunk(self, steps: int) -> Tensor:
         indices = None if self._batches is None else self._batches.read(self.step, steps)
         steps = steps if indices is None else len(indices)
-        losses = self._backend.run(indices, self._schedule.range(self.step, steps)).cpu()
         first = self.step
+        try:
+            losses = self._backend.run(indices, self._schedule.range(first, steps)).cpu()
+        except RuntimeError as error:
+            # How torch refuses a rate, or what follows from it, that the parameters' dtype cannot hold.
+            if "without overflow" not in str(error):
+                raise
+            raise NonFiniteLossError(
+                f"the steps from {first} on overflow at learning rate {self._schedule(first):g}: lower learning_rate"
+            ) from error
         self.step += steps
         finite = losses.isfinite()
         if not finite.all():
@@ -244,15 +252,24 @@ def _check_fit(model: LanguageModel, dataset: Dataset) -> None:
 
 def _moved(model: LanguageModel, device: torch.device | str | None) -> LanguageModel:
     try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {str(device)!r} cannot be used: {error}") from error
+        with warnings.catch_warnings():
+            # Of names that are no longer devices: they are errors here.
+            warnings.simplefilter("ignore")
+            if device is not None and torch.device(device).type == "meta":
+                raise RuntimeError("it holds no numbers")
+            return model.to(device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        # The first sentence: torch goes on with all that it has.
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise ValueError(f"device {str(device)!r} cannot be used: {reason}") from error
 
 
 def _check_same_structure(part: str, given: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    check_type(f"{part} state", given, dict)
     if given.keys() != own.keys():
         raise ValueError(f"{part} state must have the tensors {sorted(own)}, got {sorted(given)}")
     for name, tensor in own.items():
+        check_type(f"{part} state {name!r}", given[name], Tensor)
         if given[name].shape != tensor.shape or given[name].dtype != tensor.dtype:
             raise ValueError(
                 f"{part} state {name!r} must have shape {tuple(tensor.shape)} and dtype {tensor.dtype}, "

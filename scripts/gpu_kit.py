@@ -1,6 +1,6 @@
 """Prepares gpu-kit/: what a machine with a GPU, but without a compiler or a network, lacks to run the GPU benchmark.
 
-    python scripts/gpu_kit.py --python python3.12 --packages liger-kernel cut-cross-entropy
+    python -m scripts.gpu_kit --python python3.12 --packages liger-kernel cut-cross-entropy
 
 gpu-kit/charlm/   the compiled modules: _C as it is built here, for every Python and torch; _text for one Python
 gpu-kit/site/     the packages, without what they depend on
@@ -12,9 +12,7 @@ Copy the sources and gpu-kit/ there, and run: bash gpu-kit/run.sh
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -23,6 +21,7 @@ from pathlib import Path
 
 from charlm import environment
 from charlm.ops._extension import _C
+from scripts import interpreters
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = """#!/usr/bin/env bash
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     modules = options.out / "charlm"
     modules.mkdir(parents=True)
     shutil.copy(str(_C.__file__), modules)
-    text = build_text(options.python, modules)
+    text = interpreters.compile_text(interpreters.ask(options.python), modules)
     if options.packages:
         pip = [options.python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--only-binary=:all:"]
         subprocess.run([*pip, "--target", str(options.out / "site"), *options.packages], check=True)
@@ -56,21 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{options.out}: {text.name} and {_C.__name__}, which need {' and '.join(needed_libraries(modules))} or newer"
     )
     print("copy it and the sources to the other machine, and run there: bash gpu-kit/run.sh")
-
-
-def build_text(python: str, folder: Path) -> Path:
-    """Compiles charlm._text for the Python of an interpreter; needs its headers, and pybind11 here."""
-    import pybind11
-
-    asked = "import sysconfig as s; print(s.get_path('include')); print(s.get_config_var('EXT_SUFFIX'))"
-    answer = subprocess.run([python, "-c", asked], capture_output=True, text=True, check=True)
-    include, suffix = answer.stdout.splitlines()
-    output = folder / f"_text{suffix}"
-    compiler = [*shlex.split(os.environ.get("CXX", "c++")), "-std=c++20", "-O3", "-shared", "-fPIC"]
-    compiler += ["-fvisibility=hidden", f"-I{include}", f"-I{pybind11.get_include()}", f"-I{ROOT / 'csrc'}"]
-    sources = map(str, sorted((ROOT / "csrc" / "text").glob("*.cpp")))
-    subprocess.run([*compiler, *sources, "-o", str(output)], check=True)
-    return output
 
 
 def needed_libraries(folder: Path) -> list[str]:

@@ -116,7 +116,7 @@ class Sample:
         target = self.arguments["target"]
         class_dim = -1 if self.op == "linear_cross_entropy" else min(1, target.dim() - 1)
         classes = target.shape[class_dim] if target.is_floating_point() else 1
-        return 1.0 / max(target.numel() // classes, 1)
+        return 1.0 / max(target.numel() // max(classes, 1), 1)
 
     def with_arguments(self, **changes: Any) -> Sample:
         return replace(self, arguments={**self.arguments, **changes})
@@ -197,7 +197,7 @@ def class_targets(
     if kind == "probabilities":
         return normal(*shape, seed=seed).softmax(class_dim).to(dtype)
     rows = shape[:class_dim] + shape[class_dim + 1 :]
-    target = integers(shape[class_dim], rows, seed)
+    target = integers(max(shape[class_dim], 1), rows, seed)
     if kind == "ignored":
         target.view(-1)[1::3] = ignore_index
     return target
@@ -273,7 +273,7 @@ def mlp_cross_entropy_sample(
     fan_in = context_length * embedding_dim
     parameters = {
         "embedding": normal(vocab_size, embedding_dim, dtype=dtype, seed=seed + 2),
-        "weight1": (normal(hidden_dim, fan_in, seed=seed + 3) / fan_in**0.5).to(dtype),
+        "weight1": (normal(hidden_dim, fan_in, seed=seed + 3) / max(fan_in, 1) ** 0.5).to(dtype),
         "bias1": normal(hidden_dim, dtype=dtype, seed=seed + 4),
         "weight2": normal(vocab_size, hidden_dim, dtype=dtype, seed=seed + 5),
         "bias2": normal(vocab_size, dtype=dtype, seed=seed + 6),

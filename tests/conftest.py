@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import CommandLine
 from hypothesis import settings
 
 # The same examples in every run, so that a red test is about the change at hand.
@@ -76,6 +77,23 @@ def makemore_names() -> Path:
     if path is None:
         pytest.skip("set CHARLM_MAKEMORE_NAMES to the path of makemore's names.txt")
     return Path(path)
+
+
+@pytest.fixture
+def run_charlm(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CommandLine:
+    """The command line in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CHARLM_DEBUG", raising=False)
+    return CommandLine(capsys)
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> Path:
+    """Fifty names of five letters."""
+    path = tmp_path / "names.txt"
+    lines = ["".join("aeiklmnrst"[(i * step + step) % 10] for step in (1, 3, 7, 2, 9)) for i in range(50)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

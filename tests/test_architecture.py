@@ -17,9 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The modules and packages of charlm. Each imports from layers above it in this list, and from itself, only.
 LAYERS = [
-    {"_C", "_text", "_version", "_buffers", "interrupts"},
-    {"ops", "vocabulary", "schedules", "optimizers", "batches", "environment"},
-    {"nn", "engine", "data", "distributed"},
+    {"_C", "_text", "_version", "_loading", "_buffers", "_memory", "_rules", "interrupts"},
+    {"_text_extension"},
+    {"ops", "vocabulary", "schedules", "optimizers", "batches", "environment", "sources"},
+    {"nn", "engine", "examples", "distributed"},
+    {"data"},
     {"models", "fingerprint"},
     {"evaluation", "sampler", "backends"},
     {"trainer"},
@@ -81,10 +83,22 @@ def test_imports_run_one_way(path: Path) -> None:
 
 
 def test_data_and_ops_know_nothing_of_each_other() -> None:
-    for name, others in (("data", {"_buffers", "_text", "vocabulary"}), ("vocabulary", {"_buffers", "_text"})):
+    basics = {"_buffers", "_memory", "_rules", "_text_extension"}
+    for name, others in (
+        ("vocabulary", basics),
+        ("sources", basics),
+        ("examples", basics),
+        ("data", {*basics, "vocabulary", "sources", "examples"}),
+    ):
         assert set(imported(ROOT / "charlm" / f"{name}.py")) <= others
     for path in sources("charlm/ops", (".py",)):
-        assert set(imported(path)) - DOORS.get(str(path.relative_to(ROOT)), set()) <= {"_C", "ops"}
+        assert set(imported(path)) - DOORS.get(str(path.relative_to(ROOT)), set()) <= {"_C", "_loading", "_version", "ops"}
+
+
+def test_compiled_modules_are_loaded_by_what_explains_why_they_do_not_load() -> None:
+    for module, loader in (("_C", "ops/_extension.py"), ("_text", "_text_extension.py")):
+        importing = {str(path.relative_to(ROOT / "charlm")) for path in PYTHON_FILES if module in imported(path)}
+        assert importing == {loader}
 
 
 @pytest.mark.parametrize("path", KERNEL_FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -150,9 +164,10 @@ def test_every_kernel_has_one_name_on_all_devices() -> None:
 
 
 def test_adding_an_op_edits_no_build_file() -> None:
-    for name in ("setup.py", "pyproject.toml", "Makefile", ".github/workflows/ci.yml"):
-        text = (ROOT / name).read_text()
-        assert not any(op in text for op in ops.__all__), f"{name} names an op"
+    others = [ROOT / name for name in ("setup.py", "pyproject.toml", "Makefile", ".github/workflows/ci.yml")]
+    for path in [*sources("building", (".py",)), *others]:
+        text = path.read_text()
+        assert not any(op in text for op in ops.__all__), f"{path} names an op"
 
 
 def test_every_package_is_installed() -> None:

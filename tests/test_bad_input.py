@@ -176,7 +176,6 @@ def test_ids_and_targets_of_a_whole_model_out_of_range(dtype: torch.dtype, value
     ("changes", "message"),
     [
         ({"input": torch.tensor(1.0)}, r"input must have .*\(\)"),
-        ({"input": torch.zeros(5, 0)}, r"input must have .*\(5, 0\)"),
         ({"target": torch.zeros(4, dtype=torch.int64)}, r"target must have .*got \(4,\)"),
         ({"target": torch.tensor(3)}, r"target must have .*got \(\)"),
         ({"target": torch.zeros(5, 1, dtype=torch.int64)}, r"target must have .*got \(5, 1\)"),
@@ -198,7 +197,6 @@ def test_cross_entropy_shapes(changes: dict[str, Any], message: str) -> None:
         ({"linear_weight": torch.zeros(27)}, r"linear_weight must have shape .*got \(27,\)"),
         ({"linear_weight": torch.zeros(27, 7)}, r"linear_weight must have shape .*6.* got \(27, 7\)"),
         ({"linear_weight": torch.zeros(2, 27, 6)}, r"linear_weight must have shape .*got \(2, 27, 6\)"),
-        ({"linear_weight": torch.zeros(0, 6), "linear_bias": None}, r"linear_weight must have .*\(0, 6\)"),
         ({"linear_bias": torch.zeros(26)}, r"linear_bias must have shape .*27.* got \(26,\)"),
         ({"linear_bias": torch.zeros(27, 1)}, r"linear_bias must have shape .*27.* got \(27, 1\)"),
         ({"target": torch.zeros(4, dtype=torch.int64)}, r"target must have .*got \(4,\)"),

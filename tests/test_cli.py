@@ -19,12 +19,14 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import torch
 import typer
+from command_line import SMALL_MLP, CommandLine
 from rich.console import Console
 
 import charlm
 from charlm import PRESETS, Trainer, TrainingConfig, checkpoint
 from charlm.backends import BACKENDS
-from charlm.cli import app, main, session
+from charlm.cli import main, session
+from charlm.cli.commands import app
 from charlm.cli.console import loss_table, measures, progress
 from charlm.cli.train import _PRESET_OF_MODEL
 
@@ -35,62 +37,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from charlm.cli import main
 sys.exit(main())
 """
-
-
-class Result:
-    """What a command returned and printed."""
-
-    def __init__(self, code: int, capsys: pytest.CaptureFixture[str]) -> None:
-        self.code = code
-        self.out, self.err = capsys.readouterr()
-
-
-class CommandLine:
-    """Runs `charlm` in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *arguments: object) -> Result:
-        """Runs a command, whatever comes of it."""
-        self._capsys.readouterr()
-        return Result(main([str(argument) for argument in arguments]), self._capsys)
-
-    def output(self, *arguments: object) -> str:
-        """Runs a command that must succeed; returns what it printed."""
-        result = self(*arguments)
-        assert result.code == 0, result.err
-        return result.out
-
-    def error(self, *arguments: object) -> str:
-        """Runs a command that must end with one line about bad input; returns that line."""
-        result = self(*arguments)
-        assert result.code == 2
-        assert result.out == ""
-        (line,) = result.err.splitlines()
-        assert line.startswith("error: ")
-        return line.removeprefix("error: ")
-
-
-@pytest.fixture
-def run_charlm(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CommandLine:
-    """The command line in an empty working folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("CHARLM_DEBUG", raising=False)
-    return CommandLine(capsys)
-
-
-@pytest.fixture
-def names(tmp_path: Path) -> Path:
-    """Fifty names of five letters."""
-    path = tmp_path / "names.txt"
-    lines = ["".join("aeiklmnrst"[(i * step + step) % 10] for step in (1, 3, 7, 2, 9)) for i in range(50)]
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-SMALL_MLP = ("--model", "mlp", "--backend", "eager", "--embedding-dim", 2, "--hidden-dim", 4, "--batch-size", 8)
-SMALL_MLP += ("--optimizer", "sgd", "--learning-rate", 0.1, "--schedule", "constant", "--warmup", 0)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -319,7 +265,7 @@ def test_resume_refuses_what_would_be_another_run(run_charlm: CommandLine, names
     run_charlm.output("train", names, *SMALL_MLP, "--steps", 5, "--out", "run", "--quiet")
     assert run_charlm.error("train", "--resume", "run", "--learning-rate", 1, "--warmup", 2, "--out", "x") == (
         "--learning-rate, --out, --warmup cannot change when a run is resumed; "
-        "only FILE, --steps, --backend and --device can"
+        "only FILE, --dev, --test, --steps, --backend and --device can"
     )
     run_charlm.output("train", names, "--model", "count-bigram", "--out", "counts")
     assert run_charlm.error("train", "--resume", "counts") == (
@@ -382,15 +328,15 @@ def test_a_diverging_run_says_where_its_last_checkpoint_is(run_charlm: CommandLi
     result = run_charlm("train", *options, "--checkpoint-every", 9, "--out", "run")
     assert result.code == 1
     assert re.fullmatch(
-        r"error: the loss of step \d is (inf|nan), at learning rate 1e\+30: lower learning_rate, or set max_grad_norm "
-        r"\(run holds step 0\)\n",
+        r"error: the loss of step \d is (inf|nan), at learning rate 1e\+30: lower --learning-rate, or set "
+        r"--max-grad-norm \(run holds step 0\)\n",
         result.err,
     )
     # The loss is that of before the update: here the first update ruins the parameters, and dev shows it.
     result = run_charlm("train", *options, "--checkpoint-every", 1, "--out", "checked")
     assert result.code == 1
     assert re.fullmatch(
-        r"error: the loss of dev after step \d is (inf|nan): lower learning_rate, or set max_grad_norm "
+        r"error: the loss of dev after step \d is (inf|nan): lower --learning-rate, or set --max-grad-norm "
         r"\(checked holds step \d\)\n",
         result.err,
     )
@@ -523,13 +469,16 @@ BAD_INPUT = [
     (["train", "--betas", "0.9"], "Invalid value for '--betas': '0.9' is not two numbers such as 0.9,0.999"),
     (["train", "--milestones", "a"], "Invalid value for '--milestones': 'a' is not a list of integers such as 1000,20"),
     (["train", "--checkpoint-every", "0"], "Invalid value for '--checkpoint-every': "),
-    (["train", "--preset", "huge"], "preset must be one of fast, best, makemore, eureka, "),
-    (["train", "--model", "gpt"], "model must be 'count-bigram' or 'bigram' or 'mlp', got 'gpt'"),
-    (["train", "--split", "odd"], "split must be 'random' or 'makemore', got 'odd'"),
-    (["train", "--optimizer", "lion"], "optimizer must be 'sgd' or 'adamw', got 'lion'"),
-    (["train", "--backend", "magic"], "backend must be one of eager, compile, ops"),
-    (["train", "--batch-size", "0"], "batch_size must be a positive integer, got 0"),
-    (["train", "--learning-rate", "nan"], "learning_rate must be a positive number, got nan"),
+    (["train", "--preset", "huge"], "--preset must be one of fast, best, makemore, eureka, "),
+    (["train", "--model", "gpt"], "Invalid value for '--model': 'gpt' is not one of count-bigram, bigram, mlp"),
+    (["train", "--split", "odd"], "Invalid value for '--split': 'odd' is not one of random, makemore"),
+    (["train", "--optimizer", "lion"], "Invalid value for '--optimizer': 'lion' is not one of sgd, adamw"),
+    (
+        ["train", "--backend", "magic"],
+        "--backend must be one of eager, compile, ops, fused, got 'magic'",
+    ),
+    (["train", "--batch-size", "0"], "Invalid value for '--batch-size': 0 is not a positive integer"),
+    (["train", "--learning-rate", "nan"], "Invalid value for '--learning-rate': nan is not a positive number"),
     (["train", "--device", "toaster"], "device 'toaster' cannot be used: "),
     (["train", "missing.txt"], "{tmp_path}/missing.txt: No such file or directory"),
     (["train", "empty.txt"], "{tmp_path}/empty.txt is empty"),
@@ -537,10 +486,13 @@ BAD_INPUT = [
     (["train", "."], "{tmp_path}: Is a directory"),
     (["train", "--resume", "nowhere"], "nowhere is not a run folder: no such folder"),
     (["sample", "."], ". is not a run folder, or is incomplete: it has no config.json"),
-    (["sample", "counts", "--temperature", "-1"], "temperature must be a finite number >= 0, got -1.0"),
+    (
+        ["sample", "counts", "--temperature", "-1"],
+        "Invalid value for '--temperature': -1.0 is not a finite number",
+    ),
     (["sample", "counts", "--prefix", "q"], "prefix[0] = 'q' is not in the vocabulary"),
-    (["sample", "counts", "--top-k", "0"], "top_k must be at least 1 or None, got 0"),
-    (["eval", "counts", "--split", "half"], "split must be one of train, dev, test, all, got 'half'"),
+    (["sample", "counts", "--top-k", "0"], "Invalid value for '--top-k': 0 is not a positive integer"),
+    (["eval", "counts", "--split", "half"], "--split must be one of train, dev, test, all, got 'half'"),
     (["eval", "damaged"], "damaged/config.json is not JSON: "),
 ]
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import platform
+import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 _REPORT_TORCH = "print('torch' in sys.modules)"
 # What a binary for another machine does at import.
 _BREAK_EXTENSION = "import sys; sys.modules['charlm._C'] = None"
+# What compiling for another Python leaves: its module has another name.
+_BREAK_TEXT = "import sys; sys.modules['charlm._text'] = None"
 
 
 def run_python(*lines: str) -> subprocess.CompletedProcess[str]:
@@ -65,7 +70,7 @@ def test_info_says_what_is_wrong_where_the_extension_does_not_load() -> None:
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: the compiled part of charlm does not load under torch ")
-    assert ". Run: pip install " in line
+    assert line.endswith(f". Run: pip install --no-deps --editable {ROOT}")
     facts = json.loads(result.stdout)
     assert facts["versions"]["charlm"] == charlm.__version__
     assert f"error: {facts['error']}" == line
@@ -86,3 +91,58 @@ def test_without_the_extension_other_commands_fail_in_one_line() -> None:
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: the compiled part of charlm does not load under torch ")
+
+
+def test_without_the_text_module_the_ops_work() -> None:
+    result = run_python(
+        _BREAK_TEXT,
+        "import torch; from charlm import nn, ops",
+        "print(ops.cross_entropy(torch.zeros(1, 1), torch.tensor([0])))",
+    )
+    assert result.stdout == "tensor(0.)\n", result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["sample", "run"], ["eval", "run"], ["plot", "run"], ["bench"]])
+def test_without_the_text_module_other_commands_fail_in_one_line(arguments: list[str]) -> None:
+    result = run_python(_BREAK_TEXT, "from charlm.cli import main", f"sys.exit(main({arguments}))")
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(
+        "error: charlm._text, which reads and samples text, does not load under Python "
+        f"{platform.python_version()}, one version of which it is compiled for: "
+    )
+    assert line.endswith(f". Run: pip install --no-deps --editable {ROOT}")
+
+
+def test_info_says_what_there_is_without_the_text_module() -> None:
+    result = run_python(_BREAK_TEXT, "from charlm.cli import main", "sys.exit(main(['info', '--json']))")
+    assert result.returncode == 2
+    facts = json.loads(result.stdout)
+    assert facts["instruction_set"] in facts["instruction_sets"]
+    assert f"error: {facts['error']}\n" == result.stderr
+
+
+def test_installed_charlm_says_where_to_run_what_compiles_it(tmp_path: Path) -> None:
+    """Its sources are somewhere else, and charlm on an index is another project."""
+    shutil.copytree(ROOT / "charlm", tmp_path / "site" / "charlm", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    code = f"{_BREAK_EXTENSION}; import charlm.ops"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+    )
+    (line,) = result.stderr.splitlines()[-1:]
+    assert line.startswith("ImportError: the compiled part of charlm does not load under torch ")
+    assert line.endswith(". In the folder of charlm's sources, run: pip install --force-reinstall --no-deps .")
+
+
+def test_warnings_of_torch_about_itself_are_no_errors() -> None:
+    """Such as that of guards on Python 3.13.0."""
+    warnings.warn_explicit("it may run slower", RuntimeWarning, "guards.py", 1, module="torch._dynamo.guards")
+    warnings.warn_explicit("it may run slower", UserWarning, "__init__.py", 1, module="torch")
+    with pytest.raises(RuntimeWarning):
+        warnings.warn_explicit("it may run slower", RuntimeWarning, "ops.py", 1, module="charlm.ops")
+    with pytest.raises(RuntimeWarning):
+        warnings.warn_explicit("it may run slower", RuntimeWarning, "torch.py", 1, module="torchvision")

@@ -125,7 +125,7 @@ def test_the_command_writes_into_the_run(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"^plots need matplotlib\. Run: pip install 'charlm\[plot\]'$"):
+    with pytest.raises(ImportError, match=r"^plots need matplotlib\. Run: pip install matplotlib$"):
         plots.loss_curve(RECORDS)
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from array import array
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ import torch
 from charlm import _text
 from charlm._buffers import to_tensor
 
+ROOT = Path(__file__).parents[1]
 MASK = 0xFFFFFFFF
 
 
@@ -264,3 +269,32 @@ def test_bad_weights_are_refused(weights: list[float], message: str) -> None:
     sampler.add(array("d", [0.0, 1.0]))
     sampler.advance()
     assert sampler.texts("") == ["b"]
+
+
+OUT_OF_MEMORY = """
+import resource
+from array import array
+from charlm import _text
+
+sampler = _text.Sampler("ab", 1, 8)
+sampler.start(array("i", [0]), 0, 0, 3, 5, -1)
+resource.setrlimit(resource.RLIMIT_AS, (1 << 34, 1 << 34))
+try:
+    sampler.start(array("i", [0]), 0, 0, 2**32 - 2, 5, -1)
+except MemoryError:
+    print("out of memory")
+for call in (sampler.advance, lambda: sampler.texts(""), lambda: sampler.unfinished, lambda: sampler.add(b"")):
+    try:
+        call()
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+def test_a_sampler_that_ran_out_of_memory_is_not_used_again() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # no sanitizer's limits
+    run = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, env=environment, cwd=ROOT
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == ["out of memory", *["this Sampler ran out of memory, and cannot go on"] * 4]

@@ -14,12 +14,13 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
     """Print versions, instruction sets, devices and build flags: what a bug report needs."""
     facts: dict[str, Any] = {"versions": environment.versions(), **environment.machine()}
     failure: ImportError | None = None
-    try:
-        facts |= _facts_of_the_extension()
-    except ImportError as error:
-        # The rest is what the report about it needs.
-        failure = error
-        facts["error"] = str(error)
+    for gather in (_facts_of_the_extension, _facts_of_the_package):
+        try:
+            facts |= gather()
+        except ImportError as error:
+            # The rest is what the report about it needs.
+            failure = error
+            facts["error"] = str(error)
     typer.echo(json.dumps(facts) if as_json else _lines(facts))
     if failure is not None:
         raise failure
@@ -28,7 +29,6 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
 def _facts_of_the_extension() -> dict[str, Any]:
     import torch
 
-    from charlm.backends import BACKENDS
     from charlm.ops._extension import _C
 
     build = _C.build_info()
@@ -38,10 +38,16 @@ def _facts_of_the_extension() -> dict[str, Any]:
         "instruction_sets": _C.instruction_sets(),
         "threads": torch.get_num_threads(),
         "devices": ["cpu", *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count()))],
-        "backends": list(BACKENDS),
         # The high byte is the major, the low byte the minor version of the oldest torch the binary can run under.
         "build": {**build, "torch_target_version": f"{target >> 8}.{target & 0xFF}"},
     }
+
+
+def _facts_of_the_package() -> dict[str, Any]:
+    """What needs all of it, and so both modules that are compiled."""
+    from charlm.backends import BACKENDS
+
+    return {"backends": list(BACKENDS)}
 
 
 def _lines(facts: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from charlm.evaluation import evaluate
 from charlm.fingerprint import Fingerprint
 from charlm.interrupts import deferred_interrupt
 from charlm.models import CountBigram, LanguageModel
-from charlm.presets import TrainingConfig
+from charlm.presets import KEPT_TEXTS, STANDARD_INPUT, TrainingConfig
 from charlm.trainer import NonFiniteLossError, Trainer
 
 # Loss curves have about this many points, each the mean over the steps since the one before.
@@ -73,8 +73,12 @@ class Session:
         trainer = None if isinstance(model, CountBigram) else config.create_trainer(model, dataset)
         if isinstance(model, CountBigram):
             model.fit(dataset.train)
-        session = cls(run_dir, config, dataset, model, trainer)
-        session._save()
+        # What came out of a pipe is kept in the folder, where "-" then leads to.
+        texts = {KEPT_TEXTS[name]: text for name, text in dataset.piped.items()}
+        kept: dict[str, Any] = dict.fromkeys(dataset.piped, STANDARD_INPUT)
+        config = replace(config, **kept)
+        session = cls(run_dir, config, replace(dataset, piped={}), model, trainer)
+        session._save(texts)
         return session
 
     @classmethod
@@ -91,7 +95,7 @@ class Session:
         config = replace(run.config, **changes)
         processes = distributed.current()
         processes.check_device(config.device)
-        dataset = run.load_data(config.path)
+        dataset = run.load_data(config.path, dev=config.dev, test=config.test)
         trainer = config.create_trainer(run.model, dataset)
         trainer.load_state_dict(run.training_state)
         processes.on_first(partial(checkpoint.truncate_metrics, run_dir, trainer.step))
@@ -154,10 +158,10 @@ class Session:
             )
         return loss
 
-    def _save(self) -> None:
-        self._processes.on_first(self._write)
+    def _save(self, texts: Mapping[str, bytes] | None = None) -> None:
+        self._processes.on_first(partial(self._write, texts))
 
-    def _write(self) -> None:
+    def _write(self, texts: Mapping[str, bytes] | None) -> None:
         """Ctrl-C waits until all of it is written."""
         with deferred_interrupt():
             self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -171,6 +175,7 @@ class Session:
                 model=self.model,
                 training_state=None if self.trainer is None else self.trainer.state_dict(),
                 data=self._data,
+                texts=texts,
             )
 
 

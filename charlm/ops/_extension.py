@@ -4,8 +4,8 @@ import re
 
 import torch
 
-OLDEST_TORCH = (2, 10)
-_REINSTALL = "pip install --force-reinstall --no-deps --no-build-isolation charlm"
+from charlm._loading import does_not_load
+from charlm._version import OLDEST_TORCH
 
 _version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
 if _version < OLDEST_TORCH:
@@ -17,8 +17,6 @@ if _version < OLDEST_TORCH:
 try:
     from charlm import _C
 except ImportError as error:
-    raise ImportError(
-        f"the compiled part of charlm does not load under torch {torch.__version__}: {error}. Run: {_REINSTALL}"
-    ) from error
+    raise does_not_load(f"the compiled part of charlm does not load under torch {torch.__version__}", error) from error
 
-__all__ = ["OLDEST_TORCH", "_C"]
+__all__ = ["_C"]

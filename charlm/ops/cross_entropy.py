@@ -244,7 +244,10 @@ def _class_dim(input: Tensor) -> int:
 
 
 def _rows(input: Tensor) -> int:
-    return input.numel() // input.shape[_class_dim(input)]
+    rows = 1
+    for dim, size in enumerate(input.shape):
+        rows = rows if dim == _class_dim(input) else rows * size
+    return rows
 
 
 @torch.library.register_fake("charlm::cross_entropy_forward")

@@ -94,8 +94,8 @@ def cross_entropy(
 
     Args:
         input: (V,), (N, V) or (N, V, d1, ...), floating.
-        target: class indices, any integer dtype, of shape (), (N,) or (N, d1, ...), each in [0, V) or `ignore_index`;
-            or class probabilities in the shape and dtype of `input`.
+        target: class indices, any integer dtype, of shape () or (1,), (N,) or (N, d1, ...), each in [0, V) or
+            `ignore_index`; or class probabilities in the shape and dtype of `input`.
         weight: (V,) a factor per class in the dtype of `input`, or None; not differentiated.
         ignore_index: class index whose rows count for nothing; applies to class indices only.
         reduction: "mean", "sum" or "none".
@@ -108,15 +108,19 @@ def cross_entropy(
 
     Raises:
         IndexError: a class index is outside [0, V) and is not `ignore_index`.
-        ValueError: `softcap` is not positive.
+        ValueError: `softcap` is not positive; an option is infinite or 0 in the dtype computed in, but not as given.
         ValueError or RuntimeError: whatever `F.cross_entropy` refuses (shapes, dtypes, `reduction`, `label_smoothing`).
 
     Source: label smoothing: Szegedy et al. 2015, arXiv:1512.00567, section 7; soft cap: Gemma 2 report 2024,
     arXiv:2408.00118, section 2; z-loss: Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, section 5.
     """
+    for name, value in {"label_smoothing": label_smoothing, "softcap": softcap or 0.0, "z_loss": z_loss}.items():
+        _check_option(name, value, input.dtype)
     class_dim = 0 if input.dim() == 1 else 1
     has_probabilities = target.is_floating_point()
     if not has_probabilities:
+        if input.dim() == 1 and target.shape == (1,):
+            target = target.squeeze(0)  # one row's class, which F.cross_entropy takes unless it is to be smoothed
         target = target.long()
         kept = target != ignore_index
         if not (softcap is None and z_loss == 0.0 and label_smoothing == 0.0):
@@ -136,9 +140,13 @@ def cross_entropy(
 
     penalties = z_loss * logits.logsumexp(dim=class_dim).square()
     if has_probabilities:
-        row_losses = F.cross_entropy(logits, target, weight, reduction="none", label_smoothing=label_smoothing)
+        row_losses = F.cross_entropy(
+            logits, target, weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
+        )
         row_losses = row_losses + penalties
-        denominator = torch.tensor(row_losses.numel(), dtype=row_losses.dtype, device=row_losses.device)
+        # Counted by elements, as F.cross_entropy does: 0 / 0 without classes.
+        rows = row_losses.numel() if logits.shape[class_dim] > 0 else torch.nan
+        denominator = torch.tensor(rows, dtype=row_losses.dtype, device=row_losses.device)
     else:
         if not 0.0 <= label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
@@ -189,10 +197,10 @@ def linear_cross_entropy(
     Losses in Large-Vocabulary Language Models", arXiv:2411.09009.
     """
     logits = F.linear(input, linear_weight, linear_bias)
-    vocab_size = logits.shape[-1]
+    has_rows = logits.dim() > 1
     loss = cross_entropy(
-        logits.reshape(-1, vocab_size),
-        target.reshape(-1, vocab_size) if target.is_floating_point() else target.reshape(-1),
+        logits.flatten(0, -2) if has_rows else logits,
+        target.flatten(0, -2 if target.is_floating_point() else -1) if has_rows else target,
         weight,
         ignore_index,
         reduction,
@@ -249,6 +257,16 @@ def _spread_loss(logits: Tensor, weight: Tensor | None, class_dim: int) -> Tenso
     if weight is not None:
         log_probabilities = log_probabilities * weight.reshape(-1, *[1] * (logits.dim() - class_dim - 1))
     return -log_probabilities.mean(class_dim)
+
+
+def _check_option(name: str, value: float, dtype: torch.dtype) -> None:
+    """Raises ValueError where an option becomes infinite, or as good as 0, in the dtype that kernels compute in."""
+    computed = torch.float64 if dtype == torch.float64 else torch.float32
+    limits = torch.finfo(computed)
+    if value != 0.0 and (abs(value) < limits.tiny or abs(value) > limits.max):
+        raise ValueError(
+            f"{name} must be between {limits.tiny} and {limits.max} to be a number in {str(computed)[6:]}, got {value}"
+        )
 
 
 def _softcapped(logits: Tensor, softcap: float | None) -> Tensor:

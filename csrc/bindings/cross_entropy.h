@@ -18,6 +18,9 @@ struct CrossEntropyOptions {
 CrossEntropyOptions cross_entropy_options(int64_t ignore_index, int64_t reduction, double label_smoothing,
                                           double softcap, double z_loss);
 
+// An ignore_index is no option of class probabilities; a negative one is the default.
+void check_ignores_nothing(const CrossEntropyOptions& options);
+
 // Fills the options in; `weight` (C,) is converted into `holder`, which must outlive the problem.
 template <typename T>
 void set_options(const CrossEntropyOptions& options, const OptionalTensor& weight, const Tensor& input,

@@ -7,6 +7,7 @@ int64_t class_dim(const Tensor& input) { return input.dim() == 1 ? 0 : 1; }
 
 // Whether one stride walks through all of d1, d2, ...
 bool inner_is_flat(const Tensor& tensor) {
+  if (tensor.numel() == 0) return true;
   int64_t expected = -1;
   for (int64_t d = tensor.dim() - 1; d >= 2; --d) {
     if (tensor.size(d) == 1) continue;
@@ -16,9 +17,7 @@ bool inner_is_flat(const Tensor& tensor) {
   return true;
 }
 
-Tensor with_flat_inner(const Tensor& tensor) {
-  return inner_is_flat(tensor) ? tensor : torch::stable::contiguous(tensor);
-}
+Tensor with_flat_inner(const Tensor& tensor) { return inner_is_flat(tensor) ? tensor : as_contiguous(tensor); }
 
 void check_target(const Tensor& input, const Tensor& target, bool probabilities) {
   if (probabilities) {
@@ -30,11 +29,12 @@ void check_target(const Tensor& input, const Tensor& target, bool probabilities)
   for (int64_t d = 0, t = 0; matches && d < dim; ++d) {
     if (d != class_dim(input)) matches = target.size(t++) == input.size(d);
   }
+  matches |= dim == 1 && target.dim() == 1 && target.size(0) == 1;  // one row's class, as torch takes it
   check(matches, "target must have the shape of input ", ShapeString(input),
         " without its class dimension (class indices) or the same shape (class probabilities), got ",
         ShapeString(target));
-  check_integral("target", target);
   check_same_device("target", target, "input", input);
+  check_integral("target", target);
 }
 
 bool same_shape(const Tensor& a, const Tensor& b) {
@@ -54,6 +54,7 @@ ClassMatrix class_matrix(const Tensor& tensor) {
   matrix.storage = storage_of(tensor);
   matrix.class_stride = tensor.stride(class_dim(tensor));
   matrix.outer_stride = dim == 1 ? 0 : tensor.stride(0);
+  if (tensor.numel() == 0) return matrix;
   for (int64_t d = 2; d < dim; ++d) matrix.inner *= tensor.size(d);
   if (matrix.inner > 1) {
     int64_t d = dim - 1;
@@ -84,12 +85,14 @@ CrossEntropyArguments<T> read_cross_entropy_arguments(const Tensor& input, const
   check_floating("input", input);
   const bool probabilities = same_shape(input, target);
   check_target(input, target, probabilities);
+  if (probabilities) check_ignores_nothing(options);
+  const int64_t classes = input.size(class_dim(input)), rows = product("input", row_shape(input));
+  check_sizes({{"N", rows}, {"C", classes}});
 
   CrossEntropyArguments<T> arguments{with_flat_inner(input), target, std::nullopt, {}};
   CrossEntropy<T>& problem = arguments.problem;
-  problem.classes = input.size(class_dim(input));
-  check(problem.classes > 0, "input must have at least one class, got shape ", ShapeString(input));
-  problem.rows = input.numel() / problem.classes;
+  problem.classes = classes;
+  problem.rows = rows;
   problem.input = class_matrix(arguments.input);
   if (probabilities) {
     arguments.target = with_flat_inner(target);

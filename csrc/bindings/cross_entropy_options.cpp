@@ -51,16 +51,20 @@ CrossEntropyOptions cross_entropy_options(int64_t ignore_index, int64_t reductio
   return {ignore_index, static_cast<Reduction>(reduction), label_smoothing, softcap, z_loss};
 }
 
+void check_ignores_nothing(const CrossEntropyOptions& options) {
+  check(options.ignore_index < 0, "ignore_index is not supported for class probabilities, got ", options.ignore_index);
+}
+
 template <typename T>
 void set_options(const CrossEntropyOptions& options, const OptionalTensor& weight, const Tensor& input,
                  OptionalTensor* holder, CrossEntropy<T>* problem) {
   problem->ignore_index = options.ignore_index;
-  problem->label_smoothing = static_cast<T>(options.label_smoothing);
-  problem->softcap = static_cast<T>(options.softcap);
-  problem->z_loss = static_cast<T>(options.z_loss);
+  problem->label_smoothing = option_as<T>("label_smoothing", options.label_smoothing);
+  problem->softcap = option_as<T>("softcap", options.softcap);
+  problem->z_loss = option_as<T>("z_loss", options.z_loss);
   if (!weight.has_value()) return;
-  check_floating("weight", *weight);
   check_same_device("weight", *weight, "input", input);
+  check_floating("weight", *weight);
   check(weight->dim() == 1 && weight->size(0) == problem->classes, "weight must have shape (C=", problem->classes,
         ",), got ", ShapeString(*weight));
   *holder = contiguous_as(*weight, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
@@ -87,7 +91,8 @@ void check_targets(const CrossEntropy<T>& problem, torch::headeronly::IntHeaderO
 template <typename T>
 T denominator_of(const CrossEntropy<T>& problem, Reduction reduction) {
   if (reduction != Reduction::kMean) return 1;
-  if (problem.target == nullptr) return static_cast<T>(problem.rows);
+  // Counted as torch counts them, by elements: 0 / 0 without classes.
+  if (problem.target == nullptr) return problem.classes > 0 ? static_cast<T>(problem.rows) : static_cast<T>(NAN);
   if (problem.weight == nullptr) {
     int64_t count = 0;
     for (int64_t n = 0; n < problem.rows; ++n) count += problem.target[n] != problem.ignore_index;
@@ -112,6 +117,7 @@ template <typename T>
 void set_lse(const Tensor& lse, CrossEntropy<T>* problem) {
   check(lse.numel() == 2 * problem->rows && lse.is_contiguous() && lse.element_size() == sizeof(T),
         "lse must be what the forward op returned, shape (2, ", problem->rows, "), got shape ", ShapeString(lse));
+  check_memory("lse", lse);
   problem->shift = static_cast<T*>(lse.data_ptr());
   problem->log_sum = problem->shift + problem->rows;
 }
@@ -119,6 +125,7 @@ void set_lse(const Tensor& lse, CrossEntropy<T>* problem) {
 template <typename T>
 void set_upstream(const Tensor& grad_output, Reduction reduction, OptionalTensor* holder, CrossEntropy<T>* problem) {
   check_on_cpu("grad_output", grad_output);
+  check_memory("grad_output", grad_output);
   *holder = contiguous_as(grad_output, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
   const T* values = (*holder)->template const_data_ptr<T>();
   const int64_t expected = reduction == Reduction::kNone ? problem->rows : 1;
@@ -132,16 +139,29 @@ void set_upstream(const Tensor& grad_output, Reduction reduction, OptionalTensor
   }
 }
 
+// Rows without classes: logsumexp is -inf, and there is no gradient to write.
+template <typename T>
+void write_rows_without_classes(const CrossEntropy<T>& problem) {
+  if (problem.lse_is_known) return;
+  for (int64_t n = 0; n < problem.rows; ++n) {
+    const bool counts = problem.target == nullptr;  // no class index is one of none
+    problem.loss[n] = counts && problem.z_loss != 0 ? std::numeric_limits<T>::infinity() : 0;
+    problem.shift[n] = -std::numeric_limits<T>::infinity();
+    problem.log_sum[n] = 0;
+  }
+}
+
 template <typename T>
 void run_tiles(const CrossEntropy<T>& problem) {
+  if (problem.classes == 0) return write_rows_without_classes(problem);
   const int64_t tile_rows = cross_entropy_tile_rows(problem.classes);
   const int64_t tiles = (problem.rows + tile_rows - 1) / tile_rows;
   const auto run = cpu::select<cpu::CrossEntropyKernels<T>>().tiles;
   // About 64K exponentials are worth waking a thread for.
   const int64_t grain = 1 + 65536 / (tile_rows * problem.classes);
   parallel_for(tiles, grain, [&](int64_t first, int64_t last) {
-    const std::unique_ptr<T[]> scratch(new T[cpu::cross_entropy_scratch(problem)]);
-    run(problem, first, last, scratch.get());
+    const Workspace<T> scratch(cpu::cross_entropy_scratch(problem));
+    run(problem, first, last, scratch.data());
   });
 }
 

@@ -55,55 +55,65 @@ template <typename T>
 Arguments<T> read_arguments(const Tensor& ids, const Tensor& weight, const OptionalTensor& bias, int64_t activation,
                             int64_t vocab_size, int64_t embedding_dim) {
   constexpr ScalarType type = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
+  const int64_t context_length = ids.size(ids.dim() - 1), rows = context_rows(ids);
   Arguments<T> arguments{with_rows(ids),
                          contiguous_as(weight, type),
                          bias.has_value() ? OptionalTensor(contiguous_as(*bias, type)) : std::nullopt,
-                         Workspace<int32_t>(ids.numel()),
-                         vocab_size,
+                         Workspace<int32_t>(std::max(ids.numel(), rows)),
+                         std::max<int64_t>(vocab_size, 1),
                          layer_shape(ids, weight),
                          {}};
 
   EmbeddingLinear<T>& problem = arguments.problem;
-  problem.context_length = ids.size(ids.dim() - 1);
-  problem.rows = ids.numel() / problem.context_length;
+  problem.context_length = context_length;
+  problem.rows = rows;
   problem.embedding_dim = embedding_dim;
   problem.hidden_dim = weight.size(0);
   problem.activation = static_cast<Activation>(activation);
+  problem.tokens = arguments.tokens.data();
   if (arguments.bias.has_value()) problem.bias = arguments.bias->template const_data_ptr<T>();
 
+  if (context_length == 0) {  // computed as contexts of one token, which has no dimensions
+    problem.context_length = 1;
+    problem.embedding_dim = 0;
+    fill_zero(arguments.tokens.data(), rows * sizeof(int32_t));
+    return arguments;
+  }
   const TokenIds flat = token_ids(arguments.ids);
   std::atomic<bool> good{true};
   parallel_for(problem.rows, grain(kValueGrain, problem.context_length), [&](int64_t first, int64_t last) {
     if (!read_tokens(flat, arguments.vocab_size, first, last, arguments.tokens.data())) good = false;
   });
   if (!good) refuse_ids(ids, flat, arguments.vocab_size);
-  problem.tokens = arguments.tokens.data();
   return arguments;
 }
 
 // The distinct (position, token) pairs of the batch.
 struct Pairs {
-  std::vector<int64_t> first;  // (T + 1,)
-  Workspace<int32_t> tokens;   // (U,)
-  Workspace<int32_t> slots;    // (N, T)
-  int64_t count() const { return first.back(); }
+  int64_t context_length;
+  Workspace<int64_t> first;   // (T + 1,)
+  Workspace<int32_t> tokens;  // (U,)
+  Workspace<int32_t> slots;   // (N, T)
+  int64_t count() const { return first.data()[context_length]; }
 };
 
 Pairs find_pairs(const int32_t* tokens, int64_t rows, int64_t context_length, int64_t vocab_size) {
   const int64_t most = rows < vocab_size ? rows : vocab_size;
-  Pairs pairs{std::vector<int64_t>(context_length + 1), Workspace<int32_t>(context_length * most),
+  Pairs pairs{context_length, Workspace<int64_t>(context_length + 1), Workspace<int32_t>(context_length * most),
               Workspace<int32_t>(rows * context_length)};
+  int64_t* first_pair = pairs.first.data();
   parallel_for(context_length, grain(kValueGrain, rows + vocab_size), [&](int64_t first, int64_t last) {
     const Workspace<int32_t> seen(vocab_size);
     for (int64_t t = first; t < last; ++t) {
-      pairs.first[t + 1] = index_position(tokens, rows, context_length, t, vocab_size, seen.data(), pairs.slots.data(),
-                                          pairs.tokens.data() + t * most);
+      first_pair[t + 1] = index_position(tokens, rows, context_length, t, vocab_size, seen.data(), pairs.slots.data(),
+                                         pairs.tokens.data() + t * most);
     }
   });
+  first_pair[0] = 0;
   for (int64_t t = 0; t < context_length; ++t) {
-    const int64_t count = pairs.first[t + 1];
-    pairs.first[t + 1] += pairs.first[t];
-    std::memmove(pairs.tokens.data() + pairs.first[t], pairs.tokens.data() + t * most, count * sizeof(int32_t));
+    const int64_t count = first_pair[t + 1];
+    first_pair[t + 1] += first_pair[t];
+    std::memmove(pairs.tokens.data() + first_pair[t], pairs.tokens.data() + t * most, count * sizeof(int32_t));
   }
   return pairs;
 }
@@ -127,18 +137,19 @@ Tensor keep_rows(const Tensor& ids, const Tensor& embedding, const EmbeddingLine
     torch::stable::copy_(copy, embedding);
     return copy;
   }
-  const Tensor rows = allocate({ids.numel(), p.embedding_dim}, embedding.scalar_type());
+  const int64_t dim = embedding.size(1);
+  const Tensor rows = allocate({ids.numel(), dim}, embedding.scalar_type());
   const int64_t size = embedding.element_size(), row_stride = p.embedding.row_stride * size,
-                column_stride = p.embedding.column_stride * size, width = p.embedding_dim * size;
+                column_stride = p.embedding.column_stride * size, width = dim * size;
   const char* from = static_cast<const char*>(p.embedding.data);
   char* to = static_cast<char*>(rows.mutable_data_ptr());
-  parallel_for(ids.numel(), grain(kValueGrain, p.embedding_dim), [&](int64_t first, int64_t last) {
+  parallel_for(ids.numel(), grain(kValueGrain, dim), [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const char* row = from + p.tokens[i] * row_stride;
       if (column_stride == size) {
-        std::memcpy(to + i * width, row, width);
+        copy_bytes(to + i * width, row, width);
       } else {
-        for (int64_t d = 0; d < p.embedding_dim; ++d) {
+        for (int64_t d = 0; d < dim; ++d) {
           std::memcpy(to + i * width + d * size, row + d * column_stride, size);
         }
       }
@@ -161,7 +172,8 @@ RowNumbers number_picked_rows(const EmbeddingLinear<T>& p, const Pairs* pairs) {
   for (int64_t i = 0; i < p.rows * p.context_length; ++i) {
     numbers.of_token.data()[i] = static_cast<int32_t>(i);
     if (pairs == nullptr) continue;
-    numbers.of_pair.data()[pairs->first[i % p.context_length] + pairs->slots.data()[i]] = static_cast<int32_t>(i);
+    const int64_t pair = pairs->first.data()[i % p.context_length] + pairs->slots.data()[i];
+    numbers.of_pair.data()[pair] = static_cast<int32_t>(i);
   }
   return numbers;
 }
@@ -266,27 +278,26 @@ void project_backward(Arguments<T>* arguments, const Pairs& pairs, const RowNumb
   const Workspace<T> table_gradient(pairs.count() * table.stride);
   table.table_gradient = table_gradient.data();
 
-  const int64_t groups = (p.hidden_dim + kColumnGroup - 1) / kColumnGroup;
-  parallel_for(groups, grain(kValueGrain, p.rows * kColumnGroup), [&](int64_t first, int64_t last) {
-    const int64_t most = std::min(scatter_columns(pairs.count()), (last - first) * kColumnGroup);
+  parallel_for_columns(p.hidden_dim, kColumnGroup, grain(kValueGrain, p.rows), [&](int64_t first, int64_t last) {
+    const int64_t columns = (last - first + kColumnGroup - 1) / kColumnGroup * kColumnGroup;
+    const int64_t most = std::min(scatter_columns(pairs.count()), columns);
     const Workspace<T> scratch((pairs.count() + 2) * most);
     const Workspace<int64_t> offsets(2 * p.context_length);
-    const int64_t end = std::min(last * kColumnGroup, p.hidden_dim);
-    for (int64_t column = first * kColumnGroup; column < end; column += most) {
-      kernels.project_scatter(p, table, column, std::min(column + most, end), scratch.data(), offsets.data());
+    for (int64_t column = first; column < last; column += most) {
+      kernels.project_scatter(p, table, column, std::min(column + most, last), scratch.data(), offsets.data());
     }
   });
   if (p.weight_gradient != nullptr || p.bias_gradient != nullptr) {
-    parallel_for(p.hidden_dim, grain(kProductGrain, pairs.count() * p.embedding_dim),
-                 [&](int64_t first, int64_t last) { kernels.project_weight_gradient(p, table, first, last); });
+    parallel_for_columns(p.hidden_dim, kVectorColumns, grain(kProductGrain, pairs.count() * p.embedding_dim),
+                         [&](int64_t first, int64_t last) { kernels.project_weight_gradient(p, table, first, last); });
   }
   if (p.embedding_gradient == nullptr) return;
   const PackedWeight<T> packed(*arguments, p.context_length, false);
   p.packed_weight = packed.data();
   // A token occurs once in a position at most, so the pairs of one position may be added at the same time.
   for (int64_t t = 0; t < p.context_length; ++t) {
-    const int64_t begin = pairs.first[t];
-    parallel_for(pairs.first[t + 1] - begin, grain(kProductGrain, p.embedding_dim * p.hidden_dim),
+    const int64_t begin = pairs.first.data()[t];
+    parallel_for(pairs.first.data()[t + 1] - begin, grain(kProductGrain, p.embedding_dim * p.hidden_dim),
                  [&](int64_t first, int64_t last) {
                    const Workspace<T> scratch(kGatherTileRows * kernels.stride(p.embedding_dim));
                    kernels.project_embedding_gradient(p, table, t, begin + first, begin + last, scratch.data());
@@ -324,18 +335,16 @@ void gather_backward(Arguments<T>* arguments, const RowNumbers* numbers) {
       const Workspace<T> scratch(2 * chunk.hidden_stride);
       kernels.gather_gradient(reader, chunk, first, last, scratch.data());
     });
-    parallel_for(p.hidden_dim, grain(kProductGrain, chunk.rows * width), [&](int64_t first, int64_t last) {
+    const int64_t units = grain(kProductGrain, chunk.rows * width);
+    parallel_for_columns(p.hidden_dim, kVectorColumns, units, [&](int64_t first, int64_t last) {
       const Workspace<T> scratch(kTransposedUnits * kernels.stride(chunk.rows));
       kernels.gather_weight_gradient(p, chunk, first, last, scratch.data());
     });
     if (p.embedding_gradient == nullptr) continue;
     parallel_for(chunk.rows, grain(kProductGrain, width * p.hidden_dim),
                  [&](int64_t first, int64_t last) { kernels.gather_input_gradient(p, chunk, first, last); });
-    const int64_t lines = (p.embedding_dim + 15) / 16;  // columns 16 at a time: no two threads write one cache line
-    parallel_for(lines, grain(kValueGrain, 16 * chunk.rows * p.context_length), [&](int64_t first, int64_t last) {
-      const int64_t end = 16 * last < p.embedding_dim ? 16 * last : p.embedding_dim;
-      kernels.gather_scatter(p, chunk, 16 * first, end);
-    });
+    parallel_for_columns(p.embedding_dim, kVectorColumns, grain(kValueGrain, chunk.rows * p.context_length),
+                         [&](int64_t first, int64_t last) { kernels.gather_scatter(p, chunk, first, last); });
   }
 }
 
@@ -389,7 +398,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tens
         gradient_of({vocab_size, embedding_dim}, wants_embedding, &problem.embedding_gradient);
     const Tensor weight_gradient = gradient_of({hidden_dim, weight.size(1)}, wants_weight, &problem.weight_gradient);
     const Tensor bias_gradient = gradient_of({hidden_dim}, wants_bias, &problem.bias_gradient);
-    if (wants_embedding) std::memset(problem.embedding_gradient, 0, embedding_gradient.numel() * sizeof(T));
+    fill_zero(problem.embedding_gradient, embedding_gradient.numel() * sizeof(T));
     const std::optional<Pairs> pairs = pairs_to_project(arguments);
     std::optional<RowNumbers> numbers;
     if (keeps_picked_rows(ids, vocab_size)) {

@@ -32,20 +32,25 @@ void check_embedding_linear(const Tensor& ids, const Tensor& embedding, const Te
                             const OptionalTensor& bias, int64_t activation) {
   check(activation >= 0 && activation < kActivations, "activation must be between 0 and ", kActivations - 1, ", got ",
         activation);
+  check_same_device("ids", ids, "embedding", embedding);
   check_integral("ids", ids);
   check(ids.dim() >= 1, "ids must have shape (..., T), got ()");
   const int64_t context_length = ids.size(ids.dim() - 1);
-  check(context_length > 0, "ids must have shape (..., T) with T >= 1, got ", ShapeString(ids));
   check_floating("embedding", embedding);
-  check_same_device("ids", ids, "embedding", embedding);
   check(embedding.dim() == 2, "embedding must have shape (V, D), got ", ShapeString(embedding));
   check(embedding.size(0) <= std::numeric_limits<int32_t>::max(), "embedding must have fewer than 2^31 rows, got ",
         ShapeString(embedding));
   check(embedding.size(0) > 0 || ids.numel() == 0, "embedding must have at least one row, got shape ",
         ShapeString(embedding));
-  const int64_t width = context_length * embedding.size(1);
   check_matches("weight", weight, "embedding", embedding);
-  check(weight.dim() == 2, "weight must have shape (H, T*D=", width, "), got ", ShapeString(weight));
+  check(weight.dim() == 2, "weight must have shape (H, T*D), got ", ShapeString(weight));
+  const NamedSize length{"T", context_length}, dim{"D", embedding.size(1)}, hidden{"H", weight.size(0)};
+  const NamedSize rows{"N", context_rows(ids)}, vocab{"V", embedding.size(0)};
+  check_sizes({length, dim, hidden});
+  check_sizes({rows, length, dim});
+  check_sizes({rows, length, hidden});
+  check_sizes({vocab, length, hidden});
+  const int64_t width = context_length * embedding.size(1);
   check(weight.size(1) == width, "weight must have shape (H=", weight.size(0), ", T*D=", width, "), got ",
         ShapeString(weight));
   if (!bias.has_value()) return;
@@ -60,6 +65,9 @@ void check_embedding_linear_backward(const Tensor& grad_output, const Tensor& ou
                                      const Tensor& rows, const Tensor& weight, const OptionalTensor& bias,
                                      int64_t activation, int64_t vocab_size, bool wants_bias) {
   check_embedding_linear(ids, rows, weight, bias, activation);
+  check(vocab_size >= 0 && vocab_size <= std::numeric_limits<int32_t>::max(),
+        "vocab_size must be between 0 and 2^31 - 1, got ", vocab_size);
+  check_sizes({{"V", vocab_size}, {"D", rows.size(1)}});
   const int64_t count = keeps_picked_rows(ids, vocab_size) ? ids.numel() : vocab_size;
   check(rows.size(0) == count && rows.is_contiguous(),
         "rows must be what the forward op returned, contiguous, of shape (", count, ", D), got shape ",
@@ -80,7 +88,10 @@ std::vector<int64_t> layer_shape(const Tensor& ids, const Tensor& weight) {
   return shape;
 }
 
+int64_t context_rows(const Tensor& ids) { return product("ids", {ids.sizes().data(), ids.sizes().size() - 1}); }
+
 std::optional<int64_t> row_stride(const Tensor& tensor) {
+  if (tensor.numel() == 0) return 0;
   int64_t stride = 0, expected = -1;
   for (int64_t d = tensor.dim() - 2; d >= 0; --d) {
     if (tensor.size(d) == 1) continue;
@@ -94,9 +105,7 @@ std::optional<int64_t> row_stride(const Tensor& tensor) {
   return stride;
 }
 
-Tensor with_rows(const Tensor& tensor) {
-  return row_stride(tensor).has_value() ? tensor : torch::stable::contiguous(tensor);
-}
+Tensor with_rows(const Tensor& tensor) { return row_stride(tensor).has_value() ? tensor : as_contiguous(tensor); }
 
 TokenIds token_ids(const Tensor& ids) {
   TokenIds result;

@@ -17,6 +17,8 @@ void check_embedding_linear_backward(const Tensor& grad_output, const Tensor& ou
 // Whether `rows` has the embedding of each id, and not a copy of the table, which is larger.
 bool keeps_picked_rows(const Tensor& ids, int64_t vocab_size);
 
+// The number of contexts (..., T), also where T = 0.
+int64_t context_rows(const Tensor& ids);
 // (..., H)
 std::vector<int64_t> layer_shape(const Tensor& ids, const Tensor& weight);
 
@@ -24,7 +26,7 @@ std::vector<int64_t> layer_shape(const Tensor& ids, const Tensor& weight);
 std::optional<int64_t> row_stride(const Tensor& tensor);
 // A tensor that has one: itself or a copy.
 Tensor with_rows(const Tensor& tensor);
-// Ids that have one.
+// Ids that have one, of contexts that are not empty.
 TokenIds token_ids(const Tensor& ids);
 
 }  // namespace charlm

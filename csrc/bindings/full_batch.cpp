@@ -12,8 +12,12 @@ class FullBatch {
   FullBatch(const Tensor& contexts, const Tensor& row_ptr, const Tensor& targets, const Tensor& counts,
             const ModelShape& shape)
       : rows_(contexts.size(0)), entries_(targets.numel()) {
-    check(rows_ > 0, "contexts must have at least one row");
-    check(targets.dim() == 1 && entries_ < (int64_t{1} << 31), "targets must have shape (entries,), got ",
+    constexpr int64_t kLimit = int64_t{1} << 31;  // rows and entries are numbered in 32 bits
+    check(rows_ > 0 && rows_ < kLimit, "contexts must have at least one row, and fewer than 2^31, got ",
+          ShapeString(contexts));
+    check_sizes({{"U", rows_}, {"T", contexts.size(1)}});
+    check_table_rows(shape, rows_);
+    check(targets.dim() == 1 && entries_ < kLimit, "targets must have shape (entries,), fewer than 2^31, got ",
           ShapeString(targets));
     check(counts.dim() == 1 && counts.size(0) == entries_, "counts must have the shape of targets ",
           ShapeString(targets), ", got ", ShapeString(counts));
@@ -32,9 +36,9 @@ class FullBatch {
     for (int64_t e = 0; e < entries_; ++e) total_ += counts_.const_data_ptr<double>()[e];
     check(total_ > 0, "counts must have a positive sum, got ", total_);
     const ContextTable table{contexts.size(1), shape.vocab_size, rows_, contexts_.const_data_ptr<int32_t>()};
-    memory_.reset(new int32_t[batch_memory(table, rows_)]);
-    entry_rows_.reset(new int32_t[entries_]);
-    builder_.emplace(table, rows_, memory_.get());
+    memory_.emplace(batch_memory(table, rows_));
+    entry_rows_.emplace(entries_);
+    builder_.emplace(table, rows_, memory_->data());
   }
 
   int64_t rows() const { return rows_; }
@@ -43,10 +47,11 @@ class FullBatch {
   // A bigram's step changes the row of its matrix that belongs to a context: one context must not change another's.
   void check_distinct_tokens(int64_t vocab_size) const {
     const int32_t* tokens = contexts_.const_data_ptr<int32_t>();
-    std::vector<bool> seen(vocab_size);
+    const ZeroedWorkspace<bool> seen(vocab_size);
     for (int64_t u = 0; u < rows_; ++u) {
-      check(!seen[tokens[u]], "contexts[", u, "] = ", tokens[u], " occurs twice: each context must be there once");
-      seen[tokens[u]] = true;
+      bool& was_seen = seen.data()[tokens[u]];
+      check(!was_seen, "contexts[", u, "] = ", tokens[u], " occurs twice: each context must be there once");
+      was_seen = true;
     }
   }
 
@@ -56,14 +61,14 @@ class FullBatch {
     const double* counts = counts_.const_data_ptr<double>();
     for (int64_t e = 0; e < entries_; ++e) weights[e] = static_cast<T>(counts[e] / total_);
     return builder_->build_all<T>(row_ptr_.const_data_ptr<int32_t>(), targets_.const_data_ptr<int32_t>(), weights,
-                                  entry_rows_.get());
+                                  entry_rows_->data());
   }
 
  private:
   int64_t rows_, entries_;
   double total_ = 0;
   Tensor contexts_, targets_, row_ptr_, counts_;
-  std::unique_ptr<int32_t[]> memory_, entry_rows_;
+  std::optional<Workspace<int32_t>> memory_, entry_rows_;
   std::optional<BatchBuilder> builder_;
 };
 

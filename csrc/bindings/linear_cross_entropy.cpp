@@ -5,7 +5,6 @@
 // computed into its memory, a block of classes at a time, and each block's gradient replaces them at the end: three
 // full products, and extra memory for one block. Otherwise rows go in chunks.
 #include <algorithm>
-#include <cstring>
 
 #include "bindings/linear_cross_entropy_arguments.h"
 
@@ -78,7 +77,8 @@ template <typename T>
 void add_column_sums(const Tensor& matrix, T* sums) {
   const T* values = matrix.const_data_ptr<T>();
   const int64_t rows = matrix.size(0), columns = matrix.size(1), stride = matrix.stride(0);
-  parallel_for(columns, 1 + 65536 / std::max<int64_t>(rows, 1), [&](int64_t first, int64_t last) {
+  const int64_t grain = 65536 / std::max<int64_t>(rows, 1);
+  parallel_for_columns(columns, kVectorColumns, grain, [&](int64_t first, int64_t last) {
     for (int64_t n = 0; n < rows; ++n) {
       for (int64_t c = first; c < last; ++c) sums[c] += values[n * stride + c];
     }
@@ -101,9 +101,10 @@ Gradients allocate_gradients(const Problem<T>& problem, const Wanted& wanted) {
                       matrix(wanted.bias, 1, problem.classes, type),
                       matrix(wanted.target, problem.rows, problem.classes, problem.target.scalar_type())};
   // Sums start from zero; the weight's only where no product will overwrite it.
-  const auto clear = [](const Tensor& t) { std::memset(t.mutable_data_ptr(), 0, t.numel() * t.element_size()); };
+  const auto clear = [](const Tensor& t) { fill_zero(t.mutable_data_ptr(), t.numel() * t.element_size()); };
   if (wanted.bias) clear(gradients.bias);
   if (wanted.weight && problem.rows == 0) clear(gradients.weight);
+  if (wanted.input && problem.classes == 0) clear(gradients.input);
   return gradients;
 }
 
@@ -131,7 +132,7 @@ void run_in_weight_gradient(const Problem<T>& problem, const Wanted& wanted, con
   for_each_weight(problem, block, [&](int64_t v, int64_t count, const Tensor& weight) {
     const Tensor in_place = logits_block(v, count);
     const Tensor gradient = matrix_view(copy, 0, problem.rows, count, count);
-    std::memcpy(gradient.mutable_data_ptr(), in_place.const_data_ptr(), sizeof(T) * problem.rows * count);
+    copy_bytes(gradient.mutable_data_ptr(), in_place.const_data_ptr(), sizeof(T) * problem.rows * count);
     if (wanted.input) (v == 0 ? multiply : multiply_add)(gradients.input, gradient, weight);
     if (wanted.bias) add_column_sums(gradient, gradients.bias.template mutable_data_ptr<T>() + v);
     multiply(rows_of(gradients.weight, v, v + count), transposed(gradient), problem.input);
@@ -176,13 +177,13 @@ void run(const char* in_weight_gradient, const char* in_chunks, const Problem<T>
   const bool fits = wanted.weight && problem.rows <= problem.features;
   took_branch(fits ? in_weight_gradient : in_chunks);
   if (problem.rows == 0) return;
+  if (problem.classes == 0) return run_tiles(problem.loss);
   fits ? run_in_weight_gradient(problem, wanted, gradients) : run_in_chunks(problem, wanted, gradients);
 }
 
 Tensor finished(const Tensor& gradient, bool wanted, torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType type) {
   if (!wanted) return allocate({0}, type);
-  const Tensor shaped = torch::stable::view(gradient, shape);
-  return shaped.scalar_type() == type ? shaped : torch::stable::to(shaped, type);
+  return contiguous_as(torch::stable::view(gradient, shape), type);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor linear_weight,

@@ -23,21 +23,26 @@ LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
   check(linear_weight.dim() == 2 && linear_weight.size(1) == features, "linear_weight must have shape (V, D=", features,
         "), got ", ShapeString(linear_weight));
   const int64_t classes = linear_weight.size(0);
-  check(classes > 0, "linear_weight must have at least one class, got ", ShapeString(linear_weight));
-  int64_t rows = 1;
-  for (int64_t d = 0; d + 1 < input.dim(); ++d) rows *= input.size(d);
+  const torch::headeronly::IntHeaderOnlyArrayRef row_shape(input.sizes().data(), input.dim() - 1);
+  const int64_t rows = product("input", row_shape);
+  check_sizes({{"N", rows}, {"V", classes}});
+  check_sizes({{"N", rows}, {"D", features}});
+  check_sizes({{"V", classes}, {"D", features}});
 
   const bool probabilities = target.dim() == input.dim() && !is_integral(target.scalar_type());
   if (probabilities) {
+    check_ignores_nothing(options);
     check_matches("target", target, "input", input);
     check(has_suffix(target, input, classes), "target must have shape (..., V=", classes,
           ") with the leading dimensions of input ", ShapeString(input), ", got ", ShapeString(target));
   } else {
-    check(target.dim() == input.dim() - 1 && has_suffix(target, input, -1), "target must have the shape of input ",
-          ShapeString(input), " without its last dimension (class indices), or with V=", classes,
+    const bool is_one_class = input.dim() == 1 && target.dim() == 1 && target.size(0) == 1;  // as torch takes it
+    check(is_one_class || (target.dim() == input.dim() - 1 && has_suffix(target, input, -1)),
+          "target must have the shape of input ", ShapeString(input),
+          " without its last dimension (class indices), or with V=", classes,
           " in its place (class probabilities), got ", ShapeString(target));
-    check_integral("target", target);
     check_same_device("target", target, "input", input);
+    check_integral("target", target);
   }
 
   const Tensor flat = contiguous_as(input, type);

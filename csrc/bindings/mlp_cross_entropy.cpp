@@ -10,17 +10,17 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 template <typename T>
 class Evaluation {
  public:
-  Evaluation(const MlpArguments& arguments, const Tensor& ids, const Tensor& target)
+  Evaluation(const MlpArguments& arguments, const Tensor& target)
       : arguments_(arguments),
         model_(arguments.shape, arguments.softcap),
-        data_(read_examples("ids", torch::stable::reshape(ids, {arguments.examples, arguments.shape.context_length}),
-                            "target", torch::stable::reshape(target, {arguments.examples}), std::nullopt,
-                            arguments.shape.vocab_size, nullptr, arguments.examples)),
-        memory_(new int32_t[batch_memory(data_.contexts, arguments.examples)]),
-        builder_(data_.contexts, arguments.examples, memory_.get()),
+        data_(read_examples("ids", flat(arguments.ids, {arguments.examples, arguments.shape.context_length}), "target",
+                            flat(target, {arguments.examples}), std::nullopt, arguments.shape.vocab_size, nullptr,
+                            arguments.examples)),
+        memory_(batch_memory(data_.contexts, arguments.examples)),
+        builder_(data_.contexts, arguments.examples, memory_.data()),
         parameters_(model_.size()) {
     model_.pack(arguments.parameters, parameters_.data());
-    batch_ = builder_.template build<T>(data_.pairs.get(), arguments.examples);
+    batch_ = builder_.template build<T>(data_.pairs.data(), arguments.examples);
     if (arguments.reduction == Reduction::kSum) batch_.weight = 1;
   }
 
@@ -28,8 +28,8 @@ class Evaluation {
   double run(const T* weights, T* example_losses, std::vector<Tensor>* gradients) {
     const int64_t count = arguments_.examples;
     const int32_t* entry = builder_.entry_of_example();
-    const std::unique_ptr<T[]> entries(new T[2 * count]);
-    T *entry_losses = entries.get(), *entry_weights = entry_losses + count;
+    const Workspace<T> entries(2 * count);
+    T *entry_losses = entries.data(), *entry_weights = entry_losses + count;
     if (weights != nullptr) {
       for (int64_t n = 0; n < count; ++n) entry_weights[entry[n]] = weights[n];
       batch_.weights = entry_weights;
@@ -49,10 +49,15 @@ class Evaluation {
   }
 
  private:
+  static Tensor flat(const Tensor& tensor, std::initializer_list<int64_t> shape) {
+    if (tensor.dim() == static_cast<int64_t>(shape.size())) return tensor;
+    return torch::stable::view(as_contiguous(tensor), {shape.begin(), shape.size()});
+  }
+
   const MlpArguments& arguments_;
   MlpModel<T> model_;
   Examples data_;
-  std::unique_ptr<int32_t[]> memory_;
+  Workspace<int32_t> memory_;
   BatchBuilder builder_;
   ZeroedWorkspace<T> parameters_;
   MlpBatch<T> batch_;
@@ -65,8 +70,8 @@ std::vector<Tensor> empty_gradients(const MlpArguments& arguments) {
   }
   return gradients;
 }
-Gradients as_tuple(const std::vector<Tensor>& gradients, ScalarType type) {
-  const auto at = [&](int i) { return contiguous_as(gradients[i], type); };
+Gradients as_tuple(const MlpArguments& arguments, const std::vector<Tensor>& gradients, ScalarType type) {
+  const auto at = [&](int i) { return mlp_gradient(arguments, i, gradients[i], type); };
   return {at(0), at(1), at(2), at(3), at(4)};
 }
 
@@ -84,18 +89,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor 
   if (compute_gradient) {
     gradients = empty_gradients(arguments);
   } else {
-    for (int i = 0; i < kMlpParameters; ++i) gradients.push_back(allocate({0}, compute));
+    for (int i = 0; i < kMlpParameters; ++i) gradients.push_back(allocate({0}, type));
   }
   dispatch_compute_type(embedding, [&](auto kind) {
     using T = decltype(kind);
-    Evaluation<T> evaluation(arguments, ids, target);
+    Evaluation<T> evaluation(arguments, target);
     const double total = evaluation.run(nullptr, per_example ? loss.template mutable_data_ptr<T>() : nullptr,
                                         compute_gradient ? &gradients : nullptr);
     if (per_example) return;
     const bool is_empty_mean = arguments.examples == 0 && arguments.reduction == Reduction::kMean;
     *loss.template mutable_data_ptr<T>() = is_empty_mean ? static_cast<T>(NAN) : static_cast<T>(total);
   });
-  return std::tuple_cat(std::make_tuple(loss), as_tuple(gradients, type));
+  if (compute_gradient) return std::tuple_cat(std::make_tuple(loss), as_tuple(arguments, gradients, type));
+  return {loss, gradients[0], gradients[1], gradients[2], gradients[3], gradients[4]};
 }
 
 Gradients backward(const Tensor grad_output, const Tensor ids, const Tensor target, const Tensor embedding,
@@ -107,13 +113,14 @@ Gradients backward(const Tensor grad_output, const Tensor ids, const Tensor targ
   check(grad_output.numel() == arguments.examples, "grad_output must have ", arguments.examples,
         " elements, got shape ", ShapeString(grad_output));
   check_on_cpu("grad_output", grad_output);
+  check_memory("grad_output", grad_output);
   const Tensor weights = contiguous_as(grad_output, compute_type(embedding));
   std::vector<Tensor> gradients = empty_gradients(arguments);
   dispatch_compute_type(embedding, [&](auto kind) {
     using T = decltype(kind);
-    Evaluation<T>(arguments, ids, target).run(weights.template const_data_ptr<T>(), nullptr, &gradients);
+    Evaluation<T>(arguments, target).run(weights.template const_data_ptr<T>(), nullptr, &gradients);
   });
-  return as_tuple(gradients, embedding.scalar_type());
+  return as_tuple(arguments, gradients, embedding.scalar_type());
 }
 
 }  // namespace

@@ -6,38 +6,70 @@ MlpArguments read_mlp_arguments(const Tensor& ids, const Tensor& target, const T
                                 const OptionalTensor& bias1, const Tensor& weight2, const OptionalTensor& bias2,
                                 int64_t reduction, double softcap, ScalarType type) {
   const auto options = cross_entropy_options(-100, reduction, 0, softcap, 0);
-  check(ids.dim() >= 1 && ids.size(ids.dim() - 1) > 0, "ids must have shape (..., T), got ", ShapeString(ids));
+  check_same_device("ids", ids, "embedding", embedding);
+  check_integral("ids", ids);
+  check(ids.dim() >= 1, "ids must have shape (..., T), got ()");
+  check_same_device("target", target, "embedding", embedding);
+  check_integral("target", target);
   bool matches = target.dim() == ids.dim() - 1;
   for (int64_t d = 0; matches && d < target.dim(); ++d) matches = target.size(d) == ids.size(d);
   check(matches, "target must have the shape of ids without its last dimension, ",
         ShapeString(torch::headeronly::IntHeaderOnlyArrayRef(ids.sizes().data(), ids.dim() - 1)), ", got ",
         ShapeString(target));
   check_floating("embedding", embedding);
-  check(embedding.dim() == 2 && embedding.numel() > 0, "embedding must have shape (V, D), got ",
+  check(embedding.dim() == 2, "embedding must have shape (V, D), got ", ShapeString(embedding));
+  check(embedding.size(0) > 0 || target.numel() == 0, "embedding must have at least one row, got shape ",
         ShapeString(embedding));
-  check(weight1.dim() == 2 && weight1.size(0) > 0, "weight1 must have shape (H, T*D), got ", ShapeString(weight1));
-  MlpArguments arguments{{embedding.size(0), ids.size(ids.dim() - 1), embedding.size(1), weight1.size(0), false},
-                         {},
-                         target.numel(),
-                         options.reduction,
-                         softcap};
-  const ModelShape& shape = arguments.shape;
-  const auto add = [&](int i, const Tensor& tensor, std::initializer_list<int64_t> expected, const char* meaning) {
-    check_matches(kMlpNames[i], tensor, "embedding", embedding);
-    bool fits = tensor.dim() == static_cast<int64_t>(expected.size());
-    for (size_t d = 0; fits && d < expected.size(); ++d) fits = tensor.size(d) == expected.begin()[d];
-    check(fits, kMlpNames[i], " must have shape ", meaning, " = ",
-          ShapeString(torch::headeronly::IntHeaderOnlyArrayRef(expected.begin(), expected.size())), ", got ",
-          ShapeString(tensor));
-    arguments.parameters.push_back(contiguous_as(tensor, type));
+  check(weight1.dim() == 2, "weight1 must have shape (H, T*D), got ", ShapeString(weight1));
+  const int64_t examples = target.numel(), length = ids.size(ids.dim() - 1);
+  const int64_t vocab_size = embedding.size(0), embedding_dim = embedding.size(1), hidden_dim = weight1.size(0);
+  const NamedSize n{"N", examples}, v{"V", vocab_size}, t{"T", length}, d{"D", embedding_dim}, h{"H", hidden_dim};
+  check_sizes({t, d, h});
+  check_sizes({n, t, d});
+  check_sizes({n, t, h});
+  check_sizes({v, t, d});
+  check_sizes({v, t, h});
+  check_sizes({n, v});
+
+  const std::initializer_list<int64_t> one_token = {examples, 1};
+  const auto at_least_one = [](int64_t size) { return size > 0 ? size : 1; };
+  MlpArguments arguments{
+      {at_least_one(vocab_size), at_least_one(length), at_least_one(embedding_dim), at_least_one(hidden_dim), false},
+      {},
+      {},
+      length > 0 ? ids : zeros({one_token.begin(), 2}, ScalarType::Int, ids.device()),
+      examples,
+      options.reduction,
+      softcap};
+  const auto add = [&](int i, const OptionalTensor& tensor, std::initializer_list<int64_t> expected,
+                       std::initializer_list<int64_t> computed, const char* meaning) {
+    const torch::headeronly::IntHeaderOnlyArrayRef shape(expected.begin(), expected.size());
+    if (tensor.has_value()) {
+      check_matches(kMlpNames[i], *tensor, "embedding", embedding);
+      check(tensor->sizes().equals(shape), kMlpNames[i], " must have shape ", meaning, " = ", ShapeString(shape),
+            ", got ", ShapeString(*tensor));
+    }
+    arguments.sizes.emplace_back(expected);
+    arguments.parameters.push_back(tensor.has_value() && tensor->numel() > 0
+                                       ? contiguous_as(*tensor, type)
+                                       : zeros({computed.begin(), computed.size()}, type, embedding.device()));
   };
-  const auto zeros = [&](int64_t size) { return torch::stable::new_zeros(embedding, {size}); };
-  add(0, embedding, {shape.vocab_size, shape.embedding_dim}, "(V, D)");
-  add(1, weight1, {shape.hidden_dim, shape.context_length * shape.embedding_dim}, "(H, T*D)");
-  add(2, bias1.has_value() ? *bias1 : zeros(shape.hidden_dim), {shape.hidden_dim}, "(H,)");
-  add(3, weight2, {shape.vocab_size, shape.hidden_dim}, "(V, H)");
-  add(4, bias2.has_value() ? *bias2 : zeros(shape.vocab_size), {shape.vocab_size}, "(V,)");
+  const ModelShape& shape = arguments.shape;
+  add(0, embedding, {vocab_size, embedding_dim}, {shape.vocab_size, shape.embedding_dim}, "(V, D)");
+  add(1, weight1, {hidden_dim, length * embedding_dim}, {shape.hidden_dim, shape.context_length * shape.embedding_dim},
+      "(H, T*D)");
+  add(2, bias1, {hidden_dim}, {shape.hidden_dim}, "(H,)");
+  add(3, weight2, {vocab_size, hidden_dim}, {shape.vocab_size, shape.hidden_dim}, "(V, H)");
+  add(4, bias2, {vocab_size}, {shape.vocab_size}, "(V,)");
   return arguments;
+}
+
+Tensor mlp_gradient(const MlpArguments& arguments, int i, const Tensor& gradient, ScalarType type) {
+  const std::vector<int64_t>& sizes = arguments.sizes[i];
+  for (const int64_t size : sizes) {
+    if (size == 0) return allocate(sizes, type, gradient.device());
+  }
+  return contiguous_as(gradient, type);
 }
 
 }  // namespace charlm

@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "bindings/architectures.h"
 #include "bindings/check.h"
 #include "kernels/isa.h"
 
@@ -45,13 +46,8 @@ PyObject* build_info(PyObject*, PyObject*) {
 #else
   const char* compiler = "unknown";
 #endif
-#if defined(CHARLM_CUDA_ARCHITECTURES)
-  const char* cuda = CHARLM_CUDA_ARCHITECTURES;
-#else
-  const char* cuda = nullptr;
-#endif
   return Py_BuildValue("{s:s,s:k,s:z}", "compiler", compiler, "torch_target_version",
-                       static_cast<unsigned long>(TORCH_TARGET_VERSION >> 48), "cuda", cuda);
+                       static_cast<unsigned long>(TORCH_TARGET_VERSION >> 48), "cuda", cuda_architectures());
 }
 
 PyMethodDef methods[] = {

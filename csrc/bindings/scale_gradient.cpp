@@ -58,12 +58,14 @@ void scale_gradient(const Tensor gradient, const Tensor scale, const OptionalTen
   check(scale.numel() == 1, "scale must have one element, got shape ", ShapeString(scale));
   check(class_dim >= -1 && class_dim < gradient.dim(), "class_dim must be a dimension of gradient ",
         ShapeString(gradient), " or -1, got ", class_dim);
+  check_memory("scale", scale);
   const double value = value_of(scale);
   if (value == 1.0) return;
   if (std::isfinite(value) || !target.has_value()) {
     multiply(gradient, scale);
     return;
   }
+  check_memory("target", *target);
   const Tensor classes = contiguous_as(*target, ScalarType::Long);
   const int64_t* y = classes.const_data_ptr<int64_t>();
   const int64_t rows = classes.numel();

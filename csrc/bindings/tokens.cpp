@@ -90,31 +90,33 @@ Examples read_examples(const char* contexts_name, const Tensor& contexts, const 
                        const Tensor& targets, const OptionalTensor& context_index, int64_t vocab_size,
                        const int64_t* indices, int64_t count) {
   const int64_t rows = contexts.size(0), length = contexts.size(1);
-  check(rows < (int64_t{1} << 31), contexts_name, " must have fewer than 2^31 rows, got ", ShapeString(contexts));
+  constexpr int64_t kLimit = int64_t{1} << 31;  // contexts, examples and tokens are numbered in 32 bits
+  check(rows < kLimit, contexts_name, " must have fewer than 2^31 rows, got ", ShapeString(contexts));
+  check(count < kLimit, "there must be fewer than 2^31 examples, got ", count);
+  check_sizes({{"N", count}, {"T", length}});
   check(!context_index.has_value() || context_index->dim() == 1, "context_index must have shape (N,), got ",
         context_index.has_value() ? ShapeString(*context_index) : ShapeString(contexts));
   const int64_t examples = context_index.has_value() ? context_index->numel() : rows;
   check(targets.dim() == 1 && targets.size(0) == examples, targets_name, " must have shape (N=", examples, ",), got ",
         ShapeString(targets));
 
-  const std::unique_ptr<int32_t[]> context(new int32_t[count]), target(new int32_t[count]);
-  gather_int32(targets_name, targets, indices, count, vocab_size, "classes", target.get());
-  Examples result;
+  const Workspace<int32_t> context(count), target(count);
+  gather_int32(targets_name, targets, indices, count, vocab_size, "classes", target.data());
+  Examples result{{}, {}, Workspace<Example>(count)};
   if (context_index.has_value()) {
-    gather_int32("context_index", *context_index, indices, count, rows, "contexts", context.get());
-    result.tokens = contiguous_int32(contexts_name, contexts, vocab_size, context.get(), count);
+    gather_int32("context_index", *context_index, indices, count, rows, "contexts", context.data());
+    result.tokens = contiguous_int32(contexts_name, contexts, vocab_size, context.data(), count);
     result.contexts = {length, vocab_size, rows, result.tokens.const_data_ptr<int32_t>()};
   } else {
-    const std::unique_ptr<int32_t[]> tokens(new int32_t[count * length]);
-    gather_int32(contexts_name, contexts, indices, count, vocab_size, "tokens", tokens.get());
+    const Workspace<int32_t> tokens(count * length);
+    gather_int32(contexts_name, contexts, indices, count, vocab_size, "tokens", tokens.data());
     result.tokens = allocate({count, length}, ScalarType::Int);
     int32_t* distinct = result.tokens.mutable_data_ptr<int32_t>();
-    const std::unique_ptr<int32_t[]> table(new int32_t[number_contexts_table_size(count)]);
+    const Workspace<int32_t> table(number_contexts_table_size(count));
     result.contexts = {length, vocab_size,
-                       number_contexts(tokens.get(), count, length, table.get(), context.get(), distinct), distinct};
+                       number_contexts(tokens.data(), count, length, table.data(), context.data(), distinct), distinct};
   }
-  result.pairs.reset(new Example[count]);
-  for (int64_t i = 0; i < count; ++i) result.pairs[i] = {context[i], target[i]};
+  for (int64_t i = 0; i < count; ++i) result.pairs.data()[i] = {context.data()[i], target.data()[i]};
   return result;
 }
 

@@ -1,8 +1,6 @@
 // Contexts, targets and other integer tensors, checked and as int32.
 #pragma once
 
-#include <memory>
-
 #include "bindings/check.h"
 #include "kernels/batch.h"
 
@@ -31,7 +29,7 @@ Tensor checked_int32(const char* name, const Tensor& tensor, int64_t columns, in
 struct Examples {
   ContextTable contexts;
   Tensor tokens;  // of the contexts
-  std::unique_ptr<Example[]> pairs;
+  Workspace<Example> pairs;
 };
 // Example i is number indices[i] of contexts (N, T) and targets (N,); or of contexts (U, T), each once, context_index
 // (N,) and targets (N,). Null: all N. Reads and checks what the indices name, in time proportional to their number.

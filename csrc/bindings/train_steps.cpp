@@ -5,13 +5,10 @@
 namespace charlm {
 namespace {
 
-int64_t table_row_limit(const ModelShape& shape, int64_t rows) {
-  return (rows < shape.vocab_size ? rows : shape.vocab_size) * shape.context_length;
-}
-
 // Contexts of one token are numbered by it: a bigram's step wants each row of its matrix once.
 void number_by_token(Examples* data, int64_t count) {
-  for (int64_t n = 0; n < count; ++n) data->pairs[n].context = data->contexts.tokens[data->pairs[n].context];
+  Example* pairs = data->pairs.data();
+  for (int64_t n = 0; n < count; ++n) pairs[n].context = data->contexts.tokens[pairs[n].context];
   const int64_t size = data->contexts.vocab_size;
   data->tokens = allocate({size, 1}, ScalarType::Int);
   for (int64_t v = 0; v < size; ++v) data->tokens.mutable_data_ptr<int32_t>()[v] = static_cast<int32_t>(v);
@@ -43,13 +40,14 @@ Tensor train_steps(std::vector<Tensor> parameters, std::vector<Tensor> state, co
   if (shape.is_bigram()) number_by_token(&data, count);
 
   const int64_t rows = size < data.contexts.rows ? size : data.contexts.rows;
-  const std::unique_ptr<int32_t[]> memory(new int32_t[batch_memory(data.contexts, size)]);
-  BatchBuilder builder(data.contexts, size, memory.get());
+  check_table_rows(shape, rows);
+  const Workspace<int32_t> memory(batch_memory(data.contexts, size));
+  BatchBuilder builder(data.contexts, size, memory.data());
   const Tensor losses = allocate({steps}, parameters[0].scalar_type());
   with_model(parameters, shape, softcap, [&](auto& model, auto type) {
     Training<decltype(type), std::decay_t<decltype(model)>> training(&model, parameters, state, options);
-    training.run(rates, losses, rows, table_row_limit(shape, rows), size,
-                 [&](int64_t s) { return builder.build<decltype(type)>(data.pairs.get() + s * size, size); });
+    training.run(rates, losses, rows, shape.table_rows(rows), size,
+                 [&](int64_t s) { return builder.build<decltype(type)>(data.pairs.data() + s * size, size); });
   });
   return losses;
 }

@@ -24,6 +24,7 @@ ModelShape bigram_shape(const Tensor& weight, int64_t context_length) {
   check_updatable("weight", weight, "weight", weight);
   check(weight.dim() == 2 && weight.size(0) == weight.size(1) && weight.numel() > 0,
         "weight must have shape (V, V), got ", ShapeString(weight));
+  check_sizes({{"V", weight.size(0)}, {"V", weight.size(0)}});
   check(context_length == 1, "contexts must have shape (N, 1) for a bigram, got T=", context_length);
   return {weight.size(0), 1, 0, 0, false};
 }
@@ -38,6 +39,11 @@ ModelShape mlp_shape(Tensors parameters, int64_t context_length) {
         ShapeString(parameters[2]));
   const ModelShape shape{parameters[0].size(0), context_length, parameters[0].size(1), parameters[2].size(0),
                          parameters.size() == 6};
+  const NamedSize vocab{"V", shape.vocab_size}, length{"T", context_length};
+  check_sizes({vocab, length, vocab});
+  check_sizes({vocab, length, {"D", shape.embedding_dim}});
+  check_sizes({vocab, length, {"H", shape.hidden_dim}});
+  check_sizes({length, {"D", shape.embedding_dim}, {"H", shape.hidden_dim}});
   const int64_t inputs = context_length * shape.embedding_dim;
   const auto expect = [&](size_t i, std::initializer_list<int64_t> sizes, const char* meaning) {
     check_shape(kNames[i], parameters[i], {sizes.begin(), sizes.size()}, meaning);
@@ -50,6 +56,11 @@ ModelShape mlp_shape(Tensors parameters, int64_t context_length) {
 }
 
 }  // namespace
+
+void check_table_rows(const ModelShape& shape, int64_t contexts) {
+  check(shape.table_rows(contexts) < (int64_t{1} << 31),
+        "contexts must have fewer than 2^31 tokens at positions that differ, got up to ", shape.table_rows(contexts));
+}
 
 TrainingOptions checked_options(const TrainingOptions& options) {
   const auto check_non_negative = [](const char* name, double value) {
@@ -95,8 +106,8 @@ void check_contexts(const Tensor& contexts) {
 
 Tensor checked_learning_rates(const Tensor& learning_rates) {
   check(learning_rates.dim() == 1, "learning_rates must have shape (S,), got ", ShapeString(learning_rates));
-  check_floating("learning_rates", learning_rates);
   check_on_cpu("learning_rates", learning_rates);
+  check_floating("learning_rates", learning_rates);
   return contiguous_as(learning_rates, ScalarType::Double);
 }
 

@@ -29,7 +29,13 @@ struct ModelShape {
   bool direct = false;
 
   bool is_bigram() const { return hidden_dim == 0; }
+  // The most tokens, each at a position, that so many contexts have between them.
+  int64_t table_rows(int64_t contexts) const {
+    return (contexts < vocab_size ? contexts : vocab_size) * context_length;
+  }
 };
+// They are numbered in 32 bits.
+void check_table_rows(const ModelShape& shape, int64_t contexts);
 ModelShape check_parameters(Tensors parameters, Tensors state, const TrainingOptions& options, int64_t context_length);
 void check_contexts(const Tensor& contexts);
 Tensor checked_learning_rates(const Tensor& learning_rates);
@@ -50,7 +56,7 @@ class MlpModel {
   explicit MlpModel(const ModelShape& shape, double softcap) : kernels_(cpu::select<cpu::MlpKernels<T>>()) {
     step_.layout =
         kernels_.layout(shape.vocab_size, shape.context_length, shape.embedding_dim, shape.hidden_dim, shape.direct);
-    step_.softcap = static_cast<T>(softcap);
+    step_.softcap = option_as<T>("softcap", softcap);
     step_.parallel.run = run_parallel;
   }
   int64_t size() const { return step_.layout.size(); }
@@ -107,7 +113,7 @@ class BigramModel {
  private:
   void copy(const T* in, int64_t in_stride, T* out, int64_t out_stride) const {
     const int64_t size = step_.classes.size;
-    for (int64_t v = 0; v < size; ++v) std::memcpy(out + v * out_stride, in + v * in_stride, size * sizeof(T));
+    for (int64_t v = 0; v < size; ++v) copy_bytes(out + v * out_stride, in + v * in_stride, size * sizeof(T));
   }
 
   const cpu::BigramKernels<T>& kernels_;
@@ -127,12 +133,12 @@ class Training {
     model_.pack(parameters_, flat(0));
     for (int64_t i = 0; i < options_.states(); ++i) model_.pack(state_of(i), flat(2 + i));
     update_.kind = options.kind;
-    update_.weight_decay = static_cast<T>(options.weight_decay);
-    update_.momentum = static_cast<T>(options.momentum);
-    update_.beta1 = static_cast<T>(options.beta1);
-    update_.beta2 = static_cast<T>(options.beta2);
-    update_.eps = static_cast<T>(options.eps);
-    update_.max_grad_norm = static_cast<T>(options.max_grad_norm);
+    update_.weight_decay = option_as<T>("weight_decay", options.weight_decay);
+    update_.momentum = fraction_as<T>("momentum", options.momentum);
+    update_.beta1 = fraction_as<T>("beta1", options.beta1);
+    update_.beta2 = fraction_as<T>("beta2", options.beta2);
+    update_.eps = option_as<T>("eps", options.eps);
+    update_.max_grad_norm = option_as<T>("max_grad_norm", options.max_grad_norm);
     update_.state1 = flat(2);
     update_.state2 = flat(3);
   }
@@ -145,7 +151,7 @@ class Training {
     const double* rates = learning_rates.const_data_ptr<double>();
     T* out = losses.mutable_data_ptr<T>();
     for (int64_t s = 0; s < learning_rates.numel(); ++s) {
-      set_learning_rate(rates[s], static_cast<double>(options_.first_step + s + 1));
+      set_learning_rate(s, rates[s], static_cast<double>(options_.first_step) + static_cast<double>(s + 1));
       out[s] = static_cast<T>(model_.step(next_batch(s), flat(0), flat(1), &update_, workspace.data()));
     }
     model_.unpack(flat(0), parameters_);
@@ -155,9 +161,13 @@ class Training {
  private:
   T* flat(int64_t i) const { return memory_.data() + i * model_.size(); }
   Tensors state_of(int64_t i) const { return state_.subspan(i * parameters_.size(), parameters_.size()); }
-  void set_learning_rate(double rate, double step) {
+  void set_learning_rate(int64_t s, double rate, double step) {
+    const double step_size = rate / (1 - std::pow(options_.beta1, step));
+    if (!fits<T>(rate) || !fits<T>(step_size)) [[unlikely]] {
+      option_as<T>(concatenate("learning_rates[", s, "]").c_str(), fits<T>(rate) ? step_size : rate);
+    }
     update_.learning_rate = static_cast<T>(rate);
-    update_.step_size = static_cast<T>(rate / (1 - std::pow(options_.beta1, step)));
+    update_.step_size = static_cast<T>(step_size);
     update_.inverse_second_moment = static_cast<T>(1 / std::sqrt(1 - std::pow(options_.beta2, step)));
   }
 

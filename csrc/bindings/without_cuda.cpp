@@ -3,6 +3,8 @@
 
 #include <stdexcept>
 
+#include "bindings/architectures.h"
+
 namespace charlm {
 namespace {
 
@@ -27,6 +29,8 @@ void refuse(StableIValue*, uint64_t, uint64_t) {
 }
 
 }  // namespace
+
+const char* cuda_architectures() { return nullptr; }
 
 STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, library) {
   for (const char* op : kOps) library.impl(op, refuse);

@@ -1,8 +1,6 @@
 // Working memory of kernels, and threads to run them on.
 #pragma once
 
-#include <cstring>
-
 #include "bindings/check.h"
 #include "kernels/denormals.h"
 #include "kernels/parallel.h"
@@ -13,7 +11,7 @@ namespace charlm {
 template <typename T>
 class ZeroedWorkspace : public Workspace<T> {
  public:
-  explicit ZeroedWorkspace(int64_t count) : Workspace<T>(count) { std::memset(this->data(), 0, count * sizeof(T)); }
+  explicit ZeroedWorkspace(int64_t count) : Workspace<T>(count) { fill_zero(this->data(), count * sizeof(T)); }
 };
 
 // Runs the parts of a kernel on torch's threads.

@@ -127,7 +127,7 @@ struct EmbeddingLinearKernels {
   // kColumnGroup); offsets: 2 T.
   void (*project_scatter)(const EmbeddingLinear<T>& problem, const ProjectedTable<T>& table, int64_t first,
                           int64_t last, T* scratch, int64_t* offsets);
-  // Hidden units [first, last) of dW and dbias.
+  // Hidden units [first, last) of dW and dbias; first is a multiple of the vector width.
   void (*project_weight_gradient)(const EmbeddingLinear<T>& problem, const ProjectedTable<T>& table, int64_t first,
                                   int64_t last);
   // Adds what the pairs [first, last) of one position give to dE. scratch: kGatherTileRows * stride(D).
@@ -139,8 +139,8 @@ struct EmbeddingLinearKernels {
   // Rows [first, last) of a chunk: input and gradient. scratch: 2 * stride(H).
   void (*gather_gradient)(const EmbeddingLinear<T>& problem, const GatheredChunk<T>& chunk, int64_t first, int64_t last,
                           T* scratch);
-  // Adds to hidden units [first, last) of dW and dbias; the first chunk sets them. scratch: kTransposedUnits *
-  // stride(rows of the chunk).
+  // Adds to hidden units [first, last) of dW and dbias; the first chunk sets them. first is a multiple of the vector
+  // width. scratch: kTransposedUnits * stride(rows of the chunk).
   void (*gather_weight_gradient)(const EmbeddingLinear<T>& problem, const GatheredChunk<T>& chunk, int64_t first,
                                  int64_t last, T* scratch);
   // Rows [first, last) of input_gradient.

@@ -28,7 +28,7 @@ const char* instruction_set_name(InstructionSet set) {
 }
 
 bool machine_supports([[maybe_unused]] InstructionSet set) {
-#if defined(__x86_64__) || defined(_M_X64)
+#if (defined(__x86_64__) || defined(_M_X64)) && !defined(CHARLM_GENERIC)
   __builtin_cpu_init();
   // Feature by feature: "x86-64-v4" is not a name every compiler's __builtin_cpu_supports knows.
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");

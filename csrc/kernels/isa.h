@@ -5,7 +5,8 @@
 // machine, so a binding writes `select<CrossEntropyKernels<float>>().forward(...)` and an op adds no dispatch code.
 #pragma once
 
-#if defined(__x86_64__) || defined(_M_X64)
+// CHARLM_GENERIC: one copy, whatever flags it is compiled with.
+#if (defined(__x86_64__) || defined(_M_X64)) && !defined(CHARLM_GENERIC)
 #define CHARLM_INSTRUCTION_SETS(X) X(x86_64) X(x86_64_v3) X(x86_64_v4)
 #else
 #define CHARLM_INSTRUCTION_SETS(X) X(generic)
@@ -47,7 +48,7 @@ CHARLM_INSTRUCTION_SETS(CHARLM_DECLARE_NAMESPACE)
     template <>                              \
     __VA_ARGS__ kernels<__VA_ARGS__>();      \
   }
-#if defined(__x86_64__) || defined(_M_X64)
+#if (defined(__x86_64__) || defined(_M_X64)) && !defined(CHARLM_GENERIC)
 #define CHARLM_DECLARE_KERNELS(...)                 \
   CHARLM_DECLARE_KERNELS_IN(x86_64, __VA_ARGS__)    \
   CHARLM_DECLARE_KERNELS_IN(x86_64_v3, __VA_ARGS__) \

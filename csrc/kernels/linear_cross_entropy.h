@@ -46,7 +46,8 @@ int64_t linear_cross_entropy_chunk_rows(const LinearCrossEntropy<T>& problem) {
   if (problem.chunk_rows > 0) return problem.chunk_rows;
   const int64_t rows = problem.loss.rows, value_bytes = storage_size(problem.input.storage);
   int64_t chunk = rows / kChunkParts > kChunkRows ? rows / kChunkParts : kChunkRows;
-  const int64_t fitting = kChunkBytes / (problem.loss.classes * value_bytes);
+  const int64_t row_bytes = problem.loss.classes * value_bytes;
+  const int64_t fitting = kChunkBytes / (row_bytes > 0 ? row_bytes : 1);
   if (chunk > fitting) chunk = fitting > kMinChunkRows ? fitting : kMinChunkRows;
   chunk = chunk / kChunkMultiple * kChunkMultiple;
   const bool has_sums = problem.weight_gradient != nullptr && value_bytes < static_cast<int64_t>(sizeof(T));

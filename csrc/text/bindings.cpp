@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -27,10 +28,16 @@ namespace py = pybind11;
 namespace charlm::text {
 namespace {
 
-// The memory of a one-dimensional contiguous buffer as elements of T. The caller keeps the buffer alive.
+// The memory of a one-dimensional contiguous buffer as elements of T: of bytes, or of numbers of the same kind and
+// size. The caller keeps the buffer alive.
 template <typename T>
 std::span<const T> view_as(const py::buffer_info& info) {
   const auto bytes = static_cast<size_t>(info.size * info.itemsize);
+  const bool is_floating = info.format.find_first_of("efdg") != std::string::npos;
+  if (info.itemsize != 1 && (info.itemsize != sizeof(T) || is_floating != std::is_floating_point_v<T>)) {
+    throw std::invalid_argument("expected a buffer of bytes or of elements of " + std::to_string(sizeof(T)) +
+                                " bytes, got one of format '" + info.format + "'");
+  }
   if (info.ndim != 1 || (info.size > 1 && info.strides[0] != info.itemsize)) {
     throw std::invalid_argument("expected a contiguous one-dimensional buffer");
   }
@@ -172,8 +179,15 @@ py::tuple frame(int token_size, int index_size, const py::buffer& tokens, const 
       const auto all_tokens = view_as<Token>(tokens_info);
       const auto all_ends = view_as<Index>(ends_info);
       const auto lines = view_as<Index>(order_info);
+      if (boundary < std::numeric_limits<Token>::min() || boundary > std::numeric_limits<Token>::max()) {
+        throw std::out_of_range("boundary = " + std::to_string(boundary) + " is no token of " +
+                                std::to_string(sizeof(Token)) + " bytes");
+      }
       const int64_t characters = all_ends.empty() ? 0 : all_ends.back();
       const int64_t size = framed_size(characters, std::ssize(lines), context_length);
+      if (characters > static_cast<int64_t>(all_tokens.size())) {
+        throw std::out_of_range("ends must rise from 0 to the number of tokens");
+      }
       if (characters + std::ssize(lines) > std::numeric_limits<Index>::max()) {
         throw std::length_error("too many examples for index_size=4");
       }
@@ -189,19 +203,24 @@ py::tuple frame(int token_size, int index_size, const py::buffer& tokens, const 
 }
 
 py::tuple distinct_contexts(int token_size, int index_size, const py::buffer& tokens, const py::buffer& ends,
-                            int64_t context_length) {
+                            int64_t context_length, int64_t vocab_size) {
   const py::buffer_info tokens_info = tokens.request();
   const py::buffer_info ends_info = ends.request();
   return with_token_type(token_size, [&](auto token) {
     return with_index_type(index_size, [&](auto number) {
       using Token = decltype(token);
       using Index = decltype(number);
+      const auto all_tokens = view_as<Token>(tokens_info);
       const auto all_ends = view_as<Index>(ends_info);
+      {
+        py::gil_scoped_release release;
+        check_examples(all_tokens, all_ends, context_length, vocab_size);
+      }
       auto [index_bytes, index] = allocate<Index>(all_ends.empty() ? 0 : all_ends.back());
       DistinctContexts<Token> distinct;
       {
         py::gil_scoped_release release;
-        distinct = find_distinct_contexts(view_as<Token>(tokens_info), all_ends, context_length, index);
+        distinct = find_distinct_contexts(all_tokens, all_ends, context_length, index);
       }
       return py::make_tuple(to_bytearray(distinct.starts), index_bytes, to_bytearray(distinct.row_ptr),
                             to_bytearray(distinct.targets), to_bytearray(distinct.counts));
@@ -210,6 +229,7 @@ py::tuple distinct_contexts(int token_size, int index_size, const py::buffer& to
 }
 
 // A sampler for one thread at a time. Others get an error: to wait with the GIL for one that needs it is a deadlock.
+// One that ran out of memory halfway through a change can only be thrown away.
 class ExclusiveSampler {
  public:
   ExclusiveSampler(std::u32string characters, int64_t context_length, int64_t max_contexts)
@@ -218,17 +238,13 @@ class ExclusiveSampler {
   void start(const py::buffer& context, uint64_t seed, int64_t first, int64_t count, int64_t max_tokens, int32_t end) {
     const std::unique_lock lock = acquire();
     const py::buffer_info info = context.request();
-    py::gil_scoped_release release;
-    sampler_.start(view_as<int32_t>(info), seed, first, count, max_tokens, end);
+    change([&] { sampler_.start(view_as<int32_t>(info), seed, first, count, max_tokens, end); });
   }
 
   py::bytearray advance() {
     const std::unique_lock lock = acquire();
     std::span<const int32_t> missing;
-    {
-      py::gil_scoped_release release;
-      missing = sampler_.advance();
-    }
+    change([&] { missing = sampler_.advance(); });
     auto [bytes, contexts] = allocate<int32_t>(std::ssize(missing));
     std::copy(missing.begin(), missing.end(), contexts.begin());
     return bytes;
@@ -237,8 +253,7 @@ class ExclusiveSampler {
   void add(const py::buffer& weights) {
     const std::unique_lock lock = acquire();
     const py::buffer_info info = weights.request();
-    py::gil_scoped_release release;
-    sampler_.add(view_as<double>(info));
+    change([&] { sampler_.add(view_as<double>(info)); });
   }
 
   int64_t unfinished() {
@@ -262,10 +277,26 @@ class ExclusiveSampler {
   std::unique_lock<std::mutex> acquire() {
     std::unique_lock lock(mutex_, std::try_to_lock);
     if (!lock) throw std::runtime_error("another thread is using this Sampler");
+    if (broken_) throw std::runtime_error("this Sampler ran out of memory, and cannot go on");
     return lock;
   }
 
+  // Without the GIL. What the caller has done wrong is found before anything changes.
+  template <typename Change>
+  void change(const Change& body) {
+    py::gil_scoped_release release;
+    broken_ = true;
+    try {
+      body();
+    } catch (const std::invalid_argument&) {
+      broken_ = false;
+      throw;
+    }
+    broken_ = false;
+  }
+
   std::mutex mutex_;
+  bool broken_ = false;
   Sampler sampler_;
 };
 
@@ -314,5 +345,5 @@ PYBIND11_MODULE(_text, m) {
   m.def("frame_lines", &frame, py::arg("token_size"), py::arg("index_size"), py::arg("tokens"), py::arg("ends"),
         py::arg("order"), py::arg("context_length"), py::arg("boundary"));
   m.def("distinct_contexts", &distinct_contexts, py::arg("token_size"), py::arg("index_size"), py::arg("tokens"),
-        py::arg("ends"), py::arg("context_length"));
+        py::arg("ends"), py::arg("context_length"), py::arg("vocab_size"));
 }

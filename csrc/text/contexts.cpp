@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string>
 #include <type_traits>
 #include <utility>
 
@@ -123,18 +124,6 @@ void count_targets(const std::vector<Token>& ordered, DistinctContexts<Token>& d
 template <typename Token, typename Index>
 DistinctContexts<Token> find_distinct_contexts(std::span<const Token> tokens, std::span<const Index> ends,
                                                int64_t context_length, std::span<Index> index) {
-  const int64_t examples = ends.empty() ? 0 : ends.back();
-  if (static_cast<int64_t>(index.size()) != examples || !std::is_sorted(ends.begin(), ends.end())) {
-    throw std::out_of_range("ends must rise to the number of examples");
-  }
-  if (context_length < 1 || context_length > static_cast<int64_t>(tokens.size())) {
-    throw std::out_of_range("context_length must be from 1 to the number of tokens");
-  }
-  const auto last_start = examples - 1 + (static_cast<int64_t>(ends.size()) - 1) * (context_length - 1);
-  if (examples > 0 && last_start + context_length >= static_cast<int64_t>(tokens.size())) {
-    throw std::out_of_range("the examples lie outside the tokens");
-  }
-
   DistinctContexts<Token> distinct;
   ContextTable<Token> table(tokens, context_length);
   for_each_example(ends, context_length,
@@ -154,7 +143,40 @@ DistinctContexts<Token> find_distinct_contexts(std::span<const Token> tokens, st
   return distinct;
 }
 
+template <typename Token, typename Index>
+void check_examples(std::span<const Token> tokens, std::span<const Index> ends, int64_t context_length,
+                    int64_t vocab_size) {
+  const auto refuse = [](std::string message) { throw std::out_of_range(std::move(message)); };
+  const auto size = static_cast<int64_t>(tokens.size()), lines = static_cast<int64_t>(ends.size());
+  if (context_length < 1 || context_length > size) {
+    refuse("context_length must be from 1 to the number of tokens, " + std::to_string(size) + ", got " +
+           std::to_string(context_length));
+  }
+  for (int64_t i = 0; i < lines; ++i) {
+    const int64_t before = i > 0 ? ends[i - 1] : 0;
+    if (ends[i] < before) {
+      refuse("ends must rise from 0 to the number of examples, got ends[" + std::to_string(i) +
+             "] = " + std::to_string(ends[i]) + " after " + std::to_string(before));
+    }
+  }
+  // An example is one of the tokens, which bounds both terms.
+  const int64_t examples = lines > 0 ? ends[lines - 1] : 0, others = context_length - 1;
+  const bool fits = examples < size && (others == 0 || lines <= size / others) &&
+                    (examples == 0 || examples - 1 + (lines - 1) * others + context_length < size);
+  if (!fits) {
+    refuse("the examples lie outside the tokens: " + std::to_string(examples) + " examples of " +
+           std::to_string(lines) + " lines, " + std::to_string(size) + " tokens");
+  }
+  const auto is_bad = [&](Token token) { return token < 0 || static_cast<int64_t>(token) >= vocab_size; };
+  const auto bad = std::find_if(tokens.begin(), tokens.end(), is_bad);
+  if (bad != tokens.end()) {
+    refuse("tokens[" + std::to_string(bad - tokens.begin()) + "] = " + std::to_string(*bad) +
+           " is out of range for a vocabulary of " + std::to_string(vocab_size));
+  }
+}
+
 #define CHARLM_INSTANTIATE(Token, Index)                                                                           \
+  template void check_examples(std::span<const Token>, std::span<const Index>, int64_t, int64_t);                  \
   template DistinctContexts<Token> find_distinct_contexts(std::span<const Token>, std::span<const Index>, int64_t, \
                                                           std::span<Index>);
 CHARLM_INSTANTIATE(uint8_t, int32_t)

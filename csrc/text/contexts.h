@@ -19,9 +19,15 @@ struct DistinctContexts {
 // Example j, in the line k with ends[k - 1] <= j < ends[k], has its context at tokens[j + k * (context_length - 1)] and
 // the context_length - 1 following, and the token after these as its target. `index` (N,), N = ends.back(), becomes the
 // number of each example's context. Token is uint8_t, int16_t or int32_t, Index is int32_t or int64_t.
-// std::out_of_range if an example lies outside the tokens.
+// All of it has passed check_examples.
 template <typename Token, typename Index>
 DistinctContexts<Token> find_distinct_contexts(std::span<const Token> tokens, std::span<const Index> ends,
                                                int64_t context_length, std::span<Index> index);
+
+// std::out_of_range, in time proportional to the arrays, if `ends` do not rise from at least 0, if an example lies
+// outside the tokens, or if a token is not in [0, vocab_size).
+template <typename Token, typename Index>
+void check_examples(std::span<const Token> tokens, std::span<const Index> ends, int64_t context_length,
+                    int64_t vocab_size);
 
 }  // namespace charlm::text

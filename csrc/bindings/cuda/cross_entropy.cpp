@@ -1,5 +1,3 @@
-#include <limits>
-
 #include "bindings/cross_entropy_arguments.h"
 #include "bindings/cuda/upstream.h"
 
@@ -10,9 +8,7 @@ template <typename T>
 CrossEntropyArguments<T> read_arguments(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                                         const CrossEntropyOptions& options) {
   CrossEntropyArguments<T> arguments = read_cross_entropy_arguments<T>(input, target, weight, options);
-  constexpr int64_t kMaxClasses = std::numeric_limits<int32_t>::max() / 2;
-  check(arguments.problem.classes <= kMaxClasses, "input must have at most ", kMaxClasses, " classes on CUDA, got ",
-        arguments.problem.classes);
+  check_class_count(arguments.problem.classes);
   return arguments;
 }
 
@@ -68,6 +64,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor targ
       call.check(cuda::cross_entropy_reduce<T>(run.loss_parts, weights, parts, loss.template mutable_data_ptr<T>(),
                                                call.stream()));
     }
+    if (problem.classes == 0) finish_without_classes(options.reduction, target, loss);
     result.emplace(loss, lse, gradient);
   });
   return *result;

@@ -12,17 +12,26 @@ struct Arguments {
 
   Arguments(const Tensor& ids, const Tensor& weight, const OptionalTensor& bias, int64_t activation, int64_t vocab_size,
             int64_t embedding_dim)
-      : ids(with_rows(ids)),
-        weight(torch::stable::contiguous(weight)),
-        bias(bias.has_value() ? OptionalTensor(torch::stable::contiguous(*bias)) : std::nullopt) {
+      : ids(ids.size(ids.dim() - 1) > 0 ? with_rows(ids) : one_token_each(ids)),
+        weight(as_contiguous(weight)),
+        bias(bias.has_value() ? OptionalTensor(as_contiguous(*bias)) : std::nullopt) {
     call.ids = token_ids(this->ids);
-    call.vocab_size = vocab_size;
-    call.embedding_dim = embedding_dim;
+    // Contexts of no tokens are computed as contexts of one token, which has no dimensions.
+    const bool has_tokens = ids.size(ids.dim() - 1) > 0;
+    call.vocab_size = has_tokens ? vocab_size : 1;
+    call.embedding_dim = has_tokens ? embedding_dim : 0;
     call.hidden_dim = weight.size(0);
     call.activation = static_cast<Activation>(activation);
     call.storage = storage_of(weight);
     call.weight = this->weight.const_data_ptr();
     call.bias = this->bias.has_value() ? this->bias->const_data_ptr() : nullptr;
+  }
+
+ private:
+  static Tensor one_token_each(const Tensor& ids) {
+    const int64_t rows = context_rows(ids);
+    const int64_t sizes[] = {rows, 1};
+    return zeros({sizes, 2}, ScalarType::Int, ids.device());
   }
 };
 
@@ -31,7 +40,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor ids, const Tensor embedding, con
   const DeviceCall device("embedding", embedding);
   check_embedding_linear(ids, embedding, weight, bias, activation);
   Arguments arguments(ids, weight, bias, activation, embedding.size(0), embedding.size(1));
-  const Tensor table = torch::stable::contiguous(embedding);
+  const Tensor table = as_contiguous(embedding);
   arguments.call.embedding = table.const_data_ptr();
   const Tensor output = allocate(layer_shape(ids, weight), embedding.scalar_type(), device.device);
   arguments.call.output = output.mutable_data_ptr();
@@ -66,7 +75,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tens
   } else {
     arguments.call.embedding = rows.const_data_ptr();
   }
-  const Tensor upstream = torch::stable::contiguous(grad_output), result = torch::stable::contiguous(output);
+  const Tensor upstream = as_contiguous(grad_output), result = as_contiguous(output);
   arguments.call.grad_output = upstream.const_data_ptr();
   arguments.call.output = const_cast<void*>(result.const_data_ptr());
 
@@ -83,6 +92,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tens
   const Tensor bias_gradient = gradient_of({weight.size(0)}, wants_bias, &arguments.call.bias_gradient);
   took_branch(cuda::embedding_linear_projects(arguments.call) ? "embedding_linear_backward/project"
                                                               : "embedding_linear_backward/gather");
+  if (arguments.call.embedding_dim == 0) torch::stable::fill_(embedding_gradient, 0);
   TorchLibrary library(device);
   device.check(cuda::embedding_linear_backward(arguments.call, library, device.stream()));
   return {embedding_gradient, weight_gradient, bias_gradient};

@@ -23,6 +23,7 @@ cuda::Matrix matrix(const Tensor& tensor) {
 template <typename T>
 cuda::LinearCrossEntropy<T> problem_of(const LinearCrossEntropyArguments<T>& arguments,
                                        const CrossEntropyOptions& options) {
+  check_class_count(arguments.classes);
   cuda::LinearCrossEntropy<T> problem;
   problem.input = matrix(arguments.input);
   problem.weight = matrix(arguments.weight);
@@ -84,6 +85,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, c
     const Gradients gradients = allocate_gradients(input, linear_weight, target,
                                                    {input_gradient, weight_gradient, bias_gradient, false}, &problem);
     run("linear_cross_entropy_forward/in_chunks", "linear_cross_entropy_forward/at_once", call, problem);
+    if (arguments.classes == 0) finish_without_classes(options.reduction, target, loss);
     result.emplace(loss, lse, gradients.input, gradients.weight, gradients.bias);
   });
   return *result;

@@ -21,6 +21,7 @@ struct Call {
   DeviceCall device;
   MlpArguments arguments;
   ScalarType type;  // of the results
+  bool has_gradient;
   Tensor ids, target;
   std::vector<Tensor> gradients;
 
@@ -30,12 +31,9 @@ struct Call {
       : device("embedding", embedding),
         arguments(read_mlp_arguments(ids, target, embedding, weight1, bias1, weight2, bias2, reduction, softcap,
                                      product_type(embedding, weight2))),
-        type(embedding.scalar_type()) {
-    check_integral("ids", ids);
-    check_same_device("ids", ids, "embedding", embedding);
-    check_integral("target", target);
-    check_same_device("target", target, "embedding", embedding);
-    this->ids = with_rows(ids);
+        type(embedding.scalar_type()),
+        has_gradient(has_gradient) {
+    this->ids = with_rows(arguments.ids);
     this->target = contiguous_as(target, ScalarType::Long);
     for (const Tensor& parameter : arguments.parameters) {
       gradients.push_back(has_gradient ? allocate(parameter.sizes(), parameter.scalar_type(), device.device)
@@ -63,13 +61,13 @@ struct Call {
     output.loss.classes = hidden.vocab_size;
     output.loss.target = target.const_data_ptr<int64_t>();
     output.loss.ignore_index = std::numeric_limits<int64_t>::min();  // none is ignored
-    output.loss.softcap = static_cast<T>(arguments.softcap);
+    output.loss.softcap = option_as<T>("softcap", arguments.softcap);
     output.mean = arguments.reduction == Reduction::kMean;
     return problem;
   }
 
   template <typename T>
-  void run(const char* in_tiles, const char* in_layers, cuda::MlpCrossEntropy<T> problem, bool has_gradient) const {
+  void run(const char* in_tiles, const char* in_layers, cuda::MlpCrossEntropy<T> problem) const {
     problem.has_gradient = has_gradient;
     if (has_gradient) {
       problem.hidden.embedding_gradient = gradients[0].mutable_data_ptr();
@@ -84,7 +82,9 @@ struct Call {
   }
 
   Gradients results() const {
-    const auto at = [&](int i) { return contiguous_as(gradients[i], type); };
+    const auto at = [&](int i) {
+      return has_gradient ? mlp_gradient(arguments, i, gradients[i], type) : contiguous_as(gradients[i], type);
+    };
     return {at(0), at(1), at(2), at(3), at(4)};
   }
 };
@@ -102,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor 
     using T = decltype(type);
     auto problem = call.problem<T>();
     (per_row ? problem.output.row_loss : problem.output.total_loss) = loss.template mutable_data_ptr<T>();
-    call.run("mlp_cross_entropy_forward/in_tiles", "mlp_cross_entropy_forward/in_layers", problem, compute_gradient);
+    call.run("mlp_cross_entropy_forward/in_tiles", "mlp_cross_entropy_forward/in_layers", problem);
   });
   return std::tuple_cat(std::make_tuple(loss), call.results());
 }
@@ -115,12 +115,13 @@ Gradients backward(const Tensor grad_output, const Tensor ids, const Tensor targ
   check(grad_output.numel() == call.arguments.examples, "grad_output must have ", call.arguments.examples,
         " elements, got shape ", ShapeString(grad_output));
   check_same_device("grad_output", grad_output, "embedding", embedding);
+  check_memory("grad_output", grad_output);
   const Tensor upstream = contiguous_as(grad_output, compute_type(embedding));
   dispatch_compute_type(embedding, [&](auto type) {
     using T = decltype(type);
     auto problem = call.problem<T>();
     problem.output.loss.row_scale = upstream.template const_data_ptr<T>();
-    call.run("mlp_cross_entropy_backward/in_tiles", "mlp_cross_entropy_backward/in_layers", problem, true);
+    call.run("mlp_cross_entropy_backward/in_tiles", "mlp_cross_entropy_backward/in_layers", problem);
   });
   return call.results();
 }

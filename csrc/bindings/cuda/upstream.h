@@ -1,10 +1,24 @@
-// The upstream gradient of a loss, which stays on the device.
+// What the losses for CUDA share: the number of classes, and the upstream gradient, which stays on the device.
 #pragma once
+
+#include <cmath>
+#include <limits>
 
 #include "bindings/cross_entropy.h"
 #include "bindings/cuda/device_call.h"
 
 namespace charlm {
+
+// Kernels count classes in 32 bits.
+inline void check_class_count(int64_t classes) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 2;
+  check(classes <= kMost, "there must be at most ", kMost, " classes on CUDA, got ", classes);
+}
+
+// The mean over rows of probabilities divides by their number as torch counts it, by elements: 0 / 0 without classes.
+inline void finish_without_classes(Reduction reduction, const Tensor& target, const Tensor& loss) {
+  if (reduction == Reduction::kMean && !is_integral(target.scalar_type())) torch::stable::fill_(loss, NAN);
+}
 
 // Points row_scale at it under "none", and `factor` otherwise. The result holds its memory.
 template <typename T>
@@ -15,6 +29,7 @@ Tensor read_upstream(const Tensor& grad_output, const Tensor& input, Reduction r
   const int64_t expected = per_row ? problem->rows : 1;
   check(grad_output.numel() == expected, "grad_output must have ", expected, " elements, got shape ",
         ShapeString(grad_output));
+  check_memory("grad_output", grad_output);
   const Tensor upstream = contiguous_as(grad_output, compute_type(input));
   if (per_row) {
     problem->row_scale = upstream.template const_data_ptr<T>();

@@ -47,17 +47,34 @@ T row_maximum(const T* row, int64_t classes) {
   return maximum_lane<T>(largest);
 }
 
+// Long rows are summed in pieces of so many vectors, whose sums are added in double: one sum in float would lose a
+// digit for every ten values that it is larger than what is added, and where all values are equal not by chance, but in
+// one direction.
+constexpr int64_t kPieceVectors = 32;
+
+// body(first, count) for the pieces of a row.
+template <typename T, typename Body>
+CHARLM_INLINE void for_each_piece_of_row(int64_t classes, const Body& body) {
+  constexpr int64_t kPiece = kPieceVectors * kWidth<T>;
+  for (int64_t c = 0; c < classes; c += kPiece) body(c, classes - c < kPiece ? classes - c : kPiece);
+}
+
 // sum_c exp(z_c - shift); each exp(z_c - shift) is kept in `exponentials` where that is not null.
 template <typename T, bool kCapped>
 CHARLM_INLINE T sum_of_exponentials(const T* row, int64_t classes, Softcap<T, kCapped> softcap, T shift,
                                     T* exponentials) {
-  Vec<T> sum = {};
-  for_each_vector<T>(classes, [&](int64_t c, int lanes) {
-    const Vec<T> e = exp(softcap(load_lanes<T>(row + c, lanes, 0)) - shift);
-    if (exponentials != nullptr) store_lanes<T>(exponentials + c, e, lanes);
-    sum = sum + (lanes == kWidth<T> ? e : keep_lanes<T>(e, lanes));
+  double total = 0;
+  for_each_piece_of_row<T>(classes, [&](int64_t first, int64_t count) {
+    Vec<T> sum = {};
+    for_each_vector<T>(count, [&](int64_t i, int lanes) {
+      const int64_t c = first + i;
+      const Vec<T> e = exp(softcap(load_lanes<T>(row + c, lanes, 0)) - shift);
+      if (exponentials != nullptr) store_lanes<T>(exponentials + c, e, lanes);
+      sum = sum + (lanes == kWidth<T> ? e : keep_lanes<T>(e, lanes));
+    });
+    total += sum_lanes<T>(sum);
   });
-  return sum_lanes<T>(sum);
+  return (T)total;
 }
 
 // The part of a_c that a whole row shares the formula of: class probabilities, or the smoothing of a class index.
@@ -66,6 +83,7 @@ struct TargetRow {
   const T* probability;  // null: class index
   const T* weight;       // null: 1
   T keep, spread;        // 1 - smoothing, smoothing / C
+  T smoothing;
 
   CHARLM_INLINE Vec<T> operator()(int64_t c, int lanes) const {
     Vec<T> a = broadcast<T>(spread);
@@ -74,20 +92,27 @@ struct TargetRow {
     return lanes == kWidth<T> ? a : keep_lanes<T>(a, lanes);
   }
   bool is_zero() const { return probability == nullptr && spread == 0; }
+  bool is_constant() const { return probability == nullptr && weight == nullptr; }
 };
 
 // sum_c a_c and sum_c a_c (z_c - shift)
 template <typename T, bool kCapped>
 void target_sums(const T* row, int64_t classes, Softcap<T, kCapped> softcap, T shift, const TargetRow<T>& a, T* total,
                  T* product) {
-  Vec<T> totals = {}, products = {};
-  for_each_vector<T>(classes, [&](int64_t c, int lanes) {
-    const Vec<T> z = softcap(load_lanes<T>(row + c, lanes, 0)) - shift;
-    totals = totals + a(c, lanes);
-    products = products + a(c, lanes) * (lanes == kWidth<T> ? z : keep_lanes<T>(z, lanes));
+  double total_sum = 0, product_sum = 0;
+  for_each_piece_of_row<T>(classes, [&](int64_t first, int64_t count) {
+    Vec<T> totals = {}, products = {};
+    for_each_vector<T>(count, [&](int64_t i, int lanes) {
+      const int64_t c = first + i;
+      const Vec<T> z = softcap(load_lanes<T>(row + c, lanes, 0)) - shift;
+      totals = totals + a(c, lanes);
+      products = products + a(c, lanes) * (lanes == kWidth<T> ? z : keep_lanes<T>(z, lanes));
+    });
+    total_sum += sum_lanes<T>(totals);
+    product_sum += sum_lanes<T>(products);
   });
-  *total = sum_lanes<T>(totals);
-  *product = sum_lanes<T>(products);
+  *total = a.is_constant() ? a.smoothing : (T)total_sum;
+  *product = (T)product_sum;
 }
 
 // A tile of up to kRows rows. Results are computed a vector of rows at a time, so the arrays hold harmless values for
@@ -108,7 +133,7 @@ struct Tile {
 
   bool is_ignored(int64_t r) const { return p.target != nullptr && p.target[first + r] == p.ignore_index; }
   TargetRow<T> target_row(int64_t r) const {
-    return {p.target == nullptr ? probabilities.row(r) : nullptr, p.weight, keep, spread};
+    return {p.target == nullptr ? probabilities.row(r) : nullptr, p.weight, keep, spread, p.label_smoothing};
   }
   // Forward leaves each e^(z - shift) where the gradient goes, to be scaled. A cap's derivative needs the logits again.
   bool keeps_exponentials() const { return !kCapped && !p.lse_is_known && gradient.data != nullptr; }
@@ -215,8 +240,31 @@ struct Tile {
     });
   }
 
+  // One class has probability 1 whatever its logit z: no loss but the penalty on lse = z. What would be the difference
+  // of two equal numbers is z - z: 0, but NaN where z is not finite.
+  void run_one_class() const {
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t n = first + r;
+      const T in = logits.row(r)[0], z = softcap(in), zero = z - z;
+      if (!p.lse_is_known) {
+        p.loss[n] = is_ignored(r) ? 0 : zero + p.z_loss * z * z;
+        p.shift[n] = z;
+        p.log_sum[n] = 0;
+      }
+      const T scale = p.scale * (p.row_scale != nullptr ? p.row_scale[n] : (T)1);
+      if (probabilities_gradient.data != nullptr) probabilities_gradient.row(r)[0] = zero * scale;
+      if (gradient.data == nullptr) continue;
+      const T slope = kCapped ? softcap.derivative(broadcast<T>(in))[0] : (T)1;
+      gradient.row(r)[0] = is_ignored(r) ? 0 : (zero + 2 * p.z_loss * z * slope) * scale;
+    }
+  }
+
   void run(T* scratch) {
     open(scratch);
+    if (classes == 1) {
+      run_one_class();
+      return close();
+    }
     p.lse_is_known ? take_known_lse() : choose_shifts();
     read_targets();
     if (!p.lse_is_known) {
@@ -256,8 +304,9 @@ struct NarrowTile {
     const auto flat = [&](const ClassMatrix& matrix) {
       return is_direct<T>(matrix) && matrix.outer_stride == p.classes;
     };
-    return p.classes <= kMaxNarrowClasses && p.target != nullptr && p.label_smoothing == 0 && p.softcap == 0 &&
-           !p.lse_is_known && flat(p.input) && (p.input_gradient.data == nullptr || flat(p.input_gradient));
+    return p.classes > 1 && p.classes <= kMaxNarrowClasses && p.target != nullptr && p.label_smoothing == 0 &&
+           p.softcap == 0 && !p.lse_is_known && flat(p.input) &&
+           (p.input_gradient.data == nullptr || flat(p.input_gradient));
   }
 
   explicit NarrowTile(const CrossEntropy<T>& problem) : p(problem) {

@@ -164,9 +164,9 @@ MlpLayout make_layout(int64_t vocab_size, int64_t context_length, int64_t embedd
 
 template <typename T>
 int64_t workspace(const MlpLayout& layout, int64_t rows, int64_t table_rows, int64_t entries) {
-  MlpStep<T> problem;  // laid out from address 0
+  MlpStep<T> problem;  // without memory: its pieces are only counted
   problem.layout = layout;
-  return MlpMemory<T>(problem, rows, table_rows, entries).end - static_cast<T*>(nullptr);
+  return MlpMemory<T>(problem, rows, table_rows, entries).size;
 }
 
 template <typename T>

@@ -1,20 +1,34 @@
 // Where everything lies that a training step works on: pieces of its workspace, and blocks (kernels/blocks.h) of them.
 #pragma once
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "kernels/cpu/block_gemm.h"
 #include "kernels/cpu/softmax_rows.h"
 #include "kernels/mlp_cross_entropy.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
 
-// Hands out pieces of the workspace, each aligned to a cache line.
+// Hands out pieces of the workspace, each aligned to a cache line; or only counts what they take. AddressSanitizer is
+// told where each ends, as it sees but one piece of memory.
 template <typename T>
 struct Arena {
-  T* next;
+  T* memory;  // null: only count
+  int64_t used = 0;
 
   T* take(int64_t count) {
-    T* piece = next;
-    next += (count + 15) / 16 * 16;
+    T* piece = memory != nullptr ? memory + used : nullptr;
+    used += (count + 15) / 16 * 16;
+#if defined(__SANITIZE_ADDRESS__)
+    constexpr int64_t kGap = 32;
+    used += kGap;
+    if (piece != nullptr) {
+      __asan_unpoison_memory_region(piece, count * sizeof(T));
+      __asan_poison_memory_region(piece + count, (memory + used - piece - count) * sizeof(T));
+    }
+#endif
     return piece;
   }
 };
@@ -53,7 +67,7 @@ struct MlpMemory {
   T* weight1_transposed;  // (T, width of a block, D in blocks)
   T* target_logits;       // (entries,)
   Slot<T> slots[MlpTiling::kMaxSlots];
-  T* end;
+  int64_t size;  // of all these
 
   MlpMemory(const MlpStep<T>& problem, int64_t rows, int64_t table_rows, int64_t entries)
       : step(problem),
@@ -70,7 +84,7 @@ struct MlpMemory {
     weight1_transposed = arena.take(layout.context_length * kMaxVectors * kWidth<T> * layout.dims.padded());
     target_logits = problem.entry_losses != nullptr ? problem.entry_losses : arena.take(entries);
     for (int64_t s = 0; s < tiling.slots; ++s) slots[s] = make_slot(&arena, s);
-    end = arena.next;
+    size = arena.used;
   }
 
   bool fused() const { return tiling.is_fused(); }

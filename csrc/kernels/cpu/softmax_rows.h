@@ -34,6 +34,10 @@ struct SoftmaxTile {
     return total;
   }
 
+  // One class has probability 1 whatever its logit: no loss, no gradient. A shift by the logit makes the loss exactly
+  // 0.
+  bool has_one_class() const { return classes.size == 1; }
+
   // Calls body(row, values, lanes) for every vector of the blocks [begin, end); `lanes` < kWidth before padding.
   template <typename Body>
   CHARLM_INLINE void each_vector(int64_t begin, int64_t end, const Body& body) const {
@@ -52,8 +56,9 @@ struct SoftmaxTile {
     each_vector(begin, end, [&](int64_t, T* values, int) { store(values, tanh(load(values) * inverse) * softcap); });
   }
 
-  // Whether every logit is between -kUnshifted and kUnshifted.
+  // Whether every logit is between -kUnshifted and kUnshifted, so that no shift is needed.
   bool is_small(int64_t begin, int64_t end) const {
+    if (has_one_class()) return false;
     IntVec<T> beyond = {};
     each_vector(begin, end, [&](int64_t, T* values, int) {  // padding is small
       const Vec<T> logits = load(values);
@@ -131,7 +136,7 @@ struct SoftmaxTile {
             g = exp(g - shift[r]) * (1 - t * t);
             if (used - c < kWidth<T>) g = keep_lanes<T>(g, (int)(used - c));
           }
-          store(row + c, g * scale[r]);
+          store(row + c, has_one_class() ? g - g : g * scale[r]);  // NaN stays NaN
         }
       }
     }
@@ -139,6 +144,7 @@ struct SoftmaxTile {
 
   // The targets' part, times `scale`. target_logits are those of target_logits().
   void backward_targets(int64_t begin, int64_t end, const T* target_logits, T scale) const {
+    if (has_one_class()) return;
     const int64_t first_class = classes.begin(begin), end_class = classes.begin(end), last_entry = entries_end();
     for (int64_t e = entries_begin(); e < last_entry; ++e) {
       const int64_t target = batch.targets[e];

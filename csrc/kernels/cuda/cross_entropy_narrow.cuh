@@ -40,7 +40,7 @@ bool is_flat(const ClassMatrix& matrix, const CrossEntropy<T>& p) {
 
 template <typename T>
 bool is_narrow(const CrossEntropy<T>& p) {
-  return p.classes <= kNarrowClasses && p.target != nullptr && is_flat(p.input, p) &&
+  return p.classes > 0 && p.classes <= kNarrowClasses && p.target != nullptr && is_flat(p.input, p) &&
          (p.input_gradient.data == nullptr || is_flat(p.input_gradient, p));
 }
 

@@ -128,7 +128,11 @@ __device__ inline T row_loss(const CrossEntropy<T>& p, const RowTarget<T>& targe
   const T log_sum = log(part.sum), lse = part.shift + log_sum;
   T loss = 0;
   if (target.index >= 0) loss = target.index_weight * (log_sum - (logit<T, kPlain>(p, target_input) - part.shift));
-  if constexpr (!kPlain) loss += part.total * log_sum - part.product;
+  if constexpr (!kPlain) {
+    // Where it is known it is not taken from a sum, which has lost digits. Without classes log_sum is infinite.
+    const T total = total_is_unknown(p) ? part.total : p.label_smoothing;
+    if (p.classes > 0) loss += total * log_sum - part.product;
+  }
   return p.z_loss != 0 ? loss + p.z_loss * lse * lse : loss;
 }
 
@@ -147,8 +151,10 @@ __device__ inline RowGradient<T> row_gradient(const CrossEntropy<T>& p, int64_t 
   if (!target.valid) scale = not_a_number<T>();
   T weight = target.index_weight;
   if constexpr (!kPlain) weight += total_is_unknown(p) ? total : p.label_smoothing;
-  weight += 2 * p.z_loss * (shift + log_sum);
-  return {shift, log_sum, weight * scale / sum, scale, target.index_weight * scale, target.ignored};
+  const T penalty = 2 * p.z_loss * (shift + log_sum);
+  // One class has probability 1, so that all but the penalty cancels; exactly, if it is not computed.
+  if (p.classes == 1) return {shift, log_sum, penalty * scale / sum, 0 * scale, 0 * scale, target.ignored};
+  return {shift, log_sum, (weight + penalty) * scale / sum, scale, target.index_weight * scale, target.ignored};
 }
 
 template <typename T, bool kPlain>

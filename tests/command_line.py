@@ -1,0 +1,46 @@
+"""Runs `charlm` in the process of the test, and says what came of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from charlm.cli import main
+
+# Options of a model that is trained in a moment.
+SMALL_MLP = ("--model", "mlp", "--backend", "eager", "--embedding-dim", 2, "--hidden-dim", 4, "--batch-size", 8)
+SMALL_MLP += ("--optimizer", "sgd", "--learning-rate", 0.1, "--schedule", "constant", "--warmup", 0)
+
+
+class Result:
+    """What a command returned and printed."""
+
+    def __init__(self, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+        self.code = code
+        self.out, self.err = capsys.readouterr()
+
+
+class CommandLine:
+    """Runs `charlm` in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: object) -> Result:
+        """Runs a command, whatever comes of it."""
+        self._capsys.readouterr()
+        return Result(main([str(argument) for argument in arguments]), self._capsys)
+
+    def output(self, *arguments: object) -> str:
+        """Runs a command that must succeed; returns what it printed."""
+        result = self(*arguments)
+        assert result.code == 0, result.err
+        return result.out
+
+    def error(self, *arguments: object) -> str:
+        """Runs a command that must end with one line about bad input; returns that line."""
+        result = self(*arguments)
+        assert result.code == 2
+        assert result.out == ""
+        (line,) = result.err.splitlines()
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
