@@ -22,7 +22,7 @@ from charlm.examples import Distinct, Split, TargetCounts
 from charlm.sources import Source
 from charlm.vocabulary import Vocabulary
 
-__all__ = ["Dataset", "Distinct", "Split", "TargetCounts", "load", "load_whole"]
+__all__ = ["Dataset", "Distinct", "Split", "TargetCounts", "TooFewLinesError", "load", "load_whole"]
 
 Mode = Literal["lines", "stream"]
 SplitMethod = Literal["random", "makemore"]
@@ -31,6 +31,10 @@ SplitMethod = Literal["random", "makemore"]
 EMBEDDED_NAMES = Path(__file__).with_name("names.txt")
 
 _SPLITS = ("train", "dev", "test")
+
+
+class TooFewLinesError(ValueError):
+    """A text has fewer lines than there are splits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +206,7 @@ def _encode_stream(source: Source, characters: str, vocabulary: Vocabulary) -> _
 def _check_lines(source: Source, encoded: _Encoded) -> None:
     _, ends = encoded
     if len(ends) < 3:
-        raise ValueError(
+        raise TooFewLinesError(
             f"{source.path} has too few lines to split: train, dev and test need 3, got {len(ends)}; "
             "mode='stream' reads it as one text"
         )

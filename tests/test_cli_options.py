@@ -16,6 +16,8 @@ from charlm import PRESETS, TrainingConfig, checkpoint
 from charlm._rules import RULES, Choice
 from charlm.cli.commands import app
 from charlm.cli.options import as_options, check_together
+from charlm.cli.train import _check_texts
+from charlm.distributed import ALONE, Processes
 
 COMMANDS: Mapping[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
@@ -260,3 +262,12 @@ def test_nothing_that_is_typed_is_a_bug(run_charlm: CommandLine, counts: str, co
             assert "bug in charlm" not in result.err
             assert not Path("out").exists(), value[:50]
         shutil.rmtree("out", ignore_errors=True)
+
+
+def test_a_pipe_is_not_for_several_processes(names: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("-", "/dev/stdin", str(tmp_path / "pipe")):
+        with pytest.raises(ValueError, match=f"^{path} is not a file, and cannot be read by 2 processes$"):
+            _check_texts([str(names), path], resuming=False, processes=Processes(rank=0, size=2))
+        _check_texts([path], resuming=False, processes=ALONE)
+    _check_texts([str(names)], resuming=True, processes=Processes(rank=0, size=2))

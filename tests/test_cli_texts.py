@@ -145,6 +145,11 @@ def test_eval_reads_a_pipe(run_charlm: CommandLine, names: Path, tmp_path: Path)
     run_charlm.output("train", names, "--model", "count-bigram", "--smoothing", 1, "--out", "run", "--quiet")
     result = shell("head -1 names.txt | charlm eval run - --split all --json", tmp_path)
     assert result.returncode == 0, result.stderr
+    result_of_two = shell("head -2 names.txt | charlm eval run -", tmp_path)
+    assert result_of_two.stderr == (
+        "error: standard input has too few lines to split: train, dev and test need 3, got 2; --split all measures the "
+        "whole\n"
+    )
     run = checkpoint.load("run")
     first = names.read_text().split("\n")[0]
     tokens = run.vocabulary.encode(f".{first}.").long()

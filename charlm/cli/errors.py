@@ -7,6 +7,8 @@ from charlm.cli import DEBUG_VARIABLE, EXIT_FAILURE, EXIT_USAGE
 from charlm.cli.commands import UsageError
 from charlm.cli.options import as_options
 
+# Errors about what was given; other kinds of ValueError are about what is in the files of a run.
+_OF_ARGUMENTS = ("ValueError", "TooFewLinesError")
 # Of a single word: what was typed may be long.
 _LONGEST_WORD = 300
 
@@ -25,8 +27,7 @@ def explain(error: Exception) -> tuple[str, int]:
         return (
             "memory has run out: a smaller --batch-size, --context-length, --embedding-dim or --hidden-dim takes less"
         ), EXIT_FAILURE
-    if type(error) is ValueError:
-        # Of what was given; that of a subclass is about what is in a file.
+    if type(error).__name__ in _OF_ARGUMENTS:
         return as_options(_one_line(str(error))), EXIT_USAGE
     if isinstance(error, (ValueError, OSError, ImportError)):
         return _one_line(str(error)), EXIT_USAGE

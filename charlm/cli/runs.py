@@ -74,6 +74,7 @@ def evaluate(
     if part is not None and part not in _SPLITS:
         raise ValueError(f"--split must be one of {', '.join(_SPLITS)}, got {part!r}")
     from charlm import checkpoint
+    from charlm.data import TooFewLinesError
     from charlm.evaluation import evaluate as mean_nll
 
     loaded = checkpoint.load(run)
@@ -84,7 +85,11 @@ def evaluate(
         if path is None:
             dataset = loaded.load_data()
         else:
-            dataset = replace(loaded.config, path=path, dev=None, test=None).load_data(loaded.vocabulary)
+            try:
+                dataset = replace(loaded.config, path=path, dev=None, test=None).load_data(loaded.vocabulary)
+            except TooFewLinesError as error:
+                # What it says of modes is for training.
+                raise ValueError(f"{str(error).partition(';')[0]}; --split all measures the whole") from None
         splits = {name: getattr(dataset, name) for name in (_SPLITS[:3] if part is None else (part,))}
     losses = {name: mean_nll(loaded.model, split) for name, split in splits.items()}
     if as_json:

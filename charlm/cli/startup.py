@@ -12,18 +12,24 @@ import sys
 import threading
 from types import FrameType
 
+_starting = False
+
 
 def begin() -> None:
     """From here on Ctrl-C ends the program at once, with a line; not where somebody else handles it."""
+    global _starting
     if threading.current_thread() is not threading.main_thread():
         return
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
+        _starting = True
 
 
 def end() -> None:
     """From here on Ctrl-C is a KeyboardInterrupt again."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is _leave:
+    global _starting
+    if _starting:
+        _starting = False
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
