@@ -5,6 +5,7 @@ They need matplotlib, which the extra `charlm[plot]` installs; it is imported wh
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import warnings
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from charlm import run_folder
 from charlm.models import MLP, CountBigram, LanguageModel, NeuralBigram
 from charlm.vocabulary import Vocabulary
 
@@ -56,7 +58,9 @@ def save(drawn: Mapping[str, Figure], folder: str | os.PathLike[str]) -> list[Pa
         # A character that the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         for path, figure in zip(paths, drawn.values(), strict=True):
-            figure.savefig(path, dpi=_DPI)
+            picture = io.BytesIO()
+            figure.savefig(picture, dpi=_DPI, format="png")
+            run_folder.replace(path, [picture.getvalue()])
     return paths
 
 

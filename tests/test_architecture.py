@@ -16,9 +16,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The modules and packages of charlm. Each imports from layers above it in this list, and from itself, only.
 LAYERS = [
-    {"_C", "_text", "_version", "_buffers", "interrupts"},
-    {"ops", "vocabulary", "schedules", "optimizers", "batches", "environment"},
-    {"nn", "engine", "data", "distributed"},
+    {"_C", "_text", "_version", "_buffers", "interrupts", "schema", "run_folder"},
+    {
+        "ops",
+        "vocabulary",
+        "schedules",
+        "optimizers",
+        "batches",
+        "environment",
+        "run_lock",
+        "tensor_files",
+        "description",
+    },
+    {"nn", "engine", "data", "distributed", "metrics"},
     {"models", "fingerprint"},
     {"evaluation", "sampler", "backends"},
     {"trainer"},

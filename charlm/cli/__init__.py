@@ -5,6 +5,7 @@ Commands import torch and the rest of charlm when they run, so that `--help` and
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -17,10 +18,11 @@ from charlm.cli.bench import bench
 from charlm.cli.info import info
 from charlm.cli.runs import evaluate, plot, sample
 from charlm.cli.train import train
+from charlm.interrupts import exit_code
 
 # Shows the traceback of an error instead of its message.
 DEBUG_VARIABLE = "CHARLM_DEBUG"
-EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILURE, EXIT_USAGE = 1, 2
 
 # typer gives no name to the class of all its usage errors; BadParameter derives from it.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -62,15 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes them from `sys.argv`.
 
     Returns:
-        The exit code: 0, 2 for usage and bad input, 130 after Ctrl-C, 1 for anything else that went wrong.
+        The exit code: 0, 2 for usage and bad input, 130 after Ctrl-C, 143 after SIGTERM, 1 for anything else that went
+        wrong.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # The name of a file need not be UTF-8: it is printed as it is, byte by byte.
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         code = app(list(arguments) or ["--help"], prog_name="charlm", standalone_mode=False)
         sys.stdout.flush()
         return int(code or 0)
-    except (KeyboardInterrupt, typer.Abort):
-        return EXIT_INTERRUPTED
+    except (KeyboardInterrupt, typer.Abort) as interruption:
+        # typer turns KeyboardInterrupt into Abort.
+        return exit_code(interruption.__cause__ if isinstance(interruption, typer.Abort) else interruption)
     except BrokenPipeError:
         # The reader, such as `head`, has what it wanted; the interpreter's last flush must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,7 @@ import typer
 from typer import Option
 
 from charlm.cli.console import loss_table, progress
-from charlm.interrupts import deferred_interrupt
+from charlm.interrupts import deferred_interrupt, exit_code, termination_as_interrupt
 
 if TYPE_CHECKING:
     from charlm.cli.session import Session
@@ -120,7 +120,7 @@ def train(
     """Train a model and keep it in a run folder; without FILE, on the given names of the United States.
 
     Under `torchrun --nproc-per-node N -m charlm train ...` N processes share every batch and train the same model.
-    Options that are not given are those of the preset. Ctrl-C saves the run and says how to continue it.
+    Options that are not given are those of the preset. Ctrl-C, or SIGTERM, saves the run and says how to continue it.
     """
     from charlm import distributed
     from charlm.cli.session import Session
@@ -131,14 +131,15 @@ def train(
     if path is not None:
         # The run must find its data from wherever it is used.
         options["path"] = str(path.resolve())
-    with distributed.joined() as processes:
+    with termination_as_interrupt(), distributed.joined() as processes:
         if resume is None:
             session = Session.start(_configuration(preset, options), out)
         else:
             given = {**options, **({"preset": preset} if preset else {}), **({"out": out} if out else {})}
             _check_changeable(given)
             session = Session.resume(resume, options)
-        _run(session, processes, checkpoint_every, quiet)
+        with closing(session):
+            _run(session, processes, checkpoint_every, quiet)
 
 
 def _run(session: Session, processes: Processes, checkpoint_every: int | None, quiet: bool) -> None:
@@ -150,11 +151,13 @@ def _run(session: Session, processes: Processes, checkpoint_every: int | None, q
         try:
             with progress(session.step, session.config.steps, quiet=quiet or not processes.is_first) as on_progress:
                 session.run(checkpoint_every, on_progress)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
             every = [] if checkpoint_every is None else ["--checkpoint-every", str(checkpoint_every)]
             command = shlex.join([*_program(), "train", "--resume", str(session.run_dir), *every])
-            report(f"interrupted and saved at step {session.step:,}; continue with:\n  {command}", err=True)
-            raise typer.Exit(130) from None
+            with deferred_interrupt():
+                # A second signal, as a group of processes may get, does not cut this off.
+                report(f"interrupted and saved at step {session.step:,}; continue with:\n  {command}", err=True)
+            raise typer.Exit(exit_code(interruption)) from None
         losses = session.losses()
     report(loss_table(losses))
     report(f"saved in {session.run_dir}; sample from it:\n  {shlex.join(['charlm', 'sample', str(session.run_dir)])}")
