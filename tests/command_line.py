@@ -1,0 +1,61 @@
+"""The command line `charlm` in this process, and a small model to train with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from charlm import checkpoint
+from charlm.cli import main
+
+# Options of `charlm train`: 105 parameters, plain steps.
+SMALL_MLP: tuple[object, ...] = ("--model", "mlp", "--backend", "eager", "--embedding-dim", 2, "--hidden-dim", 4)
+SMALL_MLP += ("--batch-size", 8, "--optimizer", "sgd", "--learning-rate", 0.1, "--schedule", "constant", "--warmup", 0)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(run).model.state_dict()
+
+
+def assert_same_weights(run: Path, other: Path) -> None:
+    tensors, other_tensors = weights(run), weights(other)
+    assert tensors.keys() == other_tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, other_tensors[name]), name
+
+
+class Result:
+    """What a command returned and printed."""
+
+    def __init__(self, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+        self.code = code
+        self.out, self.err = capsys.readouterr()
+
+
+class CommandLine:
+    """Runs `charlm` in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: object) -> Result:
+        """Runs a command, whatever comes of it."""
+        self._capsys.readouterr()
+        return Result(main([str(argument) for argument in arguments]), self._capsys)
+
+    def output(self, *arguments: object) -> str:
+        """Runs a command that must succeed; returns what it printed."""
+        result = self(*arguments)
+        assert result.code == 0, result.err
+        return result.out
+
+    def error(self, *arguments: object) -> str:
+        """Runs a command that must end with one line about bad input; returns that line."""
+        result = self(*arguments)
+        assert result.code == 2
+        assert result.out == ""
+        (line,) = result.err.splitlines()
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
