@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from charlm._memory import check_memory
+from charlm._rules import check
+
 # Indices drawn at a time: 8 MiB.
 _BLOCK_ELEMENTS = 1 << 20
 
@@ -19,10 +22,17 @@ class BatchSampler:
     Args:
         num_examples: N >= 1.
         batch_size: B >= 1.
-        seed: of the generator.
+        seed: of the generator, -2^63 <= seed < 2^64.
+
+    Raises:
+        ValueError: an argument is out of range, or a batch is more than memory holds.
     """
 
     def __init__(self, num_examples: int, batch_size: int, seed: int) -> None:
+        check("seed", seed)
+        check("batch_size", batch_size)
+        # Indices, where their contexts start, and their targets.
+        check_memory(f"a batch with batch_size={batch_size}", 24 * batch_size)
         self._num_examples = num_examples
         self._batch_size = batch_size
         self._rows = max(1, _BLOCK_ELEMENTS // batch_size)

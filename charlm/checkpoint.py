@@ -4,10 +4,11 @@
     model.safetensors       the model's parameters and buffers
     optimizer.safetensors   the optimizer's state, the batch generator, and losses that no record has yet
     metrics.jsonl           one JSON object a line, each with its "step"
+    text.txt                what the run was trained on, if that came out of a pipe; dev.txt and test.txt likewise
 
-The first three are one checkpoint, and replaced together, atomically: `charlm.run_folder` says how. Both tensor files
-also name the step they belong to. Equal states are equal bytes. A model can be used, but not trained on, without the
-last two files. One process at a time writes: see `charlm.run_lock`.
+All but metrics.jsonl are one checkpoint, and replaced together, atomically: `charlm.run_folder` says how. Both tensor
+files also name the step they belong to. Equal states are equal bytes. A model can be used, but not trained on, without
+optimizer.safetensors and metrics.jsonl. One process at a time writes: see `charlm.run_lock`.
 
 A folder may come from anybody. Nothing is ever unpickled, and what its files say is checked, against each other too,
 before memory is taken for it.
@@ -26,16 +27,16 @@ import torch
 from torch import Tensor
 
 from charlm import description, metrics, models, optimizers, run_folder
+from charlm._rules import shown
 from charlm.batches import BatchSampler
 from charlm.data import Dataset
 from charlm.description import FORMAT, check_format, format_description, read_description
 from charlm.fingerprint import Fingerprint
 from charlm.metrics import append_metrics, read_metrics, truncate_metrics
 from charlm.models import LanguageModel
-from charlm.presets import TrainingConfig
+from charlm.presets import KEPT_TEXTS, TrainingConfig
 from charlm.run_folder import CheckpointError, blamed
 from charlm.run_lock import RunInUseError, locked
-from charlm.schema import shown
 from charlm.tensor_files import TensorFile, format_tensors
 from charlm.vocabulary import Vocabulary
 
@@ -73,6 +74,7 @@ class Run:
         training_state: for `Trainer.load_state_dict`; None if the model is not trained in steps, or `load` was not
             asked for it.
         data: the fingerprint of the data it was trained on; None if it was saved without.
+        run_dir: the folder.
         unrecorded: as it was given to `save`.
     """
 
@@ -82,24 +84,30 @@ class Run:
     step: int
     training_state: dict[str, Any] | None
     data: Fingerprint | None
+    run_dir: Path
     unrecorded: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
 
-    def load_data(self, path: str | None = None) -> Dataset:
+    def load_data(self, path: str | None = None, *, dev: str | None = None, test: str | None = None) -> Dataset:
         """The data that the run was trained on.
 
         Args:
-            path: where it is now; None is where it was.
+            path, dev, test: where it is now; None is where it was.
 
         Raises:
             ValueError: the file is not what it was.
         """
-        config = self.config if path is None else replace(self.config, path=path)
-        dataset = config.load_data(self.vocabulary)
+        moved: dict[str, Any] = {
+            name: value for name, value in (("path", path), ("dev", dev), ("test", test)) if value is not None
+        }
+        config = replace(self.config, **moved)
+        kept = {name: str(run_folder.place(self.run_dir, file)) for name, file in KEPT_TEXTS.items()}
+        dataset = config.load_data(self.vocabulary, kept)
         if self.data is not None and Fingerprint.of(dataset) != self.data:
             size, original_size = len(dataset.all.tokens), self.data.tokens
             difference = f"it has {size:,} tokens, not {original_size:,}" if size != original_size else "other tokens"
+            files = [file for file in config.texts(kept).values() if file is not None]
             raise ValueError(
-                f"{config.path or 'the file of embedded names'} is not the data of this run ({difference}): "
+                f"{', '.join(files) or 'the file of embedded names'} is not the data of this run ({difference}): "
                 "give the path of the file as it was"
             )
         return dataset
@@ -108,7 +116,7 @@ class Run:
 def discard(run_dir: str | os.PathLike[str]) -> None:
     """Removes a run from its folder: what `save` and `append_metrics` have written, or begun to write."""
     with locked(Path(run_dir)):
-        run_folder.discard_save(Path(run_dir), (_CONFIG, _MODEL, OPTIMIZER, metrics.FILE))
+        run_folder.discard_save(Path(run_dir), (_CONFIG, _MODEL, OPTIMIZER, metrics.FILE, *KEPT_TEXTS.values()))
 
 
 def save(
@@ -120,6 +128,7 @@ def save(
     training_state: Mapping[str, Any] | None = None,
     data: Fingerprint | None = None,
     unrecorded: Tensor | None = None,
+    texts: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a checkpoint, atomically replacing the one in `run_dir`; creates the folder.
 
@@ -130,6 +139,7 @@ def save(
             trained in steps.
         data: `Fingerprint.of` the dataset, so that the run only goes on with the same.
         unrecorded: (k,), the losses of the last k steps, if they are to be part of a later record in metrics.jsonl.
+        texts: files to keep beside the checkpoint, by name: those of `charlm.presets.KEPT_TEXTS`.
 
     Raises:
         RunInUseError: somebody else is writing into the folder.
@@ -145,7 +155,7 @@ def save(
     if unrecorded is not None and len(unrecorded) > 0:
         training_tensors[_UNRECORDED] = unrecorded
     metadata = {"charlm_format": str(FORMAT), "step": str(step)}
-    files = {
+    files: dict[str, list[bytes]] = {
         _CONFIG: [
             format_description(
                 model=model.config(),
@@ -157,6 +167,7 @@ def save(
         ],
         _MODEL: format_tensors(model.state_dict(), metadata),
         OPTIMIZER: format_tensors(training_tensors, metadata),
+        **{name: [text] for name, text in (texts or {}).items()},
     }
     run_dir.mkdir(parents=True, exist_ok=True)
     with locked(run_dir):
@@ -194,7 +205,7 @@ def load(run_dir: str | os.PathLike[str], *, backend: str = "ops", training: boo
         model_tensors = file.read()
         model.load_state_dict(model_tensors, assign=True)
     if not training:
-        return Run(config, vocabulary, model, step, None, data)
+        return Run(config, vocabulary, model, step, None, data, run_dir)
 
     with _tensor_file(run_dir, OPTIMIZER) as (file, training_step):
         if training_step != step:
@@ -210,7 +221,7 @@ def load(run_dir: str | os.PathLike[str], *, backend: str = "ops", training: boo
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
         state[part][rest] = value
-    return Run(config, vocabulary, model, step, state, data, unrecorded)
+    return Run(config, vocabulary, model, step, state, data, run_dir, unrecorded)
 
 
 def _without_memory(config: Mapping[str, Any], backend: str) -> LanguageModel:

@@ -5,36 +5,36 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
+from charlm._rules import shown
 from charlm.run_folder import CheckpointError, blamed, open_file
-from charlm.schema import Range, checked, parse_json, shown
+from charlm.schema import checked, parse_json
 
 FILE = "config.json"
 FORMAT = 1
 # A vocabulary of all of Unicode takes 5 MB.
 _MAX_BYTES = 1 << 26
 
-_Size = Annotated[int, Range(1, 2**31 - 1)]
 
-
+# Of a model: what kind of values its arguments are. Which of them are in range is for the model itself to say.
 class _CountBigram(TypedDict):
     kind: Literal["count-bigram"]
-    vocab_size: _Size
+    vocab_size: int
     smoothing: float
 
 
 class _Bigram(TypedDict):
     kind: Literal["bigram"]
-    vocab_size: _Size
+    vocab_size: int
 
 
 class _Mlp(TypedDict):
     kind: Literal["mlp"]
-    vocab_size: _Size
-    context_length: _Size
-    embedding_dim: _Size
-    hidden_dim: _Size
+    vocab_size: int
+    context_length: int
+    embedding_dim: int
+    hidden_dim: int
     direct: bool
     softcap: float | None
 

@@ -6,15 +6,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, TypedDict
+from typing import Any, TypedDict
 
 from charlm._buffers import to_buffer
 from charlm.data import Dataset
-from charlm.schema import Range, checked
+from charlm.schema import checked
 
 
 class _Description(TypedDict):
-    tokens: Annotated[int, Range(0, 2**63 - 1)]
+    tokens: int
     sha256: str
 
 

@@ -6,12 +6,11 @@ same tensors. Its state is created up front rather than by the first step: then 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-OPTIMIZERS = ("sgd", "adamw")
+from charlm._memory import check_memory
+from charlm._rules import check
 
 
 def create(
@@ -32,34 +31,37 @@ def create(
 
     Source: AdamW: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", arXiv:1711.05101.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
-    if not 0.0 <= momentum < 1.0:
-        raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+    check("optimizer", name)
+    check("momentum", momentum)
     if name == "adamw" and momentum != 0.0:
         raise ValueError(f"momentum is an option of sgd; adamw has betas, got momentum={momentum}")
-    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
-        raise ValueError(f"betas must be two numbers in [0, 1), got {betas}")
-    for option, value in (("eps", eps), ("weight_decay", weight_decay)):
-        if not (math.isfinite(value) and value >= 0.0):
-            raise ValueError(f"{option} must be a finite number >= 0, got {value}")
+    check("betas", betas)
+    check("eps", eps)
+    check("weight_decay", weight_decay)
+
+    state_names = ["exp_avg", "exp_avg_sq"] if name == "adamw" else ["momentum_buffer"] if momentum else []
+    parameters = [parameter for parameter in model.parameters() if parameter.device.type == "cpu"]
+    count, size = (sum(map(of, parameters)) for of in (Tensor.numel, _bytes))
+    check_memory(f"training {count:,} parameters with {name}", (2 + len(state_names)) * size)
 
     if name == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
             model.parameters(), lr=learning_rate, momentum=momentum, weight_decay=weight_decay
         )
-        state_names = ["momentum_buffer"] if momentum else []
     else:
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay
         )
-        state_names = ["exp_avg", "exp_avg_sq"]
     for parameter in model.parameters():
         state = {state_name: torch.zeros_like(parameter) for state_name in state_names}
         if name == "adamw":
             state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
         optimizer.state[parameter].update(state)
     return optimizer
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

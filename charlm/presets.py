@@ -9,11 +9,17 @@ from typing import Any, Literal, get_type_hints
 import torch
 
 from charlm import data
-from charlm.data import Dataset
+from charlm._rules import RULES, check, shown
+from charlm.data import Dataset, Split
 from charlm.models import MLP, CountBigram, LanguageModel, NeuralBigram
-from charlm.schema import checked, shown
+from charlm.schema import checked
 from charlm.trainer import Trainer
 from charlm.vocabulary import Vocabulary
+
+# How a configuration calls standard input, and the copy of it that a run has.
+STANDARD_INPUT = "-"
+# The options that name a text, and the files in the folder of a run that have what these read from a pipe.
+KEPT_TEXTS = {"path": "text.txt", "dev": "dev.txt", "test": "test.txt"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +29,9 @@ class TrainingConfig:
     Model, data and trainer options have the meaning they have in `charlm.models`, `charlm.data.load` and
     `charlm.Trainer`. `steps` is the length of the run, which schedules decay over. `seed` draws initial weights and
     batches; the split has its own seed, so that runs with different seeds are measured on the same examples.
+
+    A `path`, `dev` or `test` of "-" is standard input at the start of a run, and afterwards the copy in its folder of
+    whatever was read from a pipe.
     """
 
     model: Literal["count-bigram", "bigram", "mlp"] = "mlp"
@@ -34,6 +43,8 @@ class TrainingConfig:
     smoothing: float = 0.0
 
     path: str | None = None
+    dev: str | None = None
+    test: str | None = None
     mode: Literal["lines", "stream"] = "lines"
     split: Literal["random", "makemore"] = "random"
     split_seed: int = 42
@@ -56,9 +67,12 @@ class TrainingConfig:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
+        for name, hint in get_type_hints(type(self)).items():
+            value = checked(getattr(self, name), hint, name)
+            if name in RULES and value is not None:
+                check(name, value)
             # Of a frozen instance; 1 becomes the 1.0 that a float option is.
-            object.__setattr__(self, name, checked(getattr(self, name), hint, name))
+            object.__setattr__(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
         """The options by name; JSON types, but for tuples, which JSON writes as lists."""
@@ -81,16 +95,34 @@ class TrainingConfig:
         }
         return cls(**arguments)
 
-    def load_data(self, vocabulary: Vocabulary | None = None) -> Dataset:
-        """The dataset; a bigram reads one token, so its contexts have length 1."""
+    def load_data(self, vocabulary: Vocabulary | None = None, kept: Mapping[str, str] | None = None) -> Dataset:
+        """The dataset; a bigram reads one token, so its contexts have length 1.
+
+        Args:
+            vocabulary: of the model, if it is trained.
+            kept: where a run keeps the text of each option that is "-"; None reads standard input.
+        """
         return data.load(
-            self.path,
-            context_length=self.context_length if self.model == "mlp" else 1,
+            **self.texts(kept),
+            context_length=self._contexts,
             mode=self.mode,
             split=self.split,
             seed=self.split_seed,
             vocabulary=vocabulary,
         )
+
+    def load_whole(self, path: str, vocabulary: Vocabulary) -> Split:
+        """All examples of another text, read as this data is."""
+        return data.load_whole(path, context_length=self._contexts, mode=self.mode, vocabulary=vocabulary)
+
+    def texts(self, kept: Mapping[str, str] | None = None) -> dict[str, str | None]:
+        """Where `path`, `dev` and `test` are read."""
+        paths = {name: getattr(self, name) for name in KEPT_TEXTS}
+        return {name: kept[name] if kept and path == STANDARD_INPUT else path for name, path in paths.items()}
+
+    @property
+    def _contexts(self) -> int:
+        return self.context_length if self.model == "mlp" else 1
 
     def create_model(self, vocab_size: int) -> LanguageModel:
         """The model with its initial weights drawn from `seed`."""

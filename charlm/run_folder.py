@@ -86,6 +86,11 @@ def has_file(run_dir: Path, name: str) -> bool:
     return any(os.path.lexists(path) for path in _places(run_dir, name))
 
 
+def place(run_dir: Path, name: str) -> Path:
+    """Where a file of a checkpoint is, or would be."""
+    return next((path for path in _places(run_dir, name) if os.path.lexists(path)), run_dir / name)
+
+
 def is_unused(run_dir: Path) -> bool:
     """Whether a folder has nothing in it, or at most what is left of a first save that was cut off."""
     return set(os.listdir(run_dir)) <= {_SAVING}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import threading
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from torch import Tensor
 
 from charlm import _text
 from charlm._buffers import to_buffer, to_tensor
+from charlm._memory import check_memory
+from charlm._rules import check, check_type
 from charlm.models import LanguageModel
 from charlm.vocabulary import Vocabulary
 
@@ -21,15 +22,15 @@ from charlm.vocabulary import Vocabulary
 _MAX_BATCH_SIZE, _MAX_LOGITS = 256, 1 << 13
 # Bounds the tables, at 16 bytes for a character that can follow a context: 128 MiB.
 _MAX_ENTRIES = 1 << 23
-# Bound the texts that are drawn side by side, and their characters if none ends early.
-_MAX_TEXTS = 1 << 16
+# Bound the texts that are drawn side by side, and their characters if none ends early. The first ones are few, so that
+# they are there at once; then there are twice as many each time.
+_FIRST_TEXTS, _MAX_TEXTS = 1 << 6, 1 << 16
 _MAX_TOKENS = 1 << 26
 
 # Models are evaluated by one thread at a time: `torch.set_num_threads` is for the whole process.
 _evaluating = threading.RLock()
 
 
-@torch.no_grad()
 def sample(
     model: LanguageModel,
     vocabulary: Vocabulary,
@@ -64,11 +65,56 @@ def sample(
         n texts that start with `prefix`; with `stop` they have no boundary in them.
 
     Raises:
+        TypeError: an argument has another type.
         ValueError: an argument is out of range, `prefix` has a character that is not in the vocabulary, or the model
             has logits of NaN or infinity.
     """
+    blocks = stream(
+        model,
+        vocabulary,
+        n,
+        temperature=temperature,
+        top_k=top_k,
+        prefix=prefix,
+        seed=seed,
+        max_length=max_length,
+        stop=stop,
+    )
+    return [text for texts in blocks for text in texts]
+
+
+def stream(
+    model: LanguageModel,
+    vocabulary: Vocabulary,
+    n: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    prefix: str = "",
+    seed: int | None = None,
+    max_length: int = 1000,
+    stop: bool = True,
+) -> Iterator[list[str]]:
+    """The texts of `sample` in lists, as they are drawn: any number of them, in bounded memory.
+
+    Arguments, texts and errors are those of `sample`; arguments are looked at in the call itself.
+    """
     _check(model, vocabulary, n, temperature, top_k, prefix, seed, max_length, stop)
-    key = secrets.randbits(64) if seed is None else seed % (1 << 64)
+    key = secrets.randbits(64) if seed is None else int(seed) % (1 << 64)
+    return _draw(model, vocabulary, n, temperature, top_k, prefix, key, max_length, stop)
+
+
+def _draw(
+    model: LanguageModel,
+    vocabulary: Vocabulary,
+    n: int,
+    temperature: float,
+    top_k: int | None,
+    prefix: str,
+    key: int,
+    max_length: int,
+    stop: bool,
+) -> Iterator[list[str]]:
     padded = [vocabulary.boundary] * model.context_length + vocabulary.encode(prefix).tolist()
     start = torch.tensor(padded, device="cpu")
     context = start[len(start) - model.context_length :].int()
@@ -78,17 +124,18 @@ def sample(
         "".join(vocabulary.characters), model.context_length, max(1, _MAX_ENTRIES // len(vocabulary))
     )
     batch_size = max(16, min(_MAX_BATCH_SIZE, _MAX_LOGITS // len(vocabulary)))
-    texts: list[str] = []
-    while len(texts) < n:
-        count = min(at_once, n - len(texts))
-        sampler.start(to_buffer(context), key, len(texts), count, length, vocabulary.boundary if stop else -1)
+    drawn, count = 0, _FIRST_TEXTS
+    while drawn < n:
+        count = min(count, at_once, n - drawn)
+        sampler.start(to_buffer(context), key, drawn, count, length, vocabulary.boundary if stop else -1)
         while sampler.unfinished:
             contexts = to_tensor(sampler.advance(), torch.int32).view(-1, model.context_length)
             for batch in contexts.split(batch_size):
                 weights = probabilities(_logits(model, batch, batch_size), temperature, top_k)
                 sampler.add(to_buffer(weights))
-        texts += sampler.texts(prefix)
-    return texts
+        yield sampler.texts(prefix)
+        drawn += count
+        count *= 2
 
 
 def probabilities(logits: Tensor, temperature: float, top_k: int | None) -> Tensor:
@@ -120,7 +167,7 @@ def _logits(model: LanguageModel, contexts: Tensor, batch_size: int) -> Tensor:
     """
     batch = contexts.new_zeros(batch_size, contexts.shape[1])
     batch[: len(contexts)] = contexts
-    with _one_thread():
+    with torch.no_grad(), _one_thread():
         logits: Tensor = model(batch.to(model.device))
     return logits[: len(contexts)]
 
@@ -136,23 +183,27 @@ def _check(
     max_length: int,
     stop: bool,
 ) -> None:
+    check_type("model", model, LanguageModel)
+    check_type("vocabulary", vocabulary, Vocabulary)
+    check_type("prefix", prefix, str)
+    check_type("stop", stop, bool)
     if model.vocab_size != len(vocabulary):
         raise ValueError(f"vocabulary must have the model's {model.vocab_size} characters, got {len(vocabulary)}")
-    if n < 0:
-        raise ValueError(f"n must be at least 0, got {n}")
-    if not (math.isfinite(temperature) and temperature >= 0.0):
-        raise ValueError(f"temperature must be a finite number >= 0, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1 or None, got {top_k}")
+    check("n", n)
+    check("temperature", temperature)
+    check("top_k", top_k, optional=True)
+    check("seed", seed, optional=True)
+    check("max_length", max_length)
     for position, character in enumerate(prefix):
         if character not in vocabulary.characters:
             raise ValueError(f"prefix[{position}] = {character!r} is not in the vocabulary")
         if stop and character == vocabulary.characters[vocabulary.boundary]:
             raise ValueError(f"prefix[{position}] = {character!r} is the boundary, where a text ends")
-    if seed is not None and not -(1 << 63) <= seed < 1 << 64:
-        raise ValueError(f"seed must be None or in [-2^63, 2^64), got {seed}")
-    if max_length < max(1, len(prefix)):
-        raise ValueError(f"max_length must be at least 1 and the length of prefix={len(prefix)}, got {max_length}")
+    if max_length < len(prefix):
+        raise ValueError(f"max_length must be at least the length of prefix, {len(prefix)}, got {max_length}")
+    if not stop:
+        # As tokens, and as what is made of them.
+        check_memory(f"a text of max_length={max_length} characters", 8 * max_length)
 
 
 @contextmanager

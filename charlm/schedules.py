@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SCHEDULES = ("constant", "step", "cosine", "linear")
+from charlm._rules import check
 
 
 @dataclass(frozen=True)
@@ -44,24 +44,22 @@ class Schedule:
     decay_factor: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.name not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.name!r}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0.0):
-            raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
-        if not (math.isfinite(self.decay_factor) and self.decay_factor > 0.0):
-            raise ValueError(f"decay_factor must be a positive number, got {self.decay_factor}")
-        if self.total_steps is not None and self.total_steps < 1:
-            raise ValueError(f"total_steps must be at least 1, got {self.total_steps}")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be at least 0, got {self.warmup_steps}")
+        check("schedule", self.name)
+        for option in ("learning_rate", "decay_factor", "warmup_steps"):
+            check(option, getattr(self, option))
+        for option in ("total_steps", "milestones"):
+            check(option, getattr(self, option), optional=True)
         if self.total_steps is not None and self.warmup_steps >= self.total_steps:
             raise ValueError(f"warmup_steps must be less than total_steps={self.total_steps}, got {self.warmup_steps}")
         if self.name in ("cosine", "linear") and self.total_steps is None:
             raise ValueError(f"schedule {self.name!r} needs total_steps")
         if self.name == "step" and self.milestones is None and self.total_steps is None:
             raise ValueError("schedule 'step' needs milestones or total_steps")
-        if self.milestones is not None and list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"milestones must be ascending steps, got {list(self.milestones)}")
+        if self.name == "step" and not math.isfinite(self._last_rate()):
+            raise ValueError(
+                f"decay_factor={self.decay_factor:g} makes the learning rate infinite after "
+                f"{len(self._milestones())} milestones"
+            )
 
     def __call__(self, step: int) -> float:
         """The learning rate of `step`."""
@@ -79,6 +77,13 @@ class Schedule:
     def range(self, start: int, steps: int) -> Tensor:
         """The learning rates (steps,) in float64 of the steps from `start` on."""
         return torch.tensor([self(step) for step in range(start, start + steps)], dtype=torch.float64, device="cpu")
+
+    def _last_rate(self) -> float:
+        """The rate of "step" after all milestones."""
+        try:
+            return float(self.learning_rate * self.decay_factor ** len(self._milestones()))
+        except OverflowError:
+            return math.inf
 
     def _milestones(self) -> Sequence[int]:
         if self.milestones is not None:

@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints, is_typeddict
 
-# What a message shows of a value: whatever it is, a short line.
-_short = reprlib.Repr()
-_short.maxlevel, _short.maxdict, _short.maxlist, _short.maxstring, _short.maxother = 3, 6, 6, 80, 80
+from charlm._rules import shown
 
 # Of objects and arrays in each other: whoever shows a value, or walks through it, need not think of more.
 _MAX_DEPTH = 20
 
 _MISFIT = object()
-
-
-@dataclass(frozen=True)
-class Range:
-    """In `Annotated[int, Range(low, high)]`: the integers low .. high."""
-
-    low: int
-    high: int
 
 
 def parse_json(content: bytes) -> Any:
@@ -54,8 +42,8 @@ def checked(value: object, hint: Any, name: str) -> Any:
 
     Args:
         value: of JSON types, or tuples.
-        hint: a `TypedDict`, for an object with those keys and no others; `Annotated[int, Range(...)]`, `Literal`,
-            `tuple`, unions, or a class. A bool is no number.
+        hint: a `TypedDict`, for an object with those keys and no others; `Literal`, `tuple`, a union, or a
+            class. A bool is no number.
         name: of the value, for the message.
 
     Raises:
@@ -72,8 +60,6 @@ def checked(value: object, hint: Any, name: str) -> Any:
 def described(hint: Any) -> str:
     """A type hint in words."""
     origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return f"an integer from {arguments[1].low} to {arguments[1].high}"
     if origin is Literal:
         return " or ".join(map(repr, arguments))
     if origin is tuple or not arguments:
@@ -81,15 +67,10 @@ def described(hint: Any) -> str:
     return " or ".join(map(described, arguments))
 
 
-def shown(value: object) -> str:
-    """`value` as a message shows it: of a large one the beginning."""
-    return _short.repr(value)
-
-
 def _checked_object(value: object, hint: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be an object, got {shown(value)}")
-    hints = get_type_hints(hint, include_extras=True)
+    hints = get_type_hints(hint)
     for key in hints:
         if key in hint.__required_keys__ and key not in value:
             raise ValueError(f"{name} has no {key!r}")
@@ -102,9 +83,6 @@ def _checked_object(value: object, hint: Any, name: str) -> dict[str, Any]:
 def _fitted(value: object, hint: Any) -> Any:
     """`value` as `checked` returns it, or `_MISFIT`."""
     origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        found = _fitted(value, arguments[0])
-        return found if found is not _MISFIT and arguments[1].low <= found <= arguments[1].high else _MISFIT
     if origin is Literal:
         # Not by equality alone: True is equal to 1.
         return next((known for known in arguments if type(known) is type(value) and known == value), _MISFIT)

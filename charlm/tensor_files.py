@@ -13,7 +13,7 @@ import io
 import json
 from collections.abc import Mapping
 from math import prod
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +21,8 @@ from safetensors.torch import load as parse_safetensors
 from torch import Tensor
 
 from charlm._buffers import to_buffer
-from charlm.schema import Range, checked, parse_json, shown
+from charlm._rules import shown
+from charlm.schema import checked, parse_json
 
 # The dtypes that a model, its optimizer or a generator can have.
 _DTYPES = {
@@ -38,13 +39,11 @@ _METADATA = "__metadata__"
 _MAX_HEADER = 1 << 20
 _MAX_DIMS = 8
 
-_Size = Annotated[int, Range(0, 2**63 - 1)]
-
 
 class _Entry(TypedDict):
     dtype: Literal["F64", "F32", "BF16", "F16", "I64", "U8"]
-    shape: tuple[_Size, ...]
-    data_offsets: tuple[_Size, _Size]
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
 
 
 def format_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[bytes]:
@@ -111,7 +110,7 @@ def _tensor(name: str, entry: object) -> Tensor:
         entry = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     found = checked(entry, _Entry, f"tensor {shown(name)}")
     dtype, shape, (start, end) = _DTYPES[found["dtype"]], found["shape"], found["data_offsets"]
-    if len(shape) > _MAX_DIMS or prod(shape) * dtype.itemsize != end - start:
+    if len(shape) > _MAX_DIMS or min(shape, default=0) < 0 or prod(shape) * dtype.itemsize != end - start:
         raise ValueError(
             f"tensor {shown(name)} of shape {shown(shape)} and dtype {found['dtype']} has the offsets {start}, {end}"
         )

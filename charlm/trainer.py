@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from charlm import distributed, optimizers
+from charlm._rules import check, check_type
 from charlm.backends import BACKENDS, default_backend
 from charlm.batches import BatchSampler
 from charlm.data import Dataset, Distinct
 from charlm.evaluation import evaluate
 from charlm.interrupts import deferred_interrupt
 from charlm.models import LanguageModel
-from charlm.models.base import positive
 from charlm.schedules import Schedule
 
 # Steps go to the backend in chunks of about this long: the interval of progress reports and of looking for Ctrl-C.
@@ -89,17 +89,15 @@ class Trainer:
         seed: int = 42,
         device: torch.device | str | None = None,
     ) -> None:
+        check_type("model", model, LanguageModel)
+        check_type("dataset", dataset, Dataset)
+        check_type("device", device, str, torch.device, type(None))
         _check_fit(model, dataset)
-        if backend is not None and backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-        if max_grad_norm is not None and not (math.isfinite(max_grad_norm) and max_grad_norm > 0.0):
-            raise ValueError(f"max_grad_norm must be a positive number or None, got {max_grad_norm}")
-        if isinstance(batch_size, str):
-            if batch_size != "full":
-                raise ValueError(f"batch_size must be a positive integer or 'full', got {batch_size!r}")
-            self._batches = None
-        else:
-            self._batches = BatchSampler(len(dataset.train), positive("batch_size", batch_size), seed)
+        check("backend", backend, optional=True)
+        check("max_grad_norm", max_grad_norm, optional=True)
+        check("seed", seed)
+        check("batch_size", batch_size)
+        self._batches = None if batch_size == "full" else BatchSampler(len(dataset.train), int(batch_size), seed)
         self._schedule = Schedule(schedule, learning_rate, total_steps, warmup_steps, milestones, decay_factor)
 
         self._processes = distributed.current()
@@ -145,8 +143,7 @@ class Trainer:
             NonFiniteLossError: a loss is infinite or NaN; the parameters are useless, go back to a checkpoint.
             KeyboardInterrupt: Ctrl-C, raised between two steps: model, optimizer, `step` and `losses` fit together.
         """
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"steps must be an integer >= 0, got {steps!r}")
+        check("steps", steps)
         chunks = [self._no_losses()]
         end = self.step + steps
         reported = time.monotonic()
@@ -257,9 +254,16 @@ def _check_fit(model: LanguageModel, dataset: Dataset) -> None:
 
 def _moved(model: LanguageModel, device: torch.device | str | None) -> LanguageModel:
     try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {str(device)!r} cannot be used: {error}") from error
+        with warnings.catch_warnings():
+            # Of names that are no longer devices: they are errors here.
+            warnings.simplefilter("ignore")
+            if device is not None and torch.device(device).type == "meta":
+                raise RuntimeError("it holds no numbers")
+            return model.to(device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        # The first sentence: torch goes on with all that it has.
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise ValueError(f"device {str(device)!r} cannot be used: {reason}") from error
 
 
 def _check_same_structure(part: str, given: dict[str, Tensor], own: dict[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from charlm import _text
 from charlm._buffers import to_buffer, to_tensor
+from charlm._rules import check_type, shown
 
 _DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
@@ -18,7 +19,9 @@ class Vocabulary:
     """The sorted distinct characters of a text; token i stands for the i-th of them.
 
     A character is a Unicode code point, in or beyond the Basic Multilingual Plane; sorted means by code point. The
-    boundary, which marks where a line begins and ends, is always one of them.
+    boundary, which marks where a line begins and ends, is one of them, by which it is shown. A line that has this
+    character itself cannot be told from two, so that a vocabulary of sentences has another boundary than ".", such as
+    "\\n", of which a line has none.
 
     Args:
         characters: single characters, as one string or a sequence of strings, in any order; repeated ones count once.
@@ -30,10 +33,12 @@ class Vocabulary:
         dtype: of the tokens: uint8 up to V = 256, int16 up to V = 32,768, else int32.
 
     Raises:
+        TypeError: `characters` are no sequence.
         ValueError: no characters, an element that is not one character, or a lone surrogate.
     """
 
     def __init__(self, characters: str | Sequence[str], *, boundary: str = ".") -> None:
+        check_type("characters", characters, Sequence)
         if len(characters) == 0:
             raise ValueError("characters must not be empty")
         for i, character in enumerate(characters):
@@ -47,18 +52,25 @@ class Vocabulary:
         self.dtype = _DTYPES[self._codec.token_size]
 
     @classmethod
-    def from_text(cls, text: str, boundary: str = ".") -> Vocabulary:
-        """The vocabulary of the characters of `text`; ValueError if it is empty."""
+    def from_text(cls, text: str, boundary: str | None = None) -> Vocabulary:
+        """The vocabulary of the characters of `text`; ValueError if it is empty.
+
+        The boundary is "." where `text` has none, otherwise "\\n", so that no line has it; unless it is given.
+        """
+        check_type("text", text, str)
         try:
             utf8 = text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"text[{error.start}] = {text[error.start]!r} is a lone surrogate") from None
         if not utf8:
             raise ValueError("text must not be empty")
+        if boundary is None:
+            boundary = "\n" if "." in text else "."
         return cls(_text.distinct_characters(utf8, by_line=False), boundary=boundary)
 
     def encode(self, text: str) -> Tensor:
         """The tokens of `text`: (len(text),) of `dtype`. ValueError if a character is not in the vocabulary."""
+        check_type("text", text, str)
         # A lone surrogate passes into bytes that are not UTF-8, and is reported as any other unknown character.
         utf8 = text.encode("utf-8", "surrogatepass")
         try:
@@ -77,7 +89,10 @@ class Vocabulary:
             TypeError: `tokens` are not integers.
             ValueError: `tokens` is not one-dimensional.
         """
-        tokens = torch.as_tensor(tokens, device="cpu")
+        check_type("tokens", tokens, Tensor, Sequence)
+        if not isinstance(tokens, Tensor):
+            tokens = self._as_tensor(tokens)
+        tokens = tokens.cpu()
         if tokens.dim() != 1:
             raise ValueError(f"tokens must have one dimension, got shape {tuple(tokens.shape)}")
         if tokens.numel() == 0:
@@ -91,6 +106,16 @@ class Vocabulary:
             raise IndexError(f"tokens[{position}] = {int(tokens[position])} is out of range for {len(self)} characters")
         tokens = tokens.to(self.dtype).contiguous()
         return self._codec.decode(to_buffer(tokens))
+
+    def _as_tensor(self, tokens: Sequence[int]) -> Tensor:
+        """Integers that no tensor could hold are out of range all the same."""
+        for i, token in enumerate(tokens):
+            if isinstance(token, int) and not -(2**63) <= token < 2**63:
+                raise IndexError(f"tokens[{i}] = {shown(token)} is out of range for {len(self)} characters")
+        try:
+            return torch.as_tensor(tokens, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"tokens must be integers, got {shown(tokens)}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` restores it from, fit for JSON: `characters`, one string, and `boundary`, a character."""

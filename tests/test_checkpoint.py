@@ -251,7 +251,7 @@ def rewrite_config(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
         (lambda c: c["model"].pop("hidden_dim"), "config.json is damaged: .*hidden_dim"),
         (
             lambda c: c["model"].update(hidden_dim=-8),
-            "model.hidden_dim must be an integer from 1 to 2147483647, got -8",
+            "config.json is damaged: hidden_dim must be a positive integer, got -8",
         ),
         (lambda c: c["model"].update(hidden_dim=9), "model.safetensors does not hold the model of config.json"),
         (lambda c: c["training"].update(steps="many"), "config.json is damaged: steps must be int, got 'many'"),

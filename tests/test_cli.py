@@ -22,7 +22,8 @@ from rich.console import Console
 import charlm
 from charlm import PRESETS, Trainer, TrainingConfig, checkpoint
 from charlm.backends import BACKENDS
-from charlm.cli import app, main, session
+from charlm.cli import main, session
+from charlm.cli.commands import app
 from charlm.cli.console import loss_table, measures, progress
 from charlm.cli.train import _PRESET_OF_MODEL
 

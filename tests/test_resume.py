@@ -136,7 +136,7 @@ def test_resume_refuses_what_would_be_another_run(run_charlm: CommandLine, names
     run_charlm.output("train", names, *SMALL_MLP, "--steps", 5, "--out", "run", "--quiet")
     assert run_charlm.error("train", "--resume", "run", "--learning-rate", 1, "--warmup", 2, "--out", "x") == (
         "--learning-rate, --out, --warmup cannot change when a run is resumed; "
-        "only FILE, --steps, --backend and --device can"
+        "only FILE, --dev, --test, --steps, --backend and --device can"
     )
     run_charlm.output("train", names, "--model", "count-bigram", "--out", "counts")
     assert run_charlm.error("train", "--resume", "counts") == (
@@ -199,7 +199,7 @@ def test_a_diverging_run_says_where_its_last_checkpoint_is(run_charlm: CommandLi
     result = run_charlm("train", *options, "--checkpoint-every", 9, "--out", "run")
     assert result.code == 1
     assert re.fullmatch(
-        r"error: the loss of step \d is (inf|nan), at learning rate 1e\+30: lower learning_rate, or set max_grad_norm "
+        r"error: the loss of step \d is (inf|nan), at learning rate 1e\+30: lower --learning-rate, or set --max-grad-norm "
         r"\(run holds step 0\)\n",
         result.err,
     )
@@ -207,7 +207,7 @@ def test_a_diverging_run_says_where_its_last_checkpoint_is(run_charlm: CommandLi
     result = run_charlm("train", *options, "--checkpoint-every", 1, "--out", "checked")
     assert result.code == 1
     assert re.fullmatch(
-        r"error: the loss of dev after step \d is (inf|nan): lower learning_rate, or set max_grad_norm "
+        r"error: the loss of dev after step \d is (inf|nan): lower --learning-rate, or set --max-grad-norm "
         r"\(checked holds step \d\)\n",
         result.err,
     )

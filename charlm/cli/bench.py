@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +13,7 @@ from rich.table import Table
 from typer import Argument, Option
 
 from charlm import environment
+from charlm.cli.options import file_name
 
 if TYPE_CHECKING:
     from charlm.benchmark import Race
@@ -23,7 +23,10 @@ _WIDTH = 100
 
 
 def bench(
-    path: Annotated[Path | None, Argument(metavar="FILE", help="UTF-8 text (default: US given names).")] = None,
+    path: Annotated[
+        str | None,
+        Argument(metavar="FILE", parser=file_name, help="UTF-8 text, - for standard input (default: US given names)."),
+    ] = None,
     preset: Annotated[
         str, Option(metavar="lecture|eureka|large|full", help="Model, batch size and optimizer of the race.")
     ] = "lecture",
@@ -34,7 +37,12 @@ def bench(
     seconds: Annotated[float, Option(help="Of measuring for each backend.")] = 5.0,
     as_json: Annotated[bool, Option("--json", help="Print JSON, with every round and where it was measured.")] = False,
     plot: Annotated[
-        Path | None, Option(metavar="PICTURE", help="Draw the speeds, such as speed.png; needs charlm\\[plot].")
+        str | None,
+        Option(
+            parser=file_name,
+            metavar="PICTURE",
+            help="Draw the speeds, such as speed.png; needs charlm\\[plot].",
+        ),
     ] = None,
 ) -> None:
     """Race the backends: the same training steps by each, side by side, in alternating rounds; medians.
@@ -47,7 +55,7 @@ def bench(
     with Console(stderr=True).status("reading the data") as status:
         finished = race(
             preset,
-            path=None if path is None else str(path),
+            path=path,
             backends=None if backends is None else [name for name in backends.split(",") if name],
             threads=threads,
             seconds=seconds,
@@ -65,9 +73,9 @@ def bench(
         speed_chart({row["name"]: row["steps_per_second"] for row in results}, _workload_line(report)).savefig(plot)
 
 
-def _provenance(path: Path | None, preset: str, backends: str | None, threads: int, seconds: float) -> dict[str, Any]:
+def _provenance(path: str | None, preset: str, backends: str | None, threads: int, seconds: float) -> dict[str, Any]:
     """Where the figures come from, and the command that measures them again."""
-    command = ["charlm", "bench", *([] if path is None else [str(path)]), "--preset", preset]
+    command = ["charlm", "bench", *([] if path is None else [path]), "--preset", preset]
     command += [] if backends is None else ["--backends", backends]
     command += ["--threads", str(threads), "--seconds", f"{seconds:g}"]
     return {

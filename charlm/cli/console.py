@@ -6,11 +6,15 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from charlm.models import LanguageModel
 
 # The shown loss is an average over about this many reports: that of a single small batch jumps.
 _LOSS_REPORTS = 10
@@ -54,6 +58,17 @@ def loss_table(losses: Mapping[str, float]) -> str:
         _, perplexity, bits = measures(nll).values()
         lines.append(f"{split:5} {nll:8.4f} {perplexity:12.4f} {bits:16.4f}")
     return "\n".join(lines)
+
+
+def hint_at_smoothing(model: LanguageModel, losses: Mapping[str, float]) -> str | None:
+    """What to do where a model that counts has seen nothing of what it is asked for."""
+    infinite = [split for split, nll in losses.items() if math.isinf(nll)]
+    if not infinite or getattr(model, "smoothing", None) != 0.0:
+        return None
+    return (
+        f"the loss of {' and '.join(infinite)} is infinite: there are pairs of characters that were never counted; "
+        "training with --smoothing 1 counts each once more"
+    )
 
 
 class _LossAverage:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
 
-from charlm.cli.console import loss_table, measures
+from charlm.cli.console import hint_at_smoothing, loss_table, measures
+from charlm.cli.options import file_name
+
+if TYPE_CHECKING:
+    from charlm.examples import Split
 
 _SPLITS = ("train", "dev", "test", "all")
 
-_Run = Annotated[Path, Argument(metavar="RUN", help="Folder of a run.")]
+_Run = Annotated[str, Argument(metavar="RUN", parser=file_name, help="Folder of a run.")]
 
 
 def sample(
     run: _Run,
-    n: Annotated[int, Option("-n", min=0, help="How many.")] = 10,
+    n: Annotated[int, Option("-n", help="How many.")] = 10,
     temperature: Annotated[float, Option(help="Below 1 plays safe, above 1 dares; 0 is the most probable.")] = 1.0,
     top_k: Annotated[int | None, Option(help="Draw from the k most probable characters only.")] = None,
     prefix: Annotated[str, Option(help="How every sample starts.")] = "",
@@ -34,7 +38,7 @@ def sample(
     from charlm import checkpoint, sampler
 
     loaded = checkpoint.load(run, training=False)
-    texts = sampler.sample(
+    blocks = sampler.stream(
         loaded.model,
         loaded.vocabulary,
         n,
@@ -45,43 +49,57 @@ def sample(
         max_length=max_length,
         stop=stop,
     )
-    for text in texts:
-        typer.echo(text)
+    for texts in blocks:
+        sys.stdout.write("".join(f"{text}\n" for text in texts))
+        sys.stdout.flush()
 
 
 def evaluate(
     run: _Run,
-    path: Annotated[Path | None, Argument(metavar="FILE", help="Text (default: the run's own data).")] = None,
-    split: Annotated[
-        str | None, Option(metavar="|".join(_SPLITS), help="Measure this one (default: train, dev and test).")
+    path: Annotated[
+        str | None,
+        Argument(metavar="FILE", parser=file_name, help="Text, - for standard input (default: the run's own data)."),
+    ] = None,
+    part: Annotated[
+        str | None,
+        Option("--split", metavar="|".join(_SPLITS), help="Measure this one (default: train, dev and test)."),
     ] = None,
     as_json: Annotated[bool, Option("--json", help="Print JSON; a measure that is infinite is null.")] = False,
 ) -> None:
     """Measure the loss per character, in nats (nll), as perplexity, and in bits.
 
-    A FILE is read and split as the run's own data was.
+    A FILE is read as the run's own data was, and split so too; of a run with a file for each of train, dev and test, it
+    is split at random. With --split all it may be as short as one line.
     """
-    if split is not None and split not in _SPLITS:
-        raise ValueError(f"split must be one of {', '.join(_SPLITS)}, got {split!r}")
+    if part is not None and part not in _SPLITS:
+        raise ValueError(f"--split must be one of {', '.join(_SPLITS)}, got {part!r}")
     from charlm import checkpoint
     from charlm.evaluation import evaluate as mean_nll
 
     loaded = checkpoint.load(run, training=False)
-    if path is None:
-        dataset = loaded.load_data()
+    splits: dict[str, Split]
+    if path is not None and part == "all":
+        splits = {part: loaded.config.load_whole(path, loaded.vocabulary)}
     else:
-        dataset = replace(loaded.config, path=str(path)).load_data(loaded.vocabulary)
-    names = _SPLITS[:3] if split is None else (split,)
-    losses = {name: mean_nll(loaded.model, getattr(dataset, name)) for name in names}
+        if path is None:
+            dataset = loaded.load_data()
+        else:
+            dataset = replace(loaded.config, path=path, dev=None, test=None).load_data(loaded.vocabulary)
+        splits = {name: getattr(dataset, name) for name in (_SPLITS[:3] if part is None else (part,))}
+    losses = {name: mean_nll(loaded.model, split) for name, split in splits.items()}
     if as_json:
         typer.echo(json.dumps({name: _json_numbers(measures(nll)) for name, nll in losses.items()}))
     else:
         typer.echo(loss_table(losses))
+    if hint := hint_at_smoothing(loaded.model, losses):
+        typer.echo(hint, err=True)
 
 
 def plot(
     run: _Run,
-    out: Annotated[Path | None, Option(help="Folder for the pictures (default: RUN).")] = None,
+    out: Annotated[
+        str | None, Option(parser=file_name, metavar="FOLDER", help="Where the pictures go (default: RUN).")
+    ] = None,
 ) -> None:
     """Draw the loss curve and what the model has learned, as PNG files; needs charlm\\[plot]."""
     from charlm import checkpoint, plots

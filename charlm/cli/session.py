@@ -24,7 +24,7 @@ from charlm.evaluation import evaluate
 from charlm.fingerprint import Fingerprint
 from charlm.interrupts import Interrupt, deferred_interrupt
 from charlm.models import CountBigram, LanguageModel
-from charlm.presets import TrainingConfig
+from charlm.presets import KEPT_TEXTS, STANDARD_INPUT, TrainingConfig
 from charlm.run_folder import blamed
 from charlm.run_lock import Claim
 from charlm.trainer import NonFiniteLossError, Trainer
@@ -87,8 +87,11 @@ class Session:
             trainer = None if isinstance(model, CountBigram) else config.create_trainer(model, dataset)
             if isinstance(model, CountBigram):
                 model.fit(dataset.train)
-            session = cls(run_dir, config, dataset, model, trainer, folder)
-            session._save()
+            # What came out of a pipe is kept in the folder, where "-" then leads to.
+            texts = {KEPT_TEXTS[name]: text for name, text in dataset.piped.items()}
+            kept: dict[str, Any] = dict.fromkeys(dataset.piped, STANDARD_INPUT)
+            session = cls(run_dir, replace(config, **kept), replace(dataset, piped={}), model, trainer, folder)
+            session._save(texts)
             return session
         except BaseException:
             folder.abandon()
@@ -116,7 +119,7 @@ class Session:
                     "--steps only"
                 )
             processes.check_device(config.device)
-            dataset = run.load_data(config.path)
+            dataset = run.load_data(config.path, dev=config.dev, test=config.test)
             trainer = config.create_trainer(run.model, dataset)
             with blamed(run_dir / checkpoint.OPTIMIZER, " is damaged"):
                 trainer.load_state_dict(run.training_state)
@@ -218,10 +221,10 @@ class Session:
             )
         return loss
 
-    def _save(self) -> None:
-        self._processes.on_first(self._write)
+    def _save(self, texts: Mapping[str, bytes] | None = None) -> None:
+        self._processes.on_first(partial(self._write, texts))
 
-    def _write(self) -> None:
+    def _write(self, texts: Mapping[str, bytes] | None) -> None:
         """Ctrl-C waits until all of it is written."""
         with deferred_interrupt():
             # First the records: those after the step of the checkpoint are dropped by the next resume.
@@ -235,6 +238,7 @@ class Session:
                 training_state=None if self.trainer is None else self.trainer.state_dict(),
                 data=self._data,
                 unrecorded=self._unrecorded,
+                texts=texts,
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from charlm.cli.console import loss_table, progress
+from charlm.cli.console import hint_at_smoothing, loss_table, progress
+from charlm.cli.options import (
+    absolute,
+    check_together,
+    file_name,
+    flag,
+    integer_or_full,
+    integers,
+    is_piped,
+    two_numbers,
+)
 from charlm.interrupts import deferred_interrupt, exit_code, termination_as_interrupt
 
 if TYPE_CHECKING:
@@ -22,44 +32,35 @@ if TYPE_CHECKING:
     from charlm.presets import TrainingConfig
 
 # Options of a run that a resumed run may change: none of them is part of the saved state.
-_CHANGEABLE = ("path", "steps", "backend", "device")
+_CHANGEABLE = ("path", "dev", "test", "steps", "backend", "device")
 # The preset that a model has without --preset.
 _PRESET_OF_MODEL = {"mlp": "fast", "bigram": "bigram", "count-bigram": "count-bigram"}
 
 _MODEL, _DATA, _OPTIMIZATION, _RUN = "Model", "Data", "Optimization", "Run"
 
 
-def _integers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a list of integers such as 1000,2000") from None
-
-
-def _two_numbers(text: str) -> tuple[float, float]:
-    try:
-        first, second = (float(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not two numbers such as 0.9,0.999") from None
-    return first, second
-
-
-def _batch_size(text: str) -> int | str:
-    try:
-        return text if text == "full" else int(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is neither an integer nor 'full'") from None
-
-
 def train(
     context: typer.Context,
-    path: Annotated[Path | None, typer.Argument(metavar="FILE", help="UTF-8 text (default: US given names).")] = None,
-    out: Annotated[
-        Path | None, Option(help="Folder of the new run (default: runs/NAME_OF_FILE).", rich_help_panel=_RUN)
+    path: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="FILE", parser=file_name, help="UTF-8 text, - for standard input (default: US given names)."
+        ),
     ] = None,
-    resume: Annotated[Path | None, Option(metavar="RUN", help="Continue this run.", rich_help_panel=_RUN)] = None,
+    out: Annotated[
+        str | None,
+        Option(
+            parser=file_name,
+            metavar="RUN",
+            help="Folder of the new run (default: runs/NAME_OF_FILE).",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    resume: Annotated[
+        str | None, Option(parser=file_name, metavar="RUN", help="Continue this run.", rich_help_panel=_RUN)
+    ] = None,
     checkpoint_every: Annotated[
-        int | None, Option(min=1, help="Steps between checkpoints (default: a tenth of the run).", rich_help_panel=_RUN)
+        int | None, Option(help="Steps between checkpoints (default: a tenth of the run).", rich_help_panel=_RUN)
     ] = None,
     quiet: Annotated[bool, Option("--quiet", "-q", help="No progress, only the result.", rich_help_panel=_RUN)] = False,
     preset: Annotated[
@@ -84,6 +85,13 @@ def train(
     ] = None,
     softcap: Annotated[float | None, Option(help="Bound of the logits.", rich_help_panel=_MODEL)] = None,
     smoothing: Annotated[float | None, Option(help="Added to every count.", rich_help_panel=_MODEL)] = None,
+    dev: Annotated[
+        str | None,
+        Option(parser=file_name, metavar="FILE", help="Dev has a file of its own; so has test.", rich_help_panel=_DATA),
+    ] = None,
+    test: Annotated[
+        str | None, Option(parser=file_name, metavar="FILE", help="That of test.", rich_help_panel=_DATA)
+    ] = None,
     mode: Annotated[
         str | None, Option(metavar="lines|stream", help="Lines are texts, or one text.", rich_help_panel=_DATA)
     ] = None,
@@ -94,13 +102,15 @@ def train(
     steps: Annotated[int | None, Option(help="Length of the whole run.", rich_help_panel=_OPTIMIZATION)] = None,
     batch_size: Annotated[
         Any,
-        Option(parser=_batch_size, metavar="N|full", help="Examples a step; full: all.", rich_help_panel=_OPTIMIZATION),
+        Option(
+            parser=integer_or_full, metavar="N|full", help="Examples a step; full: all.", rich_help_panel=_OPTIMIZATION
+        ),
     ] = None,
     optimizer: Annotated[str | None, Option(metavar="sgd|adamw", rich_help_panel=_OPTIMIZATION)] = None,
     learning_rate: Annotated[float | None, Option(help="Base rate.", rich_help_panel=_OPTIMIZATION)] = None,
     momentum: Annotated[float | None, Option(help="Of sgd.", rich_help_panel=_OPTIMIZATION)] = None,
     betas: Annotated[
-        Any, Option(parser=_two_numbers, metavar="B1,B2", help="Of adamw.", rich_help_panel=_OPTIMIZATION)
+        Any, Option(parser=two_numbers, metavar="B1,B2", help="Of adamw.", rich_help_panel=_OPTIMIZATION)
     ] = None,
     eps: Annotated[float | None, Option(help="Of adamw.", rich_help_panel=_OPTIMIZATION)] = None,
     weight_decay: Annotated[float | None, Option(help="Decoupled with adamw.", rich_help_panel=_OPTIMIZATION)] = None,
@@ -112,7 +122,7 @@ def train(
     ] = None,
     milestones: Annotated[
         Any,
-        Option(parser=_integers, metavar="S1,S2,...", help="Where 'step' decays.", rich_help_panel=_OPTIMIZATION),
+        Option(parser=integers, metavar="S1,S2,...", help="Where 'step' decays.", rich_help_panel=_OPTIMIZATION),
     ] = None,
     decay_factor: Annotated[float | None, Option(help="Of 'step'.", rich_help_panel=_OPTIMIZATION)] = None,
     max_grad_norm: Annotated[float | None, Option(help="Clip gradients to it.", rich_help_panel=_OPTIMIZATION)] = None,
@@ -124,20 +134,22 @@ def train(
     """
     from charlm import distributed
     from charlm.cli.session import Session
-    from charlm.presets import TrainingConfig
+    from charlm.presets import KEPT_TEXTS, TrainingConfig
 
     names = [field.name for field in fields(TrainingConfig)]
     options = {name: context.params[name] for name in names if context.params.get(name) is not None}
-    if path is not None:
-        # The run must find its data from wherever it is used.
-        options["path"] = str(path.resolve())
+    options |= {name: absolute(options[name]) for name in KEPT_TEXTS if name in options}
     with termination_as_interrupt(), distributed.joined() as processes:
+        _check_texts([options[name] for name in KEPT_TEXTS if name in options], resume is not None, processes)
         if resume is None:
-            session = Session.start(_configuration(preset, options), out)
+            config = _configuration(preset, options)
+            given = [*options, *([] if checkpoint_every is None else ["checkpoint_every"])]
+            check_together(given, vars(config))
+            session = Session.start(config, None if out is None else Path(out))
         else:
-            given = {**options, **({"preset": preset} if preset else {}), **({"out": out} if out else {})}
+            given = [*options, *(name for name, value in (("preset", preset), ("out", out)) if value is not None)]
             _check_changeable(given)
-            session = Session.resume(resume, options)
+            session = Session.resume(Path(resume), options)
         with closing(session):
             _run(session, processes, checkpoint_every, quiet)
 
@@ -160,6 +172,8 @@ def _run(session: Session, processes: Processes, checkpoint_every: int | None, q
             raise typer.Exit(exit_code(interruption)) from None
         losses = session.losses()
     report(loss_table(losses))
+    if hint := hint_at_smoothing(session.model, losses):
+        report(hint, err=True)
     report(f"saved in {session.run_dir}; sample from it:\n  {shlex.join(['charlm', 'sample', str(session.run_dir)])}")
 
 
@@ -188,11 +202,22 @@ def _configuration(preset: str | None, options: Mapping[str, Any]) -> TrainingCo
     return config
 
 
-def _check_changeable(options: Mapping[str, Any]) -> None:
-    fixed = sorted(set(options) - set(_CHANGEABLE))
+def _check_changeable(given: Collection[str]) -> None:
+    fixed = sorted(set(given) - set(_CHANGEABLE))
     if fixed:
-        flags = ", ".join("--" + name.removesuffix("_steps").replace("_", "-") for name in fixed)
-        raise ValueError(f"{flags} cannot change when a run is resumed; only FILE, --steps, --backend and --device can")
+        *some, last = map(flag, _CHANGEABLE)
+        raise ValueError(
+            f"{', '.join(map(flag, fixed))} cannot change when a run is resumed; only {', '.join(some)} and {last} can"
+        )
+
+
+def _check_texts(paths: Collection[str], resuming: bool, processes: Processes) -> None:
+    """What can be read only once is for one process, that starts a run and keeps it."""
+    for path in filter(is_piped, paths):
+        if resuming:
+            raise ValueError(f"{path} is not a file: a run that is resumed has its text, or takes it from a file")
+        if processes.size > 1:
+            raise ValueError(f"{path} is not a file, and cannot be read by {processes.size} processes")
 
 
 def _description(session: Session) -> str:

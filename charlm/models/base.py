@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from charlm import ops
+from charlm._rules import check
 from charlm.ops import reference
 
 BACKENDS = ("eager", "ops")
@@ -31,8 +32,8 @@ class LanguageModel(nn.Module):
 
     def __init__(self, vocab_size: int, context_length: int, backend: str) -> None:
         super().__init__()
-        self.vocab_size = positive("vocab_size", vocab_size)
-        self.context_length = positive("context_length", context_length)
+        self.vocab_size = check("vocab_size", vocab_size)
+        self.context_length = check("context_length", context_length)
         self.backend = backend
 
     @property
@@ -120,14 +121,3 @@ class LanguageModel(nn.Module):
                 raise IndexError(
                     f"{name}{index} = {value} is out of range for a vocabulary of {self.vocab_size} tokens"
                 )
-
-
-def positive(name: str, value: int) -> int:
-    """`value` if it is a positive integer.
-
-    Raises:
-        ValueError: it is not; the message names the argument.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    return value

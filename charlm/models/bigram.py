@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from charlm._memory import check_memory
+from charlm._rules import check
 from charlm.models.base import LanguageModel
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class _Bigram(LanguageModel):
 
     def __init__(self, vocab_size: int, backend: str) -> None:
         super().__init__(vocab_size, 1, backend)
+        check_memory(f"the table of a bigram with vocab_size={vocab_size}", 4 * vocab_size**2)
 
     def _rows(self, contexts: Tensor, table: Tensor) -> Tensor:
         """The row of `table` (V, V) that belongs to the last token of each context: (..., V)."""
@@ -58,9 +60,7 @@ class CountBigram(_Bigram):
 
     def __init__(self, vocab_size: int, smoothing: float = 0.0) -> None:
         super().__init__(vocab_size, backend="eager")
-        if not (math.isfinite(smoothing) and smoothing >= 0.0):
-            raise ValueError(f"smoothing must be a finite number >= 0, got {smoothing}")
-        self.smoothing = float(smoothing)
+        self.smoothing = float(check("smoothing", smoothing))
         self.register_buffer("counts", torch.zeros(self.vocab_size, self.vocab_size, dtype=torch.int64))
 
     @torch.no_grad()

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from charlm.models.base import LanguageModel, positive
+from charlm._memory import check_memory
+from charlm._rules import check
+from charlm.models.base import LanguageModel
 
 # The gain that keeps the variance of a tanh layer's output near that of its input (`nn.init.calculate_gain("tanh")`).
 _TANH_GAIN = 5.0 / 3.0
@@ -62,11 +64,11 @@ class MLP(LanguageModel):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(vocab_size, context_length, backend)
-        self.embedding_dim = positive("embedding_dim", embedding_dim)
-        self.hidden_dim = positive("hidden_dim", hidden_dim)
-        if softcap is not None and not (math.isfinite(softcap) and softcap > 0.0):
-            raise ValueError(f"softcap must be a positive number or None, got {softcap}")
+        self.embedding_dim = check("embedding_dim", embedding_dim)
+        self.hidden_dim = check("hidden_dim", hidden_dim)
+        check("softcap", softcap, optional=True)
         self.softcap = None if softcap is None else float(softcap)
+        self._check_memory(direct)
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
@@ -120,6 +122,17 @@ class MLP(LanguageModel):
             self._check_range(targets=targets)
             raise
         return loss
+
+    def _check_memory(self, direct: bool) -> None:
+        """ValueError where the parameters, and the largest in float64 as it is drawn, are more than memory holds."""
+        width = self.context_length * self.embedding_dim
+        parameters = self.vocab_size * self.embedding_dim + (width + 1) * self.hidden_dim
+        parameters += (self.hidden_dim + 1) * self.vocab_size + (width * self.vocab_size if direct else 0)
+        check_memory(
+            f"an MLP with context_length={self.context_length}, embedding_dim={self.embedding_dim}, "
+            f"hidden_dim={self.hidden_dim}",
+            4 * parameters + 8 * self.hidden_dim * max(width, self.vocab_size),
+        )
 
     def config(self) -> dict[str, Any]:
         return {

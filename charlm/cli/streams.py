@@ -1,0 +1,31 @@
+"""Standard output and standard error, also where whoever started the program has closed them."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def open_closed() -> None:
+    """Gives standard streams that are closed a descriptor that leads nowhere, before a file of a run gets its number.
+
+    Standard error is then written to nowhere; `sys.stdout` stays None, as output that nobody gets is an error.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest number that is free, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the program runs
+
+
+def flush_or_discard() -> bool:
+    """Writes out what standard output has; returns whether that was possible. If not, it goes nowhere from now on."""
+    try:
+        sys.stdout.flush()
+        return True
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
