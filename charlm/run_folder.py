@@ -41,7 +41,7 @@ def blamed(path: Path, fault: str) -> Iterator[None]:
 
 def commit(run_dir: Path, files: Mapping[str, Iterable[bytes]]) -> None:
     """Writes all the files, or, where anything fails, none of them: what was there before is there still."""
-    _publish(run_dir)
+    publish(run_dir)
     saving, saved = run_dir / _SAVING, run_dir / _SAVED
     remove(saving)
     # What is there now is no committed save.
@@ -57,7 +57,18 @@ def commit(run_dir: Path, files: Mapping[str, Iterable[bytes]]) -> None:
         remove(saving)
         raise
     _sync_folder(run_dir)
-    _publish(run_dir)
+    publish(run_dir)
+
+
+def publish(run_dir: Path) -> None:
+    """Moves the files of a committed save to their places: also one that was cut off in between."""
+    saved = run_dir / _SAVED
+    if not _is_folder(saved):
+        return
+    for path in sorted(saved.iterdir()):
+        os.replace(path, run_dir / path.name)
+    _sync_folder(run_dir)
+    saved.rmdir()
 
 
 def open_file(run_dir: Path, name: str) -> tuple[io.FileIO, int]:
@@ -178,17 +189,6 @@ def _write(path: Path, flags: int, pieces: Iterable[bytes]) -> None:
             raise
         # A full disk, for one, does not say which file it was.
         raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _publish(run_dir: Path) -> None:
-    """Moves the files of a committed save to their places; also finishes a move that was cut off."""
-    saved = run_dir / _SAVED
-    if not _is_folder(saved):
-        return
-    for path in sorted(saved.iterdir()):
-        os.replace(path, run_dir / path.name)
-    _sync_folder(run_dir)
-    saved.rmdir()
 
 
 def _places(run_dir: Path, name: str) -> list[Path]:

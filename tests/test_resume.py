@@ -199,8 +199,8 @@ def test_a_diverging_run_says_where_its_last_checkpoint_is(run_charlm: CommandLi
     result = run_charlm("train", *options, "--checkpoint-every", 9, "--out", "run")
     assert result.code == 1
     assert re.fullmatch(
-        r"error: the loss of step \d is (inf|nan), at learning rate 1e\+30: lower --learning-rate, or set --max-grad-norm "
-        r"\(run holds step 0\)\n",
+        r"error: the loss of step \d is (inf|nan), at learning rate 1e\+30: "
+        r"lower --learning-rate, or set --max-grad-norm \(run holds step 0\)\n",
         result.err,
     )
     # The loss is that of before the update: here the first update ruins the parameters, and dev shows it.

@@ -255,6 +255,7 @@ class _Folder:
             kind = "it is a file" if run_dir.exists() else "no such folder"
             raise CheckpointError(f"{run_dir} is not a run folder: {kind}")
         self._lock = Claim(run_dir, create=False)
+        run_folder.publish(run_dir)
 
     def take_new(self, run_dir: Path) -> None:
         """Takes a folder for a new run, and creates it; ValueError where that would overwrite something."""
