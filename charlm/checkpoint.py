@@ -207,6 +207,8 @@ def load(run_dir: str | os.PathLike[str], *, backend: str = "ops", training: boo
     if not training:
         return Run(config, vocabulary, model, step, None, data, run_dir)
 
+    if not run_folder.has_file(run_dir, OPTIMIZER):
+        raise CheckpointError(f"{run_dir} cannot be trained on: it has no {OPTIMIZER}, the state of the optimizer")
     with _tensor_file(run_dir, OPTIMIZER) as (file, training_step):
         if training_step != step:
             raise CheckpointError(

@@ -87,7 +87,7 @@ def read_description(run_dir: Path) -> Description:
         if key not in values:
             raise CheckpointError(f"{path} is not the configuration of a run: it has no {key!r}")
     with blamed(path, " is damaged"):
-        description: Description = checked(values, Description, "it")
+        description: Description = checked(values, Description, "")
         description["model"] = _checked_model(description["model"])
     return description
 

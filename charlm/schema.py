@@ -13,6 +13,7 @@ from charlm._rules import shown
 _MAX_DEPTH = 20
 
 _MISFIT = object()
+_WORDS = {dict: "an object", type(None): "None"}
 
 
 def parse_json(content: bytes) -> Any:
@@ -44,7 +45,7 @@ def checked(value: object, hint: Any, name: str) -> Any:
         value: of JSON types, or tuples.
         hint: a `TypedDict`, for an object with those keys and no others; `Literal`, `tuple`, a union, or a
             class. A bool is no number.
-        name: of the value, for the message.
+        name: of the value, for the message; "" for one that is not part of another.
 
     Raises:
         ValueError: it is not; the message names the part that is wrong.
@@ -62,22 +63,25 @@ def described(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return " or ".join(map(repr, arguments))
+    if hint in _WORDS:
+        return _WORDS[hint]
     if origin is tuple or not arguments:
-        return "None" if hint is type(None) else str(getattr(hint, "__name__", hint) if origin is None else hint)
+        return str(getattr(hint, "__name__", hint) if origin is None else hint)
     return " or ".join(map(described, arguments))
 
 
 def _checked_object(value: object, hint: Any, name: str) -> dict[str, Any]:
+    whole = name or "it"
     if not isinstance(value, dict):
-        raise ValueError(f"{name} must be an object, got {shown(value)}")
+        raise ValueError(f"{whole} must be an object, got {shown(value)}")
     hints = get_type_hints(hint)
     for key in hints:
         if key in hint.__required_keys__ and key not in value:
-            raise ValueError(f"{name} has no {key!r}")
+            raise ValueError(f"{whole} has no {key!r}")
     for key in value:
         if key not in hints:
-            raise ValueError(f"{name} has an unknown key {shown(key)}, with the value {shown(value[key])}")
-    return {key: checked(item, hints[key], f"{name}.{key}") for key, item in value.items()}
+            raise ValueError(f"{whole} has an unknown key {shown(key)}, with the value {shown(value[key])}")
+    return {key: checked(item, hints[key], f"{name}.{key}" if name else key) for key, item in value.items()}
 
 
 def _fitted(value: object, hint: Any) -> Any:

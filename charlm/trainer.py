@@ -198,9 +198,9 @@ class Trainer:
             raise ValueError(f"state 'step' must be an integer >= 0, got {state['step']!r}")
         for part, tensors in own.items():
             _check_same_structure(part, state[part], tensors)
-        for name, value in state["optimizer"].items():
+        for name in own["optimizer"]:
             if name.endswith(".step"):
-                _check_steps(name, value, state["step"])
+                _check_steps(name, state["optimizer"][name], state["step"])
         if self._batches is not None:
             self._batches.load_state_dict(state["batches"], state["step"])
         with torch.no_grad():
