@@ -18,10 +18,11 @@ from command_line import SMALL_MLP, CommandLine, assert_same_weights, weights
 import charlm
 from charlm import checkpoint
 
-# Ctrl-C as a terminal sends it, also where whoever started the tests has told its children to ignore it.
+# Signals as a terminal sends them, also where whoever started the tests has told its children to ignore them.
 _COMMAND = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 from charlm.cli import main
 sys.exit(main())
 """
@@ -144,8 +145,9 @@ def test_resume_refuses_what_would_be_another_run(run_charlm: CommandLine, names
     )
 
 
-def test_ctrl_c_saves_and_prints_the_command_that_continues(
-    run_charlm: CommandLine, names: Path, tmp_path: Path
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_save_and_print_the_command_that_continues(
+    run_charlm: CommandLine, names: Path, tmp_path: Path, signum: int, code: int
 ) -> None:
     options = ["train", str(names), *map(str, SMALL_MLP), "--checkpoint-every", "20"]
     process = subprocess.Popen(
@@ -157,12 +159,17 @@ def test_ctrl_c_saves_and_prints_the_command_that_continues(
         text=True,
     )
     metrics = tmp_path / "a run" / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size > 0):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    deadline = time.monotonic() + 120
+    try:
+        while process.poll() is None and not (metrics.exists() and metrics.stat().st_size > 0):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signum)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
 
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
     message, command = err.splitlines()[-2:]
     assert "sample from it" not in out
     assert command == "  charlm train --resume 'a run' --checkpoint-every 20"
@@ -175,6 +182,7 @@ def test_ctrl_c_saves_and_prints_the_command_that_continues(
     assert_same_weights(Path("a run"), Path("whole"))
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_ctrl_c_waits_for_a_checkpoint_to_be_written(
     run_charlm: CommandLine, names: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,7 +194,6 @@ def test_ctrl_c_waits_for_a_checkpoint_to_be_written(
         real_append(run_dir, records)
 
     monkeypatch.setattr(checkpoint, "append_metrics", append)
-    monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)
     result = run_charlm("train", names, *SMALL_MLP, "--steps", 30, "--checkpoint-every", 10, "--out", "run", "--quiet")
     assert result.code == 130
     assert "interrupted and saved at step 10; continue with:\n" in result.err
@@ -213,3 +220,14 @@ def test_a_diverging_run_says_where_its_last_checkpoint_is(run_charlm: CommandLi
     )
     assert all(tensor.isfinite().all() for tensor in weights(Path("checked")).values())
     assert all(tensor.isfinite().all() for tensor in weights(Path("run")).values())
+
+
+def test_resuming_to_a_step_that_is_past_says_so(run_charlm: CommandLine, names: Path) -> None:
+    run_charlm.output("train", names, *SMALL_MLP, "--steps", 20, "--out", "run", "--quiet")
+    before = {path: path.read_bytes() for path in Path("run").iterdir()}
+    assert run_charlm.error("train", "--resume", "run", "--steps", 10) == (
+        "run is at step 20 already, past --steps 10: it goes on with more --steps only"
+    )
+    out = run_charlm.output("train", "--resume", "run", "--steps", 20, "--quiet")
+    assert "20 steps from step 20" in out
+    assert {path: path.read_bytes() for path in Path("run").iterdir()} == before
