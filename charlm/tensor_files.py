@@ -24,16 +24,18 @@ from charlm._buffers import to_buffer
 from charlm._rules import shown
 from charlm.schema import checked, parse_json
 
-# The dtypes that a model, its optimizer or a generator can have.
+# The dtypes that a model, its optimizer or a generator can have, in the order in which the format has its tensors: the
+# widest first, so that all are aligned.
 _DTYPES = {
+    "I64": torch.int64,
     "F64": torch.float64,
     "F32": torch.float32,
     "BF16": torch.bfloat16,
     "F16": torch.float16,
-    "I64": torch.int64,
     "U8": torch.uint8,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_ORDER = list(_NAMES)
 _METADATA = "__metadata__"
 # Of a header; those of charlm have a few hundred bytes.
 _MAX_HEADER = 1 << 20
@@ -48,8 +50,7 @@ class _Entry(TypedDict):
 
 def format_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[bytes]:
     """The pieces of a safetensors file with these tensors, which depend on names, values and metadata alone."""
-    # The widest first, as the format wants them aligned.
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    ordered = sorted(tensors.items(), key=lambda item: (_ORDER.index(item[1].dtype), item[0]))
     header: dict[str, Any] = {_METADATA: dict(sorted(metadata.items()))}
     data, offset = [], 0
     for name, tensor in ordered:
