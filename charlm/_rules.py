@@ -6,7 +6,6 @@ Without torch, so that the command line can say at once that an option is wrong.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -85,7 +84,7 @@ class Either:
 
 @dataclass(frozen=True)
 class Sequence:
-    """Numbers that each follow one rule.
+    """Lists and tuples of numbers that each follow one rule.
 
     Attributes:
         length: how many; None for any number of them, which ascend.
@@ -97,8 +96,10 @@ class Sequence:
 
     def fault(self, value: object) -> str | None:
         """What `value` should be, if it is not."""
-        items = list(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else None
-        if items is None or any(self.rule.fault(item) for item in items):
+        if not isinstance(value, (list, tuple)):
+            return self.description
+        items = list(value)
+        if any(self.rule.fault(item) for item in items):
             return self.description
         if self.length is None:
             return None if items == sorted(set(items)) else self.description
@@ -115,6 +116,8 @@ _SEED = Integers(-(2**63), 2**64 - 1)
 # What stays positive and finite in float32, whose largest number is 3.4e38 and whose smallest normal one 1.2e-38.
 _POSITIVE = Numbers("a positive number", 1e-37, 1e38, (True, True))
 _NOT_NEGATIVE = Numbers("a finite number >= 0", 0.0, math.inf, (True, False))
+# What float32 can hold.
+_MODERATE = Numbers("a finite number >= 0", 0.0, 1e38, (True, True))
 _BELOW_ONE = Numbers("in [0, 1)", 0.0, 1.0, (True, False))
 
 RULES: dict[str, Rule] = {
@@ -129,7 +132,7 @@ RULES: dict[str, Rule] = {
     "embedding_dim": _SIZE,
     "hidden_dim": _SIZE,
     "softcap": _POSITIVE,
-    "smoothing": Numbers("a finite number >= 0", 0.0, 1e100, (True, True)),
+    "smoothing": _MODERATE,
     # Training
     "steps": _COUNT,
     "total_steps": _POSITIVE_COUNT,
@@ -138,8 +141,8 @@ RULES: dict[str, Rule] = {
     "learning_rate": Numbers("a positive number", 0.0, math.inf, (False, False)),
     "momentum": _BELOW_ONE,
     "betas": Sequence(_BELOW_ONE, 2, "two numbers in [0, 1)"),
-    "eps": _NOT_NEGATIVE,
-    "weight_decay": _NOT_NEGATIVE,
+    "eps": _MODERATE,
+    "weight_decay": _MODERATE,
     "schedule": Choice(("constant", "step", "cosine", "linear")),
     "warmup_steps": _COUNT,
     "milestones": Sequence(_COUNT, None, "ascending steps"),

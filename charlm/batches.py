@@ -36,7 +36,7 @@ class BatchSampler:
         self._num_examples = num_examples
         self._batch_size = batch_size
         self._rows = max(1, _BLOCK_ELEMENTS // batch_size)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(int(seed))
         self._start_block(0)
 
     def read(self, step: int, steps: int) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from charlm import benchmark_jax
+from charlm._rules import check
 from charlm.backends import BACKENDS, EagerBackend
 from charlm.data import Dataset, Split
 from charlm.presets import PRESETS, TrainingConfig
@@ -161,10 +162,10 @@ def race(
             raise ValueError(f"backends must be among {', '.join(BACKENDS)}, jax, got {name!r}")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"backends must be one or more different ones, got {', '.join(names) or 'none'}")
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
-    if not seconds > 0.0:
-        raise ValueError(f"seconds must be positive, got {seconds}")
+    check("threads", threads)
+    check("seconds", seconds)
+    if "jax" in names:
+        benchmark_jax.check_installed()
 
     config = replace(WORKLOADS[workload], path=path)
     dataset = config.load_data()

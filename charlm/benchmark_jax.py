@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +17,13 @@ from charlm.batches import BatchSampler
 from charlm.data import Dataset
 from charlm.models import MLP
 from charlm.presets import TrainingConfig
+
+
+def check_installed() -> None:
+    """ValueError where JAX is not installed."""
+    # Not imported yet: XLA is to start with as many threads as it may have.
+    if find_spec("jax") is None:
+        raise ValueError("the backend 'jax' needs JAX: pip install jax")
 
 
 def create_run(config: TrainingConfig, dataset: Dataset, threads: int) -> Callable[[int], Tensor]:
@@ -34,6 +41,7 @@ def create_run(config: TrainingConfig, dataset: Dataset, threads: int) -> Callab
     """
     if config.model != "mlp" or config.direct or config.softcap is not None or config.momentum:
         raise ValueError("the loop in JAX trains an MLP without direct connections, softcap and momentum")
+    check_installed()
     jax = _start_jax(threads)
     jnp = jax.numpy
     contexts, targets = (
@@ -77,7 +85,7 @@ def create_run(config: TrainingConfig, dataset: Dataset, threads: int) -> Callab
                 state, loss = train_on_all(state)
             else:
                 state, loss = train(state, jnp.asarray(batches.read(done, end - done).int().numpy()))
-            losses.append(torch.from_numpy(np.array(loss)))  # waits for the result
+            losses.append(torch.from_numpy(jax.device_get(loss).copy()))  # waits for the result
             done += len(losses[-1])
         return torch.cat(losses)
 
@@ -90,9 +98,7 @@ def _start_jax(threads: int) -> Any:
     os.sched_setaffinity(0, sorted(cores)[:threads])
     try:
         import jax
-    except ImportError:
-        raise ValueError("the backend 'jax' needs JAX: pip install jax") from None
-    else:
+
         jax.config.update("jax_platforms", "cpu")
         jax.devices()
         return jax

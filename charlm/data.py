@@ -183,7 +183,7 @@ def _encode_lines(source: Source, characters: str, vocabulary: Vocabulary) -> _E
         tokens, ends = vocabulary._codec.encode_lines(source.text, index.itemsize)
     except _text.UnknownCharacter as error:
         where, character = source.locate(error.args[0])
-        there = ", where it marks the ends of lines: a vocabulary of this text has another boundary"
+        there = ", where it ends lines: a vocabulary of this text has another boundary"
         there = there if character == boundary else ""
         raise ValueError(f"{where} has {character!r}, which is not in the vocabulary{there}") from None
     return to_tensor(tokens, vocabulary.dtype), to_tensor(ends, index)
@@ -203,7 +203,7 @@ def _check_lines(source: Source, encoded: _Encoded) -> None:
     if len(ends) < 3:
         raise ValueError(
             f"{source.path} has too few lines to split: train, dev and test need 3, got {len(ends)}; "
-            "mode='stream' reads a file as one text"
+            "mode='stream' reads it as one text"
         )
 
 
@@ -253,7 +253,7 @@ def _makemore_order(lines: int) -> Tensor:
 
 def _random_order(lines: int, first: int, second: int, seed: int, dtype: torch.dtype) -> Tensor:
     """A random choice of lines for each split, in which they keep the order of the file: far faster to gather."""
-    shuffled = torch.randperm(lines, generator=torch.Generator().manual_seed(seed), dtype=dtype, device="cpu")
+    shuffled = torch.randperm(lines, generator=torch.Generator().manual_seed(int(seed)), dtype=dtype, device="cpu")
     piece = torch.zeros(lines, dtype=torch.uint8, device="cpu")
     piece[shuffled[first:second]] = 1
     piece[shuffled[second:]] = 2

@@ -40,17 +40,22 @@ def create(
     check("weight_decay", weight_decay)
 
     state_names = ["exp_avg", "exp_avg_sq"] if name == "adamw" else ["momentum_buffer"] if momentum else []
+    rate, decay = float(learning_rate), float(weight_decay)
     parameters = [parameter for parameter in model.parameters() if parameter.device.type == "cpu"]
     count, size = (sum(map(of, parameters)) for of in (Tensor.numel, _bytes))
     check_memory(f"training {count:,} parameters with {name}", (2 + len(state_names)) * size)
 
     if name == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            model.parameters(), lr=learning_rate, momentum=momentum, weight_decay=weight_decay
+            model.parameters(), lr=rate, momentum=momentum, weight_decay=decay
         )
     else:
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay
+            model.parameters(),
+            lr=float(learning_rate),
+            betas=betas,
+            eps=float(eps),
+            weight_decay=float(weight_decay),
         )
     for parameter in model.parameters():
         state = {state_name: torch.zeros_like(parameter) for state_name in state_names}

@@ -5,6 +5,7 @@ They need matplotlib, which the extra `charlm[plot]` installs; it is imported wh
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -120,6 +121,22 @@ def speed_chart(steps_per_second: Mapping[str, float], title: str) -> Figure:
     axes.margins(x=0.15)
     axes.invert_yaxis()
     return figure
+
+
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """Says what keeps a figure from being written to a file, before it is drawn.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        OSError: there is no such folder.
+        ValueError: the ending is that of no format of pictures.
+    """
+    path = Path(path)
+    formats = _figure(1.0, 1.0).canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in formats:
+        raise ValueError(f"{path} must end in one of {', '.join(f'.{name}' for name in sorted(formats))}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
 
 
 def _heat_map(values: Tensor, vocabulary: Vocabulary, title: str, numbers: Tensor | None) -> Figure:

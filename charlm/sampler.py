@@ -101,7 +101,7 @@ def stream(
     """
     _check(model, vocabulary, n, temperature, top_k, prefix, seed, max_length, stop)
     key = secrets.randbits(64) if seed is None else int(seed) % (1 << 64)
-    return _draw(model, vocabulary, n, temperature, top_k, prefix, key, max_length, stop)
+    return _draw(model, vocabulary, int(n), float(temperature), top_k, prefix, key, max_length, stop)
 
 
 def _draw(

@@ -168,7 +168,7 @@ class Trainer:
 
     def evaluate(self, split: str) -> float:
         """The mean negative log-likelihood, in nats, of all examples of "train", "dev" or "test"."""
-        if split not in ("train", "dev", "test"):
+        if not isinstance(split, str) or split not in ("train", "dev", "test"):
             raise ValueError(f"split must be one of train, dev, test, got {split!r}")
         if split not in self._distinct:
             self._distinct[split] = getattr(self.dataset, split).distinct()
@@ -191,6 +191,7 @@ class Trainer:
         Raises:
             ValueError: a tensor is missing, unexpected, or has another shape or dtype; nothing was changed.
         """
+        check_type("state", state, dict)
         own = self._tensors()
         if state.keys() != {"step", *own}:
             raise ValueError(f"state must have the keys {sorted(['step', *own])}, got {sorted(state)}")
@@ -223,8 +224,16 @@ class Trainer:
     def _run_chunk(self, steps: int) -> Tensor:
         indices = None if self._batches is None else self._batches.read(self.step, steps)
         steps = steps if indices is None else len(indices)
-        losses = self._backend.run(indices, self._schedule.range(self.step, steps)).cpu()
         first = self.step
+        try:
+            losses = self._backend.run(indices, self._schedule.range(first, steps)).cpu()
+        except RuntimeError as error:
+            # How torch refuses a rate, or what follows from it, that the parameters' dtype cannot hold.
+            if "without overflow" not in str(error):
+                raise
+            raise NonFiniteLossError(
+                f"the steps from {first} on overflow at learning rate {self._schedule(first):g}: lower learning_rate"
+            ) from error
         self.step += steps
         finite = losses.isfinite()
         if not finite.all():
@@ -267,9 +276,11 @@ def _moved(model: LanguageModel, device: torch.device | str | None) -> LanguageM
 
 
 def _check_same_structure(part: str, given: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    check_type(f"{part} state", given, dict)
     if given.keys() != own.keys():
         raise ValueError(f"{part} state must have the tensors {sorted(own)}, got {sorted(given)}")
     for name, tensor in own.items():
+        check_type(f"{part} state {name!r}", given[name], Tensor)
         if given[name].shape != tensor.shape or given[name].dtype != tensor.dtype:
             raise ValueError(
                 f"{part} state {name!r} must have shape {tuple(tensor.shape)} and dtype {tensor.dtype}, "

@@ -1,21 +1,26 @@
-"""The command line `charlm` in this process, and a small model to train with it."""
+"""Runs `charlm` in the process of the test, and says what came of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from charlm import checkpoint
 from charlm.cli import main
 
-# Options of `charlm train`: 105 parameters, plain steps.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Options of a model that is trained in a moment.
 SMALL_MLP: tuple[object, ...] = ("--model", "mlp", "--backend", "eager", "--embedding-dim", 2, "--hidden-dim", 4)
 SMALL_MLP += ("--batch-size", 8, "--optimizer", "sgd", "--learning-rate", 0.1, "--schedule", "constant", "--warmup", 0)
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
+def weights(run: Path) -> dict[str, Tensor]:
+    """The parameters of a run."""
+    from charlm import checkpoint
+
     return checkpoint.load(run).model.state_dict()
 
 
@@ -23,7 +28,7 @@ def assert_same_weights(run: Path, other: Path) -> None:
     tensors, other_tensors = weights(run), weights(other)
     assert tensors.keys() == other_tensors.keys()
     for name, tensor in tensors.items():
-        assert torch.equal(tensor, other_tensors[name]), name
+        assert tensor.equal(other_tensors[name]), name
 
 
 class Result:

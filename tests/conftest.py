@@ -6,14 +6,11 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from command_line import CommandLine
 from hypothesis import settings
-
-if TYPE_CHECKING:
-    import command_line
 
 # The same examples in every run, so that a red test is about the change at hand.
 settings.register_profile("charlm", deadline=None, derandomize=True)
@@ -83,6 +80,23 @@ def makemore_names() -> Path:
     return Path(path)
 
 
+@pytest.fixture
+def run_charlm(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CommandLine:
+    """The command line in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CHARLM_DEBUG", raising=False)
+    return CommandLine(capsys)
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> Path:
+    """Fifty names of five letters."""
+    path = tmp_path / "names.txt"
+    lines = ["".join("aeiklmnrst"[(i * step + step) % 10] for step in (1, 3, 7, 2, 9)) for i in range(50)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that names `instruction_set` once with each set of kernels this machine can execute.
 
@@ -114,27 +128,6 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def run_charlm(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> command_line.CommandLine:
-    """The command line in an empty working folder."""
-    from command_line import CommandLine
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("CHARLM_DEBUG", raising=False)
-    return CommandLine(capsys)
-
-
-@pytest.fixture
-def names(tmp_path: Path) -> Path:
-    """A file of fifty names of five letters."""
-    path = tmp_path / "names.txt"
-    lines = ["".join("aeiklmnrst"[(i * step + step) % 10] for step in (1, 3, 7, 2, 9)) for i in range(50)]
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 @pytest.fixture

@@ -16,19 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The modules and packages of charlm. Each imports from layers above it in this list, and from itself, only.
 LAYERS = [
-    {"_C", "_text", "_version", "_buffers", "interrupts", "schema", "run_folder"},
-    {
-        "ops",
-        "vocabulary",
-        "schedules",
-        "optimizers",
-        "batches",
-        "environment",
-        "run_lock",
-        "tensor_files",
-        "description",
-    },
-    {"nn", "engine", "data", "distributed", "metrics"},
+    {"_C", "_text", "_version", "_buffers", "_memory", "_rules", "interrupts", "run_folder"},
+    {"ops", "vocabulary", "schedules", "optimizers", "batches", "environment", "sources", "run_lock", "schema"},
+    {"nn", "engine", "examples", "distributed", "tensor_files", "description", "metrics"},
+    {"data"},
     {"models", "fingerprint"},
     {"evaluation", "sampler", "backends"},
     {"trainer"},
@@ -87,7 +78,13 @@ def test_imports_run_one_way(path: Path) -> None:
 
 
 def test_data_and_ops_know_nothing_of_each_other() -> None:
-    for name, others in (("data", {"_buffers", "_text", "vocabulary"}), ("vocabulary", {"_buffers", "_text"})):
+    basics = {"_buffers", "_memory", "_rules", "_text"}
+    for name, others in (
+        ("vocabulary", basics),
+        ("sources", basics),
+        ("examples", basics),
+        ("data", {*basics, "vocabulary", "sources", "examples"}),
+    ):
         assert set(imported(ROOT / "charlm" / f"{name}.py")) <= others
     for path in sources("charlm/ops", (".py",)):
         assert set(imported(path)) <= {"_C", "ops"}

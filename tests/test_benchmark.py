@@ -229,12 +229,12 @@ def test_rates_are_no_powers_of_ten(per_second: float, shown: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "huge"], "workload must be one of lecture, eureka, large, full, got 'huge'"),
-        (["--backends", "eager,magic"], "backends must be among eager, "),
-        (["--backends", "eager,eager"], "backends must be one or more different ones, got eager, eager"),
-        (["--backends", ","], "backends must be one or more different ones, got none"),
-        (["--threads", "0"], "threads must be at least 1, got 0"),
-        (["--seconds", "0"], "seconds must be positive, got 0.0"),
+        (["--preset", "huge"], "--preset must be one of lecture, eureka, large, full, got 'huge'"),
+        (["--backends", "eager,magic"], "--backends must be among eager, "),
+        (["--backends", "eager,eager"], "--backends must be one or more different ones, got eager, eager"),
+        (["--backends", ","], "--backends must be one or more different ones, got none"),
+        (["--threads", "0"], "Invalid value for '--threads': 0 is not a positive integer"),
+        (["--seconds", "0"], "Invalid value for '--seconds': 0.0 is not a positive number"),
         (["missing.txt"], "missing.txt: No such file or directory"),
     ],
 )

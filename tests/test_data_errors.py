@@ -22,29 +22,31 @@ LINES_3 = "a\nb\nc"
         (b"\xef\xbb\xbf", {}, "{path} is empty"),
         ("", {"mode": "stream"}, "{path} is empty"),
         (" \n\t\n\n \r\n", {}, "{path} has no line that is not blank"),
-        ("ab\ncd\n", {}, "{path} has too few lines to split: train, dev and test need 3, got 2"),
-        ("ab", {"split": "makemore"}, "{path} has too few lines to split: train, dev and test need 3, got 1"),
+        (
+            "ab\ncd\n",
+            {},
+            "{path} has too few lines to split: train, dev and test need 3, got 2; mode='stream' reads it as one text",
+        ),
+        (
+            "ab",
+            {"split": "makemore"},
+            "{path} has too few lines to split: train, dev and test need 3, got 1; mode='stream' reads it as one text",
+        ),
         (b"abc\xff", {}, "{path} is not UTF-8 text: byte 0xff at offset 3"),
         (b"ab\r\ncd\xe4\xb8", {"mode": "stream"}, "{path} is not UTF-8 text: byte 0xe4 at offset 6"),
         ("abc\n".encode("utf-16"), {}, "{path} is not UTF-8 text: byte 0xff at offset 0"),
         (b"PK\x03\x04 a binary file\x00", {}, "{path} is not UTF-8 text: byte 0x00 at offset 18"),
         (
             "emma\r\n\r\nj. r.  \r\nmia",
-            {},
-            "{path}, line 3 has '.', which marks where lines begin and end: read the file with mode='stream', or with "
-            "a vocabulary that has another boundary",
-        ),
-        (
-            "...",
-            {},
-            "{path}, line 1 has '.', which marks where lines begin and end: read the file with mode='stream', or with "
-            "a vocabulary that has another boundary",
+            {"vocabulary": Vocabulary("aeijmr ")},
+            "{path}, line 3 has '.', which is not in the vocabulary, where it ends lines: a vocabulary of this text "
+            "has another boundary",
         ),
         (
             "a|\nb\nc",
             {"vocabulary": Vocabulary("abc", boundary="|")},
-            "{path}, line 1 has '|', which marks where lines begin and end: read the file with mode='stream', or with "
-            "a vocabulary that has another boundary",
+            "{path}, line 1 has '|', which is not in the vocabulary, where it ends lines: a vocabulary of this text "
+            "has another boundary",
         ),
         (
             "abc \n\nabç\nd",
@@ -71,13 +73,13 @@ LINES_3 = "a\nb\nc"
             {"mode": "stream", "context_length": 4},
             "{path} is too short: of its 39 characters dev would have 4, but context_length=4 needs 5",
         ),
-        (LINES_3, {"context_length": 0}, "context_length must be an integer from 1 to 2^31 - 1, got 0"),
-        (LINES_3, {"context_length": -1}, "context_length must be an integer from 1 to 2^31 - 1, got -1"),
-        (LINES_3, {"context_length": 2**31}, "context_length must be an integer from 1 to 2^31 - 1, got 2147483648"),
-        (LINES_3, {"context_length": 3.0}, "context_length must be an integer from 1 to 2^31 - 1, got 3.0"),
-        (LINES_3, {"context_length": True}, "context_length must be an integer from 1 to 2^31 - 1, got True"),
-        (LINES_3, {"mode": "words"}, "mode must be 'lines' or 'stream', got 'words'"),
-        (LINES_3, {"split": "lecture"}, "split must be 'random' or 'makemore', got 'lecture'"),
+        (LINES_3, {"context_length": 0}, "context_length must be a positive integer, got 0"),
+        (LINES_3, {"context_length": -1}, "context_length must be a positive integer, got -1"),
+        (LINES_3, {"context_length": 2**31}, "context_length must be an integer <= 2147483647, got 2147483648"),
+        (LINES_3, {"context_length": 3.0}, "context_length must be a positive integer, got 3.0"),
+        (LINES_3, {"context_length": True}, "context_length must be a positive integer, got True"),
+        (LINES_3, {"mode": "words"}, "mode must be one of lines, stream, got 'words'"),
+        (LINES_3, {"split": "lecture"}, "split must be one of random, makemore, got 'lecture'"),
         (
             LINES_3,
             {"mode": "stream", "split": "makemore"},

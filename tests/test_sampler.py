@@ -228,17 +228,17 @@ def test_a_trained_stream_model_is_sampled_across_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n": -1}, "n must be at least 0, got -1"),
+        ({"n": -1}, "n must be an integer >= 0, got -1"),
         ({"temperature": -0.1}, "temperature must be a finite number >= 0, got -0.1"),
         ({"temperature": math.nan}, "temperature must be a finite number >= 0, got nan"),
         ({"temperature": math.inf}, "temperature must be a finite number >= 0, got inf"),
-        ({"top_k": 0}, "top_k must be at least 1 or None, got 0"),
+        ({"top_k": 0}, "top_k must be a positive integer or None, got 0"),
         ({"prefix": "aé"}, r"prefix\[1\] = 'é' is not in the vocabulary"),
         ({"prefix": "a.b"}, r"prefix\[1\] = '\.' is the boundary, where a text ends"),
-        ({"seed": 1 << 64}, r"seed must be None or in \[-2\^63, 2\^64\), got 18446744073709551616"),
-        ({"seed": -(1 << 63) - 1}, r"seed must be None or in \[-2\^63, 2\^64\), got -9223372036854775809"),
-        ({"max_length": 0}, "max_length must be at least 1"),
-        ({"prefix": "abc", "max_length": 2}, "max_length must be at least 1 and the length of prefix=3, got 2"),
+        ({"seed": 1 << 64}, "seed must be an integer <= 18446744073709551615 or None, got 18446744073709551616"),
+        ({"seed": -(1 << 63) - 1}, "seed must be an integer >= -9223372036854775808 or None, got -9223372036854775809"),
+        ({"max_length": 0}, "max_length must be a positive integer, got 0"),
+        ({"prefix": "abc", "max_length": 2}, "max_length must be at least the length of prefix, 3, got 2"),
         ({"vocabulary": Vocabulary("ab")}, "vocabulary must have the model's 4 characters, got 3"),
     ],
 )

@@ -9,6 +9,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from charlm.cli import startup, streams
+
 # Shows the traceback of an error instead of its message.
 DEBUG_VARIABLE = "CHARLM_DEBUG"
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -27,15 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
-        # Before there is a command, or while its error is explained.
+        # Where there is no command.
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    finally:
+        startup.end()
 
 
 def _run(arguments: Sequence[str]) -> int:
-    from charlm.cli import streams
-
     streams.open_closed()
+    startup.begin()
     if sys.stdout is None:
         print("error: standard output is closed", file=sys.stderr)
         return EXIT_USAGE
@@ -50,7 +53,7 @@ def _run(arguments: Sequence[str]) -> int:
         return interruption.exit_code
     except Exception as error:
         # What cannot be written must not be tried again when the interpreter ends.
-        written = streams.flush_or_discard()
+        streams.flush_or_discard()
         if isinstance(error, BrokenPipeError):
             # The reader, such as `head`, has what it wanted.
             return EXIT_FAILURE
@@ -58,7 +61,7 @@ def _run(arguments: Sequence[str]) -> int:
             raise
         from charlm.cli.errors import explain
 
-        message, code = explain(error, written)
+        message, code = explain(error)
         # All processes of `torchrun` write to one terminal.
         rank = os.environ.get("RANK", "0")
         print(f"error: {message}" if rank == "0" else f"error (rank {rank}): {message}", file=sys.stderr)

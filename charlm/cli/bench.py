@@ -52,6 +52,11 @@ def bench(
     """
     from charlm.benchmark import race
 
+    if plot is not None:
+        from charlm.plots import check_picture
+
+        # Before minutes of measuring.
+        check_picture(plot)
     with Console(stderr=True).status("reading the data") as status:
         finished = race(
             preset,

@@ -5,21 +5,33 @@ Commands import torch and the rest of charlm when they run, so that `--help` and
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from charlm._version import __version__
+from charlm.cli import startup
 from charlm.cli.bench import bench
 from charlm.cli.info import info
-from charlm.cli.options import CheckedCommand
+from charlm.cli.options import check_rules
 from charlm.cli.runs import evaluate, plot, sample
 from charlm.cli.train import train
 from charlm.interrupts import exit_code
 
 # typer gives no name to the class of all its usage errors; BadParameter derives from it.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+# What commands import before they do anything. An optimizer of torch imports its compiler.
+_IMPORTED = {
+    "train": ("charlm.cli.session", "torch._dynamo"),
+    "sample": ("charlm.checkpoint", "charlm.sampler"),
+    "eval": ("charlm.checkpoint", "charlm.evaluation"),
+    "plot": ("charlm.checkpoint", "charlm.plots"),
+    "bench": ("charlm.benchmark", "torch._dynamo"),
+}
 
 
 class Interrupted(Exception):
@@ -41,6 +53,17 @@ class _Program(TyperGroup):
         except KeyboardInterrupt as interruption:
             # typer would end the program without a word.
             raise Interrupted(exit_code(interruption)) from None
+
+
+class _Command(TyperCommand):
+    """A command each of whose options is held to the rule for its name, before what takes time is imported."""
+
+    def invoke(self, ctx: Any) -> Any:
+        check_rules(ctx, self.params)
+        for module in _IMPORTED.get(str(self.name), ()):
+            import_module(module)
+        startup.end()
+        return super().invoke(ctx)
 
 
 def _show_version(wanted: bool) -> None:
@@ -66,9 +89,9 @@ def common(
     """Options that belong to no command."""
 
 
-app.command(cls=CheckedCommand)(train)
-app.command(cls=CheckedCommand)(sample)
-app.command("eval", cls=CheckedCommand)(evaluate)
-app.command(cls=CheckedCommand)(plot)
-app.command(cls=CheckedCommand)(bench)
-app.command(cls=CheckedCommand)(info)
+app.command(cls=_Command)(train)
+app.command(cls=_Command)(sample)
+app.command("eval", cls=_Command)(evaluate)
+app.command(cls=_Command)(plot)
+app.command(cls=_Command)(bench)
+app.command(cls=_Command)(info)

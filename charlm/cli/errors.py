@@ -11,21 +11,16 @@ from charlm.cli.options import as_options
 _LONGEST_WORD = 300
 
 
-def explain(error: Exception, written: bool) -> tuple[str, int]:
-    """The line that is shown for an error, and the exit code.
-
-    Args:
-        written: whether standard output could be written.
-    """
+def explain(error: Exception) -> tuple[str, int]:
+    """The line that is shown for an error, and the exit code."""
     if isinstance(error, UsageError):
         return _one_line(error.format_message()), EXIT_USAGE  # type: ignore[attr-defined]
     if isinstance(error, ConnectionError):
         return _one_line(str(error)), EXIT_FAILURE
     if isinstance(error, OSError) and error.strerror:
-        if error.filename is not None:
-            return _one_line(f"{error.filename}: {error.strerror}"), EXIT_USAGE
-        if not written:
-            return f"standard output: {error.strerror}", EXIT_USAGE
+        # What has no name is standard output.
+        where = "cannot write" if error.filename is None else error.filename
+        return _one_line(f"{where}: {error.strerror}"), EXIT_USAGE
     if is_out_of_memory(error):
         return (
             "memory has run out: a smaller --batch-size, --context-length, --embedding-dim or --hidden-dim takes less"

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
 
 from charlm._rules import RULES, shown
 
 # Options that are called otherwise than the argument in Python that they become.
-_FLAGS = {"path": "FILE", "warmup_steps": "--warmup", "total_steps": "--steps", "n": "-n"}
+_FLAGS = {
+    **{"path": "FILE", "warmup_steps": "--warmup", "total_steps": "--steps", "n": "-n"},
+    **{"workload": "--preset", "backends": "--backends"},
+}
 
 _MLP = ("context_length", "embedding_dim", "hidden_dim", "direct", "softcap")
 _TRAINING = (
@@ -39,16 +41,17 @@ def flag(name: str) -> str:
     return _FLAGS.get(name, "--" + name.replace("_", "-"))
 
 
-class CheckedCommand(TyperCommand):
-    """A command each of whose options is held to the rule for its name."""
+def check_rules(context: Any, parameters: Sequence[Any]) -> None:
+    """typer.BadParameter where the value of an option is not what the rule for its name allows.
 
-    def invoke(self, ctx: Any) -> Any:
-        parameter: Any
-        for parameter in self.params:
-            value = ctx.params.get(parameter.name)
-            if value is not None and parameter.name in RULES and (fault := RULES[parameter.name].fault(value)):
-                raise typer.BadParameter(f"{shown(value)} is not {fault}", ctx=ctx, param=parameter)
-        return super().invoke(ctx)
+    Args:
+        context: a `typer.Context`.
+        parameters: those of its command.
+    """
+    for parameter in parameters:
+        value = context.params.get(parameter.name)
+        if value is not None and parameter.name in RULES and (fault := RULES[parameter.name].fault(value)):
+            raise typer.BadParameter(f"{shown(value)} is not {fault}", ctx=context, param=parameter)
 
 
 def check_together(given: Collection[str], values: Mapping[str, Any]) -> None:
@@ -73,7 +76,9 @@ def check_together(given: Collection[str], values: Mapping[str, Any]) -> None:
 
 def as_options(message: str) -> str:
     """A message of the Python API in terms of the command line: `top_k must be` as `--top-k must be`."""
-    names = "|".join(sorted({*RULES, *_FLAGS} - {"n", "seed", "vocab_size"}, key=len, reverse=True))
+    names = "|".join(sorted({*RULES, *_FLAGS, "preset"} - {"n", "seed", "vocab_size"}, key=len, reverse=True))
+    # Where None stands for an option that is not given.
+    message = message.replace(" or None, got ", ", got ")
     # A name at the beginning of a message or before "=" is an argument; elsewhere, where it is no English word.
     message = re.sub(rf"^({names}|seed|n)(?= must )", lambda match: flag(match[1]), message)
     message = re.sub(rf"\b({names})=(?:'([^']*)'|([\w.]+))", lambda m: f"{flag(m[1])} {m[2] or m[3]}", message)

@@ -21,11 +21,9 @@ def open_closed() -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the program runs
 
 
-def flush_or_discard() -> bool:
-    """Writes out what standard output has; returns whether that was possible. If not, it goes nowhere from now on."""
+def flush_or_discard() -> None:
+    """Writes out what standard output has; where that is not possible, to nowhere, and all that follows."""
     try:
         sys.stdout.flush()
-        return True
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False

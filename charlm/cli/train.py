@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
+from charlm._rules import shown
 from charlm.cli.console import hint_at_smoothing, loss_table, progress
 from charlm.cli.options import (
     absolute,
@@ -191,9 +192,9 @@ def _configuration(preset: str | None, options: Mapping[str, Any]) -> TrainingCo
     """The preset, or that of the model, with the given options in place of its own."""
     from charlm.presets import PRESETS
 
-    name = preset or _PRESET_OF_MODEL.get(options.get("model", "mlp"), "fast")
+    name = _PRESET_OF_MODEL[options.get("model", "mlp")] if preset is None else preset
     if name not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {shown(name)}")
     base = PRESETS[name]
     config = replace(base, **options)
     if config.steps < base.steps and "warmup_steps" not in options:

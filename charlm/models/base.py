@@ -42,7 +42,7 @@ class LanguageModel(nn.Module):
 
     @backend.setter
     def backend(self, backend: str) -> None:
-        if backend not in BACKENDS:
+        if not isinstance(backend, str) or backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         self._backend = backend
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from charlm._memory import check_memory
-from charlm._rules import check
+from charlm._rules import check, check_type
 from charlm.models.base import LanguageModel
 
 # The gain that keeps the variance of a tanh layer's output near that of its input (`nn.init.calculate_gain("tanh")`).
@@ -66,6 +66,7 @@ class MLP(LanguageModel):
         super().__init__(vocab_size, context_length, backend)
         self.embedding_dim = check("embedding_dim", embedding_dim)
         self.hidden_dim = check("hidden_dim", hidden_dim)
+        check_type("direct", direct, bool)
         check("softcap", softcap, optional=True)
         self.softcap = None if softcap is None else float(softcap)
         self._check_memory(direct)
