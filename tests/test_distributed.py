@@ -356,6 +356,7 @@ def test_shards_are_all_there_is(size: int, count: int) -> None:
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_stop_torchrun_and_all_of_its_processes(tmp_path: Path, signum: int) -> None:
     """Ctrl-C as a terminal sends it, to torchrun, which passes it on, and to both of its processes; SIGTERM as a

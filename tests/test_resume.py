@@ -18,18 +18,6 @@ from command_line import SMALL_MLP, CommandLine, assert_same_weights, weights
 import charlm
 from charlm import checkpoint
 
-# Signals as a terminal sends them, also where whoever started the tests has told its children to ignore them.
-_COMMAND = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGTERM, signal.SIG_DFL)
-from charlm.cli import main
-sys.exit(main())
-"""
-
-
-# Existing runs, resuming, Ctrl-C
-
 
 def test_a_run_is_never_overwritten(run_charlm: CommandLine, names: Path) -> None:
     run_charlm.output("train", names, "--model", "count-bigram")
@@ -145,13 +133,14 @@ def test_resume_refuses_what_would_be_another_run(run_charlm: CommandLine, names
     )
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_and_sigterm_save_and_print_the_command_that_continues(
     run_charlm: CommandLine, names: Path, tmp_path: Path, signum: int, code: int
 ) -> None:
     options = ["train", str(names), *map(str, SMALL_MLP), "--checkpoint-every", "20"]
     process = subprocess.Popen(
-        [sys.executable, "-c", _COMMAND, *options, "--steps", "1000000", "--out", "a run"],
+        [sys.executable, "-m", "charlm", *options, "--steps", "1000000", "--out", "a run"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(Path(charlm.__file__).parent.parent)},
         stdout=subprocess.PIPE,

@@ -60,9 +60,11 @@ def test_two_trainings_into_one_folder_at_once(run_charlm: CommandLine, names: P
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    deadline = time.monotonic() + 120
     try:
         metrics = tmp_path / "run" / "metrics.jsonl"
         while process.poll() is None and not (metrics.exists() and metrics.stat().st_size > 0):
+            assert time.monotonic() < deadline
             time.sleep(0.01)
         assert run_charlm.error("train", *options, "--out", "run") == IN_USE
         assert run_charlm.error("train", "--resume", "run") == IN_USE
