@@ -283,6 +283,72 @@ def test_the_splits_of_a_stream_share_no_token(write: WriteFile) -> None:
     assert seen == [set(range(1, 205)), set(range(205, 231)), set(range(231, 257))]
 
 
+# A file for each split
+
+
+def write_three(folder: Path, texts: Sequence[str]) -> dict[str, Path]:
+    paths = {name: folder / f"{name}.txt" for name in ("path", "dev", "test")}
+    for path, text in zip(paths.values(), texts, strict=True):
+        path.write_text(text)
+    return paths
+
+
+@pytest.mark.parametrize("context_length", [1, 3, 5])
+def test_lines_of_three_files(tmp_path: Path, context_length: int) -> None:
+    texts = (NAMES[:7], ["zoë"], NAMES[7:10])
+    paths = write_three(tmp_path, ["\n".join(lines) for lines in texts])
+    dataset = data.load(**paths, context_length=context_length)
+    # That of all three: "z" and "ë" are in dev only.
+    lines = [line for text in texts for line in text]
+    assert dataset.vocabulary == Vocabulary("".join(lines))
+    assert dataset.name == "path"
+    check_lines(dataset, lines, [range(7), range(7, 8), range(8, 11)])
+    assert len({split.tokens.untyped_storage().data_ptr() for split in splits(dataset)}) == 1
+
+
+@pytest.mark.parametrize("context_length", [1, 3])
+def test_streams_of_three_files(tmp_path: Path, context_length: int) -> None:
+    texts = ["emma\nolivia\n", "mia\n.\n", "zoë\n"]
+    dataset = data.load(**write_three(tmp_path, texts), context_length=context_length, mode="stream")
+    assert dataset.vocabulary == Vocabulary("".join(texts), boundary="\n")
+    for split, text in zip(splits(dataset), [*texts, "".join(texts)], strict=True):
+        check_split(split, stream_examples(text, *parts(dataset)))
+
+
+def test_three_files_have_int64_indices_where_they_need_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_index_dtype", lambda size: torch.int64)
+    dataset = data.load(**write_three(tmp_path, ["emma\nava", "mia", "ed\nzoë"]))
+    assert dataset.all.ends.dtype == torch.int64
+    check_lines(dataset, ["emma", "ava", "mia", "ed", "zoë"], [range(2), range(2, 3), range(3, 5)])
+
+
+def test_the_whole_of_a_text(write: WriteFile) -> None:
+    vocabulary = Vocabulary("abc")
+    whole = data.load_whole(write("abc\n"), context_length=2, mode="lines", vocabulary=vocabulary)
+    check_split(whole, line_examples(["abc"], vocabulary, 2))
+    stream = data.load_whole(write("ab.c"), context_length=2, mode="stream")
+    check_split(stream, stream_examples("ab.c", Vocabulary("abc.", boundary="\n"), 2))
+
+
+# The boundary
+
+
+def test_lines_with_full_stops_have_another_boundary(write: WriteFile) -> None:
+    lines = ["Dr. Smith went home.", "...", "a.b"]
+    dataset = data.load(write("\n".join(lines)), context_length=2)
+    assert dataset.vocabulary == Vocabulary("".join(lines), boundary="\n")
+    assert len(dataset.vocabulary) == len({*"".join(lines)}) + 1
+    check_lines(dataset, lines, random_orders(3, 1, 2, seed=42))
+    assert dataset.vocabulary.boundary not in dataset.vocabulary.encode("".join(lines))
+
+
+def test_the_boundary_of_a_text_is_in_none_of_its_lines(write: WriteFile) -> None:
+    for text in ("emma\nava\nmia", "Dr. Who\nNo.\n. . ."):
+        vocabulary = data.load(write(text)).vocabulary
+        assert vocabulary == Vocabulary.from_text(text.replace("\n", ""))
+        assert not any(vocabulary.characters[vocabulary.boundary] in line for line in text.split("\n"))
+
+
 # Any mode
 
 

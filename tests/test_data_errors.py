@@ -94,6 +94,25 @@ def test_bad_input(tmp_path: Path, content: str | bytes, arguments: dict[str, An
         data.load(path, **arguments)
 
 
+def test_files_for_dev_and_test(tmp_path: Path) -> None:
+    for name, text in (("train", "ab\nba"), ("dev", "a"), ("test", " \n"), ("long", "abba" * 9)):
+        (tmp_path / f"{name}.txt").write_text(text)
+    train, dev, test, long = (tmp_path / f"{name}.txt" for name in ("train", "dev", "test", "long"))
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"dev": dev}, "dev and test go together: give a file for both, or for neither, got dev alone"),
+        ({"test": dev}, "dev and test go together: give a file for both, or for neither, got test alone"),
+        ({"dev": dev, "test": dev, "split": "makemore"}, "split='makemore' divides one file, but dev and test have"),
+        ({"dev": dev, "test": test}, f"{test} has no line that is not blank"),
+        ({"dev": "-", "test": "-"}, "standard input can be read only once"),
+        ({"dev": dev, "test": long, "mode": "stream"}, f"{dev} is too short: of its 1 characters dev would have 1"),
+        ({"dev": dev, "test": dev, "vocabulary": Vocabulary("b")}, f"{train}, line 1 has 'a', which is not in the"),
+    ]
+    for arguments, message in cases:
+        path = long if "mode" in arguments else train
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+            data.load(path, **arguments)
+
+
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=re.escape(f"No such file or directory: '{tmp_path / 'names'}'")):
         data.load(tmp_path / "names")
