@@ -149,7 +149,6 @@ RULES: dict[str, Rule] = {
     "decay_factor": Numbers("a positive number", 0.0, math.inf, (False, False)),
     "max_grad_norm": Numbers("a positive number", 0.0, math.inf, (False, False)),
     "seed": _SEED,
-    "backend": Choice(("eager", "compile", "ops", "fused")),
     "checkpoint_every": _POSITIVE_COUNT,
     # Sampling
     "n": _COUNT,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from charlm import distributed, optimizers
-from charlm._rules import check, check_type
+from charlm._rules import check, check_type, shown
 from charlm.backends import BACKENDS, default_backend
 from charlm.batches import BatchSampler
 from charlm.data import Dataset, Distinct
@@ -93,7 +93,8 @@ class Trainer:
         check_type("dataset", dataset, Dataset)
         check_type("device", device, str, torch.device, type(None))
         _check_fit(model, dataset)
-        check("backend", backend, optional=True)
+        if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {shown(backend)}")
         check("max_grad_norm", max_grad_norm, optional=True)
         check("seed", seed)
         check("batch_size", batch_size)

@@ -264,7 +264,7 @@ BAD_INPUT = [
     (["train", "--optimizer", "lion"], "Invalid value for '--optimizer': 'lion' is not one of sgd, adamw"),
     (
         ["train", "--backend", "magic"],
-        "Invalid value for '--backend': 'magic' is not one of eager, compile, ",
+        "--backend must be one of eager, compile, ops, fused, got 'magic'",
     ),
     (["train", "--batch-size", "0"], "Invalid value for '--batch-size': 0 is not a positive integer"),
     (["train", "--learning-rate", "nan"], "Invalid value for '--learning-rate': nan is not a positive number"),

@@ -14,7 +14,6 @@ from command_line import CommandLine
 
 from charlm import PRESETS, TrainingConfig, checkpoint
 from charlm._rules import RULES, Choice
-from charlm.backends import BACKENDS
 from charlm.cli.commands import app
 from charlm.cli.options import as_options, check_together
 
@@ -42,7 +41,6 @@ def test_rules_agree_with_the_types_of_a_configuration() -> None:
         for preset in PRESETS.values():
             value = getattr(preset, name)
             assert rule is None or value is None or rule.fault(value) is None, name
-    assert RULES["backend"] == Choice(tuple(BACKENDS))
 
 
 @pytest.mark.parametrize(

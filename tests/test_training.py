@@ -438,7 +438,7 @@ def test_the_trainer_follows_the_schedule(dataset: data.Dataset) -> None:
         ({"name": "cosine"}, "schedule 'cosine' needs total_steps"),
         ({"name": "linear"}, "schedule 'linear' needs total_steps"),
         ({"name": "step"}, "schedule 'step' needs milestones or total_steps"),
-        ({"total_steps": 0}, "total_steps must be a positive integer, got 0"),
+        ({"total_steps": 0}, "total_steps must be a positive integer or None, got 0"),
         ({"warmup_steps": -1}, "warmup_steps must be an integer >= 0, got -1"),
         ({"total_steps": 5, "warmup_steps": 5}, "warmup_steps must be less than total_steps=5, got 5"),
         ({"name": "step", "milestones": [5, 3]}, r"milestones must be ascending steps or None, got \[5, 3\]"),

@@ -76,7 +76,9 @@ def check_together(given: Collection[str], values: Mapping[str, Any]) -> None:
 
 def as_options(message: str) -> str:
     """A message of the Python API in terms of the command line: `top_k must be` as `--top-k must be`."""
-    names = "|".join(sorted({*RULES, *_FLAGS, "preset"} - {"n", "seed", "vocab_size"}, key=len, reverse=True))
+    names = "|".join(
+        sorted({*RULES, *_FLAGS, "preset", "backend"} - {"n", "seed", "vocab_size"}, key=len, reverse=True)
+    )
     # Where None stands for an option that is not given.
     message = message.replace(" or None, got ", ", got ")
     # A name at the beginning of a message or before "=" is an argument; elsewhere, where it is no English word.
