@@ -8,7 +8,7 @@ PYTHON ?= python3
 TORCH_VERSION ?= 2.13.0
 # Of a machine with a GPU but without compiler or network: an interpreter of its Python's version, and what it lacks.
 GPU_PYTHON ?= $(PYTHON)
-GPU_PACKAGES ?= liger-kernel cut-cross-entropy expecttest
+GPU_PACKAGES ?= liger-kernel cut-cross-entropy expecttest pytest-timeout
 VENV := .venv
 BIN := $(VENV)/bin
 # Re-run the set-up whenever a file that decides what is installed or compiled changes.

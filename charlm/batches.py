@@ -57,13 +57,18 @@ class BatchSampler:
 
     def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
         """Continues from `state`, taken at `step`; ValueError, and no change, if it is not a state of this class."""
-        if not 0 <= int(state["start"]) <= step:
-            raise ValueError(f"batches state 'start' must be in 0 .. step={step}, got {int(state['start'])}")
+        start = int(state["start"])
+        # The block of a step that comes next, or that before it, of which all rows were read.
+        first = max(0, step - self._rows)
+        if not first <= start <= step:
+            raise ValueError(f"batches state 'start' must be in {first} .. step={step}, got {start}")
+        if start % self._rows != 0:
+            raise ValueError(f"batches state 'start' must be a multiple of {self._rows} steps, got {start}")
         try:
             self._generator.set_state(state["generator"])
         except RuntimeError as error:
             raise ValueError(f"batches state 'generator' is not the state of a generator: {error}") from error
-        self._start_block(int(state["start"]))
+        self._start_block(start)
 
     def _start_block(self, start: int) -> None:
         self._start = start

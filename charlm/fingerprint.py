@@ -6,10 +6,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from charlm._buffers import to_buffer
 from charlm.data import Dataset
+from charlm.schema import checked
+
+
+class _Description(TypedDict):
+    tokens: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,4 @@ class Fingerprint:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Fingerprint:
         """The inverse of `to_dict`; ValueError if it is not a fingerprint."""
-        if not (isinstance(values, Mapping) and values.keys() == {"tokens", "sha256"}):
-            raise ValueError(f"a fingerprint of data has 'tokens' and 'sha256', got {values!r}")
-        return cls(**values)
+        return cls(**checked(values, _Description, "data"))

@@ -6,6 +6,7 @@ They need matplotlib; it is imported when the first figure is drawn.
 from __future__ import annotations
 
 import errno
+import io
 import math
 import os
 import warnings
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from charlm import run_folder
 from charlm.models import MLP, CountBigram, LanguageModel, NeuralBigram
 from charlm.vocabulary import Vocabulary
 
@@ -57,7 +59,9 @@ def save(drawn: Mapping[str, Figure], folder: str | os.PathLike[str]) -> list[Pa
         # A character that the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         for path, figure in zip(paths, drawn.values(), strict=True):
-            figure.savefig(path, dpi=_DPI)
+            picture = io.BytesIO()
+            figure.savefig(picture, dpi=_DPI, format="png")
+            run_folder.replace(path, [picture.getvalue()])
     return paths
 
 

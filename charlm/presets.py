@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import torch
 
 from charlm import data
-from charlm._rules import RULES, check
+from charlm._rules import RULES, check, shown
 from charlm.data import Dataset, Split
 from charlm.models import MLP, CountBigram, LanguageModel, NeuralBigram
+from charlm.schema import checked
 from charlm.trainer import Trainer
 from charlm.vocabulary import Vocabulary
 
@@ -67,11 +68,11 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if not _fits(value, hint):
-                raise ValueError(f"{name} must be {_described(hint)}, got {value!r}")
+            value = checked(getattr(self, name), hint, name)
             if name in RULES and value is not None:
                 check(name, value)
+            # Of a frozen instance; 1 becomes the 1.0 that a float option is.
+            object.__setattr__(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
         """The options by name; JSON types, but for tuples, which JSON writes as lists."""
@@ -84,9 +85,11 @@ class TrainingConfig:
         Raises:
             ValueError: an option is unknown, or its value has the wrong type.
         """
+        if not isinstance(options, Mapping):
+            raise ValueError(f"training options must be an object, got {shown(options)}")
         unknown = sorted(set(options) - {field.name for field in fields(cls)})
         if unknown:
-            raise ValueError(f"unknown training options: {', '.join(unknown)}")
+            raise ValueError(f"unknown training options: {shown(', '.join(unknown))[1:-1]}")
         arguments: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
         }
@@ -159,31 +162,6 @@ class TrainingConfig:
             seed=self.seed,
             device=self.device,
         )
-
-
-def _fits(value: object, hint: Any) -> bool:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return value in arguments
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        items = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        return len(value) == len(items) and all(map(_fits, value, items))
-    if arguments:
-        return any(_fits(value, argument) for argument in arguments)
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
-
-
-def _described(hint: Any) -> str:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return " or ".join(map(repr, arguments))
-    if origin is tuple or not arguments:
-        return "None" if hint is type(None) else str(getattr(hint, "__name__", hint) if origin is None else hint)
-    return " or ".join(map(_described, arguments))
 
 
 PRESETS: dict[str, TrainingConfig] = {

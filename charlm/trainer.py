@@ -57,6 +57,8 @@ class Trainer:
 
     Attributes:
         step: steps done so far.
+        losses: what the last call of `run` has returned, or would have returned where something ended it early: the
+            loss of every step that it did.
         backend: the name of the backend.
         optimizer: the `torch.optim` optimizer.
 
@@ -125,6 +127,7 @@ class Trainer:
         self._distinct: dict[str, Distinct] = {}
         self._chunk_steps = 1
         self.step = 0
+        self.losses = self._no_losses()
 
     def run(self, steps: int, on_progress: Callable[[int, float], None] | None = None) -> Tensor:
         """Trains `steps` more steps.
@@ -139,27 +142,30 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: a loss is infinite or NaN; the parameters are useless, go back to a checkpoint.
-            KeyboardInterrupt: Ctrl-C, raised between two steps: model, optimizer and `step` fit together.
+            KeyboardInterrupt: Ctrl-C, raised between two steps: model, optimizer, `step` and `losses` fit together.
         """
         check("steps", steps)
-        chunks = [torch.empty(0, dtype=next(self.model.parameters()).dtype, device="cpu")]
+        chunks = [self._no_losses()]
         end = self.step + steps
         reported = time.monotonic()
         with deferred_interrupt() as interrupt:
-            while self.step < end:
-                started = time.monotonic()
-                chunks.append(self._run_chunk(min(self._chunk_steps, end - self.step)))
-                now = time.monotonic()
-                # Processes stop at the same step: Ctrl-C is pressed for all of them.
-                interrupted, self._chunk_steps = self._processes.largest(
-                    interrupt.pending, _next_chunk(len(chunks[-1]), now - started)
-                )
-                if on_progress is not None and (self.step == end or now - reported >= _CHUNK_SECONDS):
-                    on_progress(self.step, chunks[-1][-1].item())
-                    reported = now
-                if interrupted:
-                    interrupt.deliver()
-        return torch.cat(chunks)
+            try:
+                while self.step < end:
+                    started = time.monotonic()
+                    chunks.append(self._run_chunk(min(self._chunk_steps, end - self.step)))
+                    now = time.monotonic()
+                    # Processes stop at the same step: Ctrl-C is pressed for all of them.
+                    signum, self._chunk_steps = self._processes.largest(
+                        interrupt.pending, _next_chunk(len(chunks[-1]), now - started)
+                    )
+                    if on_progress is not None and (self.step == end or now - reported >= _CHUNK_SECONDS):
+                        on_progress(self.step, chunks[-1][-1].item())
+                        reported = now
+                    if signum:
+                        interrupt.deliver(signum)
+            finally:
+                self.losses = torch.cat(chunks)
+        return self.losses
 
     def evaluate(self, split: str) -> float:
         """The mean negative log-likelihood, in nats, of all examples of "train", "dev" or "test"."""
@@ -194,6 +200,9 @@ class Trainer:
             raise ValueError(f"state 'step' must be an integer >= 0, got {state['step']!r}")
         for part, tensors in own.items():
             _check_same_structure(part, state[part], tensors)
+        for name in own["optimizer"]:
+            if name.endswith(".step"):
+                _check_steps(name, state["optimizer"][name], state["step"])
         if self._batches is not None:
             self._batches.load_state_dict(state["batches"], state["step"])
         with torch.no_grad():
@@ -201,6 +210,9 @@ class Trainer:
                 for name, tensor in own[part].items():
                     tensor.copy_(state[part][name])
         self.step = state["step"]
+
+    def _no_losses(self) -> Tensor:
+        return torch.empty(0, dtype=next(self.model.parameters()).dtype, device="cpu")
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         """All that training changes but `step`: model and optimizer not as copies."""
@@ -275,6 +287,13 @@ def _check_same_structure(part: str, given: dict[str, Tensor], own: dict[str, Te
                 f"{part} state {name!r} must have shape {tuple(tensor.shape)} and dtype {tensor.dtype}, "
                 f"got {tuple(given[name].shape)} and {given[name].dtype}"
             )
+
+
+def _check_steps(name: str, value: Tensor, step: int) -> None:
+    """ValueError unless an optimizer's own count of steps is that of the trainer, as far as a float32 can count."""
+    count, exact = value.item(), 1 << 24
+    if count != step if step < exact else not exact <= count <= 2 * step:
+        raise ValueError(f"optimizer state {name!r} must be {step}, the steps done, got {count}")
 
 
 def _next_chunk(steps: int, seconds: float) -> int:

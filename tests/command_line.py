@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import pytest
 
 from charlm.cli import main
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 # Options of a model that is trained in a moment.
-SMALL_MLP = ("--model", "mlp", "--backend", "eager", "--embedding-dim", 2, "--hidden-dim", 4, "--batch-size", 8)
-SMALL_MLP += ("--optimizer", "sgd", "--learning-rate", 0.1, "--schedule", "constant", "--warmup", 0)
+SMALL_MLP: tuple[object, ...] = ("--model", "mlp", "--backend", "eager", "--embedding-dim", 2, "--hidden-dim", 4)
+SMALL_MLP += ("--batch-size", 8, "--optimizer", "sgd", "--learning-rate", 0.1, "--schedule", "constant", "--warmup", 0)
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    """The parameters of a run."""
+    from charlm import checkpoint
+
+    return checkpoint.load(run).model.state_dict()
+
+
+def assert_same_weights(run: Path, other: Path) -> None:
+    tensors, other_tensors = weights(run), weights(other)
+    assert tensors.keys() == other_tensors.keys()
+    for name, tensor in tensors.items():
+        assert tensor.equal(other_tensors[name]), name
 
 
 class Result:

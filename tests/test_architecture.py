@@ -17,10 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The modules and packages of charlm. Each imports from layers above it in this list, and from itself, only.
 LAYERS = [
-    {"_C", "_text", "_version", "_loading", "_buffers", "_memory", "_rules", "interrupts"},
+    {"_C", "_text", "_version", "_loading", "_buffers", "_memory", "_rules", "interrupts", "run_folder"},
     {"_text_extension"},
-    {"ops", "vocabulary", "schedules", "optimizers", "batches", "environment", "sources"},
-    {"nn", "engine", "examples", "distributed"},
+    {"ops", "vocabulary", "schedules", "optimizers", "batches", "environment", "sources", "run_lock", "schema"},
+    {"nn", "engine", "examples", "distributed", "tensor_files", "description", "metrics"},
     {"data"},
     {"models", "fingerprint"},
     {"evaluation", "sampler", "backends"},

@@ -249,7 +249,10 @@ def rewrite_config(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
         (lambda c: c.pop("format"), "config.json is not the configuration of a run: it has no 'format'"),
         (lambda c: c.pop("vocabulary"), "config.json is not the configuration of a run: it has no 'vocabulary'"),
         (lambda c: c["model"].pop("hidden_dim"), "config.json is damaged: .*hidden_dim"),
-        (lambda c: c["model"].update(hidden_dim=-8), "config.json is damaged: hidden_dim must be a positive integer"),
+        (
+            lambda c: c["model"].update(hidden_dim=-8),
+            "config.json is damaged: hidden_dim must be a positive integer, got -8",
+        ),
         (lambda c: c["model"].update(hidden_dim=9), "model.safetensors does not hold the model of config.json"),
         (lambda c: c["training"].update(steps="many"), "config.json is damaged: steps must be int, got 'many'"),
         (lambda c: c["vocabulary"].update(characters="abc"), "config.json is damaged: vocab_size=.*vocabulary has 4"),
@@ -297,7 +300,7 @@ def test_a_foreign_file_is_named(saved: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=f"{name} has format version 2"):
         checkpoint.load(saved)
     safetensors.torch.save_file(tensors, path, metadata={"charlm_format": "1", "step": "10"})
-    with pytest.raises(CheckpointError, match=rf"{name} (does not hold the model|has an unknown tensor 'weight')"):
+    with pytest.raises(CheckpointError, match=rf"{name} does not hold the .*: it has an unknown tensor 'weight'"):
         checkpoint.load(saved)
 
 

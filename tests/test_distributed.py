@@ -356,8 +356,11 @@ def test_shards_are_all_there_is(size: int, count: int) -> None:
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_ctrl_c_stops_torchrun_and_all_of_its_processes(tmp_path: Path) -> None:
-    """As a terminal sends it: to torchrun, which passes it on, and to both of its processes."""
+@pytest.mark.usefixtures("usual_signals")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_stop_torchrun_and_all_of_its_processes(tmp_path: Path, signum: int) -> None:
+    """Ctrl-C as a terminal sends it, to torchrun, which passes it on, and to both of its processes; SIGTERM as a
+    scheduler does, to torchrun alone."""
     small_names.load(tmp_path)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "charlm"]
     options = ["train", "small_names.txt", *RUN, "--checkpoint-every", 10, "--steps", 1_000_000, "--out", "run"]
@@ -376,7 +379,7 @@ def test_ctrl_c_stops_torchrun_and_all_of_its_processes(tmp_path: Path) -> None:
         while process.poll() is None and not (records.exists() and records.stat().st_size > 0):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
+        (os.killpg if signum == signal.SIGINT else os.kill)(process.pid, signum)
         out, err = process.communicate(timeout=TIMEOUT_SECONDS)
     finally:
         if process.poll() is None:

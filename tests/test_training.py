@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import threading
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from charlm import MLP, PRESETS, CountBigram, NeuralBigram, NonFiniteLossError, Trainer, data, evaluate
 from charlm.backends import BACKENDS
 from charlm.batches import BatchSampler
+from charlm.interrupts import SIGNALS, exit_code, termination_as_interrupt
 from charlm.schedules import Schedule
 
 # What resuming, chunking and agreement between backends are tested with: every kind of optimizer state.
@@ -341,18 +341,25 @@ def test_a_state_is_a_copy(dataset: data.Dataset) -> None:
 # Interruption, progress, trouble
 
 
-def test_ctrl_c_stops_between_two_steps(dataset: data.Dataset) -> None:
+@pytest.mark.usefixtures("usual_signals")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_stops_between_two_steps(dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch, signum: int) -> None:
+    monkeypatch.setattr("charlm.trainer._CHUNK_SECONDS", 0.0)
     trainer = make_trainer(dataset, **OPTIMIZERS["adamw"])
-    handler = signal.getsignal(signal.SIGINT)
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run(10**9)
-    timer.join()
-    assert signal.getsignal(signal.SIGINT) is handler
-    assert trainer.step > 0
+
+    def press(step: int, loss: float) -> None:
+        if step == 7:
+            signal.raise_signal(signum)
+
+    with termination_as_interrupt():
+        handlers = [signal.getsignal(one) for one in SIGNALS]
+        with pytest.raises(KeyboardInterrupt) as interruption:
+            trainer.run(1000, on_progress=press)
+        assert [signal.getsignal(one) for one in SIGNALS] == handlers
+    assert exit_code(interruption.value) == 128 + signum
+    assert 7 <= trainer.step < 10
     uninterrupted = make_trainer(dataset, **OPTIMIZERS["adamw"])
-    uninterrupted.run(trainer.step)
+    assert torch.equal(trainer.losses, uninterrupted.run(trainer.step))
     assert_same_state(trainer, uninterrupted)
 
 
@@ -460,6 +467,7 @@ def test_a_bad_schedule_is_explained(options: dict[str, Any], message: str) -> N
         ({"weight_decay": -0.1}, "weight_decay must be a finite number >= 0, got -0.1"),
         ({"eps": math.inf}, "eps must be a finite number >= 0, got inf"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be a positive number or None, got 0.0"),
+        ({"max_grad_norm": math.inf}, "max_grad_norm must be a positive number or None, got inf"),
         ({"device": "toaster"}, "device 'toaster' cannot be used"),
     ],
 )

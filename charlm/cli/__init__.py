@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes them from `sys.argv`.
 
     Returns:
-        The exit code: 0, 2 for usage and bad input, 130 after Ctrl-C, 1 for anything else that went wrong.
+        The exit code: 0, 2 for usage and bad input, 130 after Ctrl-C, 143 after SIGTERM, 1 for anything else that went
+        wrong.
     """
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
@@ -47,9 +48,9 @@ def _run(arguments: Sequence[str]) -> int:
         code = int(app(list(arguments) or ["--help"], prog_name="charlm", standalone_mode=False) or 0)
         sys.stdout.flush()
         return code
-    except Interrupted:
+    except Interrupted as interruption:
         print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return interruption.exit_code
     except Exception as error:
         # What cannot be written must not be tried again when the interpreter ends.
         streams.flush_or_discard()

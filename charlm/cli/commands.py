@@ -18,6 +18,7 @@ from charlm.cli.info import info
 from charlm.cli.options import check_rules
 from charlm.cli.runs import evaluate, plot, sample
 from charlm.cli.train import train
+from charlm.interrupts import exit_code
 
 # typer gives no name to the class of all its usage errors; BadParameter derives from it.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -34,16 +35,24 @@ _IMPORTED = {
 
 
 class Interrupted(Exception):
-    """Ctrl-C in a command that has nothing to say about it."""
+    """Ctrl-C, or another signal, in a command that has nothing to say about it.
+
+    Attributes:
+        exit_code: of the program.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__()
+        self.exit_code = exit_code
 
 
 class _Program(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
             # typer would end the program without a word.
-            raise Interrupted from None
+            raise Interrupted(exit_code(interruption)) from None
 
 
 class _Command(TyperCommand):

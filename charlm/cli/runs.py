@@ -37,7 +37,7 @@ def sample(
     """Print new names, or whatever the lines were that the run was trained on, one a line."""
     from charlm import checkpoint, sampler
 
-    loaded = checkpoint.load(run)
+    loaded = checkpoint.load(run, training=False)
     blocks = sampler.stream(
         loaded.model,
         loaded.vocabulary,
@@ -77,7 +77,7 @@ def evaluate(
     from charlm.data import TooFewLinesError
     from charlm.evaluation import evaluate as mean_nll
 
-    loaded = checkpoint.load(run)
+    loaded = checkpoint.load(run, training=False)
     splits: dict[str, Split]
     if path is not None and part == "all":
         splits = {part: loaded.config.load_whole(path, loaded.vocabulary)}
@@ -109,8 +109,10 @@ def plot(
     """Draw the loss curve and what the model has learned, as PNG files; needs charlm\\[plot]."""
     from charlm import checkpoint, plots
 
-    loaded = checkpoint.load(run)
-    figures = plots.figures(loaded.model, loaded.vocabulary, checkpoint.read_metrics(run))
+    loaded = checkpoint.load(run, training=False)
+    figures = plots.figures(
+        loaded.model, loaded.vocabulary, checkpoint.read_metrics(run, at_most=max(loaded.step, loaded.config.steps))
+    )
     for path in plots.save(figures, run if out is None else out):
         typer.echo(str(path))
 

@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from charlm import checkpoint, distributed
+import torch
+from torch import Tensor
+
+from charlm import checkpoint, description, distributed, run_folder
+from charlm.checkpoint import CheckpointError
 from charlm.cli.console import OnProgress
 from charlm.data import Dataset
 from charlm.evaluation import evaluate
 from charlm.fingerprint import Fingerprint
-from charlm.interrupts import deferred_interrupt
+from charlm.interrupts import Interrupt, deferred_interrupt
 from charlm.models import CountBigram, LanguageModel
 from charlm.presets import KEPT_TEXTS, STANDARD_INPUT, TrainingConfig
+from charlm.run_folder import blamed
+from charlm.run_lock import Claim
 from charlm.trainer import NonFiniteLossError, Trainer
 
 # Loss curves have about this many points, each the mean over the steps since the one before.
@@ -37,6 +44,8 @@ class Session:
         config: its options.
         dataset, model: as `config` describes them.
         trainer: None for a model that is not trained in steps, which is then complete.
+
+    The first process alone writes into the folder, from when it first looks at it to `close`, or its end.
     """
 
     run_dir: Path
@@ -44,6 +53,9 @@ class Session:
     dataset: Dataset
     model: LanguageModel
     trainer: Trainer | None
+    _folder: _Folder
+    # The losses of the steps after the last record, which are to be part of the next.
+    _unrecorded: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
     _records: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -63,43 +75,63 @@ class Session:
         """
         processes = distributed.current()
         processes.check_device(config.device)
-        if run_dir is not None:
-            processes.on_first(partial(_check_unused, run_dir))
-        dataset = config.load_data()
-        if run_dir is None:
-            run_dir = Path("runs", dataset.name)
-            processes.on_first(partial(_check_unused, run_dir))
-        model = config.create_model(len(dataset.vocabulary))
-        trainer = None if isinstance(model, CountBigram) else config.create_trainer(model, dataset)
-        if isinstance(model, CountBigram):
-            model.fit(dataset.train)
-        # What came out of a pipe is kept in the folder, where "-" then leads to.
-        texts = {KEPT_TEXTS[name]: text for name, text in dataset.piped.items()}
-        kept: dict[str, Any] = dict.fromkeys(dataset.piped, STANDARD_INPUT)
-        config = replace(config, **kept)
-        session = cls(run_dir, config, replace(dataset, piped={}), model, trainer)
-        session._save(texts)
-        return session
+        folder = _Folder()
+        try:
+            if run_dir is not None:
+                processes.on_first(partial(folder.take_new, run_dir))
+            dataset = config.load_data()
+            if run_dir is None:
+                run_dir = Path("runs", dataset.name)
+                processes.on_first(partial(folder.take_new, run_dir))
+            model = config.create_model(len(dataset.vocabulary))
+            trainer = None if isinstance(model, CountBigram) else config.create_trainer(model, dataset)
+            if isinstance(model, CountBigram):
+                model.fit(dataset.train)
+            # What came out of a pipe is kept in the folder, where "-" then leads to.
+            texts = {KEPT_TEXTS[name]: text for name, text in dataset.piped.items()}
+            kept: dict[str, Any] = dict.fromkeys(dataset.piped, STANDARD_INPUT)
+            session = cls(run_dir, replace(config, **kept), replace(dataset, piped={}), model, trainer, folder)
+            session._save(texts)
+            return session
+        except BaseException:
+            folder.abandon()
+            raise
 
     @classmethod
     def resume(cls, run_dir: Path, changes: Mapping[str, Any]) -> Session:
         """The run in `run_dir`, as it was saved, with some options changed.
 
         Raises:
-            ValueError: the run is not trained in steps, or its data has changed; CheckpointError: it is damaged, or
-                not a run.
+            ValueError: the run is not trained in steps, it is past its last step, or its data has changed;
+                CheckpointError: it is damaged, or not a run.
         """
-        run = checkpoint.load(run_dir)
-        if run.training_state is None:
-            raise ValueError(f"{run_dir} holds a {run.config.model}, which is not trained in steps: it is complete")
-        config = replace(run.config, **changes)
         processes = distributed.current()
-        processes.check_device(config.device)
-        dataset = run.load_data(config.path, dev=config.dev, test=config.test)
-        trainer = config.create_trainer(run.model, dataset)
-        trainer.load_state_dict(run.training_state)
-        processes.on_first(partial(checkpoint.truncate_metrics, run_dir, trainer.step))
-        return cls(run_dir, config, dataset, run.model, trainer)
+        folder = _Folder()
+        try:
+            processes.on_first(partial(folder.take, run_dir))
+            run = checkpoint.load(run_dir)
+            if run.training_state is None:
+                raise ValueError(f"{run_dir} holds a {run.config.model}, which is not trained in steps: it is complete")
+            config = replace(run.config, **changes)
+            if run.step > config.steps:
+                raise ValueError(
+                    f"{run_dir} is at step {run.step:,} already, past steps={config.steps:,}: it goes on with more "
+                    "--steps only"
+                )
+            processes.check_device(config.device)
+            dataset = run.load_data(config.path, dev=config.dev, test=config.test)
+            trainer = config.create_trainer(run.model, dataset)
+            with blamed(run_dir / checkpoint.OPTIMIZER, " is damaged"):
+                trainer.load_state_dict(run.training_state)
+            processes.on_first(partial(checkpoint.truncate_metrics, run_dir, trainer.step))
+            return cls(run_dir, config, dataset, run.model, trainer, folder, run.unrecorded)
+        except BaseException:
+            folder.release()
+            raise
+
+    def close(self) -> None:
+        """Lets other processes write into the folder."""
+        self._folder.release()
 
     @property
     def step(self) -> int:
@@ -120,26 +152,57 @@ class Session:
         """
         if self.trainer is None:
             return
-        end = self.config.steps
-        record_every = max(1, end // _RECORDS)
-        save_every = checkpoint_every or max(1, end // _CHECKPOINTS)
         saved = self.trainer.step
         try:
-            while self.trainer.step < end:
-                step = self.trainer.step
-                stop = min(end, *(step + every - step % every for every in (record_every, save_every)))
-                # Losses of an interval cut short by Ctrl-C are lost; the next record is then a mean over fewer steps.
-                losses = self.trainer.run(stop - step, on_progress)
-                self._records.append({"step": stop, "loss": losses.mean().item()})
-                if stop % save_every == 0 or stop == end:
-                    self._records[-1]["dev"] = self._finite_dev_loss()
-                    self._save()
-                    saved = stop
+            # What has been computed, recorded and saved fits together whenever Ctrl-C is let through.
+            with deferred_interrupt() as interrupt:
+                while self._recorded_step < self.config.steps:
+                    if interrupt.pending and self._processes.size == 1:
+                        interrupt.deliver(interrupt.pending)
+                    saved = self._run_to_next_record(checkpoint_every, on_progress, interrupt) or saved
         except KeyboardInterrupt:
             self._save()
             raise
         except NonFiniteLossError as error:
             raise NonFiniteLossError(f"{error} ({self.run_dir} holds step {saved})") from error
+        except Exception:
+            if self.step == 0:
+                # An option that only the first step could refuse: a corrected command takes the same folder.
+                self._folder.abandon()
+            raise
+
+    def _run_to_next_record(
+        self, checkpoint_every: int | None, on_progress: OnProgress, interrupt: Interrupt
+    ) -> int | None:
+        """Trains up to the next record, and makes it; returns its step if that was saved."""
+        assert self.trainer is not None
+        end = self.config.steps
+        record_every = max(1, end // _RECORDS)
+        save_every = checkpoint_every or max(1, end // _CHECKPOINTS)
+        recorded = self._recorded_step
+        borders = (recorded + every - recorded % every for every in (record_every, save_every))
+        # Where Ctrl-C came after the last step of a record, or other intervals were asked for, no step is missing.
+        stop = max(self.trainer.step, min(end, *borders))
+        try:
+            self.trainer.run(stop - self.trainer.step, on_progress)
+        finally:
+            self._unrecorded = torch.cat([self._unrecorded.to(self.trainer.losses.dtype), self.trainer.losses])
+        record = {"step": stop, "loss": self._unrecorded.mean().item()}
+        to_save = stop % save_every == 0 or stop == end
+        if to_save:
+            with interrupt.let_through() if self._processes.size == 1 else nullcontext():
+                record["dev"] = self._finite_dev_loss()
+        self._records.append(record)
+        self._unrecorded = self._unrecorded[:0]
+        if not to_save:
+            return None
+        self._save()
+        return stop
+
+    @property
+    def _recorded_step(self) -> int:
+        """The step of the last record, or where the run began."""
+        return self.step - len(self._unrecorded)
 
     def losses(self) -> dict[str, float]:
         """The mean negative log-likelihood of train, dev and test."""
@@ -164,7 +227,6 @@ class Session:
     def _write(self, texts: Mapping[str, bytes] | None) -> None:
         """Ctrl-C waits until all of it is written."""
         with deferred_interrupt():
-            self.run_dir.mkdir(parents=True, exist_ok=True)
             # First the records: those after the step of the checkpoint are dropped by the next resume.
             checkpoint.append_metrics(self.run_dir, self._records)
             self._records.clear()
@@ -175,19 +237,53 @@ class Session:
                 model=self.model,
                 training_state=None if self.trainer is None else self.trainer.state_dict(),
                 data=self._data,
+                unrecorded=self._unrecorded,
                 texts=texts,
             )
 
 
-def _check_unused(run_dir: Path) -> None:
-    """ValueError where a new run would overwrite something."""
-    if not run_dir.exists():
-        return
-    if not run_dir.is_dir():
-        raise ValueError(f"{run_dir} is a file: choose another folder with --out")
-    if (run_dir / "config.json").exists():
-        raise ValueError(
-            f"{run_dir} holds a run already: continue it with --resume {run_dir}, or choose another folder with --out"
-        )
-    if any(run_dir.iterdir()):
-        raise ValueError(f"{run_dir} is not empty: choose another folder with --out")
+class _Folder:
+    """The run folder that this process alone writes into: that of a session in the first process, none in others."""
+
+    def __init__(self) -> None:
+        self._lock: Claim | None = None
+        self._new_run: Path | None = None
+
+    def take(self, run_dir: Path) -> None:
+        """Takes the folder of an existing run; CheckpointError if it is none, RunInUseError if it is taken."""
+        if not run_dir.is_dir():
+            kind = "it is a file" if run_dir.exists() else "no such folder"
+            raise CheckpointError(f"{run_dir} is not a run folder: {kind}")
+        self._lock = Claim(run_dir, create=False)
+        run_folder.publish(run_dir)
+
+    def take_new(self, run_dir: Path) -> None:
+        """Takes a folder for a new run, and creates it; ValueError where that would overwrite something."""
+        try:
+            self._lock = Claim(run_dir, create=True)
+        except NotADirectoryError as error:
+            if not run_dir.exists():  # what is to be its parent is a file
+                raise
+            raise ValueError(f"{run_dir} is a file: choose another folder with --out") from error
+        if run_folder.has_file(run_dir, description.FILE):
+            raise ValueError(
+                f"{run_dir} holds a run already: continue it with --resume {run_dir}, or choose another folder with "
+                "--out"
+            )
+        if not run_folder.is_unused(run_dir):
+            raise ValueError(f"{run_dir} is not empty: choose another folder with --out")
+        self._new_run = run_dir
+
+    def abandon(self) -> None:
+        """Removes what there is of a new run, and the folders that were created for it; releases it."""
+        if self._lock is None:
+            return
+        with deferred_interrupt():
+            if self._new_run is not None:
+                checkpoint.discard(self._new_run)
+            self._lock.abandon()
+
+    def release(self) -> None:
+        """Lets other processes write into the folder."""
+        if self._lock is not None:
+            self._lock.release()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +25,7 @@ from charlm.cli.options import (
     is_piped,
     two_numbers,
 )
-from charlm.interrupts import deferred_interrupt
+from charlm.interrupts import deferred_interrupt, exit_code, termination_as_interrupt
 
 if TYPE_CHECKING:
     from charlm.cli.session import Session
@@ -131,7 +131,7 @@ def train(
     """Train a model and keep it in a run folder; without FILE, on the given names of the United States.
 
     Under `torchrun --nproc-per-node N -m charlm train ...` N processes share every batch and train the same model.
-    Options that are not given are those of the preset. Ctrl-C saves the run and says how to continue it.
+    Options that are not given are those of the preset. Ctrl-C, or SIGTERM, saves the run and says how to continue it.
     """
     from charlm import distributed
     from charlm.cli.session import Session
@@ -140,7 +140,7 @@ def train(
     names = [field.name for field in fields(TrainingConfig)]
     options = {name: context.params[name] for name in names if context.params.get(name) is not None}
     options |= {name: absolute(options[name]) for name in KEPT_TEXTS if name in options}
-    with distributed.joined() as processes:
+    with termination_as_interrupt(), distributed.joined() as processes:
         _check_texts([options[name] for name in KEPT_TEXTS if name in options], resume is not None, processes)
         if resume is None:
             config = _configuration(preset, options)
@@ -151,7 +151,8 @@ def train(
             given = [*options, *(name for name, value in (("preset", preset), ("out", out)) if value is not None)]
             _check_changeable(given)
             session = Session.resume(Path(resume), options)
-        _run(session, processes, checkpoint_every, quiet)
+        with closing(session):
+            _run(session, processes, checkpoint_every, quiet)
 
 
 def _run(session: Session, processes: Processes, checkpoint_every: int | None, quiet: bool) -> None:
@@ -163,11 +164,13 @@ def _run(session: Session, processes: Processes, checkpoint_every: int | None, q
         try:
             with progress(session.step, session.config.steps, quiet=quiet or not processes.is_first) as on_progress:
                 session.run(checkpoint_every, on_progress)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
             every = [] if checkpoint_every is None else ["--checkpoint-every", str(checkpoint_every)]
             command = shlex.join([*_program(), "train", "--resume", str(session.run_dir), *every])
-            report(f"interrupted and saved at step {session.step:,}; continue with:\n  {command}", err=True)
-            raise typer.Exit(130) from None
+            with deferred_interrupt():
+                # A second signal, as a group of processes may get, does not cut this off.
+                report(f"interrupted and saved at step {session.step:,}; continue with:\n  {command}", err=True)
+            raise typer.Exit(exit_code(interruption)) from None
         losses = session.losses()
     report(loss_table(losses))
     if hint := hint_at_smoothing(session.model, losses):

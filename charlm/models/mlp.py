@@ -87,8 +87,12 @@ class MLP(LanguageModel):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws new weights: embedding N(0, 1), weight1 N(0, (5/3)^2 / (T*D)), output weights N(0, 0.01^2), biases 0.
 
+        On the device "meta", where there are no values, nothing is drawn.
+
         Source: Karpathy, "Neural Networks: Zero to Hero", makemore part 3, after He et al. 2015, arXiv:1502.01852.
         """
+        if self.embedding.is_meta:
+            return
         scales = [
             (self.embedding, 1.0),
             (self.weight1, _TANH_GAIN / math.sqrt(self.weight1.shape[1])),
