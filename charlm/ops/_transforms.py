@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor
+from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor, unwrap_if_dead
 from torch.autograd import forward_ad
 
 from charlm.ops._autograd import has_autocast
@@ -125,6 +125,11 @@ def _widened(tensor: Tensor | None) -> Tensor | None:
     return tensor.float() if tensor is not None and tensor.dtype in _HALF else tensor
 
 
+def _saved(ctx: Any) -> list[Any]:
+    """The saved tensors, out of the wrappers of levels that have ended: another level must not wrap those again."""
+    return [tensor if tensor is None else unwrap_if_dead(tensor) for tensor in ctx.saved_tensors]
+
+
 def _chosen(values: Sequence[Any], flags: Sequence[bool]) -> list[Any]:
     return [value for value, flag in zip(values, flags, strict=True) if flag]
 
@@ -177,7 +182,7 @@ class _Transformed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[2:]
-        found = _Gradients.apply(ctx.op, ctx.options, wanted, grad_output, *ctx.saved_tensors)
+        found = _Gradients.apply(ctx.op, ctx.options, wanted, grad_output, *_saved(ctx))
         return None, None, *_merged([None] * len(wanted), wanted, found)
 
     @staticmethod
@@ -206,7 +211,7 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        variables, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        variables, needed = _saved(ctx), ctx.needs_input_grad[3:]
 
         def first(*chosen: Tensor) -> tuple[Tensor, ...]:
             grad_output, *tensors = _merged(variables, needed, chosen)
