@@ -198,11 +198,12 @@ def test_repr() -> None:
         "EmbeddingLinear(27, 10, context_length=3, out_features=200, bias=False, activation='gelu')"
     )
     assert repr(CrossEntropyLoss()) == (
-        "CrossEntropyLoss(reduction='mean', ignore_index=-100, label_smoothing=0.0, softcap=None, z_loss=0.0)"
+        "CrossEntropyLoss(reduction='mean', ignore_index=-100, label_smoothing=0.0, softcap=None, z_loss=0.0, "
+        "output_dtype=None)"
     )
     assert repr(LinearCrossEntropyLoss(5, 4, weight=class_weights(), softcap=30.0)).startswith(
-        "LinearCrossEntropyLoss(\n  reduction='mean', weight=(4,), ignore_index=-100, label_smoothing=0.0, "
-        "softcap=30.0, z_loss=0.0\n  (linear): Linear(in_features=5, out_features=4, bias=False)"
+        "LinearCrossEntropyLoss(\n  reduction='mean', weight=(4,), ignore_index=None, label_smoothing=0.0, "
+        "softcap=30.0, z_loss=0.0, output_dtype=None\n  (linear): Linear(in_features=5, out_features=4, bias=False)"
     )
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from charlm.models.base import LanguageModel
+from charlm.ops._arguments import number
 
 if TYPE_CHECKING:
     from charlm.data import Split
@@ -58,9 +59,9 @@ class CountBigram(_Bigram):
 
     def __init__(self, vocab_size: int, smoothing: float = 0.0) -> None:
         super().__init__(vocab_size, backend="eager")
-        if not (math.isfinite(smoothing) and smoothing >= 0.0):
+        self.smoothing = number("smoothing", "a finite number >= 0", smoothing)
+        if not (math.isfinite(self.smoothing) and self.smoothing >= 0.0):
             raise ValueError(f"smoothing must be a finite number >= 0, got {smoothing}")
-        self.smoothing = float(smoothing)
         self.register_buffer("counts", torch.zeros(self.vocab_size, self.vocab_size, dtype=torch.int64))
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from charlm.models.base import LanguageModel, positive
+from charlm.ops._arguments import softcap_code
 
 # The gain that keeps the variance of a tanh layer's output near that of its input (`nn.init.calculate_gain("tanh")`).
 _TANH_GAIN = 5.0 / 3.0
@@ -64,9 +65,9 @@ class MLP(LanguageModel):
         super().__init__(vocab_size, context_length, backend)
         self.embedding_dim = positive("embedding_dim", embedding_dim)
         self.hidden_dim = positive("hidden_dim", hidden_dim)
-        if softcap is not None and not (math.isfinite(softcap) and softcap > 0.0):
-            raise ValueError(f"softcap must be a positive number or None, got {softcap}")
-        self.softcap = None if softcap is None else float(softcap)
+        self.softcap = softcap_code(softcap) or None
+        if not isinstance(direct, bool):
+            raise ValueError(f"direct must be True or False, got {direct!r}")
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))

@@ -45,11 +45,11 @@ def loss_options(
     if type(ignore_index) is not int or (ignore_index != -100 and not -(2**63) <= ignore_index < 2**63):
         ignore_index = _integer(ignore_index)
     if type(label_smoothing) is not float or label_smoothing != 0.0:
-        label_smoothing = _number("label_smoothing", "between 0 and 1", label_smoothing)
+        label_smoothing = number("label_smoothing", "a number between 0 and 1", label_smoothing)
         if not 0.0 <= label_smoothing <= 1.0:
             raise ArgumentError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
     if type(z_loss) is not float or z_loss != 0.0:
-        z_loss = _number("z_loss", "non-negative and finite", z_loss)
+        z_loss = number("z_loss", "a non-negative, finite number", z_loss)
         if not 0.0 <= z_loss < math.inf:
             raise ArgumentError(f"z_loss must be non-negative and finite, got {z_loss}")
     return ignore_index, code, label_smoothing, 0.0 if softcap is None else softcap_code(softcap), z_loss
@@ -67,7 +67,7 @@ def softcap_code(softcap: float | None) -> float:
     """The number that stands for a softcap in the op schemas: 0 for none."""
     if softcap is None:
         return 0.0
-    softcap = _number("softcap", "positive and finite, or None", softcap)
+    softcap = number("softcap", "a positive, finite number or None", softcap)
     if not 0.0 < softcap < math.inf:
         raise ArgumentError(f"softcap must be positive and finite, or None, got {softcap}")
     return softcap
@@ -121,6 +121,8 @@ def complain(error: Exception, optional: Mapping[str, Any], **tensors: Any) -> N
         if not isinstance(value, Tensor):
             expected = "a tensor or None" if name in optional else "a tensor"
             raise TypeError(f"{name} must be {expected}, got {type(value).__name__}") from None
+        if value.is_nested:
+            raise ArgumentError(f"{name} must be a dense tensor, got a nested one; its values() are dense") from None
         if value.layout != torch.strided:
             raise ArgumentError(f"{name} must be a dense tensor, got one with layout {value.layout}") from None
     if type(error) is ValueError:
@@ -142,11 +144,17 @@ def _integer(value: Any) -> int:
     return found
 
 
-def _number(name: str, expected: str, value: Any) -> float:
+def number(name: str, expected: str, value: Any) -> float:
+    """`value` as a float: of any type of number but bool. A string, for instance, is no number.
+
+    Args:
+        name, expected: for the error: "`name` must be `expected`, got ...".
+        value: what was given.
+    """
     if type(value) is float:
         return value
     if isinstance(value, bool) or not isinstance(value, (Real, Tensor, torch.SymFloat, torch.SymInt)):
-        raise TypeError(f"{name} must be a number, {expected}, got {value!r}")
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
     try:
         return float(value)
     except OverflowError:

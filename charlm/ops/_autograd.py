@@ -9,6 +9,7 @@ _AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Every attribute on the way to a function is paid for in each call.
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 _is_grad_enabled = torch.is_grad_enabled
+_is_tracing = torch._C._is_tracing
 _is_compiling = torch.compiler.is_compiling
 _Function = torch.autograd.Function
 
@@ -36,6 +37,11 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """
     if _is_compiling():
         return function.apply(*arguments)
+    if _is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace cannot write out the gradients of charlm.ops: use torch.export, or trace under "
+            "torch.no_grad()"
+        )
     return super(_Function, function).apply(*arguments)  # type: ignore[misc]
 
 

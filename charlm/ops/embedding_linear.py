@@ -61,7 +61,7 @@ def embedding_linear(
         tensors = (ids, embedding, weight, bias)
         return handle_torch_function(embedding_linear, tensors, *tensors, activation=activation)
     try:
-        code = _activation_code(activation)
+        code = activation_code(activation)
         dtype = autocast_dtype(embedding)
         if dtype is not None:
             if _transforms.is_exporting():
@@ -74,7 +74,8 @@ def embedding_linear(
         raise
 
 
-def _activation_code(activation: str) -> int:
+def activation_code(activation: str) -> int:
+    """The number that stands for an activation in the op schemas."""
     try:
         return _ACTIVATIONS[activation]
     except (KeyError, TypeError):
