@@ -38,12 +38,12 @@ def loss_options(
         TypeError: an option is a bool, or no number.
         ArgumentError: an option is out of range.
     """
-    code = REDUCTIONS.get(reduction) if type(reduction) is str else None
-    if code is None:
-        code = reduction_code(reduction)
     # Of the defaults nothing but the type is looked at: a tiny call would notice more.
     if type(ignore_index) is not int or (ignore_index != -100 and not -(2**63) <= ignore_index < 2**63):
         ignore_index = _integer(ignore_index)
+    code = REDUCTIONS.get(reduction) if type(reduction) is str else None
+    if code is None:
+        code = reduction_code(reduction)
     if type(label_smoothing) is not float or label_smoothing != 0.0:
         label_smoothing = number("label_smoothing", "a number between 0 and 1", label_smoothing)
         if not 0.0 <= label_smoothing <= 1.0:
@@ -121,9 +121,9 @@ def complain(error: Exception, optional: Mapping[str, Any], **tensors: Any) -> N
         if not isinstance(value, Tensor):
             expected = "a tensor or None" if name in optional else "a tensor"
             raise TypeError(f"{name} must be {expected}, got {type(value).__name__}") from None
-        if value.is_nested:
+        if isinstance(error, NotImplementedError) and value.is_nested:
             raise ArgumentError(f"{name} must be a dense tensor, got a nested one; its values() are dense") from None
-        if value.layout != torch.strided:
+        if isinstance(error, NotImplementedError) and value.layout != torch.strided:
             raise ArgumentError(f"{name} must be a dense tensor, got one with layout {value.layout}") from None
     if type(error) is ValueError:
         raise ArgumentError(*error.args) from None

@@ -56,12 +56,12 @@ def embedding_linear(
         for inference; GELU: Hendrycks and Gimpel 2016; SiLU: Elfwing et al. 2017.
     """
     if has_torch_function_variadic(ids, embedding, weight, bias):
-        if hasattr(ids, "_ragged_idx"):
-            return _nested(ids, embedding, weight, bias, activation)
         tensors = (ids, embedding, weight, bias)
         return handle_torch_function(embedding_linear, tensors, *tensors, activation=activation)
     try:
         code = activation_code(activation)
+        if ids.is_nested:
+            return _nested(ids, embedding, weight, bias, activation)
         dtype = autocast_dtype(embedding)
         if dtype is not None:
             if _transforms.is_exporting():
@@ -85,7 +85,7 @@ def activation_code(activation: str) -> int:
 
 def _nested(ids: Any, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     """Of a batch of sequences of unequal lengths, with layout torch.jagged: (B, j, ..., T) to (B, j, ..., H)."""
-    if ids._ragged_idx != 1 or ids.dim() < 3:  # rows elsewhere, or none, which is an error
+    if ids.layout != torch.jagged or ids._ragged_idx != 1 or ids.dim() < 3:  # as PyTorch's, which are most often errors
         return reference.embedding_linear(ids, embedding, weight, bias, activation=activation)
     output = embedding_linear(ids.values(), embedding, weight, bias, activation=activation)
     return torch.nested.nested_tensor_from_jagged(output, ids.offsets(), ids.lengths())
