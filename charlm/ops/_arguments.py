@@ -121,9 +121,9 @@ def complain(error: Exception, optional: Mapping[str, Any], **tensors: Any) -> N
         if not isinstance(value, Tensor):
             expected = "a tensor or None" if name in optional else "a tensor"
             raise TypeError(f"{name} must be {expected}, got {type(value).__name__}") from None
-        if isinstance(error, NotImplementedError) and value.is_nested:
+        if value.is_nested:
             raise ArgumentError(f"{name} must be a dense tensor, got a nested one; its values() are dense") from None
-        if isinstance(error, NotImplementedError) and value.layout != torch.strided:
+        if value.layout != torch.strided:
             raise ArgumentError(f"{name} must be a dense tensor, got one with layout {value.layout}") from None
     if type(error) is ValueError:
         raise ArgumentError(*error.args) from None

@@ -58,10 +58,10 @@ def embedding_linear(
     if has_torch_function_variadic(ids, embedding, weight, bias):
         tensors = (ids, embedding, weight, bias)
         return handle_torch_function(embedding_linear, tensors, *tensors, activation=activation)
+    if isinstance(ids, Tensor) and ids.is_nested:
+        return _nested(ids, embedding, weight, bias, activation)
     try:
         code = activation_code(activation)
-        if ids.is_nested:
-            return _nested(ids, embedding, weight, bias, activation)
         dtype = autocast_dtype(embedding)
         if dtype is not None:
             if _transforms.is_exporting():
