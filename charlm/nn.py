@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from charlm import ops
-from charlm.ops._arguments import ArgumentError, check_output_dtype, loss_options
+from charlm.ops._arguments import ArgumentError, check_chunking, check_output_dtype, loss_options
 from charlm.ops.embedding_linear import activation_code
 
 if TYPE_CHECKING:
@@ -192,6 +192,8 @@ class LinearCrossEntropyLoss(nn.Module):
     ) -> None:
         super().__init__()
         loss_options(-100 if ignore_index is None else ignore_index, reduction, label_smoothing, softcap, z_loss)
+        if options is not None:
+            check_chunking(options)
         if output_dtype is not None:
             check_output_dtype(output_dtype)
         self.in_features = _size("in_features", in_features)

@@ -82,7 +82,7 @@ def test_a_second_derivative_counts_what_pytorch_does_for_it() -> None:
             torch.autograd.grad(sum(g.square().sum() for g in first), [input, weight])
         return counter.get_total_flops()
 
-    again = 2 * 8 * 4 * 5  # the reference computes the logits that the op has not kept
+    again = 2 * 8 * 4 * 5  # the logits, which the op has not kept
     assert count(ops) == count(reference) + again
 
 

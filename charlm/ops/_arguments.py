@@ -81,6 +81,13 @@ def check_output_dtype(output_dtype: torch.dtype) -> None:
         )
 
 
+def check_chunking(options: Any) -> None:
+    """Raises unless `options` are those of torch.nn.functional.linear_cross_entropy, which torch 2.13 has."""
+    kind = getattr(torch.nn, "LinearCrossEntropyOptions", None)
+    if kind is None or not isinstance(options, kind):
+        raise TypeError(f"options must be a torch.nn.LinearCrossEntropyOptions or None, got {options!r}")
+
+
 def promoted(
     logits: Sequence[Tensor | None], target: Tensor, weight: Tensor | None, *, autocast: bool
 ) -> tuple[Sequence[Any], Tensor, Tensor | None]:
@@ -130,7 +137,7 @@ def complain(error: Exception, optional: Mapping[str, Any], **tensors: Any) -> N
 
 
 def _integer(value: Any) -> int:
-    if isinstance(value, bool) or value is None:
+    if value is None or _is_bool(value):
         raise TypeError(
             f"ignore_index must be an integer, got {value}; size_average and reduce, which PyTorch deprecates, do not "
             "exist here: say reduction='sum' or reduction='none'"
@@ -153,12 +160,18 @@ def number(name: str, expected: str, value: Any) -> float:
     """
     if type(value) is float:
         return value
-    if isinstance(value, bool) or not isinstance(value, (Real, Tensor, torch.SymFloat, torch.SymInt)):
+    if _is_bool(value) or not isinstance(value, (Real, Tensor, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{name} must be {expected}, got {value!r}")
     try:
         return float(value)
     except OverflowError:
         raise ArgumentError(f"{name} must be {expected}, got an integer that is too large") from None
+    except (TypeError, ValueError, RuntimeError):  # a tensor of several elements, or of complex numbers
+        raise TypeError(f"{name} must be {expected}, got {value!r}") from None
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -32,18 +32,9 @@ def _embedding_linear_forward(ids: Shape, embedding: Shape, weight: Shape, *_: A
 
 @register_flop_formula(_ops.embedding_linear_backward)
 def _embedding_linear_backward(
-    grad_output: Shape,
-    output: Shape,
-    ids: Shape,
-    embedding: Shape,
-    weight: Shape,
-    bias: Shape | None,
-    activation: int,
-    embedding_gradient: bool,
-    weight_gradient: bool,
-    *_: Any,
-    out_shape: Any = None,
+    grad_output: Shape, output: Shape, ids: Shape, embedding: Shape, weight: Shape, *others: Any, out_shape: Any = None
 ) -> int:
+    embedding_gradient, weight_gradient, _ = others[-3:]
     return _product(ids, weight) * (embedding_gradient + weight_gradient)
 
 

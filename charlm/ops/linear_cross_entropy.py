@@ -15,6 +15,7 @@ from charlm.ops._arguments import (
     HALF,
     REDUCTION_NAMES,
     ArgumentError,
+    check_chunking,
     check_output_dtype,
     complain,
     loss_options,
@@ -111,6 +112,8 @@ def linear_cross_entropy(
                 "ignore_index must be None where target has class probabilities, which cannot be ignored"
             )
         codes = loss_options(ignore_index, reduction, label_smoothing, softcap, z_loss)
+        if options is not None:
+            check_chunking(options)
         if output_dtype is not None:
             check_output_dtype(output_dtype)
         if linear_weight.ndim > 2:

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy as torch_cross_entropy
 from torch.nn.functional import embedding as torch_embedding
 from torch.nn.functional import gelu, linear, relu
 
-from charlm.ops._arguments import HALF, ArgumentError, check_output_dtype, loss_options
+from charlm.ops._arguments import HALF, ArgumentError, check_chunking, check_output_dtype, loss_options
 
 if TYPE_CHECKING:
     from torch.nn import LinearCrossEntropyOptions  # torch 2.13 has it
@@ -216,6 +216,8 @@ def linear_cross_entropy(
     Source: `torch.nn.functional.linear_cross_entropy`; without the logits in memory: Wijmans et al. 2024, "Cut Your
     Losses in Large-Vocabulary Language Models", arXiv:2411.09009.
     """
+    if options is not None:
+        check_chunking(options)
     if ignore_index is None:
         ignore_index = -100
     elif target.is_floating_point():
