@@ -75,29 +75,24 @@ def vocab_parallel_linear_cross_entropy(
         raise RuntimeError("vocab_parallel_linear_cross_entropy needs a process group: call init_process_group first")
     error: TypeError | ValueError | None = None
     try:
-        _check_tensors(input, linear_weight, target, linear_bias, weight)
+        check_tensors(input, linear_weight, target, linear_bias, weight)
         loss_options(ignore_index, reduction, label_smoothing, softcap, z_loss)
     except (TypeError, ValueError) as raised:
         error = raised
     first, classes = _own_classes(error, input, linear_weight, group)
-    if weight is not None and weight.shape != (classes,):
-        raise ValueError(f"weight must have shape (V={classes},), got {tuple(weight.shape)}")
-    labels = target.long()
-    kept = labels != ignore_index
-    _check_targets(labels, kept, classes)
-
-    loss = _Loss(
-        labels=labels.where(kept, 0).flatten(),
-        kept=kept.flatten(),
+    loss = Loss.of(
+        input,
+        target,
+        weight,
+        ignore_index=ignore_index,
         first=first,
         classes=classes,
-        weight=None if weight is None else weight.detach().to(_compute_dtype(input)),
         label_smoothing=label_smoothing,
         softcap=softcap,
         z_loss=z_loss,
         group=group,
     )
-    losses: Tensor = _VocabParallel.apply(input.reshape(-1, input.shape[-1]), linear_weight, linear_bias, loss)
+    losses = row_losses(input, linear_weight, linear_bias, loss)
     if reduction == "none":
         return losses.reshape(target.shape).to(input.dtype)
     total = losses.sum()
@@ -105,7 +100,7 @@ def vocab_parallel_linear_cross_entropy(
 
 
 @dataclass(frozen=True)
-class _Loss:
+class Loss:
     """Which loss, of which rows.
 
     Attributes:
@@ -114,6 +109,7 @@ class _Loss:
         first: the first class of this rank.
         classes: V, the classes of all ranks.
         weight: (V,) in the dtype computed in, or None.
+        partial_input_gradient: leave the input's gradient as each rank's part of a sum.
     """
 
     labels: Tensor
@@ -125,6 +121,25 @@ class _Loss:
     softcap: float | None
     z_loss: float
     group: dist.ProcessGroup | None
+    partial_input_gradient: bool = False
+
+    @classmethod
+    def of(
+        cls, input: Tensor, target: Tensor, weight: Tensor | None, *, ignore_index: int, classes: int, **others: Any
+    ) -> Loss:
+        """The loss of rows with class indices `target`, which are checked; the rest is as in the attributes."""
+        if weight is not None and weight.shape != (classes,):
+            raise ValueError(f"weight must have shape (V={classes},), got {tuple(weight.shape)}")
+        labels = target.long()
+        kept = labels != ignore_index
+        _check_targets(labels, kept, classes)
+        return cls(
+            labels=labels.where(kept, 0).flatten(),
+            kept=kept.flatten(),
+            classes=classes,
+            weight=None if weight is None else weight.detach().to(_compute_dtype(input)),
+            **others,
+        )
 
     def label_weights(self) -> Tensor:
         """(N,) the weight of each row's class, 0 where it is ignored."""
@@ -146,16 +161,24 @@ class _Loss:
         return self.label_smoothing * (1.0 if self.weight is None else self.weight.mean())
 
 
-class _VocabParallel(torch.autograd.Function):
-    """The loss of every row, (N,) in the dtype computed in."""
+def row_losses(input: Tensor, linear_weight: Tensor | None, linear_bias: Tensor | None, loss: Loss) -> Tensor:
+    """The loss of every row, (N,) in the dtype computed in; without `linear_weight` of logits (..., V_r) in `input`."""
+    rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
+    losses: Tensor = _VocabParallel.apply(rows, linear_weight, linear_bias, loss)
+    return losses
 
+
+class _VocabParallel(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, loss: _Loss) -> Tensor:
-        own_classes = linear_weight.shape[0]
+    def forward(
+        ctx: Any, input: Tensor, linear_weight: Tensor | None, linear_bias: Tensor | None, loss: Loss
+    ) -> Tensor:
+        own_classes = input.shape[1] if linear_weight is None else linear_weight.shape[0]
         labels, is_own = loss.own_labels(own_classes)
         spread = loss.own_spread(own_classes)
-        own = input.new_empty((4, len(input)), dtype=_compute_dtype(input))
+        own = input.new_zeros((4, len(input)), dtype=_compute_dtype(input))
         own_maximum, own_sum, own_label_logit, own_spread_logits = own
+        own_maximum.fill_(-math.inf)  # stays so where this rank has no class
         for rows in _chunks(len(input), own_classes, own.itemsize):
             logits, _ = _logits(input[rows], linear_weight, linear_bias, loss.softcap)
             own_label_logit[rows] = logits.gather(1, labels[rows, None]).squeeze(1)
@@ -183,10 +206,10 @@ class _VocabParallel(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise RuntimeError("vocab_parallel_linear_cross_entropy has no second derivative")
+            raise RuntimeError("a loss whose classes are spread over processes has no second derivative")
         input, linear_weight, linear_bias, shift, log_sum = ctx.saved_tensors
-        loss: _Loss = ctx.loss
-        own_classes = linear_weight.shape[0]
+        loss: Loss = ctx.loss
+        own_classes = input.shape[1] if linear_weight is None else linear_weight.shape[0]
         labels, is_own = loss.own_labels(own_classes)
         spread = loss.own_spread(own_classes)
         # d loss / d z_c = softmax_c (label_share + total_spread + 2 z_loss lse) - label_share [c = y] - spread_c
@@ -211,12 +234,12 @@ class _VocabParallel(torch.autograd.Function):
                 bias_gradient += gradient.sum(0)
             gradient = gradient.to(input.dtype)
             if input_gradient is not None:
-                input_gradient[rows] = gradient @ linear_weight
+                input_gradient[rows] = gradient if linear_weight is None else gradient @ linear_weight
             if weight_gradient is not None and input.dtype == weight_gradient.dtype:
                 weight_gradient.addmm_(gradient.T, input[rows])
             elif weight_gradient is not None:
                 weight_gradient += gradient.T @ input[rows]
-        if input_gradient is not None:
+        if input_gradient is not None and not loss.partial_input_gradient:
             dist.all_reduce(input_gradient, group=loss.group)
         return *(
             None if g is None else g.to(input.dtype) for g in (input_gradient, weight_gradient, bias_gradient)
@@ -228,16 +251,21 @@ def _compute_dtype(input: Tensor) -> torch.dtype:
 
 
 def _chunks(rows: int, classes: int, itemsize: int) -> Iterator[slice]:
+    if classes == 0:
+        return iter(())
     most = max(_MIN_CHUNK_ROWS, _MAX_CHUNK_BYTES // (classes * itemsize))
     size = min(most, max(_MIN_CHUNK_ROWS, rows // 20))
     return (slice(start, start + size) for start in range(0, rows, size))
 
 
 def _logits(
-    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, softcap: float | None
+    input: Tensor, linear_weight: Tensor | None, linear_bias: Tensor | None, softcap: float | None
 ) -> tuple[Tensor, Tensor | None]:
     """A new (rows, V_r) tensor in the dtype computed in, and with a softcap its derivative by what was capped."""
-    logits = F.linear(input, linear_weight, linear_bias).to(_compute_dtype(input))
+    if linear_weight is None:
+        logits = input.to(_compute_dtype(input), copy=True)
+    else:
+        logits = F.linear(input, linear_weight, linear_bias).to(_compute_dtype(input))
     if softcap is None:
         return logits, None
     unit = logits.div_(softcap).tanh_()
@@ -281,11 +309,18 @@ def _own_classes(
     return sum(own_classes[: dist.get_rank(group)]), sum(own_classes)
 
 
-def _check_tensors(
-    input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None, weight: Tensor | None
-) -> None:
+def check_labels(input: Tensor, target: Tensor) -> None:
+    """The dtypes of inputs, or logits, and class indices."""
     if input.dtype not in _DTYPES:
         raise ValueError(f"input must be float32, float64, bfloat16 or float16, got {input.dtype}")
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise ValueError(f"target must have an integer dtype, got {target.dtype}")
+
+
+def check_tensors(
+    input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None, weight: Tensor | None
+) -> None:
+    check_labels(input, target)
     if input.dim() < 1 or input.shape[-1] < 1:
         raise ValueError(f"input must have shape (..., D) with D >= 1, got {tuple(input.shape)}")
     features = input.shape[-1]
@@ -300,8 +335,6 @@ def _check_tensors(
             f"target must have the shape of input {tuple(input.shape)} without its last dimension (class indices), "
             f"got {tuple(target.shape)}"
         )
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise ValueError(f"target must have an integer dtype, got {target.dtype}")
     if weight is not None and not weight.is_floating_point():
         raise ValueError(f"weight must have a floating-point dtype, got {weight.dtype}")
     tensors = {"linear_weight": linear_weight, "linear_bias": linear_bias, "target": target, "weight": weight}

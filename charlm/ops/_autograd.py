@@ -45,21 +45,6 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     return super(_Function, function).apply(*arguments)  # type: ignore[misc]
 
 
-def graph_is_kept() -> bool:
-    """Whether the running backward may run again (retain_graph=True), so that saved tensors must stay as they are."""
-    return torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph()
-
-
-def scale_saved(grad_output: Tensor, saved: Tensor) -> Tensor:
-    """grad_output * saved for a gradient computed during forward; reuses its memory where nobody reads it again."""
-    if graph_is_kept():
-        return saved * grad_output
-    # Only on the CPU: anywhere else, reading the number would wait for the device.
-    if grad_output.is_cpu and grad_output.ndim == 0 and grad_output.item() == 1.0:
-        return saved
-    return saved.mul_(grad_output)
-
-
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """The dtype in which autocast would multiply this tensor; None where it is off or, as for float64, leaves it."""
     if not _is_any_autocast_enabled():  # costs less than a tensor's device

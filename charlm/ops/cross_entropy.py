@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from charlm.ops import _extension, _transforms, reference  # noqa: F401  _extension registers the ops
+from charlm.ops import _dtensor, _extension, _transforms, reference  # noqa: F401  _extension registers the ops
 from charlm.ops._arguments import HALF, REDUCTION_NAMES, check_output_dtype, complain, loss_options, promoted
-from charlm.ops._autograd import apply, autocast_dtype, check_devices, needs_gradient, scale_saved
+from charlm.ops._autograd import apply, autocast_dtype, check_devices, needs_gradient
+from charlm.ops._saved import Alias, wanted_gradients
+from charlm.ops._scaling import scale_saved
 
 _forward = torch.ops.charlm.cross_entropy_forward.default
 _backward = torch.ops.charlm.cross_entropy_backward.default
@@ -94,12 +96,14 @@ def cross_entropy(
 
 def _call(input: Tensor, target: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
     """The loss in the dtype that is computed in."""
+    if type(input) is not Tensor and _dtensor.is_dtensor(input):
+        return _dtensor.call("cross_entropy", input, target, weight, *options)
     if _transforms.is_transformed():
         return _transforms.transformed(_OP, (input, target, weight), options)
     if weight is not None and weight.requires_grad:
         return _transforms.by_reference(_OP, (input, target, weight), options)
     if needs_gradient(input, target):
-        loss: Tensor = apply(_CrossEntropy, input, target, weight, options)
+        loss: Tensor = apply(_CrossEntropy, input, target, weight, options)[0]
         return loss
     return _forward(input, target, weight, *options, False)[0]
 
@@ -150,34 +154,104 @@ def _gradient_in_forward(input: Tensor, target: Tensor) -> bool:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: tuple[Any, ...]) -> Tensor:
-        in_forward = _gradient_in_forward(input, target)
-        loss, lse, gradient = _forward(input, target, weight, *options, in_forward)
-        # With the gradient in hand the arguments are kept for its derivatives alone.
-        ctx.save_for_backward(input, target, weight, gradient if in_forward else lse)
-        ctx.in_forward = in_forward
-        ctx.options = options
-        return loss
+    """Its second result, where forward computes the gradient, is that gradient; to autograd it stands for the logits.
+
+    That is how second derivatives reach the logits, which are not kept: one tensor of their size is, not two. What is
+    sent back to the stand-in is passed on to the logits.
+    """
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input, target, weight, saved = ctx.saved_tensors
+    def forward(
+        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: tuple[Any, ...]
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        ctx.in_forward = _gradient_in_forward(input, target)
+        loss, lse, gradient = _forward(input, target, weight, *options, ctx.in_forward)
+        if not ctx.in_forward:
+            ctx.save_for_backward(input, target, weight, lse)
+            return loss, None
+        if _is_invertible(options) or torch.compiler.is_compiling():
+            ctx.save_for_backward(gradient, target, weight)
+        else:
+            ctx.input = Alias(input)
+            ctx.save_for_backward(gradient, target, weight, ctx.input.data)
+            del ctx.input.data
+        return loss, gradient
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, of_stand_in: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return of_stand_in, None, None, None
+        saved = ctx.saved_tensors  # once: checkpointing computes them again at each reading
         if _transforms.is_more_than_first_order(grad_output):
-            wanted = ctx.needs_input_grad[:3]
-            return *_transforms.gradients(_OP, wanted, grad_output, (input, target, weight), ctx.options), None
+            arguments = (_logits(ctx, *saved) if ctx.in_forward else saved[0], *saved[1:3])
+            wanted = wanted_gradients(ctx, arguments)
+            found = _transforms.gradients(_OP, wanted, grad_output, arguments, ctx.options)
+            if of_stand_in is not None:
+                found[0] = of_stand_in if found[0] is None else found[0] + of_stand_in
+            return *found, None
         if ctx.in_forward:
-            per_row = grad_output.unsqueeze(min(1, input.ndim - 1)) if grad_output.ndim > 0 else grad_output
-            return scale_saved(per_row, saved), None, None, None
-        input_needs, target_needs, *_ = ctx.needs_input_grad
-        input_gradient, target_gradient = _backward(
-            grad_output, input, target, weight, saved, *ctx.options, input_needs, target_needs
+            gradient, target = saved[0].detach(), saved[1]
+            kept = None if target.is_floating_point() else target
+            gradient = scale_saved(grad_output, gradient, kept, ctx.options[0], _class_dim(gradient))
+            return gradient if of_stand_in is None else gradient + of_stand_in, None, None, None
+        input_wanted, target_wanted, _ = wanted_gradients(ctx, saved[:3])
+        of_input, of_target = _backward(grad_output, *saved, *ctx.options, input_wanted, target_wanted)
+        return of_input if input_wanted else None, of_target if target_wanted else None, None, None
+
+
+def _logits(ctx: Any, stand_in: Tensor, target: Tensor, weight: Tensor | None, input: Tensor | None = None) -> Tensor:
+    """The logits as a function of their stand-in."""
+    gradient = stand_in.detach()
+    if input is None:
+        input = _logits_of(gradient, target, weight, ctx.options)
+    else:
+        ctx.input.check_version("input")
+    with torch.enable_grad():  # also where nobody differentiates further, but maps over backward
+        return input + (stand_in - gradient).nan_to_num()  # the sum is the logits: what is added is 0
+
+
+def _is_invertible(options: Sequence[Any]) -> bool:
+    """Whether logits follow from their gradient, but for a constant a row, on which no derivative depends."""
+    *_, softcap, z_loss = options
+    return softcap == 0.0 and z_loss == 0.0
+
+
+def _logits_of(gradient: Tensor, target: Tensor, weight: Tensor | None, options: Sequence[Any]) -> Tensor:
+    """Logits with this gradient, which is (sum(a) softmax(z) - a) / denominator in a row, with a as in
+    csrc/kernels/cross_entropy.h.
+    """
+    ignore_index, reduction, smoothing, *_ = options
+    dim, classes = _class_dim(gradient), gradient.shape[_class_dim(gradient)]
+    weights = gradient.new_ones(classes) if weight is None else weight.to(gradient.dtype)
+    spread = smoothing / max(classes, 1)
+    if target.is_floating_point():
+        kept = gradient.new_ones((), dtype=torch.bool)
+        a = (1.0 - smoothing) * target + spread
+        denominator = gradient.new_tensor(_rows(gradient))
+    else:
+        kept = (target != ignore_index).unsqueeze(dim)
+        index = target.long().unsqueeze(dim).where(kept, 0)
+        a = torch.full_like(gradient, spread).scatter_add_(
+            dim, index, torch.full_like(index, 1.0 - smoothing, dtype=gradient.dtype)
         )
-        return input_gradient if input_needs else None, target_gradient if target_needs else None, None, None
+        denominator = torch.where(kept, weights[index], 0.0).sum()
+    a = a * weights.view(-1, *[1] * (gradient.ndim - 1 - dim))
+    total = a.sum(dim, keepdim=True)
+    if reduction == 1:
+        gradient = gradient * denominator
+    # A row that does not count, or whose weights are 0, has no derivatives, whatever its logits.
+    probabilities = torch.where(kept & (total != 0.0), (gradient + a) / total, 1.0)
+    return probabilities.clamp_min(torch.finfo(gradient.dtype).tiny).log()
+
+
+def _class_dim(input: Tensor) -> int:
+    return min(1, input.ndim - 1)
 
 
 def _rows(input: Tensor) -> int:
-    return input.numel() // input.shape[min(1, input.ndim - 1)]
+    return input.numel() // input.shape[_class_dim(input)]
 
 
 @torch.library.register_fake("charlm::cross_entropy_forward")
@@ -193,7 +267,7 @@ def _(
     compute_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_devices(input=input, target=target, weight=weight)
-    class_dim = min(1, input.ndim - 1)
+    class_dim = _class_dim(input)
     row_shape = [*input.shape[:class_dim], *input.shape[class_dim + 1 :]]
     compute_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     return (

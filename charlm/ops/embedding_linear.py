@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from charlm.ops import _extension, _transforms, reference  # noqa: F401  _extension registers the ops
+from charlm.ops import _dtensor, _extension, _transforms, reference  # noqa: F401  _extension registers the ops
 from charlm.ops._arguments import ArgumentError, complain
 from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
+from charlm.ops._saved import copies, wanted_gradients
 
 _forward = torch.ops.charlm.embedding_linear_forward.default
 _backward = torch.ops.charlm.embedding_linear_backward.default
@@ -92,12 +93,14 @@ def _nested(ids: Any, embedding: Tensor, weight: Tensor, bias: Tensor | None, ac
 
 
 def _call(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:
+    if type(ids) is not Tensor and _dtensor.is_dtensor(ids):
+        return _dtensor.call("embedding_linear", ids, embedding, weight, bias, activation)
     if _transforms.is_transformed():
         return _transforms.transformed(_OP, (ids, embedding, weight, bias), (activation,))
     if needs_gradient(embedding, weight, bias):
-        output: Tensor = apply(_EmbeddingLinear, ids, embedding, weight, bias, activation)
+        output: Tensor = apply(_EmbeddingLinear, ids, embedding, weight, bias, activation)[0]
         return output
-    return _forward(ids, embedding, weight, bias, activation)
+    return _forward(ids, embedding, weight, bias, activation, False)[0]
 
 
 def _reference(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:
@@ -113,38 +116,70 @@ _OP = _transforms.Op(_call, _reference, _fold)
 
 
 class _EmbeddingLinear(torch.autograd.Function):
+    """Its second result are the embeddings that it read, as they were: torch keeps what it picks from the table,
+    not the table, which may change before backward. Second derivatives are taken through these rows.
+    """
+
     @staticmethod
     def forward(
         ctx: Any, ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int
-    ) -> Tensor:
-        output = _forward(ids, embedding, weight, bias, activation)
-        ctx.save_for_backward(output, ids, embedding, weight, bias)
+    ) -> tuple[Tensor, Tensor]:
         ctx.activation = activation
-        return output
+        ctx.vocab_size = embedding.shape[0]
+        ctx.set_materialize_grads(False)
+        output, rows = _forward(ids, embedding, weight, bias, activation, True)
+        (bias,) = copies(bias)
+        ctx.save_for_backward(ids, rows, weight, bias, output)
+        return output, rows
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        output, *tensors = ctx.saved_tensors
-        if _transforms.is_more_than_first_order(grad_output):
-            wanted = ctx.needs_input_grad[:4]
-            return *_transforms.gradients(_OP, wanted, grad_output, tensors, (ctx.activation,)), None
-        _, embedding_needs, weight_needs, bias_needs, _ = ctx.needs_input_grad
-        embedding_gradient, weight_gradient, bias_gradient = _backward(
-            grad_output, output, *tensors, ctx.activation, embedding_needs, weight_needs, bias_needs
-        )
-        return (
-            None,
-            embedding_gradient if embedding_needs else None,
-            weight_gradient if weight_needs else None,
-            bias_gradient if bias_needs else None,
-            None,
-        )
+    def backward(
+        ctx: Any, grad_output: Tensor | None, rows_gradient: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        ids, rows, weight, bias, output = ctx.saved_tensors
+        found: list[Tensor | None] = [None] * 4
+        if grad_output is not None:
+            wanted = wanted_gradients(ctx, (ids, rows, weight, bias))
+            if _transforms.is_more_than_first_order(grad_output):
+                picked = ids if _is_table(rows, ctx.vocab_size) else _positions(ids)
+                tensors = (picked, rows, weight, bias)
+                found = _transforms.gradients(_OP, wanted, grad_output, tensors, (ctx.activation,))
+                if found[1] is not None:
+                    found[1] = _of_table(found[1], ids, ctx.vocab_size)
+            else:
+                gradients = _backward(
+                    grad_output, output, ids, rows.detach(), weight, bias, ctx.activation, ctx.vocab_size, *wanted[1:]
+                )
+                found[1:] = [gradient if want else None for gradient, want in zip(gradients, wanted[1:], strict=True)]
+        if rows_gradient is not None:
+            passed_on = _of_table(rows_gradient, ids, ctx.vocab_size)
+            found[1] = passed_on if found[1] is None else torch.add(found[1], passed_on)
+        return *found, None
+
+
+def _is_table(rows: Tensor, vocab_size: int) -> bool:
+    return rows.shape[0] == vocab_size
+
+
+def _positions(ids: Tensor) -> Tensor:
+    """Which of the rows that were picked from the table each id is."""
+    return torch.arange(ids.numel(), device=ids.device).view(ids.shape)
+
+
+def _of_table(gradient: Tensor, ids: Tensor, vocab_size: int) -> Tensor:
+    """The gradient of the table, from that of the rows."""
+    if _is_table(gradient, vocab_size):
+        return gradient
+    return gradient.new_zeros(vocab_size, gradient.shape[1]).index_add(0, ids.flatten().long(), gradient)
 
 
 @torch.library.register_fake("charlm::embedding_linear_forward")
-def _(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:
+def _(
+    ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int, keep_rows: bool
+) -> tuple[Tensor, Tensor]:
     check_devices(ids=ids, embedding=embedding, weight=weight, bias=bias)
-    return embedding.new_empty([*ids.shape[:-1], weight.shape[0]])
+    rows = [torch.sym_min(embedding.shape[0], ids.numel()), embedding.shape[1]] if keep_rows else [0]
+    return embedding.new_empty([*ids.shape[:-1], weight.shape[0]]), embedding.new_empty(rows)
 
 
 @torch.library.register_fake("charlm::embedding_linear_backward")
@@ -152,17 +187,18 @@ def _(
     grad_output: Tensor,
     output: Tensor,
     ids: Tensor,
-    embedding: Tensor,
+    rows: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     activation: int,
+    vocab_size: int,
     embedding_gradient: bool,
     weight_gradient: bool,
     bias_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_devices(ids=ids, embedding=embedding, weight=weight, bias=bias, grad_output=grad_output, output=output)
+    check_devices(ids=ids, rows=rows, weight=weight, bias=bias, grad_output=grad_output, output=output)
     return (
-        embedding.new_empty(embedding.shape if embedding_gradient else [0]),
+        rows.new_empty([vocab_size, rows.shape[1]] if embedding_gradient else [0]),
         weight.new_empty(weight.shape if weight_gradient else [0]),
         weight.new_empty([weight.shape[0]] if bias_gradient else [0]),
     )

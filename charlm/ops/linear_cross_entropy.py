@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear  # bound here: what is put into its place later is not meant
 from torch.overrides import handle_torch_function, has_torch_function
 
-from charlm.ops import _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
+from charlm.ops import _dtensor, _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
 from charlm.ops._arguments import (
     HALF,
     REDUCTION_NAMES,
@@ -21,7 +21,9 @@ from charlm.ops._arguments import (
     loss_options,
     promoted,
 )
-from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient, scale_saved
+from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
+from charlm.ops._saved import copies, wanted_gradients
+from charlm.ops._scaling import SUM, scale_saved
 from charlm.ops.cross_entropy import cross_entropy
 
 if TYPE_CHECKING:
@@ -176,6 +178,8 @@ def _call(
 ) -> Tensor:
     """The loss in the dtype that is computed in."""
     tensors = (input, linear_weight, target, linear_bias, weight)
+    if type(input) is not Tensor and _dtensor.is_dtensor(input):
+        return _dtensor.call("linear_cross_entropy", *tensors, *options)
     if _transforms.is_transformed():
         return _transforms.transformed(_OP, tensors, options)
     if weight is not None and weight.requires_grad:
@@ -240,13 +244,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         input_needs, weight_needs, target_needs, bias_needs, *_ = ctx.needs_input_grad
         # Not where rows have upstream gradients of their own; not in float16, where a loss scale must multiply a
         # gradient before it is rounded.
-        in_forward = options[1] != 0 and not target_needs and input.dtype != torch.float16
-        wanted = (input_needs, weight_needs, bias_needs) if in_forward else (False, False, False)
+        ctx.in_forward = options[1] != 0 and not target_needs and input.dtype != torch.float16
+        wanted = (input_needs, weight_needs, bias_needs) if ctx.in_forward else (False, False, False)
         loss, lse, *gradients = _forward(input, linear_weight, target, linear_bias, weight, *options, *wanted)
-        # With the gradients in hand the arguments are kept for their derivatives alone.
-        saved = gradients if in_forward else [lse]
-        ctx.save_for_backward(input, linear_weight, target, linear_bias, weight, *saved)
-        ctx.in_forward = in_forward
+        (linear_bias,) = copies(linear_bias)
+        if ctx.in_forward and not weight_needs:
+            (input,) = copies(input)
+        ctx.save_for_backward(
+            input, linear_weight, target, linear_bias, weight, *(gradients if ctx.in_forward else (lse,))
+        )
         ctx.options = options
         return loss
 
@@ -254,26 +260,34 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         kept = ctx.saved_tensors  # once: checkpointing computes them again at each reading
         tensors, saved = kept[:5], kept[5:]
+        wanted = wanted_gradients(ctx, tensors)
         if _transforms.is_more_than_first_order(grad_output):
-            wanted = ctx.needs_input_grad[:5]
             return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None
-        input_needs, weight_needs, target_needs, bias_needs, *_ = ctx.needs_input_grad
-        if ctx.in_forward:
-            input_gradient, weight_gradient, bias_gradient = saved
-            return (
-                scale_saved(grad_output, input_gradient) if input_needs else None,
-                scale_saved(grad_output, weight_gradient) if weight_needs else None,
-                None,
-                scale_saved(grad_output, bias_gradient) if bias_needs else None,
-                None,
-                None,
+        input_wanted, weight_wanted, target_wanted, bias_wanted, _ = wanted
+        if not ctx.in_forward:
+            which = (input_wanted, weight_wanted, bias_wanted, target_wanted)
+            found = _backward(grad_output, *tensors, *saved, *ctx.options, *which)
+            of_input, of_weight, of_bias, of_target = (
+                gradient if want else None for gradient, want in zip(found, which, strict=True)
             )
-        wanted = (input_needs, weight_needs, bias_needs, target_needs)
-        gradients = _backward(grad_output, *tensors, *saved, *ctx.options, *wanted)
-        input_gradient, weight_gradient, bias_gradient, target_gradient = (
-            gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)
+            return of_input, of_weight, of_target, of_bias, None, None
+        target = tensors[2]
+        classes = None if target.is_floating_point() else target
+        if classes is None and target.numel() == 0:  # no rows: all of it is 0
+            grad_output = torch.zeros_like(grad_output)
+
+        def scaled(gradient: Tensor, want: bool, class_dim: int) -> Tensor | None:
+            return scale_saved(grad_output, gradient, classes, ctx.options[0], class_dim) if want else None
+
+        of_input, of_weight, of_bias = saved
+        return (
+            scaled(of_input, input_wanted, of_input.ndim - 1),
+            scaled(of_weight, weight_wanted, SUM),
+            None,
+            scaled(of_bias, bias_wanted, SUM),
+            None,
+            None,
         )
-        return input_gradient, weight_gradient, target_gradient, bias_gradient, None, None
 
 
 def _wanted(like: Tensor | None, wanted: bool, input: Tensor) -> Tensor:

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from charlm.ops import _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
+from charlm.ops import _dtensor, _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
 from charlm.ops._arguments import HALF, REDUCTION_NAMES, check_output_dtype, complain, reduction_code, softcap_code
-from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient, scale_saved
+from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
+from charlm.ops._saved import copies, wanted_gradients
+from charlm.ops._scaling import NO_INDEX, SUM, scale_saved
 
 _forward = torch.ops.charlm.mlp_cross_entropy_forward.default
 _backward = torch.ops.charlm.mlp_cross_entropy_backward.default
@@ -97,6 +99,8 @@ def _call(
 ) -> Tensor:
     """The loss in the dtype that is computed in."""
     tensors = (ids, target, embedding, weight1, bias1, weight2, bias2)
+    if type(ids) is not Tensor and _dtensor.is_dtensor(ids):
+        return _dtensor.call("mlp_cross_entropy", *tensors, *options)
     if _transforms.is_transformed():
         return _transforms.transformed(_OP, tensors, options)
     if needs_gradient(embedding, weight1, bias1, weight2, bias2):
@@ -143,7 +147,8 @@ class _MlpCrossEntropy(torch.autograd.Function):
         ctx.in_forward = options[0] != 0 and embedding.dtype in (torch.float32, torch.float64)
         arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
         loss, *gradients = _forward(*arguments, *options, ctx.in_forward)
-        # With the gradients in hand the arguments are kept for their derivatives alone.
+        embedding, bias1, bias2 = copies(embedding, bias1, bias2)
+        arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
         ctx.save_for_backward(*arguments, *(gradients if ctx.in_forward else ()))
         ctx.options = options
         return loss
@@ -152,19 +157,21 @@ class _MlpCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         kept = ctx.saved_tensors  # once: checkpointing computes them again at each reading
         tensors, saved = kept[:7], kept[7:]
+        wanted = wanted_gradients(ctx, tensors)
         if _transforms.is_more_than_first_order(grad_output):
-            wanted = ctx.needs_input_grad[:7]
             return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None
+        target = tensors[1]
         if ctx.in_forward:
-            gradients = [scale_saved(grad_output, gradient) for gradient in saved]
-        else:
-            reduction, softcap = ctx.options
-            target = tensors[1]
-            if reduction == 1:
-                grad_output = grad_output / target.numel()
-            gradients = _backward(grad_output.expand(target.shape), *tensors, softcap)
-        needed = ctx.needs_input_grad[2:7]
-        return None, None, *(g if n else None for g, n in zip(gradients, needed, strict=True)), None
+            gradients = [
+                scale_saved(grad_output, gradient, target, NO_INDEX, SUM) if want else None
+                for gradient, want in zip(saved, wanted[2:], strict=True)
+            ]
+            return None, None, *gradients, None
+        reduction, softcap = ctx.options
+        if reduction == 1:
+            grad_output = grad_output / target.numel()
+        gradients = _backward(grad_output.expand(target.shape), *tensors, softcap)
+        return None, None, *(g if want else None for g, want in zip(gradients, wanted[2:], strict=True)), None
 
 
 @torch.library.register_fake("charlm::mlp_cross_entropy_forward")

@@ -101,6 +101,9 @@ def cross_entropy(
     that are not ignored, or by the number of rows if `target` holds probabilities. With the defaults of `softcap` and
     `z_loss` this is `F.cross_entropy`, edge results included: the mean over no rows is NaN, their sum is 0.
 
+    A row that is ignored has gradient exactly 0, whatever comes from upstream: infinite or NaN, as from a loss divided
+    by the number of rows that count, where none does. So has, where no row counts, everything else.
+
     Args:
         input: (V,), (N, V) or (N, V, d1, ...), floating.
         target: class indices, any integer dtype, of shape (), (N,) or (N, d1, ...), each in [0, V) or `ignore_index`;
@@ -140,9 +143,15 @@ def cross_entropy(
             z_loss=z_loss,
         )
         return loss.to(output_dtype)
-    logits = input if softcap is None else softcap * tanh(input / softcap)
+    class_dim = 0 if input.dim() == 1 else 1
     has_probabilities = target.is_floating_point()
-    target = target if has_probabilities else target.long()
+    if not has_probabilities:
+        target = target.long()
+        kept = target != ignore_index
+        if not (softcap is None and z_loss == 0.0 and label_smoothing == 0.0):
+            # Zero times infinity is NaN: what is ignored takes no part in the steps that torch does not know to skip.
+            input = input.masked_fill(~kept.unsqueeze(class_dim), 0.0)
+    logits = input if softcap is None else softcap * tanh(input / softcap)
 
     if z_loss == 0.0 and (label_smoothing == 0.0 or has_probabilities):
         return torch_cross_entropy(
@@ -154,7 +163,6 @@ def cross_entropy(
             label_smoothing=label_smoothing,
         )
 
-    class_dim = 0 if logits.dim() == 1 else 1
     penalties = z_loss * logits.logsumexp(dim=class_dim).square()
     if has_probabilities:
         row_losses = torch_cross_entropy(
@@ -163,7 +171,6 @@ def cross_entropy(
         row_losses = row_losses + penalties
         denominator = torch.tensor(row_losses.numel(), dtype=row_losses.dtype, device=row_losses.device)
     else:
-        kept = target != ignore_index
         row_losses = torch_cross_entropy(logits, target, weight, ignore_index=ignore_index, reduction="none")
         if label_smoothing > 0.0:  # F.cross_entropy smooths class indices in place, which vmap refuses
             spread = _spread_loss(logits, weight, class_dim)

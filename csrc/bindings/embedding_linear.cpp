@@ -25,7 +25,7 @@ StoredMatrix stored_matrix(const Tensor& tensor) {
   return matrix;
 }
 
-// The checked arguments, converted, and the problem that points into them.
+// The arguments, converted, and the problem that points into them.
 template <typename T>
 struct Arguments {
   Tensor ids, weight;
@@ -50,28 +50,25 @@ struct Arguments {
       concatenate("ids[", position, "] = ", value, " is out of range for ", vocab_size, " embeddings"));
 }
 
+// Of checked arguments; the problem has no table yet.
 template <typename T>
-Arguments<T> read_arguments(const Tensor& ids, const Tensor& embedding, const Tensor& weight,
-                            const OptionalTensor& bias, int64_t activation) {
-  check_on_cpu("ids", ids);
-  check_on_cpu("embedding", embedding);
-  check_embedding_linear(ids, embedding, weight, bias, activation);
-  const ScalarType type = compute_type(embedding);
+Arguments<T> read_arguments(const Tensor& ids, const Tensor& weight, const OptionalTensor& bias, int64_t activation,
+                            int64_t vocab_size, int64_t embedding_dim) {
+  constexpr ScalarType type = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
   Arguments<T> arguments{with_rows(ids),
                          contiguous_as(weight, type),
                          bias.has_value() ? OptionalTensor(contiguous_as(*bias, type)) : std::nullopt,
                          Workspace<int32_t>(ids.numel()),
-                         embedding.size(0),
+                         vocab_size,
                          layer_shape(ids, weight),
                          {}};
 
   EmbeddingLinear<T>& problem = arguments.problem;
   problem.context_length = ids.size(ids.dim() - 1);
   problem.rows = ids.numel() / problem.context_length;
-  problem.embedding_dim = embedding.size(1);
+  problem.embedding_dim = embedding_dim;
   problem.hidden_dim = weight.size(0);
   problem.activation = static_cast<Activation>(activation);
-  problem.embedding = stored_matrix(embedding);
   if (arguments.bias.has_value()) problem.bias = arguments.bias->template const_data_ptr<T>();
 
   const TokenIds flat = token_ids(arguments.ids);
@@ -122,6 +119,53 @@ std::optional<Pairs> pairs_to_project(const Arguments<T>& arguments) {
   return pairs;
 }
 
+// The rows of the table that backward reads: it may have changed by then.
+template <typename T>
+Tensor keep_rows(const Tensor& ids, const Tensor& embedding, const EmbeddingLinear<T>& p) {
+  if (!keeps_picked_rows(ids, embedding.size(0))) {
+    Tensor copy = allocate(embedding.sizes(), embedding.scalar_type());
+    torch::stable::copy_(copy, embedding);
+    return copy;
+  }
+  const Tensor rows = allocate({ids.numel(), p.embedding_dim}, embedding.scalar_type());
+  const int64_t size = embedding.element_size(), row_stride = p.embedding.row_stride * size,
+                column_stride = p.embedding.column_stride * size, width = p.embedding_dim * size;
+  const char* from = static_cast<const char*>(p.embedding.data);
+  char* to = static_cast<char*>(rows.mutable_data_ptr());
+  parallel_for(ids.numel(), grain(kValueGrain, p.embedding_dim), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const char* row = from + p.tokens[i] * row_stride;
+      if (column_stride == size) {
+        std::memcpy(to + i * width, row, width);
+      } else {
+        for (int64_t d = 0; d < p.embedding_dim; ++d) {
+          std::memcpy(to + i * width + d * size, row + d * column_stride, size);
+        }
+      }
+    }
+  });
+  return rows;
+}
+
+// Which row of `rows` to read in the place of the table's row of a token, or of a pair.
+struct RowNumbers {
+  Workspace<int32_t> of_token;  // (N, T)
+  Workspace<int32_t> of_pair;   // (U,)
+};
+
+// Of rows that are one an id: its own, and for a pair that of any id which is this pair.
+template <typename T>
+RowNumbers number_picked_rows(const EmbeddingLinear<T>& p, const Pairs* pairs) {
+  RowNumbers numbers{Workspace<int32_t>(p.rows * p.context_length),
+                     Workspace<int32_t>(pairs != nullptr ? pairs->count() : 0)};
+  for (int64_t i = 0; i < p.rows * p.context_length; ++i) {
+    numbers.of_token.data()[i] = static_cast<int32_t>(i);
+    if (pairs == nullptr) continue;
+    numbers.of_pair.data()[pairs->first[i % p.context_length] + pairs->slots.data()[i]] = static_cast<int32_t>(i);
+  }
+  return numbers;
+}
+
 // The products below need the weight packed: as `groups` matrices of T*D / groups columns each.
 template <typename T>
 class PackedWeight {
@@ -155,14 +199,15 @@ class PackedWeight {
 template <typename T>
 class Tables {
  public:
-  Tables(Arguments<T>* arguments, const Pairs& pairs, bool multiply)
+  // pair_rows (U,): the rows of `embedding` that the pairs are; null: those of their tokens.
+  Tables(Arguments<T>* arguments, const Pairs& pairs, bool multiply, const int32_t* pair_rows = nullptr)
       : stride_(kernels().stride(arguments->problem.hidden_dim)),
         embedding_stride_(kernels().stride(arguments->problem.embedding_dim)),
         embeddings_(pairs.count() * embedding_stride_),
         table_(multiply ? pairs.count() * stride_ : 0) {
     EmbeddingLinear<T>& p = arguments->problem;
     view_.first_pair = pairs.first.data();
-    view_.pair_token = pairs.tokens.data();
+    view_.pair_token = pair_rows != nullptr ? pair_rows : pairs.tokens.data();
     view_.slots = pairs.slots.data();
     view_.stride = stride_;
     view_.embedding_stride = embedding_stride_;
@@ -172,6 +217,7 @@ class Tables {
     if (multiply) p.packed_transposed = packed.emplace(*arguments, p.context_length, true).data();
     parallel_for(pairs.count(), grain(kProductGrain, p.embedding_dim * p.hidden_dim),
                  [&](int64_t first, int64_t last) { kernels().project(p, view_, first, last, multiply); });
+    view_.pair_token = pairs.tokens.data();
   }
   ProjectedTable<T>& view() { return view_; }
 
@@ -210,11 +256,12 @@ void gather_forward(Arguments<T>* arguments) {
 }
 
 template <typename T>
-void project_backward(Arguments<T>* arguments, const Pairs& pairs) {
+void project_backward(Arguments<T>* arguments, const Pairs& pairs, const RowNumbers* numbers) {
   took_branch("embedding_linear_backward/project");
   EmbeddingLinear<T>& p = arguments->problem;
   const auto& kernels = cpu::select<cpu::EmbeddingLinearKernels<T>>();
-  Tables<T> tables(arguments, pairs, derivative_uses_input(p.activation));
+  Tables<T> tables(arguments, pairs, derivative_uses_input(p.activation),
+                   numbers != nullptr ? numbers->of_pair.data() : nullptr);
   ProjectedTable<T>& table = tables.view();
   const Workspace<T> table_gradient(pairs.count() * table.stride);
   table.table_gradient = table_gradient.data();
@@ -248,7 +295,7 @@ void project_backward(Arguments<T>* arguments, const Pairs& pairs) {
 }
 
 template <typename T>
-void gather_backward(Arguments<T>* arguments) {
+void gather_backward(Arguments<T>* arguments, const RowNumbers* numbers) {
   took_branch("embedding_linear_backward/gather");
   EmbeddingLinear<T>& p = arguments->problem;
   const int64_t width = p.context_length * p.embedding_dim;
@@ -268,12 +315,14 @@ void gather_backward(Arguments<T>* arguments) {
   chunk.input = input.data();
   chunk.gradient = gradient.data();
   chunk.input_gradient = input_gradient.data();
+  EmbeddingLinear<T> reader = p;
+  if (numbers != nullptr) reader.tokens = numbers->of_token.data();
 
   for (; chunk.first_row < p.rows; chunk.first_row += rows) {
     chunk.rows = p.rows - chunk.first_row < rows ? p.rows - chunk.first_row : rows;
     parallel_for(chunk.rows, grain(kValueGrain, width + p.hidden_dim), [&](int64_t first, int64_t last) {
       const Workspace<T> scratch(2 * chunk.hidden_stride);
-      kernels.gather_gradient(p, chunk, first, last, scratch.data());
+      kernels.gather_gradient(reader, chunk, first, last, scratch.data());
     });
     parallel_for(p.hidden_dim, grain(kProductGrain, chunk.rows * width), [&](int64_t first, int64_t last) {
       const Workspace<T> scratch(kTransposedUnits * kernels.stride(chunk.rows));
@@ -290,50 +339,66 @@ void gather_backward(Arguments<T>* arguments) {
   }
 }
 
-Tensor forward(const Tensor ids, const Tensor embedding, const Tensor weight, const OptionalTensor bias,
-               int64_t activation) {
-  OptionalTensor output;
+std::tuple<Tensor, Tensor> forward(const Tensor ids, const Tensor embedding, const Tensor weight,
+                                   const OptionalTensor bias, int64_t activation, bool keeps_rows) {
+  check_on_cpu("ids", ids);
+  check_on_cpu("embedding", embedding);
+  check_embedding_linear(ids, embedding, weight, bias, activation);
+  OptionalTensor output, rows;
   dispatch_compute_type(embedding, [&](auto type) {
     using T = decltype(type);
-    Arguments<T> arguments = read_arguments<T>(ids, embedding, weight, bias, activation);
+    Arguments<T> arguments = read_arguments<T>(ids, weight, bias, activation, embedding.size(0), embedding.size(1));
+    arguments.problem.embedding = stored_matrix(embedding);
     output = allocate(arguments.output_shape, embedding.scalar_type());
     arguments.problem.output = stored_matrix(*output);
+    rows = keeps_rows ? keep_rows(ids, embedding, arguments.problem) : allocate({0}, embedding.scalar_type());
     const std::optional<Pairs> pairs = pairs_to_project(arguments);
     pairs.has_value() ? project_forward(&arguments, *pairs) : gather_forward(&arguments);
   });
-  return *output;
+  return {*output, *rows};
 }
 
 // A gradient in the compute type, and the pointer to it that is null where it is not wanted.
 template <typename T>
-Tensor gradient_of(const Tensor& like, bool wanted, T** data) {
-  const Tensor gradient = wanted ? allocate(like.sizes(), compute_type(like)) : allocate({0}, compute_type(like));
+Tensor gradient_of(std::initializer_list<int64_t> shape, bool wanted, T** data) {
+  constexpr ScalarType type = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
+  const Tensor gradient = wanted ? allocate(shape, type) : allocate({0}, type);
   *data = wanted ? gradient.mutable_data_ptr<T>() : nullptr;
   return gradient;
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tensor output, const Tensor ids,
-                                            const Tensor embedding, const Tensor weight, const OptionalTensor bias,
-                                            int64_t activation, bool wants_embedding, bool wants_weight,
-                                            bool wants_bias) {
+                                            const Tensor rows, const Tensor weight, const OptionalTensor bias,
+                                            int64_t activation, int64_t vocab_size, bool wants_embedding,
+                                            bool wants_weight, bool wants_bias) {
+  check_on_cpu("ids", ids);
+  check_on_cpu("rows", rows);
+  check_embedding_linear_backward(grad_output, output, ids, rows, weight, bias, activation, vocab_size, wants_bias);
   std::optional<std::tuple<Tensor, Tensor, Tensor>> result;
-  dispatch_compute_type(embedding, [&](auto type) {
+  dispatch_compute_type(rows, [&](auto type) {
     using T = decltype(type);
-    Arguments<T> arguments = read_arguments<T>(ids, embedding, weight, bias, activation);
+    const int64_t embedding_dim = rows.size(1), hidden_dim = weight.size(0);
+    Arguments<T> arguments = read_arguments<T>(ids, weight, bias, activation, vocab_size, embedding_dim);
     EmbeddingLinear<T>& problem = arguments.problem;
-    check_embedding_linear_backward(grad_output, output, embedding, arguments.output_shape, wants_bias, bias);
+    problem.embedding = stored_matrix(rows);
     const Tensor gradient_rows = with_rows(grad_output), output_rows = with_rows(output);
     problem.grad_output = stored_matrix(gradient_rows);
     problem.output = stored_matrix(output_rows);
 
-    const Tensor embedding_gradient = gradient_of(embedding, wants_embedding, &problem.embedding_gradient);
-    const Tensor weight_gradient = gradient_of(weight, wants_weight, &problem.weight_gradient);
-    const Tensor bias_gradient = gradient_of(wants_bias ? *bias : weight, wants_bias, &problem.bias_gradient);
+    const Tensor embedding_gradient =
+        gradient_of({vocab_size, embedding_dim}, wants_embedding, &problem.embedding_gradient);
+    const Tensor weight_gradient = gradient_of({hidden_dim, weight.size(1)}, wants_weight, &problem.weight_gradient);
+    const Tensor bias_gradient = gradient_of({hidden_dim}, wants_bias, &problem.bias_gradient);
     if (wants_embedding) std::memset(problem.embedding_gradient, 0, embedding_gradient.numel() * sizeof(T));
     const std::optional<Pairs> pairs = pairs_to_project(arguments);
-    pairs.has_value() ? project_backward(&arguments, *pairs) : gather_backward(&arguments);
+    std::optional<RowNumbers> numbers;
+    if (keeps_picked_rows(ids, vocab_size)) {
+      numbers.emplace(number_picked_rows(problem, pairs.has_value() ? &*pairs : nullptr));
+    }
+    const RowNumbers* row_numbers = numbers.has_value() ? &*numbers : nullptr;
+    pairs.has_value() ? project_backward(&arguments, *pairs, row_numbers) : gather_backward(&arguments, row_numbers);
 
-    const auto stored = [&](const Tensor& gradient) { return contiguous_as(gradient, embedding.scalar_type()); };
+    const auto stored = [&](const Tensor& gradient) { return contiguous_as(gradient, rows.scalar_type()); };
     result.emplace(stored(embedding_gradient), stored(weight_gradient), stored(bias_gradient));
   });
   return *result;

@@ -54,11 +54,19 @@ void check_embedding_linear(const Tensor& ids, const Tensor& embedding, const Te
         ShapeString(*bias));
 }
 
-void check_embedding_linear_backward(const Tensor& grad_output, const Tensor& output, const Tensor& embedding,
-                                     const std::vector<int64_t>& output_shape, bool wants_bias,
-                                     const OptionalTensor& bias) {
-  check_matches("grad_output", grad_output, "embedding", embedding);
-  check_matches("output", output, "embedding", embedding);
+bool keeps_picked_rows(const Tensor& ids, int64_t vocab_size) { return vocab_size > ids.numel(); }
+
+void check_embedding_linear_backward(const Tensor& grad_output, const Tensor& output, const Tensor& ids,
+                                     const Tensor& rows, const Tensor& weight, const OptionalTensor& bias,
+                                     int64_t activation, int64_t vocab_size, bool wants_bias) {
+  check_embedding_linear(ids, rows, weight, bias, activation);
+  const int64_t count = keeps_picked_rows(ids, vocab_size) ? ids.numel() : vocab_size;
+  check(rows.size(0) == count && rows.is_contiguous(),
+        "rows must be what the forward op returned, contiguous, of shape (", count, ", D), got shape ",
+        ShapeString(rows));
+  check_matches("grad_output", grad_output, "rows", rows);
+  check_matches("output", output, "rows", rows);
+  const std::vector<int64_t> output_shape = layer_shape(ids, weight);
   const auto shape = torch::headeronly::IntHeaderOnlyArrayRef(output_shape);
   check(grad_output.sizes().equals(shape), "grad_output must have shape ", ShapeString(shape), ", got ",
         ShapeString(grad_output));

@@ -9,9 +9,13 @@ namespace charlm {
 // Everything but the values of the ids and the device they are on, which is that of `embedding`.
 void check_embedding_linear(const Tensor& ids, const Tensor& embedding, const Tensor& weight,
                             const OptionalTensor& bias, int64_t activation);
-void check_embedding_linear_backward(const Tensor& grad_output, const Tensor& output, const Tensor& embedding,
-                                     const std::vector<int64_t>& output_shape, bool wants_bias,
-                                     const OptionalTensor& bias);
+// Of backward, which has `rows` in the place of the table.
+void check_embedding_linear_backward(const Tensor& grad_output, const Tensor& output, const Tensor& ids,
+                                     const Tensor& rows, const Tensor& weight, const OptionalTensor& bias,
+                                     int64_t activation, int64_t vocab_size, bool wants_bias);
+
+// Whether `rows` has the embedding of each id, and not a copy of the table, which is larger.
+bool keeps_picked_rows(const Tensor& ids, int64_t vocab_size);
 
 // (..., H)
 std::vector<int64_t> layer_shape(const Tensor& ids, const Tensor& weight);

@@ -4,6 +4,8 @@
 // reduction is 0 "none", 1 "mean", 2 "sum"; softcap 0 means none. Gradients that are not asked for come back empty.
 // A loss is in the dtype that is computed in, float32 for half precision; rounding it is the caller's choice.
 // lse (2, N) is what forward hands to backward: two numbers a row whose sum is logsumexp.
+// rows (min(V, N*T), D) are the embeddings that backward reads, as they were: a copy of the table, or what the ids
+// picked from it, one row each, where that is less.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(charlm, library) {
@@ -16,11 +18,12 @@ STABLE_TORCH_LIBRARY(charlm, library) {
       "int ignore_index, int reduction, float label_smoothing, float softcap, float z_loss, bool input_gradient, "
       "bool target_gradient) -> (Tensor input_gradient, Tensor target_gradient)");
   library.def(
-      "embedding_linear_forward(Tensor ids, Tensor embedding, Tensor weight, Tensor? bias, int activation) -> Tensor");
+      "embedding_linear_forward(Tensor ids, Tensor embedding, Tensor weight, Tensor? bias, int activation, "
+      "bool keep_rows) -> (Tensor output, Tensor rows)");
   library.def(
-      "embedding_linear_backward(Tensor grad_output, Tensor output, Tensor ids, Tensor embedding, Tensor weight, "
-      "Tensor? bias, int activation, bool embedding_gradient, bool weight_gradient, bool bias_gradient) "
-      "-> (Tensor embedding_gradient, Tensor weight_gradient, Tensor bias_gradient)");
+      "embedding_linear_backward(Tensor grad_output, Tensor output, Tensor ids, Tensor rows, Tensor weight, "
+      "Tensor? bias, int activation, SymInt vocab_size, bool embedding_gradient, bool weight_gradient, "
+      "bool bias_gradient) -> (Tensor embedding_gradient, Tensor weight_gradient, Tensor bias_gradient)");
   library.def(
       "linear_cross_entropy_forward(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, "
       "Tensor? weight, int ignore_index, int reduction, float label_smoothing, float softcap, float z_loss, "
@@ -32,6 +35,11 @@ STABLE_TORCH_LIBRARY(charlm, library) {
       "float softcap, float z_loss, bool input_gradient, bool weight_gradient, bool bias_gradient, "
       "bool target_gradient) "
       "-> (Tensor input_gradient, Tensor weight_gradient, Tensor bias_gradient, Tensor target_gradient)");
+  // gradient = scale * gradient, for a gradient that forward computed. Where the scale is no finite number, the rows
+  // that target names ignore_index stay 0, and all of it does where no row counts. class_dim is the dimension that is
+  // not one of rows; -1 for a sum over rows. target null: all of the rows count.
+  library.def(
+      "scale_gradient_(Tensor(a!) gradient, Tensor scale, Tensor? target, int ignore_index, int class_dim) -> ()");
   // out = addend + a b; the addend is out itself or one row. For the other ops, on CUDA only: see bindings/cuda.
   library.def("multiply_add(Tensor addend, Tensor a, Tensor b, Tensor(a!) out) -> ()");
   // parameters: embedding, weight1, bias1, weight2, bias2[, direct_weight]. optimizer 0 is SGD, whose state with

@@ -164,14 +164,17 @@ struct EmbeddingLinearCall {
   int64_t hidden_dim = 0;
   Activation activation = Activation::kTanh;
   Storage storage = Storage::kFloat32;  // of all that follow, which are contiguous
-  const void* embedding = nullptr;      // (V, D)
+  const void* embedding = nullptr;      // (V, D); null where backward has picked_rows
   const void* weight = nullptr;         // (H, T*D)
   const void* bias = nullptr;           // (H,), null: none
   void* output = nullptr;               // (N, H), written by forward, read by backward
   const void* grad_output = nullptr;    // (N, H)
-  void* embedding_gradient = nullptr;   // (V, D), like the next two null where not wanted
-  void* weight_gradient = nullptr;      // (H, T*D)
-  void* bias_gradient = nullptr;        // (H,)
+  // (N, T, D), the embedding of each id, where backward is not to read the table, which may have changed: written by a
+  // forward that does not project, and read by backward.
+  void* picked_rows = nullptr;
+  void* embedding_gradient = nullptr;  // (V, D), like the next two null where not wanted
+  void* weight_gradient = nullptr;     // (H, T*D)
+  void* bias_gradient = nullptr;       // (H,)
 };
 
 // "project" by shape alone, as nothing may wait to count the pairs that occur: the table P of all V*T pairs has fewer

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils import cpp_extension
 
 from charlm import _C
-from charlm.ops import _products
+from charlm.ops import _products, _scaling
 
 _FLAGS = ["-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections"]
 _SUPPORT = [HERE / name for name in ("threads.cpp", "without_watch.cpp", "device.cpp")]
@@ -46,6 +46,7 @@ def load() -> None:
     _C.last_branch = lambda: last_branch().decode()
     charlm, aten = torch.library.Library("charlm", "IMPL"), torch.library.Library("aten", "IMPL")
     charlm.impl("multiply_add", _products.multiply_add, "CPU")
+    charlm.impl("scale_gradient_", _scaling.scale_gradient, "CPU")
     aten.impl("mm.dtype_out", _mm, "CPU")
     aten.impl("addmm.dtype_out", _addmm, "CPU")
     _libraries.extend([charlm, aten])

@@ -160,7 +160,13 @@ class _EmbeddingLinear(torch.autograd.Function):
         call = {**ids_of(ids), **_contiguous(embedding=embedding, weight=weight, bias=bias), "activation": activation}
         call |= {"vocab_size": embedding.shape[0], "embedding_dim": embedding.shape[1], "hidden_dim": weight.shape[0]}
         ops.projects = torch.empty((), dtype=torch.int64)
-        ops.server.call("embedding_linear", {"output": output, "projects": ops.projects}, **call)
+        outputs = {"output": output, "projects": ops.projects}
+        if embedding.shape[0] > ids.numel():  # less is picked from the table than it has
+            outputs["picked_rows"] = embedding.new_empty(ids.numel(), embedding.shape[1])
+        ops.server.call("embedding_linear", outputs, **call)
+        if "picked_rows" in outputs:
+            call["picked_rows"] = outputs["picked_rows"]
+            del call["embedding"]
         ctx.save_for_backward(output, *(tensor for tensor in (embedding, weight, bias) if tensor is not None))
         ctx.call, ctx.ops = call, ops
         return output

@@ -4,67 +4,83 @@
 namespace charlm {
 namespace {
 
-// The checked arguments, contiguous, and the call that points into them.
+// The checked arguments, contiguous, and the call that points into them, but for the table.
 struct Arguments {
-  Tensor ids, embedding, weight;
+  Tensor ids, weight;
   OptionalTensor bias;
   cuda::EmbeddingLinearCall call;
 
-  Arguments(const Tensor& ids, const Tensor& embedding, const Tensor& weight, const OptionalTensor& bias,
-            int64_t activation)
+  Arguments(const Tensor& ids, const Tensor& weight, const OptionalTensor& bias, int64_t activation, int64_t vocab_size,
+            int64_t embedding_dim)
       : ids(with_rows(ids)),
-        embedding(torch::stable::contiguous(embedding)),
         weight(torch::stable::contiguous(weight)),
         bias(bias.has_value() ? OptionalTensor(torch::stable::contiguous(*bias)) : std::nullopt) {
     call.ids = token_ids(this->ids);
-    call.vocab_size = embedding.size(0);
-    call.embedding_dim = embedding.size(1);
+    call.vocab_size = vocab_size;
+    call.embedding_dim = embedding_dim;
     call.hidden_dim = weight.size(0);
     call.activation = static_cast<Activation>(activation);
-    call.storage = storage_of(embedding);
-    call.embedding = this->embedding.const_data_ptr();
+    call.storage = storage_of(weight);
     call.weight = this->weight.const_data_ptr();
     call.bias = this->bias.has_value() ? this->bias->const_data_ptr() : nullptr;
   }
 };
 
-Tensor forward(const Tensor ids, const Tensor embedding, const Tensor weight, const OptionalTensor bias,
-               int64_t activation) {
+std::tuple<Tensor, Tensor> forward(const Tensor ids, const Tensor embedding, const Tensor weight,
+                                   const OptionalTensor bias, int64_t activation, bool keeps_rows) {
   const DeviceCall device("embedding", embedding);
   check_embedding_linear(ids, embedding, weight, bias, activation);
-  Arguments arguments(ids, embedding, weight, bias, activation);
+  Arguments arguments(ids, weight, bias, activation, embedding.size(0), embedding.size(1));
+  const Tensor table = torch::stable::contiguous(embedding);
+  arguments.call.embedding = table.const_data_ptr();
   const Tensor output = allocate(layer_shape(ids, weight), embedding.scalar_type(), device.device);
   arguments.call.output = output.mutable_data_ptr();
+  // A table that is no larger than what is picked from it is copied; that of "project" always is.
+  const bool keeps_picked = keeps_rows && keeps_picked_rows(ids, embedding.size(0));
+  Tensor rows = allocate({!keeps_rows    ? 0
+                          : keeps_picked ? ids.numel()
+                                         : embedding.size(0),
+                          keeps_rows ? embedding.size(1) : 0},
+                         embedding.scalar_type(), device.device);
+  if (keeps_picked) {
+    arguments.call.picked_rows = rows.mutable_data_ptr();
+  } else if (keeps_rows) {
+    torch::stable::copy_(rows, embedding);
+  }
   took_branch(cuda::embedding_linear_projects(arguments.call) ? "embedding_linear_forward/project"
                                                               : "embedding_linear_forward/gather");
   TorchLibrary library(device);
   device.check(cuda::embedding_linear_forward(arguments.call, library, device.stream()));
-  return output;
+  return {output, rows};
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tensor output, const Tensor ids,
-                                            const Tensor embedding, const Tensor weight, const OptionalTensor bias,
-                                            int64_t activation, bool wants_embedding, bool wants_weight,
-                                            bool wants_bias) {
-  const DeviceCall device("embedding", embedding);
-  check_embedding_linear(ids, embedding, weight, bias, activation);
-  check_embedding_linear_backward(grad_output, output, embedding, layer_shape(ids, weight), wants_bias, bias);
-  Arguments arguments(ids, embedding, weight, bias, activation);
+                                            const Tensor rows, const Tensor weight, const OptionalTensor bias,
+                                            int64_t activation, int64_t vocab_size, bool wants_embedding,
+                                            bool wants_weight, bool wants_bias) {
+  const DeviceCall device("rows", rows);
+  check_embedding_linear_backward(grad_output, output, ids, rows, weight, bias, activation, vocab_size, wants_bias);
+  Arguments arguments(ids, weight, bias, activation, vocab_size, rows.size(1));
+  if (keeps_picked_rows(ids, vocab_size)) {
+    arguments.call.picked_rows = const_cast<void*>(rows.const_data_ptr());
+  } else {
+    arguments.call.embedding = rows.const_data_ptr();
+  }
   const Tensor upstream = torch::stable::contiguous(grad_output), result = torch::stable::contiguous(output);
   arguments.call.grad_output = upstream.const_data_ptr();
   arguments.call.output = const_cast<void*>(result.const_data_ptr());
 
-  const auto gradient_of = [&](const Tensor& parameter, bool wanted, void** data) {
-    const Tensor gradient = wanted ? allocate(parameter.sizes(), embedding.scalar_type(), device.device)
-                                   : allocate({0}, embedding.scalar_type(), device.device);
+  const auto gradient_of = [&](std::initializer_list<int64_t> shape, bool wanted, void** data) {
+    const Tensor gradient =
+        wanted ? allocate(shape, rows.scalar_type(), device.device) : allocate({0}, rows.scalar_type(), device.device);
     *data = wanted ? gradient.mutable_data_ptr() : nullptr;
     return gradient;
   };
   const Tensor embedding_gradient =
-      gradient_of(arguments.embedding, wants_embedding, &arguments.call.embedding_gradient);
-  const Tensor weight_gradient = gradient_of(arguments.weight, wants_weight, &arguments.call.weight_gradient);
-  const Tensor bias_gradient =
-      gradient_of(wants_bias ? *arguments.bias : arguments.weight, wants_bias, &arguments.call.bias_gradient);
+      gradient_of({vocab_size, rows.size(1)}, wants_embedding, &arguments.call.embedding_gradient);
+  const Tensor weight_gradient =
+      gradient_of({weight.size(0), weight.size(1)}, wants_weight, &arguments.call.weight_gradient);
+  const Tensor bias_gradient = gradient_of({weight.size(0)}, wants_bias, &arguments.call.bias_gradient);
   took_branch(cuda::embedding_linear_projects(arguments.call) ? "embedding_linear_backward/project"
                                                               : "embedding_linear_backward/gather");
   TorchLibrary library(device);

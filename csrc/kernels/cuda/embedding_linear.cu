@@ -41,7 +41,8 @@ class Layer {
       return has_vectors(rows_.output) ? sum_rows<kVectorWidth<S>>() : sum_rows<1>();
     }
     const S* input;
-    if (const Error error = gather(not_a_number<T>(), &input)) return error;
+    auto* picked = static_cast<S*>(call_.picked_rows);
+    if (const Error error = gather(not_a_number<T>(), picked, &input)) return error;
     multiply_input(input, rows_.output);
     const bool done = rows_.bias == nullptr && rows_.activation == Activation::kNone;
     if (done && call_.embedding_dim > 0) return cudaSuccess;
@@ -71,15 +72,17 @@ class Layer {
     return launch(sum_table_rows<S, kWidth>, grid.blocks, grid.threads, 0, stream_, rows_);
   }
 
-  Error gather(T invalid, const S** input) {
-    S* to = library_.allocate_values<S>(rows_.rows * width_);
+  // Into `to`, or where that is null into memory of this call.
+  Error gather(T invalid, S* to, const S** input) {
+    if (to == nullptr) to = library_.allocate_values<S>(rows_.rows * width_);
     *input = to;
-    const auto* embedding = static_cast<const S*>(call_.embedding);
+    const bool is_picked = call_.embedding == nullptr;
+    const auto* embedding = static_cast<const S*>(is_picked ? call_.picked_rows : call_.embedding);
     const auto run = [&](auto width) {
       const int64_t count = rows_.rows * context_length_;
       const RowGrid grid = RowGrid::of(count, call_.embedding_dim / width(), kRowsPerThread);
       return launch(gather_embeddings<S, width()>, grid.blocks, grid.threads, 0, stream_, rows_.keys, count,
-                    call_.embedding_dim, embedding, invalid, to);
+                    call_.embedding_dim, embedding, is_picked, invalid, to);
     };
     return has_vector_rows<S>(embedding, call_.embedding_dim) ? run(std::integral_constant<int, kVectorWidth<S>>{})
                                                               : run(std::integral_constant<int, 1>{});
@@ -134,7 +137,7 @@ class Layer {
   Error gather_backward() {
     const S* input = nullptr;
     if (call_.weight_gradient != nullptr || derivative_uses_input(rows_.activation)) {
-      if (const Error error = gather(T(0), &input)) return error;
+      if (const Error error = gather(T(0), nullptr, &input)) return error;
     }
     if (derivative_uses_input(rows_.activation)) {
       S* pre = library_.allocate_values<S>(rows_.rows * rows_.hidden_dim);

@@ -8,11 +8,12 @@ namespace {
 
 inline constexpr int kRowsPerThread = 2;
 
-// input[n, t] = E[x_nt], or `invalid` for all of a row that has a bad id.
+// input[n, t] = E[x_nt], or `invalid` for all of a row that has a bad id. With is_picked `embedding` has the rows that
+// were picked from E before, in the order of the ids.
 template <typename S, int kWidth>
 __global__ void __launch_bounds__(kRowGridThreads)
-    gather_embeddings(const int32_t* keys, int64_t count, int64_t embedding_dim, const S* embedding, Compute<S> invalid,
-                      S* input) {
+    gather_embeddings(const int32_t* keys, int64_t count, int64_t embedding_dim, const S* embedding, bool is_picked,
+                      Compute<S> invalid, S* input) {
   for (int r = 0; r < kRowsPerThread; ++r) {
     const int64_t i = (static_cast<int64_t>(blockIdx.x) * kRowsPerThread + r) * blockDim.y + threadIdx.y;
     if (i >= count) return;
@@ -20,7 +21,7 @@ __global__ void __launch_bounds__(kRowGridThreads)
     for (int64_t d = static_cast<int64_t>(threadIdx.x) * kWidth; d < embedding_dim; d += blockDim.x * kWidth) {
       Compute<S> values[kWidth];
       if (key >= 0) {
-        load_values<kWidth>(embedding + key * embedding_dim + d, values);
+        load_values<kWidth>(embedding + (is_picked ? i : key) * embedding_dim + d, values);
       } else {
 #pragma unroll
         for (int k = 0; k < kWidth; ++k) values[k] = invalid;

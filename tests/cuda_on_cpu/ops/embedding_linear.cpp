@@ -20,6 +20,7 @@ const simulator::Op op("embedding_linear", [](const Call& call) {
   layer.bias = call.buffer<void>("bias");
   layer.output = call.buffer<void>("output");
   layer.grad_output = call.buffer<void>("grad_output");
+  layer.picked_rows = call.buffer<void>("picked_rows");
   layer.embedding_gradient = call.buffer<void>("embedding_gradient");
   layer.weight_gradient = call.buffer<void>("weight_gradient");
   layer.bias_gradient = call.buffer<void>("bias_gradient");

@@ -1,0 +1,362 @@
+"""The ops of `charlm.ops` on DTensors: each rank computes on its own shards.
+
+Along a dimension of the mesh an op is split in one of three ways:
+
+- by rows, which are the dimensions of the targets, or of the ids but the last: the ranks run the kernels on theirs. A
+  mean is that of all rows: what each rank adds up is divided by the number, or the weight, of the rows of all.
+- by columns, classes or hidden units: the ranks have slices of the logits or of the weight. Losses are then computed as
+  in `vocab_parallel.py`; `embedding_linear` needs no message.
+- not at all: every rank computes the same.
+
+Logits, inputs or ids say whether by rows, and logits or the weight whether by columns, which wins where both do. All
+other tensors are redistributed to fit. A gradient is placed as its argument, with two exceptions, as in torch: of a
+Partial argument it is whole; and of one that every rank has whole while the op is split it is Partial, since each rank
+knows only its part of the sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+
+from charlm.distributed import vocab_parallel
+from charlm.ops._arguments import REDUCTION_NAMES, REDUCTIONS, loss_options
+from charlm.ops._transforms import Op
+from charlm.ops.cross_entropy import _OP as CROSS_ENTROPY
+from charlm.ops.embedding_linear import _ACTIVATIONS
+from charlm.ops.embedding_linear import _OP as EMBEDDING_LINEAR
+from charlm.ops.linear_cross_entropy import _OP as LINEAR_CROSS_ENTROPY
+from charlm.ops.mlp_cross_entropy import _OP as MLP_CROSS_ENTROPY
+
+_NONE, _MEAN, _SUM = (REDUCTIONS[name] for name in ("none", "mean", "sum"))
+# An index that no target has, for an op that ignores none.
+_IGNORES_NOTHING = -(2**63)
+
+
+def cross_entropy(input: DTensor, target: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
+    """:func:`charlm.ops.cross_entropy`. Logits that are sharded by classes are not gathered."""
+    class_dim = min(1, input.ndim - 1)
+    classes = math.prod(input.shape[class_dim : class_dim + 1])
+    row_dims = [dim for dim in range(input.ndim) if dim != class_dim]
+    if input.ndim == 1 and target.shape == (1,) and not target.is_floating_point():
+        target = target.squeeze(0)  # one row, whose target torch takes in either shape
+    split = _Split.of(input, row_dims, input if _may_split_classes(target, weight) else None, class_dim)
+    target, weight = split.joined(split.by_columns_alone, target=target, weight=weight)
+    rows = [input.shape[dim] for dim in row_dims]
+    split.check_shape("target", target, rows, input.shape)
+
+    own_input = split.local(input, lambda row: Shard(row_dims[row]), Shard(class_dim))
+    like_input = target.ndim == input.ndim
+    own_target = split.local(target, lambda row: Shard(row_dims[row] if like_input else row))
+    own_weight = split.local(weight)
+    if split.column_dim is None:
+        losses = _by_kernel(CROSS_ENTROPY, (own_input, own_target, own_weight), options, 1)
+    else:
+        vocab_parallel.check_labels(input, target)
+        logits = own_input.movedim(class_dim, -1)
+        losses = _by_class(split, logits, None, None, own_target, own_weight, classes, options)
+    counted = _counted(own_target, own_weight, classes, options[0])
+    return _reduced(split, losses, rows, options[1], own_target, counted)
+
+
+def linear_cross_entropy(
+    input: DTensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    *options: Any,
+) -> Tensor:
+    """:func:`charlm.ops.linear_cross_entropy`. A weight that is sharded by classes is not gathered, nor are logits."""
+    row_dims = range(input.ndim - 1)
+    split = _Split.of(input, row_dims, linear_weight if _may_split_classes(target, weight) else None, 0)
+    linear_weight, linear_bias = split.joined(linear_weight=linear_weight, linear_bias=linear_bias)
+    target, weight = split.joined(split.by_columns_alone, target=target, weight=weight)
+    rows = input.shape[:-1]
+    classes = math.prod(linear_weight.shape[:1])
+    split.check_shape("target", target, rows, (*rows, classes))
+
+    own_input = split.local(input, Shard)
+    layer = split.local(linear_weight, column=Shard(0)), split.local(linear_bias, column=Shard(0))
+    own_target = split.local(target, Shard)
+    own_weight = split.local(weight)
+    if split.column_dim is None:
+        losses = _by_kernel(LINEAR_CROSS_ENTROPY, (own_input, layer[0], own_target, layer[1], own_weight), options, 1)
+    else:
+        vocab_parallel.check_tensors(input, linear_weight, target, linear_bias, weight)
+        losses = _by_class(split, own_input, *layer, own_target, own_weight, classes, options)
+    counted = _counted(own_target, own_weight, classes, options[0])
+    return _reduced(split, losses, rows, options[1], own_target, counted)
+
+
+def embedding_linear(ids: DTensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:
+    """:func:`charlm.ops.embedding_linear`. Of a weight that is sharded by its rows come shards of the hidden units."""
+    split = _Split.of(ids, range(ids.ndim - 1), weight, 0)
+    embedding, weight, bias = split.joined(embedding=embedding, weight=weight, bias=bias)
+    split.check_shape("bias", bias, weight.shape[:1])
+    output = EMBEDDING_LINEAR.call(
+        split.local(ids, Shard),
+        split.local(embedding),
+        split.local(weight, column=Shard(0)),
+        split.local(bias, column=Shard(0)),
+        activation,
+    )
+    return split.joint(output, (*ids.shape[:-1], weight.shape[0]), Shard, Shard(ids.ndim - 1))
+
+
+def mlp_cross_entropy(
+    ids: DTensor,
+    target: Tensor,
+    embedding: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    reduction: int,
+    softcap: float,
+) -> Tensor:
+    """:func:`charlm.ops.mlp_cross_entropy`; where a weight is sharded by its rows, the two ops that it is equal to."""
+    if _shards(weight1, 0) or _shards(weight2, 0):
+        hidden: Any = embedding_linear(ids, embedding, weight1, bias1, _ACTIVATIONS["tanh"])
+        options = (_IGNORES_NOTHING, reduction, 0.0, softcap, 0.0)
+        return linear_cross_entropy(hidden, weight2, target, bias2, None, *options)
+    split = _Split.of(ids, range(ids.ndim - 1))
+    target, *parameters = split.joined(
+        target=target, embedding=embedding, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2
+    )
+    rows = ids.shape[:-1]
+    split.check_shape("target", target, rows)
+    own_target = split.local(target, Shard)
+    tensors = (split.local(ids, Shard), own_target, *map(split.local, parameters))
+    losses = _by_kernel(MLP_CROSS_ENTROPY, tensors, (reduction, softcap), 0)
+    return _reduced(split, losses, rows, reduction, own_target)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """How an op is split: for each dimension of the mesh, at most one of rows and columns.
+
+    Attributes:
+        mesh: the ranks.
+        rows: for each dimension of the mesh, the dimension of the rows that it splits, or None.
+        column_dim: the dimension of the mesh that splits columns, or None.
+    """
+
+    mesh: DeviceMesh
+    rows: tuple[int | None, ...]
+    column_dim: int | None
+
+    @classmethod
+    def of(cls, first: DTensor, row_dims: Sequence[int], columns: Tensor | None = None, dim: int = 0) -> _Split:
+        """By the rows of `first`, which are its dimensions `row_dims`, and dimension `dim` of `columns`."""
+        if first.device_mesh.get_coordinate() is None:
+            raise RuntimeError(f"this process is not in the mesh of the DTensors, {_ranks(first.device_mesh)}")
+        column_dim = next(iter(_shards(columns, dim)), None)
+        rows = [
+            row_dims.index(p.dim) if type(p) is Shard and p.dim in row_dims and mesh_dim != column_dim else None
+            for mesh_dim, p in enumerate(first.placements)
+        ]
+        return cls(first.device_mesh, tuple(rows), column_dim)
+
+    @property
+    def by_columns_alone(self) -> bool:
+        return self.column_dim is not None and all(row is None for row in self.rows)
+
+    @property
+    def is_split(self) -> bool:
+        return self.column_dim is not None or any(row is not None for row in self.rows)
+
+    def joined(self, allow_plain: bool = False, **tensors: Tensor | None) -> list[Any]:
+        """The tensors as DTensors of this mesh; a plain one is whole on every rank where torch takes it for that."""
+        return [None if tensor is None else self._join(name, tensor, allow_plain) for name, tensor in tensors.items()]
+
+    def _join(self, name: str, tensor: Tensor, allow_plain: bool) -> DTensor:
+        if isinstance(tensor, DTensor):
+            if tensor.device_mesh != self.mesh:
+                raise ValueError(
+                    f"{name} must be on the mesh of the other DTensors, {_ranks(self.mesh)}, got one "
+                    f"{_ranks(tensor.device_mesh)}"
+                )
+            return tensor
+        implicitly = getattr(DTensor._op_dispatcher, "_allow_implicit_replication", False)
+        if allow_plain or implicitly or tensor.numel() == 1:
+            return DTensor.from_local(tensor, self.mesh, self.place(), run_check=False)
+        raise RuntimeError(
+            f"got mixed torch.Tensor and DTensor: {name} must be a DTensor too, as by "
+            "torch.distributed.tensor.distribute_tensor"
+        )
+
+    def check_shape(self, name: str, tensor: Tensor | None, *shapes: Sequence[int]) -> None:
+        """Refuses a shape that could look wrong on some ranks only, and leave the others waiting.
+
+        What is wrong on all of them the kernels refuse, in their own words.
+        """
+        if self.is_split and tensor is not None and tensor.shape not in [torch.Size(shape) for shape in shapes]:
+            expected = " or ".join(str(tuple(shape)) for shape in shapes)
+            raise ValueError(f"{name} must have shape {expected}, got {tuple(tensor.shape)}")
+
+    def place(self, row: _Row = lambda row: Replicate(), column: Placement | None = None) -> list[Placement]:
+        """A placement for each dimension of the mesh: row(dimension of the rows), column, or Replicate."""
+        return [
+            (column or Replicate()) if dim == self.column_dim else Replicate() if split is None else row(split)
+            for dim, split in enumerate(self.rows)
+        ]
+
+    def local(self, tensor: Any, row: _Row = lambda row: Replicate(), column: Placement | None = None) -> Any:
+        """This rank's part of a tensor that is placed so; differentiable."""
+        if tensor is None:
+            return None
+        placements = self.place(row, column)
+        if list(tensor.placements) != placements:
+            tensor = tensor.redistribute(placements=placements)  # its gradient goes back
+        is_split = [dim == self.column_dim or split is not None for dim, split in enumerate(self.rows)]
+        gradient = [Partial() if s and p.is_replicate() else p for s, p in zip(is_split, placements, strict=True)]
+        return tensor.to_local(grad_placements=gradient)
+
+    def joint(self, own: Tensor, shape: Sequence[int], row: _Row, column: Placement | None = None) -> Tensor:
+        """The DTensor of which `own` is this rank's part."""
+        joint: Tensor = _Joint.apply(own, self.mesh, self.place(row, column), torch.Size(shape))
+        return joint
+
+    def sum_over_rows(self, own: Tensor) -> Tensor:
+        """The sum of a number over the ranks that the rows are split among."""
+        if all(row is None for row in self.rows):
+            return own
+        return DTensor.from_local(own, self.mesh, self.place(lambda row: Partial()), run_check=False).full_tensor()
+
+
+_Row = Callable[[int], Placement]
+
+
+class _Joint(torch.autograd.Function):
+    """`DTensor.from_local`, for numbers that are each rank's part of a sum where the placement is Partial.
+
+    torch has a mean over classes' indices as Partial("avg"): the average of numbers so many times as large. And the
+    second derivative of its own `from_local` is wrong where that is Partial (2.13): what a gradient came from was used
+    on all ranks, so that its own gradient is a sum over them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, mesh: DeviceMesh, placements: list[Placement], shape: torch.Size) -> DTensor:
+        ctx.placements = placements
+        number = math.prod([mesh.size(dim) for dim, p in enumerate(placements) if p == Partial("avg")])
+        stride = torch.empty(shape, device="meta").stride()
+        return DTensor.from_local(
+            own if number == 1 else own * number, mesh, placements, run_check=False, shape=shape, stride=stride
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Any) -> tuple[Tensor | None, ...]:
+        whole = [Replicate() if p.is_partial() else p for p in ctx.placements]
+        gradient = [Partial() if p.is_partial() else p for p in ctx.placements]
+        return grad_output.redistribute(placements=whole).to_local(grad_placements=gradient), None, None, None
+
+
+def _counted(
+    target: Tensor, weight: Tensor | None, classes: int, ignore_index: int
+) -> Callable[[torch.dtype], Tensor] | None:
+    """What this rank's rows count in a mean, as a function of the dtype that sums it; None where each counts 1."""
+    if target.is_floating_point():
+        return None
+
+    def count(dtype: torch.dtype) -> Tensor:
+        labels = target.long()
+        # On CUDA those that are out of range are no error, and count for nothing.
+        counts = (labels != ignore_index) & (labels >= 0) & (labels < classes)
+        if weight is None:
+            return counts.sum()
+        return weight.to(dtype)[labels.where(counts, 0)].where(counts, 0.0).sum()
+
+    return count
+
+
+def _ranks(mesh: DeviceMesh) -> str:
+    return f"of ranks {mesh.mesh.tolist()}"
+
+
+def _shards(tensor: Tensor | None, dim: int) -> list[int]:
+    """The dimensions of the mesh that shard dimension `dim`."""
+    if not isinstance(tensor, DTensor):
+        return []
+    return [mesh_dim for mesh_dim, p in enumerate(tensor.placements) if type(p) is Shard and p.dim == dim]
+
+
+def _may_split_classes(target: Tensor, weight: Tensor | None) -> bool:
+    """Probabilities, and class weights that want a gradient, need all classes."""
+    return not target.is_floating_point() and (weight is None or not weight.requires_grad)
+
+
+def _by_kernel(op: Op, tensors: Sequence[Any], options: Sequence[Any], place: int) -> Callable[[int], Tensor]:
+    """This rank's loss by the op itself, as a function of the reduction, which is options[place]."""
+
+    def loss(reduction: int) -> Tensor:
+        return op.call(*tensors, *options[:place], reduction, *options[place + 1 :])
+
+    return loss
+
+
+def _by_class(
+    split: _Split,
+    input: Tensor,
+    linear_weight: Tensor | None,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    classes: int,
+    options: Sequence[Any],
+) -> Callable[[int], Tensor]:
+    """As `_by_kernel`, of this rank's rows and the classes of all ranks of the dimension that splits them."""
+    ignore_index, reduction, label_smoothing, softcap, z_loss = options
+    loss_options(ignore_index, REDUCTION_NAMES[reduction], label_smoothing, softcap or None, z_loss)
+    dim = split.column_dim
+    assert dim is not None
+    # Shard cuts as torch.chunk does.
+    chunk = -(-classes // split.mesh.size(dim))
+    loss = vocab_parallel.Loss.of(
+        input,
+        target,
+        weight,
+        ignore_index=ignore_index,
+        first=min(split.mesh.get_local_rank(dim) * chunk, classes),
+        classes=classes,
+        label_smoothing=label_smoothing,
+        softcap=softcap or None,
+        z_loss=z_loss,
+        group=split.mesh.get_group(dim),
+        partial_input_gradient=True,
+    )
+
+    def losses(reduction: int) -> Tensor:
+        rows = vocab_parallel.row_losses(input, linear_weight, linear_bias, loss).reshape(target.shape)
+        return rows if reduction == _NONE else rows.sum()
+
+    return losses
+
+
+def _reduced(
+    split: _Split,
+    losses: Callable[[int], Tensor],
+    rows: Sequence[int],
+    reduction: int,
+    target: Tensor,
+    counted: Callable[[torch.dtype], Tensor] | None = None,
+) -> Tensor:
+    """The loss of all rows, whose shape is `rows`, from those of this rank's; without `counted` each counts 1."""
+    if not split.is_split:
+        return DTensor.from_local(losses(reduction), split.mesh, split.place(), run_check=False)
+    if reduction == _NONE:
+        return split.joint(losses(_NONE), rows, Shard)
+    total = losses(_SUM)
+    if reduction == _SUM:
+        return split.joint(total, (), lambda row: Partial())
+    number = total.new_tensor(math.prod(rows)) if counted is None else split.sum_over_rows(counted(total.dtype))
+    # Apart where nothing counts, and so nothing has a gradient: that of the quotient would be 0 times inf.
+    mean = (total / number.where(number != 0, 1)).where(number != 0, total.detach() / number)
+    return split.joint(mean, (), lambda row: Partial("sum" if target.is_floating_point() else "avg"))
