@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from charlm.ops import _extension  # noqa: F401  registers the ops
-from charlm.ops._autograd import softcap_code
+from charlm.ops._arguments import softcap_code
 
 __all__ = ["evaluate_full", "train_full_steps", "train_steps"]
 

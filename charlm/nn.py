@@ -1,15 +1,25 @@
 """The ops of `charlm.ops` as modules.
 
 Constructor arguments, parameter names, initial values and shapes are those of `torch.nn`, so a checkpoint of the module
-that one of these replaces loads into it.
+that one of these replaces loads into it. What a constructor is given is checked there, not at the first call.
 """
 
 from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from charlm import ops
+from charlm.ops._arguments import ArgumentError, check_chunking, check_output_dtype, loss_options
+from charlm.ops.embedding_linear import activation_code
+
+if TYPE_CHECKING:
+    from torch.nn import LinearCrossEntropyOptions  # torch 2.13 has it
 
 __all__ = ["CrossEntropyLoss", "EmbeddingLinear", "LinearCrossEntropyLoss"]
 
@@ -46,17 +56,17 @@ class EmbeddingLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
-        self.context_length = context_length
-        self.out_features = out_features
+        self.num_embeddings = _size("num_embeddings", num_embeddings)
+        self.embedding_dim = _size("embedding_dim", embedding_dim)
+        self.context_length = _size("context_length", context_length)
+        self.out_features = _size("out_features", out_features)
+        activation_code(activation)
         self.activation = activation
-        self.embedding = nn.Parameter(torch.empty(num_embeddings, embedding_dim, device=device, dtype=dtype))
-        self.weight = nn.Parameter(
-            torch.empty(out_features, context_length * embedding_dim, device=device, dtype=dtype)
-        )
+        fan_in = self.context_length * self.embedding_dim
+        self.embedding = nn.Parameter(torch.empty(self.num_embeddings, self.embedding_dim, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(self.out_features, fan_in, device=device, dtype=dtype))
         if bias:
-            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
+            self.bias = nn.Parameter(torch.empty(self.out_features, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()
@@ -92,6 +102,7 @@ class CrossEntropyLoss(nn.Module):
         label_smoothing: in [0, 1].
         softcap: positive bound on the absolute value of the logits, or None.
         z_loss: coefficient of the squared logsumexp.
+        output_dtype: dtype of the loss, or None for that of the logits.
 
     Shapes: input (C,), (N, C) or (N, C, d1, ...); target without the dimension C (indices) or as input (probabilities).
     """
@@ -107,14 +118,19 @@ class CrossEntropyLoss(nn.Module):
         label_smoothing: float = 0.0,
         softcap: float | None = None,
         z_loss: float = 0.0,
+        output_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.register_buffer("weight", weight)
+        loss_options(ignore_index, reduction, label_smoothing, softcap, z_loss)
+        if output_dtype is not None:
+            check_output_dtype(output_dtype)
+        self.register_buffer("weight", _class_weights(weight, None))
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.label_smoothing = label_smoothing
         self.softcap = softcap
         self.z_loss = z_loss
+        self.output_dtype = output_dtype
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of the logits `input` against `target`."""
@@ -127,6 +143,7 @@ class CrossEntropyLoss(nn.Module):
             self.label_smoothing,
             softcap=self.softcap,
             z_loss=self.z_loss,
+            output_dtype=self.output_dtype,
         )
 
     def extra_repr(self) -> str:
@@ -142,11 +159,15 @@ class LinearCrossEntropyLoss(nn.Module):
     Args:
         in_features: D, the size of each row of the input.
         num_classes: C.
+        out_features: (d1, ...), the shape of the losses of one row, each of which has a layer of its own; () for one.
         bias: whether the layer adds a bias.
         weight: (C,) a factor per class, kept as a buffer, or None.
-        reduction, ignore_index, label_smoothing, softcap, z_loss: as in `CrossEntropyLoss`.
+        ignore_index: class index whose rows count for nothing; None is -100, and all that goes with probabilities.
+        options: taken so that calls need no change, and not read: see `charlm.ops.linear_cross_entropy`.
+        reduction, label_smoothing, softcap, z_loss, output_dtype: as in `CrossEntropyLoss`.
 
-    Shapes: input (..., D); target (...) as class indices or (..., C) as probabilities.
+    Shapes: input (..., D); target (...) as class indices or (..., C) as probabilities. With `out_features`, input is
+    (N, D), and target (N, d1, ...) or (N, C, d1, ...).
     """
 
     weight: Tensor | None
@@ -156,38 +177,59 @@ class LinearCrossEntropyLoss(nn.Module):
         in_features: int,
         num_classes: int,
         *,
+        out_features: Sequence[int] = (),
         bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         reduction: str = "mean",
         weight: Tensor | None = None,
-        ignore_index: int = -100,
+        ignore_index: int | None = None,
         label_smoothing: float = 0.0,
+        options: LinearCrossEntropyOptions | None = None,
         softcap: float | None = None,
         z_loss: float = 0.0,
+        output_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
-        self.register_buffer("weight", weight)
+        loss_options(-100 if ignore_index is None else ignore_index, reduction, label_smoothing, softcap, z_loss)
+        if options is not None:
+            check_chunking(options)
+        if output_dtype is not None:
+            check_output_dtype(output_dtype)
+        self.in_features = _size("in_features", in_features)
+        self.num_classes = _size("num_classes", num_classes)
+        self.out_features = tuple(_size(f"out_features[{i}]", size) for i, size in enumerate(out_features))
+        layer_size = math.prod(self.out_features, start=self.num_classes)
+        self.linear = nn.Linear(self.in_features, layer_size, bias=bias, device=device, dtype=dtype)
+        self.register_buffer("weight", _class_weights(weight, self.num_classes))
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.label_smoothing = label_smoothing
+        self.options = options
         self.softcap = softcap
         self.z_loss = z_loss
+        self.output_dtype = output_dtype
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of the logits `linear(input)` against `target`."""
+        linear_weight, linear_bias = self.linear.weight, self.linear.bias
+        if self.out_features:
+            linear_weight = linear_weight.unflatten(0, (self.num_classes, *self.out_features))
+            if linear_bias is not None:
+                linear_bias = linear_bias.unflatten(0, (self.num_classes, *self.out_features))
         return ops.linear_cross_entropy(
             input,
-            self.linear.weight,
+            linear_weight,
             target,
-            linear_bias=self.linear.bias,
+            linear_bias=linear_bias,
             weight=self.weight,
             reduction=self.reduction,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
+            options=self.options,
             softcap=self.softcap,
             z_loss=self.z_loss,
+            output_dtype=self.output_dtype,
         )
 
     def extra_repr(self) -> str:
@@ -195,8 +237,33 @@ class LinearCrossEntropyLoss(nn.Module):
 
 
 def _loss_repr(loss: CrossEntropyLoss | LinearCrossEntropyLoss) -> str:
-    options = {name: getattr(loss, name) for name in ("ignore_index", "label_smoothing", "softcap", "z_loss")}
+    names = ("ignore_index", "label_smoothing", "softcap", "z_loss", "output_dtype")
+    options = {name: getattr(loss, name) for name in names}
     weighted = [] if loss.weight is None else [f"weight=({loss.weight.shape[0]},)"]
     return ", ".join(
         [f"reduction={loss.reduction!r}", *weighted, *(f"{name}={value}" for name, value in options.items())]
     )
+
+
+def _size(name: str, value: Any) -> int:
+    try:
+        size = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        size = -1
+    if size < 0:
+        raise ArgumentError(f"{name} must be an integer that is not negative, got {value!r}")
+    return size
+
+
+def _class_weights(weight: Any, num_classes: int | None) -> Tensor | None:
+    """`weight` if it can be that of classes."""
+    if weight is None:
+        return None
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor or None, got {type(weight).__name__}")
+    if not weight.is_floating_point():
+        raise ArgumentError(f"weight must have a floating-point dtype, got {weight.dtype}")
+    if weight.dim() != 1 or num_classes not in (None, weight.shape[0]):
+        classes = "C" if num_classes is None else f"C={num_classes}"
+        raise ArgumentError(f"weight must have shape ({classes},), got {tuple(weight.shape)}")
+    return weight

@@ -196,7 +196,11 @@ def test_cross_entropy_shapes(changes: dict[str, Any], message: str) -> None:
         ({"input": torch.zeros(5, 7)}, r"(input|linear_weight) must have shape .*got"),
         ({"linear_weight": torch.zeros(27)}, r"linear_weight must have shape .*got \(27,\)"),
         ({"linear_weight": torch.zeros(27, 7)}, r"linear_weight must have shape .*6.* got \(27, 7\)"),
-        ({"linear_weight": torch.zeros(2, 27, 6)}, r"linear_weight must have shape .*got \(2, 27, 6\)"),
+        ({"linear_weight": torch.zeros(27, 2, 6)}, r"linear_bias must have the shape .*\(27, 2\), got \(27,\)"),
+        (
+            {"linear_weight": torch.zeros(27, 2, 7), "linear_bias": None},
+            r"input must have shape \(N, D=7\) .*got \(5, 6\)",
+        ),
         ({"linear_bias": torch.zeros(26)}, r"linear_bias must have shape .*27.* got \(26,\)"),
         ({"linear_bias": torch.zeros(27, 1)}, r"linear_bias must have shape .*27.* got \(27, 1\)"),
         ({"target": torch.zeros(4, dtype=torch.int64)}, r"target must have .*got \(4,\)"),

@@ -16,6 +16,7 @@ from cases import (
     device,
     embedding_linear_sample,
     evaluate,
+    integers,
     normal,
     same_bits,
 )
@@ -191,3 +192,72 @@ def test_result_owns_its_memory() -> None:
     embedding.zero_()
     weight.zero_()
     torch.testing.assert_close(result, expected)
+
+
+# Nested tensors, as PyTorch's embedding and linear layer take them.
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sequences_of_unequal_lengths(dtype: torch.dtype, activation: str) -> None:
+    """Jagged ids (B, j, T), one of the sequences empty: value and gradients of the eager layer."""
+    sequences = [integers(7, (length, 3), seed=length) for length in (4, 0, 2)]
+    sample = embedding_linear_sample(1, 3, 7, 2, 5, dtype=dtype, activation=activation)
+    results = []
+    for namespace in (ops, reference):
+        leaves = sample.leaves()
+        ids = torch.nested.nested_tensor(sequences, layout=torch.jagged)
+        output = sample.call(namespace.embedding_linear, {**leaves, "ids": ids})
+        assert output.is_nested
+        assert output.layout == torch.jagged
+        assert [len(part) for part in output.unbind()] == [4, 0, 2]
+        both = output + output  # the same ragged dimension
+        gradients = torch.autograd.grad(both.values().float().square().sum(), list(leaves.values()))
+        results.append([output.values().detach(), *gradients])
+    tolerance = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(*results, rtol=tolerance, atol=4 * tolerance)
+
+
+@pytest.mark.cpu
+def test_nested_ids_of_more_dimensions_and_with_gaps() -> None:
+    sample = embedding_linear_sample(1, 3, 7, 2, 5)
+    deep = torch.nested.nested_tensor([integers(7, (2, 4, 3)), integers(7, (1, 4, 3), seed=1)], layout=torch.jagged)
+    found, expected = (sample.call(f, {"ids": deep}) for f in (ops.embedding_linear, reference.embedding_linear))
+    assert found.shape[2:] == (4, 5)
+    torch.testing.assert_close(found.values(), expected.values())
+    padded = integers(7, (3, 5, 3), seed=2)
+    starts, lengths = torch.tensor([0, 1, 2]), torch.tensor([2, 4, 1])
+    gaps = torch.nested.narrow(padded, 1, starts, lengths, layout=torch.jagged)
+    output = sample.call(ops.embedding_linear, {"ids": gaps})
+    for part, row, start, length in zip(output.unbind(), padded, starts, lengths, strict=True):
+        torch.testing.assert_close(part, sample.call(ops.embedding_linear, {"ids": row[start : start + length]}))
+
+
+@pytest.mark.cpu
+def test_nested_ids_that_do_not_fit() -> None:
+    sample = embedding_linear_sample(1, 3, 7, 2, 5)
+    bad = torch.nested.nested_tensor([torch.tensor([[1, 2, 7]])], layout=torch.jagged)
+    with pytest.raises(IndexError, match=r"ids\[0, 2\] = 7 is out of range for 7 embeddings"):
+        sample.call(ops.embedding_linear, {"ids": bad})
+    ragged = torch.nested.nested_tensor([torch.tensor([1, 2, 3]), torch.tensor([1])], layout=torch.jagged)
+    with pytest.raises(RuntimeError):  # PyTorch's, of a context whose length is ragged
+        sample.call(ops.embedding_linear, {"ids": ragged})
+
+
+@pytest.mark.cpu
+def test_nested_ids_under_the_compiler() -> None:
+    sample = embedding_linear_sample(1, 3, 7, 2, 5)
+    sequences = [integers(7, (length, 3), seed=length) for length in (4, 2)]
+    ids = torch.nested.nested_tensor(sequences, layout=torch.jagged)
+    leaves = sample.leaves()
+
+    def values(embedding: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return ops.embedding_linear(ids, embedding, weight, bias).values()
+
+    expected = values(*leaves.values())
+    torch.compiler.reset()
+    compiled: Any = torch.compile(values, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*leaves.values()), expected)
+    gradients = torch.autograd.grad(compiled(*leaves.values()).sum(), list(leaves.values()))
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected.sum(), list(leaves.values())))

@@ -21,6 +21,7 @@ from cases import (
     REDUCTIONS,
     TARGETS,
     check,
+    class_targets,
     device,
     evaluate,
     linear_cross_entropy_sample,
@@ -35,6 +36,7 @@ from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity
 
 from charlm import ops
+from charlm.ops import reference
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -255,3 +257,69 @@ def test_any_shape_dtype_layout_and_options(data: st.DataObject) -> None:
     for name in data.draw(st.sets(st.sampled_from(["input", "linear_weight"])), "transposed"):
         sample = sample.with_arguments(**{name: sample.arguments[name].t().contiguous().t()})
     check(sample)
+
+
+# The signature of torch.nn.functional.linear_cross_entropy.
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("positions", [(2,), (2, 3), (1,), (0,)])
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("options", [{}, ALL_LOSS_OPTIONS], ids=names_of)
+def test_a_layer_for_each_position(
+    options: dict[str, Any], targets: str, positions: tuple[int, ...], reduction: str
+) -> None:
+    """linear_weight (V, d1, ..., D): values and gradients, one position after the other."""
+    options = {**options, "reduction": reduction}
+    weighted = options.pop("weighted", False)
+    classes, features, rows = 7, 4, 5
+    input, layer = normal(rows, features), normal(classes, *positions, features, seed=1)
+    bias, class_weight = normal(classes, *positions, seed=2), normal(classes, seed=3).abs() if weighted else None
+    target = class_targets(targets, (rows, classes, *positions), 1, dtype=torch.float64, seed=4)
+    keywords = {"weight": class_weight, **options}
+    results = []
+    for namespace in (ops, reference):
+        leaves = [tensor.detach().requires_grad_() for tensor in (input, layer, bias)]
+        loss = namespace.linear_cross_entropy(*leaves[:2], target, linear_bias=leaves[2], **keywords)
+        gradients = torch.autograd.grad(loss, leaves, torch.ones_like(loss))
+        results.append([loss.detach(), *gradients])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14, equal_nan=True)
+    if reduction != "none":
+        return
+    flat = target.flatten(2 if target.is_floating_point() else 1)
+    for k, (own, own_bias) in enumerate(zip(layer.flatten(1, -2).unbind(1), bias.flatten(1).unbind(1), strict=True)):
+        loss = ops.linear_cross_entropy(input, own, flat[..., k], linear_bias=own_bias, **keywords)
+        torch.testing.assert_close(results[0][0].flatten(1)[:, k], loss)
+
+
+def test_ignore_index_none_is_pytorchs_default() -> None:
+    for targets in ("ignored", "probabilities"):
+        sample = linear_cross_entropy_sample(9, targets=targets)
+        results = [evaluate(sample.with_arguments(ignore_index=None), namespace) for namespace in (ops, reference)]
+        plain = evaluate(sample)
+        for name, value in plain.items():
+            assert same_bits(results[0][name], value), name
+            torch.testing.assert_close(results[1][name], value)
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 0, 3])
+def test_class_probabilities_are_not_ignored(ignore_index: int) -> None:
+    sample = linear_cross_entropy_sample(9, targets="probabilities", ignore_index=ignore_index)
+    for namespace in (ops, reference):
+        with pytest.raises(RuntimeError, match="ignore_index must be None where target has class probabilities"):
+            sample.call(namespace.linear_cross_entropy, {})
+
+
+def test_options_of_pytorchs_chunks_change_nothing() -> None:
+    sample = linear_cross_entropy_sample(9)
+    expected = sample.call(ops.linear_cross_entropy, {})
+    if hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        for options in (
+            torch.nn.LinearCrossEntropyOptions(),
+            torch.nn.LinearCrossEntropyOptions(batch_chunk_size=2, acc_policy="accurate"),
+        ):
+            assert same_bits(sample.call(ops.linear_cross_entropy, {"options": options}), expected)  # type: ignore[dict-item]
+    for wrong in ({}, "fast", 4):
+        for namespace in (ops, reference):
+            with pytest.raises(TypeError, match=r"options must be a torch\.nn\.LinearCrossEntropyOptions or None"):
+                sample.with_arguments(options=wrong).call(namespace.linear_cross_entropy, {})

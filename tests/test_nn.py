@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 from typing import Any
 
@@ -198,14 +199,80 @@ def test_repr() -> None:
         "EmbeddingLinear(27, 10, context_length=3, out_features=200, bias=False, activation='gelu')"
     )
     assert repr(CrossEntropyLoss()) == (
-        "CrossEntropyLoss(reduction='mean', ignore_index=-100, label_smoothing=0.0, softcap=None, z_loss=0.0)"
+        "CrossEntropyLoss(reduction='mean', ignore_index=-100, label_smoothing=0.0, softcap=None, z_loss=0.0, "
+        "output_dtype=None)"
     )
     assert repr(LinearCrossEntropyLoss(5, 4, weight=class_weights(), softcap=30.0)).startswith(
-        "LinearCrossEntropyLoss(\n  reduction='mean', weight=(4,), ignore_index=-100, label_smoothing=0.0, "
-        "softcap=30.0, z_loss=0.0\n  (linear): Linear(in_features=5, out_features=4, bias=False)"
+        "LinearCrossEntropyLoss(\n  reduction='mean', weight=(4,), ignore_index=None, label_smoothing=0.0, "
+        "softcap=30.0, z_loss=0.0, output_dtype=None\n  (linear): Linear(in_features=5, out_features=4, bias=False)"
     )
 
 
 def test_deprecated_positions_of_torch_are_refused() -> None:
     with pytest.raises(TypeError, match="positional"):
         CrossEntropyLoss(class_weights(), None, -1)  # type: ignore[call-arg,arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reduction": "foo"}, "reduction must be 'none', 'mean' or 'sum', got 'foo'"),
+        ({"reduction": None}, "reduction must be"),
+        ({"label_smoothing": 2.0}, "label_smoothing must be between 0 and 1, got 2.0"),
+        ({"label_smoothing": True}, "label_smoothing must be a number between 0 and 1, got True"),
+        ({"softcap": -1}, "softcap must be positive and finite, or None, got -1.0"),
+        ({"softcap": 0}, "softcap must be positive"),
+        ({"softcap": "30"}, "softcap must be a positive, finite number or None, got '30'"),
+        ({"z_loss": math.nan}, "z_loss must be non-negative and finite, got nan"),
+        ({"z_loss": -1e-3}, "z_loss must be"),
+        ({"ignore_index": False}, "ignore_index must be an integer, got False"),
+        ({"ignore_index": 1.5}, "ignore_index must be an integer, got 1.5"),
+        ({"output_dtype": torch.int64}, "output_dtype must be"),
+        ({"weight": [0.5, 1.0]}, "weight must be a tensor or None, got list"),
+        ({"weight": torch.ones(4, 1)}, r"weight must have shape \(C.*,\), got \(4, 1\)"),
+        ({"weight": torch.ones(4, dtype=torch.int64)}, "weight must have a floating-point dtype, got torch.int64"),
+    ],
+)
+def test_what_a_loss_cannot_be_called_with_is_refused_at_construction(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        CrossEntropyLoss(**options)
+    with pytest.raises((ValueError, TypeError), match=message):
+        LinearCrossEntropyLoss(5, 4, **options)
+
+
+@pytest.mark.parametrize("value", [-1, 2.5, "3", True, None])
+def test_sizes_that_are_none_are_refused_at_construction(value: Any) -> None:
+    for name in ("num_embeddings", "embedding_dim", "context_length", "out_features"):
+        sizes = {"num_embeddings": 4, "embedding_dim": 2, "context_length": 3, "out_features": 5, name: value}
+        with pytest.raises(ValueError, match=f"{name} must be an integer that is not negative, got {value!r}"):
+            EmbeddingLinear(**sizes)
+    for name in ("in_features", "num_classes"):
+        with pytest.raises(ValueError, match=f"{name} must be an integer that is not negative"):
+            LinearCrossEntropyLoss(**{"in_features": 5, "num_classes": 4, name: value})
+    with pytest.raises(ValueError, match=r"out_features\[1\] must be an integer that is not negative"):
+        LinearCrossEntropyLoss(5, 4, out_features=(2, value))
+
+
+def test_more_that_is_refused_at_construction() -> None:
+    with pytest.raises(ValueError, match=r"activation must be one of 'tanh', .*, got 'softmax'"):
+        EmbeddingLinear(4, 2, 3, 5, activation="softmax")
+    with pytest.raises(ValueError, match=r"weight must have shape \(C=4,\), got \(3,\)"):
+        LinearCrossEntropyLoss(5, 4, weight=torch.ones(3))
+    with pytest.raises(RuntimeError, match="reduction must be"):
+        CrossEntropyLoss(reduction="elementwise_mean")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("out_features", [(3,), (2, 3)])
+def test_a_layer_for_each_position(out_features: tuple[int, ...], bias: bool) -> None:
+    module = LinearCrossEntropyLoss(5, 4, out_features=out_features, bias=bias, dtype=torch.float64, device=device)
+    input = normal(6, 5)
+    logits = module.linear(input).unflatten(1, (4, *out_features))
+    for target in (integers(4, (6, *out_features)), normal(6, 4, *out_features, seed=1).softmax(1)):
+        torch.testing.assert_close(module(input, target), nn.functional.cross_entropy(logits, target))
+    if hasattr(nn, "LinearCrossEntropyLoss"):
+        theirs = nn.LinearCrossEntropyLoss(
+            5, 4, out_features=out_features, bias=bias, dtype=torch.float64, device=device
+        )
+        theirs.load_state_dict(module.state_dict())
+        torch.testing.assert_close(module(input, target), theirs(input, target))

@@ -341,6 +341,26 @@ def test_gradients_of_each_sample(sample: Sample, name: str) -> None:
     close(found, tuple(map(torch.stack, zip(*expected, strict=True))))
 
 
+@every_argument
+def test_vjp_of_a_gradient_for_each_sample(sample: Sample, name: str) -> None:
+    """vmap(vjp(grad(...))): of the gradient of each argument alone, and of all, for each value of one of them."""
+    values = stacked(sample)[name]
+    names = sample.differentiable
+    everything = tuple(range(len(names)))
+
+    def products(namespace: Any, argnums: tuple[int, ...]) -> Any:
+        def of_one(value: Tensor) -> Any:
+            changed = sample.with_arguments(**{name: value})
+            parameters = [value if other == name else p for other, p in zip(names, primals(sample), strict=True)]
+            gradients, pull = vjp(grad(scalar(changed, namespace), argnums), *parameters)
+            return pull(tuple(map(weights_like, gradients)))
+
+        return vmap(of_one)(values)
+
+    for argnums in {everything, *((index,) for index in everything)}:
+        close(products(ops, argnums), products(reference, argnums))
+
+
 @every_sample
 def test_gradients_of_each_sample_of_all_arguments(sample: Sample) -> None:
     values = stacked(sample)

@@ -294,10 +294,10 @@ def test_errors_name_the_argument_on_every_rank(ranks: list[dict[str, Any]]) -> 
             "linear_weight": f"ValueError: linear_weight must have shape {features}, got (8, 4)",
             "linear_bias": f"ValueError: linear_bias must have shape (V_r={own_classes},), got (3,)",
             "dtype": "ValueError: linear_weight must have the dtype of input, torch.float64, got torch.float32",
-            "reduction": "ValueError: reduction must be 'none', 'mean' or 'sum', got 'average'",
-            "label_smoothing": "ValueError: label_smoothing must be between 0 and 1, got 1.5",
-            "softcap": "ValueError: softcap must be positive and finite, or None, got -1.0",
-            "z_loss": "ValueError: z_loss must be non-negative and finite, got -1.0",
+            "reduction": "ArgumentError: reduction must be 'none', 'mean' or 'sum', got 'average'",
+            "label_smoothing": "ArgumentError: label_smoothing must be between 0 and 1, got 1.5",
+            "softcap": "ArgumentError: softcap must be positive and finite, or None, got -1.0",
+            "z_loss": "ArgumentError: z_loss must be non-negative and finite, got -1.0",
             "on rank 1: rows": "ValueError: the number of rows of input must be the same on all ranks, got 6 on rank 0 "
             "and 5 on rank 1",
             "on rank 1: linear_bias": f"ValueError: {of_rank_1}"

@@ -27,7 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from charlm.distributed import vocab_parallel
-from charlm.ops._autograd import REDUCTION_NAMES, REDUCTIONS
+from charlm.ops._arguments import REDUCTION_NAMES, REDUCTIONS, loss_options
 from charlm.ops._transforms import Op
 from charlm.ops.cross_entropy import _OP as CROSS_ENTROPY
 from charlm.ops.embedding_linear import _ACTIVATIONS
@@ -314,7 +314,7 @@ def _by_class(
 ) -> Callable[[int], Tensor]:
     """As `_by_kernel`, of this rank's rows and the classes of all ranks of the dimension that splits them."""
     ignore_index, reduction, label_smoothing, softcap, z_loss = options
-    vocab_parallel.check_options(REDUCTION_NAMES[reduction], label_smoothing, softcap or None, z_loss)
+    loss_options(ignore_index, REDUCTION_NAMES[reduction], label_smoothing, softcap or None, z_loss)
     dim = split.column_dim
     assert dim is not None
     # Shard cuts as torch.chunk does.

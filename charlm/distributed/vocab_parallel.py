@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from charlm.ops._autograd import reduction_code, softcap_code
+from charlm.ops._arguments import loss_options
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Logits at a time: a twentieth of all, in chunks that feed the matrix products and are at most so many bytes.
@@ -73,11 +73,11 @@ def vocab_parallel_linear_cross_entropy(
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError("vocab_parallel_linear_cross_entropy needs a process group: call init_process_group first")
-    error: ValueError | None = None
+    error: TypeError | ValueError | None = None
     try:
         check_tensors(input, linear_weight, target, linear_bias, weight)
-        check_options(reduction, label_smoothing, softcap, z_loss)
-    except ValueError as raised:
+        loss_options(ignore_index, reduction, label_smoothing, softcap, z_loss)
+    except (TypeError, ValueError) as raised:
         error = raised
     first, classes = _own_classes(error, input, linear_weight, group)
     loss = Loss.of(
@@ -281,7 +281,7 @@ def _all_gather(own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 def _own_classes(
-    error: ValueError | None, input: Tensor, linear_weight: Tensor, group: dist.ProcessGroup | None
+    error: TypeError | ValueError | None, input: Tensor, linear_weight: Tensor, group: dist.ProcessGroup | None
 ) -> tuple[int, int]:
     """The first class of this rank, and the number of classes of all ranks.
 
@@ -343,15 +343,6 @@ def check_tensors(
             raise ValueError(f"{name} must be on the device of input, {input.device}, got {tensor.device}")
         if tensor is not None and name.startswith("linear") and tensor.dtype != input.dtype:
             raise ValueError(f"{name} must have the dtype of input, {input.dtype}, got {tensor.dtype}")
-
-
-def check_options(reduction: str, label_smoothing: float, softcap: float | None, z_loss: float) -> None:
-    reduction_code(reduction)
-    softcap_code(softcap)
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
-    if not 0.0 <= z_loss < math.inf:
-        raise ValueError(f"z_loss must be non-negative and finite, got {z_loss}")
 
 
 def _check_targets(labels: Tensor, kept: Tensor, classes: int) -> None:

@@ -1,5 +1,6 @@
 """Fused ops, each an autograd Function over C++ kernels; ``charlm.ops.reference`` has their plain-PyTorch twins."""
 
+from charlm.ops import _flops  # noqa: F401  registers what the ops count as
 from charlm.ops.cross_entropy import cross_entropy
 from charlm.ops.embedding_linear import embedding_linear
 from charlm.ops.linear_cross_entropy import linear_cross_entropy

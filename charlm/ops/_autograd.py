@@ -5,26 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
-REDUCTION_NAMES = tuple(REDUCTIONS)
 _AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def reduction_code(reduction: str) -> int:
-    """The number that stands for a reduction in the op schemas."""
-    try:
-        return REDUCTIONS[reduction]
-    except (KeyError, TypeError):
-        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}") from None
-
-
-def softcap_code(softcap: float | None) -> float:
-    """The number that stands for a softcap in the op schemas: 0 for none."""
-    if softcap is None:
-        return 0.0
-    if not 0.0 < softcap < float("inf"):
-        raise ValueError(f"softcap must be positive and finite, or None, got {softcap!r}")
-    return float(softcap)
+# Every attribute on the way to a function is paid for in each call.
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+_is_grad_enabled = torch.is_grad_enabled
+_is_tracing = torch._C._is_tracing
+_is_compiling = torch.compiler.is_compiling
+_Function = torch.autograd.Function
 
 
 def check_devices(**tensors: Tensor | None) -> None:
@@ -37,7 +24,7 @@ def check_devices(**tensors: Tensor | None) -> None:
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd would record an op on these tensors; where not, ops skip the Function and its overhead."""
-    if torch.is_grad_enabled():
+    if _is_grad_enabled():
         for tensor in tensors:  # a generator with any() would cost as much as the rest of the wrapper
             if tensor is not None and tensor.requires_grad:
                 return True
@@ -48,14 +35,19 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """``function.apply(*arguments)`` of a plain call: outside of the compiler, without the search for torch.func's
     wrappers that costs as much as the rest of it.
     """
-    if torch.compiler.is_compiling():
+    if _is_compiling():
         return function.apply(*arguments)
-    return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
+    if _is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace cannot write out the gradients of charlm.ops: use torch.export, or trace under "
+            "torch.no_grad()"
+        )
+    return super(_Function, function).apply(*arguments)  # type: ignore[misc]
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """The dtype in which autocast would multiply this tensor; None where it is off or, as for float64, leaves it."""
-    if not torch._C._is_any_autocast_enabled():  # costs less than a tensor's device
+    if not _is_any_autocast_enabled():  # costs less than a tensor's device
         return None
     device = tensor.device.type
     if not has_autocast(device) or not torch.is_autocast_enabled(device):
@@ -70,5 +62,5 @@ def has_autocast(device: str) -> bool:
 
 
 def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
-    """`tensors` in another floating dtype; integers and None as they are."""
-    return [t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors]
+    """`tensors` as autocast has them in that dtype: integers, float64 and None stay as they are."""
+    return [t.to(dtype) if t is not None and t.dtype in _AUTOCAST_DTYPES else t for t in tensors]

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor
+from torch import Tensor, compiler
+from torch._C import _are_functorch_transforms_active
+from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor, unwrap_if_dead
 from torch.autograd import forward_ad
 
+from charlm.ops._arguments import HALF
 from charlm.ops._autograd import has_autocast
-
-_HALF = (torch.bfloat16, torch.float16)
 
 Tensors = Sequence[Any]  # tensors, and None for those left out
 
@@ -48,11 +48,14 @@ class Op:
 def is_transformed() -> bool:
     """Whether forward-mode AD (which jvp turns on too), another transform of torch.func or torch.export is at work."""
     # The last is torch.compiler.is_exporting(), which in torch 2.11 is true in all of torch.compile.
-    return (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch.compiler._is_exporting_flag
-    )
+    return _are_functorch_transforms_active() or forward_ad._current_level >= 0 or compiler._is_exporting_flag
+
+
+def is_exporting() -> bool:
+    """Whether torch.export is at work. Under autocast the reference alone is written out, and none of our casts: the
+    program may run under another autocast, which would be refused a tensor that is not in the dtype it had here.
+    """
+    return compiler._is_exporting_flag
 
 
 def transformed(op: Op, tensors: Tensors, options: Sequence[Any]) -> Tensor:
@@ -122,7 +125,12 @@ def _kernels_fit() -> bool:
 
 
 def _widened(tensor: Tensor | None) -> Tensor | None:
-    return tensor.float() if tensor is not None and tensor.dtype in _HALF else tensor
+    return tensor.float() if tensor is not None and tensor.dtype in HALF else tensor
+
+
+def _saved(ctx: Any) -> list[Any]:
+    """The saved tensors, out of the wrappers of levels that have ended: another level must not wrap those again."""
+    return [tensor if tensor is None else unwrap_if_dead(tensor) for tensor in ctx.saved_tensors]
 
 
 def _chosen(values: Sequence[Any], flags: Sequence[bool]) -> list[Any]:
@@ -177,7 +185,7 @@ class _Transformed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[2:]
-        found = _Gradients.apply(ctx.op, ctx.options, wanted, grad_output, *ctx.saved_tensors)
+        found = _Gradients.apply(ctx.op, ctx.options, wanted, grad_output, *_saved(ctx))
         return None, None, *_merged([None] * len(wanted), wanted, found)
 
     @staticmethod
@@ -206,7 +214,7 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        variables, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        variables, needed = _saved(ctx), ctx.needs_input_grad[3:]
 
         def first(*chosen: Tensor) -> tuple[Tensor, ...]:
             grad_output, *tensors = _merged(variables, needed, chosen)

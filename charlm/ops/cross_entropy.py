@@ -8,16 +8,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from charlm.ops import _dtensor, _extension, _transforms, reference  # noqa: F401  _extension registers the ops
-from charlm.ops._autograd import (
-    REDUCTION_NAMES,
-    apply,
-    autocast_dtype,
-    cast,
-    check_devices,
-    needs_gradient,
-    reduction_code,
-    softcap_code,
-)
+from charlm.ops._arguments import HALF, REDUCTION_NAMES, check_output_dtype, complain, loss_options, promoted
+from charlm.ops._autograd import apply, autocast_dtype, check_devices, needs_gradient
 from charlm.ops._saved import Alias, wanted_gradients
 from charlm.ops._scaling import scale_saved
 
@@ -35,6 +27,7 @@ def cross_entropy(
     *,
     softcap: float | None = None,
     z_loss: float = 0.0,
+    output_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Drop-in for :func:`torch.nn.functional.cross_entropy`, with a softcap and a z-loss.
 
@@ -45,13 +38,15 @@ def cross_entropy(
         input: logits, (C,), (N, C) or (N, C, d1, ...), any strides; float32, float64, bfloat16 or float16 (the last
             two are computed in float32). Never written to.
         target: class indices, (), (N,) or (N, d1, ...), any integer dtype, each in [0, C) or ``ignore_index``; or
-            class probabilities of the shape and dtype of ``input``, which may require a gradient.
-        weight: weight of each class, (C,), floating point.
+            class probabilities of the shape of ``input``, which may require a gradient. Where probabilities and logits
+            differ in dtype, all are promoted, as in torch.
+        weight: weight of each class, (C,), dtype of ``input``.
         ignore_index: target value whose rows have loss and gradient 0 and do not count in the mean.
         reduction: "none" (one loss a row), "mean" (weighted by ``weight[target]``) or "sum".
         label_smoothing: in [0, 1], the share of the target spread evenly over the classes.
         softcap: bounds the logits to (-softcap, softcap); None for none.
         z_loss: weight of the squared log-partition, added to every row that is not ignored.
+        output_dtype: dtype of the result; ``torch.float32`` keeps what is computed for bfloat16 and float16 logits.
 
     Returns:
         A scalar, or for "none" a tensor of the shape of class-index targets; dtype of ``input``, float32 under
@@ -60,7 +55,8 @@ def cross_entropy(
     Raises:
         IndexError: a target is out of range. Not on CUDA, where nothing waits for the GPU to say so: there the loss and
             the gradient of that row are NaN, and the row does not count in the mean.
-        ValueError: an argument has the wrong shape, dtype, device or range.
+        ValueError: an argument has the wrong shape, dtype, device or range. It is a RuntimeError too.
+        TypeError: an argument is no tensor or no number, or a bool, as torch's deprecated ``size_average`` is.
 
     Source:
         Szegedy et al. 2016 (label smoothing); Gemma 2 2024 (softcap); Chowdhery et al. 2022, PaLM (z-loss).
@@ -77,14 +73,25 @@ def cross_entropy(
             label_smoothing,
             softcap=softcap,
             z_loss=z_loss,
+            output_dtype=output_dtype,
         )
-    options = (ignore_index, reduction_code(reduction), label_smoothing, softcap_code(softcap), z_loss)
-    if autocast_dtype(input) is None:
-        loss = _call(input, target, weight, *options)
-        return loss if loss.dtype == input.dtype else loss.to(input.dtype)
-    if target.dtype != input.dtype:  # probabilities in another precision
-        input, target = cast(torch.float32, input, target)
-    return _call(input, target, weight, *options)
+    try:
+        options = loss_options(ignore_index, reduction, label_smoothing, softcap, z_loss)
+        if output_dtype is not None:
+            check_output_dtype(output_dtype)
+        autocast = autocast_dtype(input) is not None
+        if autocast and _transforms.is_exporting():
+            loss = _reference(input, target, weight, *options)
+        else:
+            if weight is not None or target.dtype.is_floating_point:
+                (input,), target, weight = promoted((input,), target, weight, autocast=autocast)
+            loss = _call(input, target, weight, *options)
+        if output_dtype is None and (autocast or input.dtype not in HALF):
+            return loss
+        return loss.to(output_dtype or input.dtype)
+    except Exception as error:
+        complain(error, {"weight": weight}, input=input, target=target)
+        raise
 
 
 def _call(input: Tensor, target: Tensor, weight: Tensor | None, *options: Any) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from charlm.ops import _dtensor, _extension, _transforms, reference  # noqa: F401  _extension registers the ops
+from charlm.ops._arguments import ArgumentError, complain
 from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
 from charlm.ops._saved import copies, wanted_gradients
 
@@ -31,7 +32,8 @@ def embedding_linear(
 
     Args:
         ids: (..., T), any integer dtype and any strides, values in [0, V); any leading dimensions, also none.
-            Overlapping windows, ``tokens.unfold(0, T, 1)``, are read in place.
+            Overlapping windows, ``tokens.unfold(0, T, 1)``, are read in place. Nested tensors (B, j, ..., T) with
+            layout ``torch.jagged`` give nested ones, (B, j, ..., H).
         embedding: (V, D), one row per token; float32, float64, bfloat16 or float16 (the last two are computed in
             float32).
         weight: (H, T*D) in the dtype of ``embedding``; columns t*D to (t+1)*D act on position t.
@@ -45,7 +47,9 @@ def embedding_linear(
     Raises:
         IndexError: an id is outside [0, V). Not on CUDA, where nothing waits for the GPU to say so: there the output of
             that row is NaN, and the row adds nothing to any gradient.
-        ValueError: an argument has the wrong shape, dtype or device, or ``activation`` is unknown.
+        ValueError: an argument has the wrong shape, dtype or device, or ``activation`` is unknown. It is a RuntimeError
+            too.
+        TypeError: an argument is no tensor.
 
     Source:
         Bengio et al. 2003, "A Neural Probabilistic Language Model", section 2, the term tanh(d + H x); the table of
@@ -55,16 +59,37 @@ def embedding_linear(
     if has_torch_function_variadic(ids, embedding, weight, bias):
         tensors = (ids, embedding, weight, bias)
         return handle_torch_function(embedding_linear, tensors, *tensors, activation=activation)
+    if isinstance(ids, Tensor) and ids.is_nested:
+        return _nested(ids, embedding, weight, bias, activation)
     try:
-        code = _ACTIVATIONS[activation]
+        code = activation_code(activation)
+        dtype = autocast_dtype(embedding)
+        if dtype is not None:
+            if _transforms.is_exporting():
+                return _reference(ids, embedding, weight, bias, code)
+            embedding, weight, bias = cast(dtype, embedding, weight, bias)
+        output = _call(ids, embedding, weight, bias, code)
+        return output if output.dtype == embedding.dtype else output.to(embedding.dtype)
+    except Exception as error:
+        complain(error, {"bias": bias}, ids=ids, embedding=embedding, weight=weight)
+        raise
+
+
+def activation_code(activation: str) -> int:
+    """The number that stands for an activation in the op schemas."""
+    try:
+        return _ACTIVATIONS[activation]
     except (KeyError, TypeError):
         names = ", ".join(repr(name) for name in _ACTIVATIONS)
-        raise ValueError(f"activation must be one of {names}, got {activation!r}") from None
-    dtype = autocast_dtype(embedding)
-    if dtype is not None:
-        embedding, weight, bias = cast(dtype, embedding, weight, bias)
-    output = _call(ids, embedding, weight, bias, code)
-    return output if output.dtype == embedding.dtype else output.to(embedding.dtype)
+        raise ArgumentError(f"activation must be one of {names}, got {activation!r}") from None
+
+
+def _nested(ids: Any, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """Of a batch of sequences of unequal lengths, with layout torch.jagged: (B, j, ..., T) to (B, j, ..., H)."""
+    if ids.layout != torch.jagged or ids._ragged_idx != 1 or ids.dim() < 3:  # as PyTorch's, which are most often errors
+        return reference.embedding_linear(ids, embedding, weight, bias, activation=activation)
+    output = embedding_linear(ids.values(), embedding, weight, bias, activation=activation)
+    return torch.nested.nested_tensor_from_jagged(output, ids.offsets(), ids.lengths())
 
 
 def _call(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:

@@ -1,25 +1,33 @@
 """The output layer and its loss as one op, without ever holding all logits."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear  # bound here: what is put into its place later is not meant
 from torch.overrides import handle_torch_function, has_torch_function
 
 from charlm.ops import _dtensor, _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
-from charlm.ops._autograd import (
+from charlm.ops._arguments import (
+    HALF,
     REDUCTION_NAMES,
-    apply,
-    autocast_dtype,
-    cast,
-    check_devices,
-    needs_gradient,
-    reduction_code,
-    softcap_code,
+    ArgumentError,
+    check_chunking,
+    check_output_dtype,
+    complain,
+    loss_options,
+    promoted,
 )
+from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
 from charlm.ops._saved import copies, wanted_gradients
 from charlm.ops._scaling import SUM, scale_saved
+from charlm.ops.cross_entropy import cross_entropy
+
+if TYPE_CHECKING:
+    from torch.nn import LinearCrossEntropyOptions  # torch 2.13 has it
 
 _forward = torch.ops.charlm.linear_cross_entropy_forward.default
 _backward = torch.ops.charlm.linear_cross_entropy_backward.default
@@ -33,10 +41,12 @@ def linear_cross_entropy(
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
     reduction: str = "mean",
-    ignore_index: int = -100,
+    ignore_index: int | None = None,
     label_smoothing: float = 0.0,
+    options: LinearCrossEntropyOptions | None = None,
     softcap: float | None = None,
     z_loss: float = 0.0,
+    output_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """``cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)`` in bounded memory.
 
@@ -48,16 +58,22 @@ def linear_cross_entropy(
 
     Args:
         input: (..., D), N rows; float32, float64, bfloat16 or float16 (the last two are computed in float32).
-        linear_weight: (V, D), dtype of ``input``.
+        linear_weight: (V, D), dtype of ``input``; or, as in torch, (V, d1, ..., D) with ``input`` (N, D), a layer for
+            each position of (N, d1, ...) losses. The logits (N, V, d1, ...) are held then.
         target: class indices (...), any integer dtype, each in [0, V) or ``ignore_index``; or class probabilities
-            (..., V) in the dtype of ``input``, which may require a gradient.
-        linear_bias: (V,), dtype of ``input``.
-        weight: weight of each class, (V,), floating point.
+            (..., V), which may require a gradient; with positions (N, d1, ...), or (N, V, d1, ...). Where probabilities
+            and logits differ in dtype, all are promoted, as in torch.
+        linear_bias: (V,), or (V, d1, ...), dtype of ``input``.
+        weight: weight of each class, (V,), dtype of ``input``.
         reduction: "none", "mean" or "sum", as in :func:`charlm.ops.cross_entropy`.
-        ignore_index: target value whose rows have loss and gradient 0 and do not count in the mean.
+        ignore_index: target value whose rows have loss and gradient 0 and do not count in the mean; None is -100, and
+            all that goes with class probabilities.
         label_smoothing: in [0, 1].
+        options: how torch is to chunk its work, a ``torch.nn.LinearCrossEntropyOptions``. Taken so that calls need no
+            change, and not read: the work is always done in pieces, and accumulated in float32 or float64.
         softcap: bounds the logits to (-softcap, softcap); None for none.
         z_loss: weight of the squared log-partition.
+        output_dtype: dtype of the result; ``torch.float32`` keeps what is computed for bfloat16 and float16 input.
 
     Returns:
         A scalar, or (...) for "none"; dtype of ``input``. Under autocast the product is in the lower precision and the
@@ -66,7 +82,8 @@ def linear_cross_entropy(
     Raises:
         IndexError: a target is out of range. Not on CUDA, where nothing waits for the GPU to say so: there the loss of
             that row is NaN, it does not count in the mean, and the gradients that it takes part in are NaN.
-        ValueError: an argument has the wrong shape, dtype, device or range.
+        ValueError: an argument has the wrong shape, dtype, device or range. It is a RuntimeError too.
+        TypeError: an argument is no tensor or no number, or a bool.
 
     Source:
         Wijmans et al. 2024, Cut Your Losses in Large-Vocabulary Language Models; Hsu et al. 2024, Liger Kernel.
@@ -84,16 +101,71 @@ def linear_cross_entropy(
             reduction=reduction,
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
+            options=options,
             softcap=softcap,
             z_loss=z_loss,
+            output_dtype=output_dtype,
         )
-    options = (ignore_index, reduction_code(reduction), label_smoothing, softcap_code(softcap), z_loss)
-    dtype = autocast_dtype(input)
-    if dtype is None:
-        loss = _call(*tensors, *options)
-        return loss if loss.dtype == input.dtype else loss.to(input.dtype)
-    input, linear_weight, target, linear_bias = cast(dtype, *tensors[:4])
-    return _call(input, linear_weight, target, linear_bias, weight, *options)
+    try:
+        if ignore_index is None:
+            ignore_index = -100
+        elif target.dtype.is_floating_point:
+            raise ArgumentError(
+                "ignore_index must be None where target has class probabilities, which cannot be ignored"
+            )
+        codes = loss_options(ignore_index, reduction, label_smoothing, softcap, z_loss)
+        if options is not None:
+            check_chunking(options)
+        if output_dtype is not None:
+            check_output_dtype(output_dtype)
+        if linear_weight.ndim > 2:
+            return cross_entropy(
+                _logits_by_position(input, linear_weight, linear_bias),
+                target,
+                weight,
+                ignore_index,
+                reduction,
+                label_smoothing,
+                softcap=softcap,
+                z_loss=z_loss,
+                output_dtype=output_dtype,
+            )
+        lower = autocast_dtype(input)
+        if lower is None and weight is None and not target.dtype.is_floating_point:
+            loss = _call(*tensors, *codes)
+        elif lower is not None and _transforms.is_exporting():
+            loss = _reference(*tensors, *codes)
+        else:
+            layer: Sequence[Any] = (input, linear_weight, linear_bias)
+            layer, target, weight = promoted(
+                layer if lower is None else cast(lower, *layer), target, weight, autocast=lower is not None
+            )
+            input, linear_weight, linear_bias = layer
+            loss = _call(input, linear_weight, target, linear_bias, weight, *codes)
+        if output_dtype is None and (lower is not None or input.dtype not in HALF):
+            return loss
+        return loss.to(output_dtype or input.dtype)
+    except Exception as error:
+        optional = {"linear_bias": linear_bias, "weight": weight}
+        complain(error, optional, input=input, linear_weight=linear_weight, target=target)
+        raise
+
+
+def _logits_by_position(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
+    """The logits (N, V, d1, ...) of a weight (V, d1, ..., D): at each position, those of a layer of its own."""
+    if input.ndim != 2 or input.shape[1] != linear_weight.shape[-1]:
+        raise ArgumentError(
+            f"input must have shape (N, D={linear_weight.shape[-1]}) where linear_weight has more than two dimensions, "
+            f"got {tuple(input.shape)}"
+        )
+    shape = linear_weight.shape[:-1]
+    if linear_bias is not None and linear_bias.shape != shape:
+        raise ArgumentError(
+            f"linear_bias must have the shape of linear_weight without its last dimension, {tuple(shape)}, "
+            f"got {tuple(linear_bias.shape)}"
+        )
+    bias = None if linear_bias is None else linear_bias.flatten()
+    return linear(input, linear_weight.flatten(0, -2), bias).unflatten(1, shape)
 
 
 def _call(
@@ -137,7 +209,7 @@ def _reference(
         linear_bias=linear_bias,
         weight=weight,
         reduction=REDUCTION_NAMES[reduction],
-        ignore_index=ignore_index,
+        ignore_index=None if target.is_floating_point() else ignore_index,
         label_smoothing=label_smoothing,
         softcap=softcap or None,
         z_loss=z_loss,

@@ -8,16 +8,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from charlm.ops import _dtensor, _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
-from charlm.ops._autograd import (
-    REDUCTION_NAMES,
-    apply,
-    autocast_dtype,
-    cast,
-    check_devices,
-    needs_gradient,
-    reduction_code,
-    softcap_code,
-)
+from charlm.ops._arguments import HALF, REDUCTION_NAMES, check_output_dtype, complain, reduction_code, softcap_code
+from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
 from charlm.ops._saved import copies, wanted_gradients
 from charlm.ops._scaling import NO_INDEX, SUM, scale_saved
 
@@ -36,6 +28,7 @@ def mlp_cross_entropy(
     *,
     reduction: str = "mean",
     softcap: float | None = None,
+    output_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Cross-entropy of ``weight2 @ tanh(weight1 @ concat(embedding[ids]) + bias1) + bias2``, all in one op.
 
@@ -53,6 +46,7 @@ def mlp_cross_entropy(
         bias2: (V,) or None.
         reduction: "none" (one loss an example), "mean" or "sum".
         softcap: bounds the logits to (-softcap, softcap); None for none.
+        output_dtype: dtype of the result; ``torch.float32`` keeps what is computed for a bfloat16 or float16 model.
 
     Returns:
         A scalar, or for "none" the losses in the shape of ``target``; dtype of ``embedding``. The mean over no examples
@@ -62,20 +56,35 @@ def mlp_cross_entropy(
     Raises:
         IndexError: an id or a target is out of range. Not on CUDA, where nothing waits for the GPU to say so: there the
             loss of that row is NaN, and so are the gradients that it takes part in.
-        ValueError: an argument has the wrong shape, dtype, device or range.
+        ValueError: an argument has the wrong shape, dtype, device or range. It is a RuntimeError too.
+        TypeError: an argument is no tensor or no number, or a bool.
 
     Source:
         Bengio et al. 2003, "A Neural Probabilistic Language Model", section 2, without direct connections.
     """
     tensors = (ids, target, embedding, weight1, bias1, weight2, bias2)
     if has_torch_function(tensors):
-        return handle_torch_function(mlp_cross_entropy, tensors, *tensors, reduction=reduction, softcap=softcap)
-    options = (reduction_code(reduction), softcap_code(softcap))
-    dtype = autocast_dtype(embedding)
-    if dtype is not None:
-        return _call(*cast(dtype, *tensors), *options)
-    loss = _call(*tensors, *options)
-    return loss if loss.dtype == embedding.dtype else loss.to(embedding.dtype)
+        return handle_torch_function(
+            mlp_cross_entropy, tensors, *tensors, reduction=reduction, softcap=softcap, output_dtype=output_dtype
+        )
+    try:
+        options = (reduction_code(reduction), softcap_code(softcap))
+        if output_dtype is not None:
+            check_output_dtype(output_dtype)
+        lower = autocast_dtype(embedding)
+        if lower is None:
+            loss = _call(*tensors, *options)
+        elif _transforms.is_exporting():
+            loss = _reference(*tensors, *options)
+        else:
+            loss = _call(*cast(lower, *tensors), *options)
+        if output_dtype is None and (lower is not None or embedding.dtype not in HALF):
+            return loss
+        return loss.to(output_dtype or embedding.dtype)
+    except Exception as error:
+        needed = {"ids": ids, "target": target, "embedding": embedding, "weight1": weight1, "weight2": weight2}
+        complain(error, {"bias1": bias1, "bias2": bias2}, **needed)
+        raise
 
 
 def _call(

@@ -11,10 +11,21 @@ dimension.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+
+# Bound when this is imported: a program may put our ops into the place of PyTorch's, and must not get the definition
+# of an op that is the op.
+from torch import Tensor, sigmoid, tanh
+from torch.nn.functional import cross_entropy as torch_cross_entropy
+from torch.nn.functional import embedding as torch_embedding
+from torch.nn.functional import gelu, linear, relu
+
+from charlm.ops._arguments import HALF, ArgumentError, check_chunking, check_output_dtype, loss_options
+
+if TYPE_CHECKING:
+    from torch.nn import LinearCrossEntropyOptions  # torch 2.13 has it
 
 __all__ = ["cross_entropy", "embedding_linear", "linear_cross_entropy", "mlp_cross_entropy"]
 
@@ -24,13 +35,13 @@ def _identity(x: Tensor) -> Tensor:
 
 
 def _silu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(x)  # F.silu has no forward-mode derivative of its backward
+    return x * sigmoid(x)  # F.silu has no forward-mode derivative of its backward
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "relu": F.relu,
-    "gelu": F.gelu,
+    "tanh": tanh,
+    "relu": relu,
+    "gelu": gelu,
     "silu": _silu,
     "none": _identity,
 }
@@ -61,9 +72,9 @@ def embedding_linear(
     Hendrycks and Gimpel 2016, arXiv:1606.08415; SiLU: Elfwing et al. 2017, arXiv:1702.03118.
     """
     if activation not in _ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
-    contexts = F.embedding(ids.long(), embedding).flatten(-2)
-    return _ACTIVATIONS[activation](F.linear(contexts, weight, bias))
+        raise ArgumentError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
+    contexts = torch_embedding(ids.long(), embedding).flatten(-2)
+    return _ACTIVATIONS[activation](linear(contexts, weight, bias))
 
 
 def cross_entropy(
@@ -76,6 +87,7 @@ def cross_entropy(
     *,
     softcap: float | None = None,
     z_loss: float = 0.0,
+    output_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`F.cross_entropy` with two more options: a soft cap on the logits and a penalty on their log-partition function.
 
@@ -95,25 +107,42 @@ def cross_entropy(
     Args:
         input: (V,), (N, V) or (N, V, d1, ...), floating.
         target: class indices, any integer dtype, of shape () or (1,), (N,) or (N, d1, ...), each in [0, V) or
-            `ignore_index`; or class probabilities in the shape and dtype of `input`.
-        weight: (V,) a factor per class in the dtype of `input`, or None; not differentiated.
+            `ignore_index`; or class probabilities in the shape of `input`.
+        weight: (V,) a factor per class in the dtype of `input`, or None. With class probabilities any mix of dtypes is
+            promoted.
         ignore_index: class index whose rows count for nothing; applies to class indices only.
         reduction: "mean", "sum" or "none".
         label_smoothing: e in [0, 1].
         softcap: positive bound on the absolute value of the logits, or None.
         z_loss: coefficient of the squared logsumexp.
+        output_dtype: dtype of the result, which is then computed in float32 or wider; None for that of `input`.
 
     Returns:
         A scalar, or with `reduction="none"` one loss per row in the shape of class indices; the dtype of `input`.
 
     Raises:
         IndexError: a class index is outside [0, V) and is not `ignore_index`.
-        ValueError: `softcap` is not positive; an option is infinite or 0 in the dtype computed in, but not as given.
-        ValueError or RuntimeError: whatever `F.cross_entropy` refuses (shapes, dtypes, `reduction`, `label_smoothing`).
+        ValueError: an option is out of range, also where it is infinite or 0 only in the dtype computed in.
+        TypeError: an option is no number, or a bool.
+        ValueError or RuntimeError: whatever else `F.cross_entropy` refuses (shapes, dtypes).
 
     Source: label smoothing: Szegedy et al. 2015, arXiv:1512.00567, section 7; soft cap: Gemma 2 report 2024,
     arXiv:2408.00118, section 2; z-loss: Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, section 5.
     """
+    loss_options(ignore_index, reduction, label_smoothing, softcap, z_loss)
+    if output_dtype is not None:
+        check_output_dtype(output_dtype)
+        loss = cross_entropy(
+            _widened(input),
+            _widened(target),
+            None if weight is None else _widened(weight),
+            ignore_index,
+            reduction,
+            label_smoothing,
+            softcap=softcap,
+            z_loss=z_loss,
+        )
+        return loss.to(output_dtype)
     for name, value in {"label_smoothing": label_smoothing, "softcap": softcap or 0.0, "z_loss": z_loss}.items():
         _check_option(name, value, input.dtype)
     class_dim = 0 if input.dim() == 1 else 1
@@ -126,10 +155,10 @@ def cross_entropy(
         if not (softcap is None and z_loss == 0.0 and label_smoothing == 0.0):
             # Zero times infinity is NaN: what is ignored takes no part in the steps that torch does not know to skip.
             input = input.masked_fill(~kept.unsqueeze(class_dim), 0.0)
-    logits = _softcapped(input, softcap)
+    logits = input if softcap is None else softcap * tanh(input / softcap)
 
     if z_loss == 0.0 and (label_smoothing == 0.0 or has_probabilities):
-        return F.cross_entropy(
+        return torch_cross_entropy(
             logits,
             target,
             weight,
@@ -140,7 +169,7 @@ def cross_entropy(
 
     penalties = z_loss * logits.logsumexp(dim=class_dim).square()
     if has_probabilities:
-        row_losses = F.cross_entropy(
+        row_losses = torch_cross_entropy(
             logits, target, weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
         )
         row_losses = row_losses + penalties
@@ -148,9 +177,7 @@ def cross_entropy(
         rows = row_losses.numel() if logits.shape[class_dim] > 0 else torch.nan
         denominator = torch.tensor(rows, dtype=row_losses.dtype, device=row_losses.device)
     else:
-        if not 0.0 <= label_smoothing <= 1.0:
-            raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
-        row_losses = F.cross_entropy(logits, target, weight, ignore_index=ignore_index, reduction="none")
+        row_losses = torch_cross_entropy(logits, target, weight, ignore_index=ignore_index, reduction="none")
         if label_smoothing > 0.0:  # F.cross_entropy smooths class indices in place, which vmap refuses
             spread = _spread_loss(logits, weight, class_dim)
             row_losses = (1.0 - label_smoothing) * row_losses + torch.where(kept, label_smoothing * spread, 0.0)
@@ -171,21 +198,27 @@ def linear_cross_entropy(
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
     reduction: str = "mean",
-    ignore_index: int = -100,
+    ignore_index: int | None = None,
     label_smoothing: float = 0.0,
+    options: LinearCrossEntropyOptions | None = None,
     softcap: float | None = None,
     z_loss: float = 0.0,
+    output_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)`: the output layer and its loss in one.
 
-    All leading dimensions of `input` are rows; the classes are the last dimension of logits and of probabilities.
+    All leading dimensions of `input` are rows; the classes are the last dimension of logits and of probabilities. As in
+    `F.linear_cross_entropy`, a weight (V, d1, ..., D) is a layer for each of the positions d1, ...: `input` is (N, D)
+    then, the logits are (N, V, d1, ...), and `target` is (N, d1, ...) or has the shape of the logits.
 
     Args:
         input: (..., D), any leading dimensions, also none.
-        linear_weight: (V, D).
+        linear_weight: (V, D) or (V, d1, ..., D).
         target: class indices (...), any integer dtype, or class probabilities (..., V).
-        linear_bias: (V,) or None.
-        weight, reduction, ignore_index, label_smoothing, softcap, z_loss: as in `cross_entropy`.
+        linear_bias: (V,) or (V, d1, ...), or None.
+        ignore_index: as in `cross_entropy`; None, which is -100, is all that goes with class probabilities.
+        options: not read; PyTorch's say how it is to chunk its work.
+        weight, reduction, label_smoothing, softcap, z_loss, output_dtype: as in `cross_entropy`.
 
     Returns:
         A scalar, or with `reduction="none"` the losses in the shape (...); the dtype of `input`.
@@ -196,19 +229,37 @@ def linear_cross_entropy(
     Source: `torch.nn.functional.linear_cross_entropy`; without the logits in memory: Wijmans et al. 2024, "Cut Your
     Losses in Large-Vocabulary Language Models", arXiv:2411.09009.
     """
-    logits = F.linear(input, linear_weight, linear_bias)
-    has_rows = logits.dim() > 1
+    if options is not None:
+        check_chunking(options)
+    if ignore_index is None:
+        ignore_index = -100
+    elif target.is_floating_point():
+        raise ArgumentError("ignore_index must be None where target has class probabilities, which cannot be ignored")
+    if output_dtype is not None:
+        input, linear_weight = _widened(input), _widened(linear_weight)
+        linear_bias = None if linear_bias is None else _widened(linear_bias)
+    positions = linear_weight.shape[:-1]
+    if len(positions) > 1 and input.dim() != 2:
+        raise ArgumentError(f"input must have shape (N, D) where linear_weight has positions, got {tuple(input.shape)}")
+    logits = linear(input, linear_weight.flatten(0, -2), None if linear_bias is None else linear_bias.flatten())
+    if len(positions) > 1:
+        rows, classes = logits.unflatten(-1, positions), target
+    elif input.dim() > 1:
+        rows, classes = logits.flatten(0, -2), target.flatten(0, -2 if target.is_floating_point() else -1)
+    else:
+        rows, classes = logits, target
     loss = cross_entropy(
-        logits.flatten(0, -2) if has_rows else logits,
-        target.flatten(0, -2 if target.is_floating_point() else -1) if has_rows else target,
+        rows,
+        classes,
         weight,
         ignore_index,
         reduction,
         label_smoothing,
         softcap=softcap,
         z_loss=z_loss,
+        output_dtype=output_dtype,
     )
-    return loss.reshape(logits.shape[:-1]) if reduction == "none" else loss
+    return loss.reshape(logits.shape[:-1]) if reduction == "none" and len(positions) == 1 else loss
 
 
 def mlp_cross_entropy(
@@ -222,6 +273,7 @@ def mlp_cross_entropy(
     *,
     reduction: str = "mean",
     softcap: float | None = None,
+    output_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The loss of the whole Bengio/makemore network: embed, concatenate, tanh layer, output layer, cross-entropy.
 
@@ -238,6 +290,7 @@ def mlp_cross_entropy(
         bias2: (V,) or None.
         reduction: "mean", "sum" or "none".
         softcap: positive bound on the absolute value of the logits, or None; 1.0 gives logits = tanh(W2 h + b2).
+        output_dtype: dtype of the result, which is then computed in float32 or wider; None for that of `embedding`.
 
     Returns:
         A scalar, or with `reduction="none"` the losses in the shape (...); the dtype of `embedding`.
@@ -247,8 +300,13 @@ def mlp_cross_entropy(
 
     Source: Bengio et al. 2003, "A Neural Probabilistic Language Model", section 2, without direct connections.
     """
+    if output_dtype is not None:
+        embedding, weight1 = _widened(embedding), _widened(weight1)
+        bias1 = None if bias1 is None else _widened(bias1)
     hidden = embedding_linear(ids, embedding, weight1, bias1)
-    return linear_cross_entropy(hidden, weight2, target, linear_bias=bias2, reduction=reduction, softcap=softcap)
+    return linear_cross_entropy(
+        hidden, weight2, target, linear_bias=bias2, reduction=reduction, softcap=softcap, output_dtype=output_dtype
+    )
 
 
 def _spread_loss(logits: Tensor, weight: Tensor | None, class_dim: int) -> Tensor:
@@ -264,14 +322,10 @@ def _check_option(name: str, value: float, dtype: torch.dtype) -> None:
     computed = torch.float64 if dtype == torch.float64 else torch.float32
     limits = torch.finfo(computed)
     if value != 0.0 and (abs(value) < limits.tiny or abs(value) > limits.max):
-        raise ValueError(
+        raise ArgumentError(
             f"{name} must be between {limits.tiny} and {limits.max} to be a number in {str(computed)[6:]}, got {value}"
         )
 
 
-def _softcapped(logits: Tensor, softcap: float | None) -> Tensor:
-    if softcap is None:
-        return logits
-    if not softcap > 0.0:
-        raise ValueError(f"softcap must be positive, got {softcap}")
-    return softcap * torch.tanh(logits / softcap)
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in HALF else tensor
