@@ -38,7 +38,10 @@ SAMPLES = {
     "mlp_cross_entropy": mlp_cross_entropy_sample(5, 3, 27, 10, 200, dtype=torch.float32),
 }
 TENSORS = [
-    (op, name) for op, sample in SAMPLES.items() for name, value in sample.arguments.items() if isinstance(value, Tensor)
+    (op, name)
+    for op, sample in SAMPLES.items()
+    for name, value in sample.arguments.items()
+    if isinstance(value, Tensor)
 ]
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -132,10 +135,12 @@ def test_storage_that_was_freed_between_forward_and_backward(op: str, name: str)
     leaves = sample.leaves()
     result = sample.call(getattr(ops, sample.op), leaves)
     sample.arguments[name].untyped_storage().resize_(0)
+    message = ""  # where backward does not need it
     try:
-        torch.autograd.grad(result.sum(), list(leaves.values()))  # fine where backward does not need it
+        torch.autograd.grad(result.sum(), list(leaves.values()))
     except RuntimeError as error:
-        assert re.search(rf"{name} has shape .*data is not allocated", str(error)), error
+        message = str(error)
+    assert message == "" or re.search(rf"{name} has shape .*data is not allocated", message)
 
 
 @pytest.mark.cpu
@@ -222,7 +227,9 @@ def test_training_with_sizes_whose_product_does_not_fit_into_64_bits() -> None:
     many = expanded(1, HUGE, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"T=4611686|weight1 must have shape"):
         engine.train_steps(small, [], many, targets, batches, rates)
-    with pytest.raises((ValueError, RuntimeError), match=r"too large|can't allocate memory .*tried to allocate \d+ bytes"):
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"too large|can't allocate memory .*tried to allocate \d+ bytes"
+    ):
         engine.train_steps(small, [], contexts, targets, expanded(1, HUGE // 4, dtype=torch.int64), rates)
 
 
@@ -237,7 +244,9 @@ def test_training_with_sizes_whose_product_does_not_fit_into_64_bits() -> None:
 )
 def test_how_much_memory_was_asked_for(op: str, arguments: tuple[Tensor, ...], bytes_wanted: int) -> None:
     leaves = [value.requires_grad_() if value.is_floating_point() else value for value in map(Tensor.detach, arguments)]
-    with pytest.raises(RuntimeError, match=rf"can't allocate memory on cpu: you tried to allocate {bytes_wanted} bytes"):
+    with pytest.raises(
+        RuntimeError, match=rf"can't allocate memory on cpu: you tried to allocate {bytes_wanted} bytes"
+    ):
         getattr(ops, op)(*leaves)
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from typing_extensions import Buffer
 
 from charlm import _text
@@ -129,7 +128,10 @@ def test_the_context_index_stays_inside_its_arrays() -> None:
 
 
 HOSTILE: list[tuple[Callable[[], object], str]] = [
-    (lambda: distinct(array("h", [1, 2, -1, 3, -1, 2, 1, 0])), r"tokens\[2\] = -1 is out of range for a vocabulary of 5"),
+    (
+        lambda: distinct(array("h", [1, 2, -1, 3, -1, 2, 1, 0])),
+        r"tokens\[2\] = -1 is out of range for a vocabulary of 5",
+    ),
     (lambda: distinct(array("h", [1, 2, 0, 3, 5, 2, 1, 0])), r"tokens\[4\] = 5 is out of range for a vocabulary of 5"),
     (lambda: distinct(array("i", [1, 2, 0, 2**31 - 1, 1, 2]), 4), r"tokens\[3\] = 2147483647 is out of range"),
     (lambda: distinct(b"\1\2\0\xff\1\2\1", 1), r"tokens\[3\] = 255 is out of range"),
@@ -149,9 +151,15 @@ HOSTILE: list[tuple[Callable[[], object], str]] = [
     (lambda: distinct(b"\0" * 7, 2), "whole, aligned elements of 2 bytes"),
     (lambda: distinct(memoryview(array("h", range(4)))[::2], 2), "contiguous one-dimensional"),
     (lambda: distinct(memoryview(bytes(8)).cast("B", (2, 4)), 1), "contiguous one-dimensional"),
-    (lambda: _text.frame_lines(1, 4, b"\1\2\3", int32(2, 3), int32(0), 2, 256), "boundary = 256 is no token of 1 bytes"),
+    (
+        lambda: _text.frame_lines(1, 4, b"\1\2\3", int32(2, 3), int32(0), 2, 256),
+        "boundary = 256 is no token of 1 bytes",
+    ),
     (lambda: _text.frame_lines(2, 4, b"\1\0", int32(1), int32(0), 2, -(2**31)), "boundary = -2147483648 is no token"),
-    (lambda: _text.frame_lines(1, 4, b"\1\2\3", int32(2, 2**30), int32(0), 2, 0), "ends must rise from 0 to the number"),
+    (
+        lambda: _text.frame_lines(1, 4, b"\1\2\3", int32(2, 2**30), int32(0), 2, 0),
+        "ends must rise from 0 to the number",
+    ),
     (lambda: _text.frame_lines(1, 4, b"\1\2\3", int32(-5), int32(0), 2, 0), "longer than memory|must rise"),
     (lambda: _text.frame_lines(1, 4, b"\1\2\3", int32(5, -3, 3), int32(1, 2), 2, 0), "must rise"),
     (lambda: _text.frame_lines(1, 4, b"", int32(), int32(0), 2, 0), "order points outside the lines"),

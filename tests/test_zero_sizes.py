@@ -1,4 +1,4 @@
-"""Sizes of zero: no classes, contexts of no tokens, no dimensions, no hidden units, no examples; torch's edge results."""
+"""Sizes of zero: no classes, no tokens, no dimensions, no hidden units, no examples; torch's edge results."""
 
 from __future__ import annotations
 

@@ -37,9 +37,9 @@ def cross_entropy(
     Args:
         input: logits, (C,), (N, C) or (N, C, d1, ...), any strides; float32, float64, bfloat16 or float16 (the last
             two are computed in float32). Never written to.
-        target: class indices, (), (N,) or (N, d1, ...), any integer dtype, each in [0, C) or ``ignore_index``; or
-            class probabilities of the shape of ``input``, which may require a gradient. Where probabilities and logits
-            differ in dtype, all are promoted, as in torch.
+        target: class indices, () or (1,), (N,) or (N, d1, ...), any integer dtype, each in [0, C) or
+            ``ignore_index``; or class probabilities of the shape of ``input``, which may require a gradient. Where
+            probabilities and logits differ in dtype, all are promoted, as in torch.
         weight: weight of each class, (C,), dtype of ``input``.
         ignore_index: target value whose rows have loss and gradient 0 and do not count in the mean.
         reduction: "none" (one loss a row), "mean" (weighted by ``weight[target]``) or "sum".

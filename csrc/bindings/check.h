@@ -125,10 +125,10 @@ class Workspace {
   static constexpr size_t kAlignment = 64;
   static void* take(unsigned __int128 bytes) {
     void* memory = nullptr;
-    if (bytes <= PTRDIFF_MAX - kAlignment) {
-      memory = std::aligned_alloc(kAlignment, (static_cast<size_t>(bytes) / kAlignment + 1) * kAlignment);
+    const bool fits = bytes <= PTRDIFF_MAX;  // exactly so many bytes, or AddressSanitizer would not see one more
+    if (!fits || posix_memalign(&memory, kAlignment, bytes > 0 ? static_cast<size_t>(bytes) : 1) != 0) {
+      out_of_memory(bytes);
     }
-    if (memory == nullptr) out_of_memory(bytes);
     return memory;
   }
   struct Free {

@@ -52,19 +52,21 @@ T row_maximum(const T* row, int64_t classes) {
 // one direction.
 constexpr int64_t kPieceVectors = 32;
 
-// body(first, count) for the pieces of a row.
+// The sum of body(first, count), a sum over so many classes, over the pieces of a row. Most rows are one.
 template <typename T, typename Body>
-CHARLM_INLINE void for_each_piece_of_row(int64_t classes, const Body& body) {
+CHARLM_INLINE T sum_of_pieces(int64_t classes, const Body& body) {
   constexpr int64_t kPiece = kPieceVectors * kWidth<T>;
-  for (int64_t c = 0; c < classes; c += kPiece) body(c, classes - c < kPiece ? classes - c : kPiece);
+  if (classes <= kPiece) return body(0, classes);
+  double total = 0;
+  for (int64_t c = 0; c < classes; c += kPiece) total += body(c, classes - c < kPiece ? classes - c : kPiece);
+  return (T)total;
 }
 
 // sum_c exp(z_c - shift); each exp(z_c - shift) is kept in `exponentials` where that is not null.
 template <typename T, bool kCapped>
 CHARLM_INLINE T sum_of_exponentials(const T* row, int64_t classes, Softcap<T, kCapped> softcap, T shift,
                                     T* exponentials) {
-  double total = 0;
-  for_each_piece_of_row<T>(classes, [&](int64_t first, int64_t count) {
+  return sum_of_pieces<T>(classes, [&](int64_t first, int64_t count) CHARLM_LAMBDA_INLINE {
     Vec<T> sum = {};
     for_each_vector<T>(count, [&](int64_t i, int lanes) {
       const int64_t c = first + i;
@@ -72,9 +74,8 @@ CHARLM_INLINE T sum_of_exponentials(const T* row, int64_t classes, Softcap<T, kC
       if (exponentials != nullptr) store_lanes<T>(exponentials + c, e, lanes);
       sum = sum + (lanes == kWidth<T> ? e : keep_lanes<T>(e, lanes));
     });
-    total += sum_lanes<T>(sum);
+    return sum_lanes<T>(sum);
   });
-  return (T)total;
 }
 
 // The part of a_c that a whole row shares the formula of: class probabilities, or the smoothing of a class index.
@@ -99,20 +100,19 @@ struct TargetRow {
 template <typename T, bool kCapped>
 void target_sums(const T* row, int64_t classes, Softcap<T, kCapped> softcap, T shift, const TargetRow<T>& a, T* total,
                  T* product) {
-  double total_sum = 0, product_sum = 0;
-  for_each_piece_of_row<T>(classes, [&](int64_t first, int64_t count) {
+  double sum_of_all = 0;
+  *product = sum_of_pieces<T>(classes, [&](int64_t first, int64_t count) CHARLM_LAMBDA_INLINE {
     Vec<T> totals = {}, products = {};
     for_each_vector<T>(count, [&](int64_t i, int lanes) {
-      const int64_t c = first + i;
-      const Vec<T> z = softcap(load_lanes<T>(row + c, lanes, 0)) - shift;
-      totals = totals + a(c, lanes);
-      products = products + a(c, lanes) * (lanes == kWidth<T> ? z : keep_lanes<T>(z, lanes));
+      const Vec<T> z = softcap(load_lanes<T>(row + first + i, lanes, 0)) - shift, coefficient = a(first + i, lanes);
+      totals = totals + coefficient;
+      products = products + coefficient * (lanes == kWidth<T> ? z : keep_lanes<T>(z, lanes));
     });
-    total_sum += sum_lanes<T>(totals);
-    product_sum += sum_lanes<T>(products);
+    sum_of_all += sum_lanes<T>(totals);
+    return sum_lanes<T>(products);
   });
-  *total = a.is_constant() ? a.smoothing : (T)total_sum;
-  *product = (T)product_sum;
+  // The spread alone is the smoothing, without the digits that a sum would lose.
+  *total = a.is_constant() ? a.smoothing : (T)sum_of_all;
 }
 
 // A tile of up to kRows rows. Results are computed a vector of rows at a time, so the arrays hold harmless values for
