@@ -23,6 +23,8 @@ train: $(VENV)/.ready
 	set -x; $(BIN)/charlm train $$command runs/names
 	$(BIN)/charlm sample runs/names -n 20
 
+# Two processes with two threads each would wait for one another, twenty times as long as they work.
+test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n auto
 	if [ "$$(uname)" = Linux ]; then $(BIN)/python -m pytest -n auto --device simulated; fi
@@ -39,7 +41,8 @@ SANITIZED_TESTS := $(patsubst %,tests/test_%.py,$(OPS) bad_input data_errors eng
 sanitize: $(VENV)/.ready
 	CHARLM_SANITIZE=1 CHARLM_CUDA=0 $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	rm -f $(SANITIZED)/report.*
-	LD_PRELOAD="$(SANITIZERS)" OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive UBSAN_OPTIONS=print_stacktrace=1:log_path=$(SANITIZED)/report \
+	LD_PRELOAD="$(SANITIZERS)" OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
+	  UBSAN_OPTIONS=print_stacktrace=1:log_path=$(SANITIZED)/report \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=$(SANITIZED)/report \
 	  $(BIN)/pytest -n auto -q -o "pythonpath=$(SANITIZED)/lib . tests/cuda_on_cpu" $(SANITIZED_TESTS) \
 	  || { cat $(SANITIZED)/report.* 2> /dev/null; exit 1; }

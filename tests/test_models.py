@@ -287,8 +287,8 @@ def test_bigrams_take_contexts_of_any_length_but_zero() -> None:
         ((V, 0, D, H), {}, "context_length must be a positive integer, got 0"),
         ((V, T, -4, H), {}, "embedding_dim must be a positive integer, got -4"),
         ((V, T, D, 2.5), {}, "hidden_dim must be a positive integer, got 2.5"),
-        ((V, T, D, H), {"softcap": 0.0}, "softcap must be positive and finite, or None, got 0.0"),
-        ((V, T, D, H), {"softcap": math.nan}, "softcap must be positive and finite, or None, got nan"),
+        ((V, T, D, H), {"softcap": 0.0}, "softcap must be a positive number or None, got 0.0"),
+        ((V, T, D, H), {"softcap": math.nan}, "softcap must be a positive number or None, got nan"),
         ((V, T, D, H), {"backend": "fused"}, "backend must be one of eager, ops, got 'fused'"),
     ],
 )
