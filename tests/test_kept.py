@@ -89,13 +89,11 @@ def test_a_loss_and_its_gradients_without_logits() -> None:
     ours = kept(
         lambda: ops.linear_cross_entropy(hidden, weight, target, linear_bias=bias), hidden, weight, bias, target
     )
-    gradients_and_bias = sum(tensor.nbytes for tensor in (hidden, weight, bias, bias))
-    assert ours == gradients_and_bias
+    assert ours == sum(tensor.nbytes for tensor in (hidden, weight, bias))
     arguments = network()
     ours = kept(lambda: ops.mlp_cross_entropy(*arguments), *arguments)
     _, _, embedding, weight1, bias1, weight2, bias2 = arguments
-    gradients = sum(parameter.nbytes for parameter in (embedding, weight1, bias1, weight2, bias2))
-    assert ours == gradients + embedding.nbytes + bias1.nbytes + bias2.nbytes
+    assert ours == sum(parameter.nbytes for parameter in (embedding, weight1, bias1, weight2, bias2))
 
 
 @pytest.mark.parametrize("vocab_size", [27, 5000])
@@ -107,8 +105,8 @@ def test_a_layer_keeps_no_more_than_torch(vocab_size: int) -> None:
     arguments = (ids, embedding, weight, bias)
     rows = min(vocab_size, ids.numel()) * DIM * 4
     ours = kept(lambda: ops.embedding_linear(*arguments), *arguments)
-    assert ours == rows + ROWS * HIDDEN * 4 + bias.nbytes
-    assert ours <= kept(lambda: reference.embedding_linear(*arguments), *arguments) + bias.nbytes
+    assert ours == rows + ROWS * HIDDEN * 4
+    assert ours <= kept(lambda: reference.embedding_linear(*arguments), *arguments)
 
 
 def test_losses_whose_graph_is_still_there_share_no_gradient() -> None:
@@ -153,8 +151,7 @@ def test_a_second_derivative_of_logits_that_were_written_to() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("order", [1, 2])
-def test_tables_and_biases_are_written_to_after_forward(dtype: torch.dtype, order: int) -> None:
+def test_tables_and_biases_are_written_to_after_forward(dtype: torch.dtype) -> None:
     """Torch needs neither in backward. max_norm, the next look-up, and an early optimizer step do it."""
     ids, target, *parameters = network(dtype)
     hidden, weight, *_ = layer(dtype)
@@ -169,19 +166,20 @@ def test_tables_and_biases_are_written_to_after_forward(dtype: torch.dtype, orde
             namespace.linear_cross_entropy(hidden, weight, target, linear_bias=b2, reduction="none"),
         ]
 
-    def gradients(results: list[Tensor], write: bool) -> list[Tensor]:
-        if write:
-            with torch.no_grad():
-                for parameter in (parameters[0], parameters[2], parameters[4]):
-                    parameter.mul_(3.0).add_(1.0)
+    def gradients(results: list[Tensor]) -> list[tuple[Tensor | None, ...]]:
         leaves = [*parameters, weight]
-        found = torch.autograd.grad(sum(r.double().square().sum() for r in results), leaves, create_graph=order == 2)
-        if order == 2:
-            found = torch.autograd.grad(sum(g.double().square().sum() for g in found), leaves)
-        return list(found)
+        return [torch.autograd.grad(r.sum(), leaves, allow_unused=True, retain_graph=True) for r in results]
 
-    expected = gradients(calls(ops, *parameters), write=False)
-    torch.testing.assert_close(gradients(calls(ops, *parameters), write=True), expected)
+    results = calls(ops, *parameters)
+    expected = gradients(results)
+    with torch.no_grad():
+        for parameter in (parameters[0], parameters[2], parameters[4]):
+            parameter.mul_(3.0).add_(1.0)
+    torch.testing.assert_close(gradients(results), expected)
+    _, w1, _, w2, _ = parameters
+    for result, leaf in zip(results, (w1, w1, w2, w2, weight, weight), strict=True):
+        with pytest.raises(RuntimeError, match=r"(embedding|bias) has been modified by an inplace operation"):
+            torch.autograd.grad(result.sum(), leaf, create_graph=True)
 
 
 def test_a_second_look_up_of_an_embedding_with_a_largest_norm() -> None:

@@ -12,15 +12,32 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _NOTHING = torch.empty(0, device="cpu")
 
 
-def copies(*tensors: Tensor | None) -> list[Any]:
-    """Copies of what torch would not read again, so that it may be written to before backward; None stays None.
+class Unread:
+    """Arguments that backward does not read, or reads a copy of, kept for second derivatives alone.
 
-    They are functions of what they are copies of, which second derivatives are taken through.
+    As torch does not read them either, they may change in place before backward; that is an error only where a second
+    derivative needs them as they were. What is saved as usual is compared with its version at every backward.
     """
-    if torch.compiler.is_compiling():
-        return [None if tensor is None else tensor.clone() for tensor in tensors]
-    with torch.enable_grad():
-        return [None if tensor is None else tensor.clone() for tensor in tensors]
+
+    def __init__(self, **tensors: Tensor | None) -> None:
+        self._tensors = tensors
+        self._versions = [None if t is None or t.is_inference() else t._version for t in tensors.values()]
+
+    def as_they_were(self) -> list[Tensor | None]:
+        """The tensors, in order; RuntimeError if one has changed."""
+        for (name, tensor), version in zip(self._tensors.items(), self._versions, strict=True):
+            if version is not None and tensor is not None:
+                check_version(name, tensor, version)
+        return list(self._tensors.values())
+
+
+def check_version(name: str, tensor: Tensor, version: int) -> None:
+    """Raises where a tensor has changed since."""
+    if tensor._version != version:
+        raise RuntimeError(
+            f"{name} has been modified by an inplace operation: it is at version {tensor._version}, and a second "
+            f"derivative needs version {version}"
+        )
 
 
 class Alias:
@@ -38,22 +55,25 @@ class Alias:
             self._version = self._counter._version
 
     def check_version(self, name: str) -> None:
-        if self._counter is not None and self._counter._version != self._version:
-            raise RuntimeError(
-                f"{name} has been modified by an inplace operation: it is at version {self._counter._version}, and a "
-                f"second derivative needs version {self._version}"
-            )
+        if self._counter is not None:
+            check_version(name, self._counter, self._version)
 
 
-def wanted_gradients(ctx: Any, tensors: Sequence[Tensor | None]) -> list[bool]:
+def copy_of(tensor: Tensor) -> Tensor:
+    """A copy for second derivatives alone, as a function of the tensor, which may change."""
+    with torch.enable_grad():
+        return tensor.clone()
+
+
+def wanted_gradients(ctx: Any, arguments: Sequence[Any]) -> list[bool]:
     """Of which arguments the running backward is to give the gradient: of those that require one, where someone asked.
 
-    tensors: the arguments, in order, or anything that is None where they are.
+    arguments: in order, or anything that is None where they are.
     """
     if torch.compiler.is_compiling():
-        return list(ctx.needs_input_grad[: len(tensors)])
+        return list(ctx.needs_input_grad[: len(arguments)])
     nodes = iter(ctx.next_functions)  # one for each argument that is a tensor
-    return [tensor is not None and _is_asked_for(next(nodes)[0]) for tensor in tensors]
+    return [argument is not None and _is_asked_for(next(nodes)[0]) for argument in arguments]
 
 
 def _is_asked_for(node: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The upstream gradient times a gradient that forward has computed.
+"""The upstream gradient times gradients that forward has computed.
 
 A row that does not count has gradient 0, and keeps it whatever comes from upstream: where no row counts, a loss divided
 by their number sends back NaN. Nothing here reads a number from a tensor: what traces a backward sees the same
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from charlm.ops import _extension  # noqa: F401  declares the op
 
-SUM = -1  # in the place of a class_dim: a gradient that is a sum over rows
+SUMS = -1  # in the place of a class_dim: gradients that are all sums over rows
 NO_INDEX = -(2**63)  # in the place of an ignore_index: every row counts
 
-_scale_gradient = torch.ops.charlm.scale_gradient_.default
+_scale_gradients = torch.ops.charlm.scale_gradients_.default
 
 
 def graph_is_kept() -> bool:
@@ -21,38 +21,50 @@ def graph_is_kept() -> bool:
     return torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph()
 
 
-def scale_saved(grad_output: Tensor, saved: Tensor, target: Tensor | None, ignore_index: int, class_dim: int) -> Tensor:
-    """grad_output * saved, in the memory of `saved` where nobody reads that again.
+def scale_saved(
+    grad_output: Tensor, saved: list[Tensor], target: Tensor | None, ignore_index: int, class_dim: int
+) -> list[Tensor]:
+    """grad_output times each of `saved`, in its memory where nobody reads that again.
 
-    grad_output: (), or one number a row, in the shape of target.
-    target: class indices, those that are `ignore_index` in rows that do not count; None where all rows count.
-    class_dim: the dimension of `saved` that has the classes, its other dimensions are rows; or SUM.
+    Args:
+        grad_output: (), or one number a row, in the shape of target.
+        saved: gradients; the first has rows, unless class_dim is SUMS, the others are sums over them.
+        target: class indices, those that are `ignore_index` in rows that do not count; None where all rows count.
+        class_dim: the dimension of the first that has the classes, its other dimensions are rows; or SUMS.
     """
-    if grad_output.ndim == 0 and not graph_is_kept():
-        _scale_gradient(saved, grad_output, target, ignore_index, class_dim)
+    kept = graph_is_kept()
+    if grad_output.ndim == 0 and not kept:
+        _scale_gradients(saved, grad_output, target, ignore_index, class_dim)
         return saved
-    factor = _factor(grad_output, target, ignore_index, class_dim)
-    return saved * factor if graph_is_kept() else saved.mul_(factor)
+    factors = _factors(len(saved), grad_output, target, ignore_index, class_dim)
+    if kept:
+        return [gradient * factor for gradient, factor in zip(saved, factors, strict=True)]
+    return [gradient.mul_(factor) for gradient, factor in zip(saved, factors, strict=True)]
 
 
-def _factor(scale: Tensor, target: Tensor | None, ignore_index: int, class_dim: int) -> Tensor:
-    """The scale, 0 where no row counts, in a shape to multiply a gradient with."""
+def _factors(count: int, scale: Tensor, target: Tensor | None, ignore_index: int, class_dim: int) -> list[Tensor]:
+    """What to multiply each gradient by: the scale, 0 where no row counts."""
     if target is None:
-        return scale.unsqueeze(class_dim) if scale.ndim > 0 else scale
+        return [scale.unsqueeze(class_dim) if scale.ndim > 0 else scale] * count
     counts = target != ignore_index
-    if class_dim == SUM:
-        return torch.where(counts.any(), scale, 0)
-    return torch.where(counts, scale, 0).unsqueeze(class_dim)
+    factors = [] if class_dim == SUMS else [torch.where(counts, scale, 0).unsqueeze(class_dim)]
+    if len(factors) < count:
+        factors += [torch.where(counts.any(), scale, 0)] * (count - len(factors))
+    return factors
 
 
-def scale_gradient(gradient: Tensor, scale: Tensor, target: Tensor | None, ignore_index: int, class_dim: int) -> None:
+def scale_gradients(
+    gradients: list[Tensor], scale: Tensor, target: Tensor | None, ignore_index: int, class_dim: int
+) -> None:
     """The op where asking whether the scale is 1 would mean to wait for the device."""
-    gradient.mul_(_factor(scale, target, ignore_index, class_dim))
+    factors = _factors(len(gradients), scale, target, ignore_index, class_dim)
+    for gradient, factor in zip(gradients, factors, strict=True):
+        gradient.mul_(factor)
 
 
-torch.library.impl("charlm::scale_gradient_", "CUDA", scale_gradient)
+torch.library.impl("charlm::scale_gradients_", "CUDA", scale_gradients)
 
 
-@torch.library.register_fake("charlm::scale_gradient_")
-def _(gradient: Tensor, scale: Tensor, target: Tensor | None, ignore_index: int, class_dim: int) -> None:
+@torch.library.register_fake("charlm::scale_gradients_")
+def _(gradients: list[Tensor], scale: Tensor, target: Tensor | None, ignore_index: int, class_dim: int) -> None:
     return None

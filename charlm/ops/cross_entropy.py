@@ -194,7 +194,7 @@ class _CrossEntropy(torch.autograd.Function):
         if ctx.in_forward:
             gradient, target = saved[0].detach(), saved[1]
             kept = None if target.is_floating_point() else target
-            gradient = scale_saved(grad_output, gradient, kept, ctx.options[0], _class_dim(gradient))
+            (gradient,) = scale_saved(grad_output, [gradient], kept, ctx.options[0], _class_dim(gradient))
             return gradient if of_stand_in is None else gradient + of_stand_in, None, None, None
         input_wanted, target_wanted, _ = wanted_gradients(ctx, saved[:3])
         of_input, of_target = _backward(grad_output, *saved, *ctx.options, input_wanted, target_wanted)

@@ -10,13 +10,15 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from charlm.ops import _dtensor, _extension, _transforms, reference  # noqa: F401  _extension registers the ops
 from charlm.ops._arguments import ArgumentError, complain
 from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
-from charlm.ops._saved import copies, wanted_gradients
+from charlm.ops._saved import Unread, wanted_gradients
 
 _forward = torch.ops.charlm.embedding_linear_forward.default
 _backward = torch.ops.charlm.embedding_linear_backward.default
 
 _ACTIVATIONS = {"tanh": 0, "relu": 1, "gelu": 2, "silu": 3, "none": 4}
 _ACTIVATION_NAMES = tuple(_ACTIVATIONS)
+# Their derivative is one of their input, which backward computes again.
+_READ_BIAS = (_ACTIVATIONS["gelu"], _ACTIVATIONS["silu"])
 
 
 def embedding_linear(
@@ -98,7 +100,7 @@ def _call(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, a
     if _transforms.is_transformed():
         return _transforms.transformed(_OP, (ids, embedding, weight, bias), (activation,))
     if needs_gradient(embedding, weight, bias):
-        output: Tensor = apply(_EmbeddingLinear, ids, embedding, weight, bias, activation)[0]
+        output: Tensor = apply(_EmbeddingLinear, ids, embedding, weight, bias, activation)
         return output
     return _forward(ids, embedding, weight, bias, activation, False)[0]
 
@@ -116,61 +118,31 @@ _OP = _transforms.Op(_call, _reference, _fold)
 
 
 class _EmbeddingLinear(torch.autograd.Function):
-    """Its second result are the embeddings that it read, as they were: torch keeps what it picks from the table,
-    not the table, which may change before backward. Second derivatives are taken through these rows.
-    """
-
     @staticmethod
     def forward(
         ctx: Any, ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
+        # Of the table the rows that were read are kept, as by torch; it and the bias may change before backward.
+        output, rows = _forward(ids, embedding, weight, bias, activation, True)
+        read_bias = bias.clone() if bias is not None and activation in _READ_BIAS else None
+        ctx.save_for_backward(ids, rows, weight, output, read_bias)
+        ctx.unread = None if torch.compiler.is_compiling() else Unread(embedding=embedding, bias=bias)
+        ctx.has_bias = bias is not None
         ctx.activation = activation
         ctx.vocab_size = embedding.shape[0]
-        ctx.set_materialize_grads(False)
-        output, rows = _forward(ids, embedding, weight, bias, activation, True)
-        (bias,) = copies(bias)
-        ctx.save_for_backward(ids, rows, weight, bias, output)
-        return output, rows
+        return output
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_output: Tensor | None, rows_gradient: Tensor | None = None
-    ) -> tuple[Tensor | None, ...]:
-        ids, rows, weight, bias, output = ctx.saved_tensors
-        found: list[Tensor | None] = [None] * 4
-        if grad_output is not None:
-            wanted = wanted_gradients(ctx, (ids, rows, weight, bias))
-            if _transforms.is_more_than_first_order(grad_output):
-                picked = ids if _is_table(rows, ctx.vocab_size) else _positions(ids)
-                tensors = (picked, rows, weight, bias)
-                found = _transforms.gradients(_OP, wanted, grad_output, tensors, (ctx.activation,))
-                if found[1] is not None:
-                    found[1] = _of_table(found[1], ids, ctx.vocab_size)
-            else:
-                gradients = _backward(
-                    grad_output, output, ids, rows.detach(), weight, bias, ctx.activation, ctx.vocab_size, *wanted[1:]
-                )
-                found[1:] = [gradient if want else None for gradient, want in zip(gradients, wanted[1:], strict=True)]
-        if rows_gradient is not None:
-            passed_on = _of_table(rows_gradient, ids, ctx.vocab_size)
-            found[1] = passed_on if found[1] is None else torch.add(found[1], passed_on)
-        return *found, None
-
-
-def _is_table(rows: Tensor, vocab_size: int) -> bool:
-    return rows.shape[0] == vocab_size
-
-
-def _positions(ids: Tensor) -> Tensor:
-    """Which of the rows that were picked from the table each id is."""
-    return torch.arange(ids.numel(), device=ids.device).view(ids.shape)
-
-
-def _of_table(gradient: Tensor, ids: Tensor, vocab_size: int) -> Tensor:
-    """The gradient of the table, from that of the rows."""
-    if _is_table(gradient, vocab_size):
-        return gradient
-    return gradient.new_zeros(vocab_size, gradient.shape[1]).index_add(0, ids.flatten().long(), gradient)
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        ids, rows, weight, output, bias = ctx.saved_tensors
+        wanted = wanted_gradients(ctx, (ids, rows, weight, ctx.has_bias or None))
+        if _transforms.is_more_than_first_order(grad_output):
+            embedding, bias = ctx.unread.as_they_were()
+            tensors = (ids, embedding, weight, bias)
+            return *_transforms.gradients(_OP, wanted, grad_output, tensors, (ctx.activation,)), None
+        wanted = wanted[1:]
+        gradients = _backward(grad_output, output, ids, rows, weight, bias, ctx.activation, ctx.vocab_size, *wanted)
+        return None, *(gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)), None
 
 
 @torch.library.register_fake("charlm::embedding_linear_forward")

@@ -22,8 +22,8 @@ from charlm.ops._arguments import (
     promoted,
 )
 from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
-from charlm.ops._saved import copies, wanted_gradients
-from charlm.ops._scaling import SUM, scale_saved
+from charlm.ops._saved import Unread, copy_of, wanted_gradients
+from charlm.ops._scaling import SUMS, scale_saved
 from charlm.ops.cross_entropy import cross_entropy
 
 if TYPE_CHECKING:
@@ -247,44 +247,47 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.in_forward = options[1] != 0 and not target_needs and input.dtype != torch.float16
         wanted = (input_needs, weight_needs, bias_needs) if ctx.in_forward else (False, False, False)
         loss, lse, *gradients = _forward(input, linear_weight, target, linear_bias, weight, *options, *wanted)
-        (linear_bias,) = copies(linear_bias)
-        if ctx.in_forward and not weight_needs:
-            (input,) = copies(input)
-        ctx.save_for_backward(
-            input, linear_weight, target, linear_bias, weight, *(gradients if ctx.in_forward else (lse,))
-        )
+        ctx.unread = None if torch.compiler.is_compiling() else Unread(linear_bias=linear_bias)
+        if not ctx.in_forward:  # torch keeps no bias, so that it may change
+            gradients = [lse, None if linear_bias is None else linear_bias.clone()]
+        elif not weight_needs and ctx.unread is not None:  # nor the input of a frozen layer
+            input = copy_of(input)
+        ctx.save_for_backward(input, linear_weight, target, weight, *gradients)
         ctx.options = options
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        kept = ctx.saved_tensors  # once: checkpointing computes them again at each reading
-        tensors, saved = kept[:5], kept[5:]
-        wanted = wanted_gradients(ctx, tensors)
+        input, linear_weight, target, weight, *saved = ctx.saved_tensors
         if _transforms.is_more_than_first_order(grad_output):
+            tensors = (input, linear_weight, target, *ctx.unread.as_they_were(), weight)
+            wanted = wanted_gradients(ctx, tensors)
             return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None
-        input_wanted, weight_wanted, target_wanted, bias_wanted, _ = wanted
         if not ctx.in_forward:
+            lse, bias = saved
+            wanted = wanted_gradients(ctx, (input, linear_weight, target, bias))
+            input_wanted, weight_wanted, target_wanted, bias_wanted = wanted
             which = (input_wanted, weight_wanted, bias_wanted, target_wanted)
-            found = _backward(grad_output, *tensors, *saved, *ctx.options, *which)
+            found = _backward(grad_output, input, linear_weight, target, bias, weight, lse, *ctx.options, *which)
             of_input, of_weight, of_bias, of_target = (
                 gradient if want else None for gradient, want in zip(found, which, strict=True)
             )
             return of_input, of_weight, of_target, of_bias, None, None
-        target = tensors[2]
+        input_needs, weight_needs, _, bias_needs, *_ = ctx.needs_input_grad
         classes = None if target.is_floating_point() else target
         if classes is None and target.numel() == 0:  # no rows: all of it is 0
             grad_output = torch.zeros_like(grad_output)
-
-        def scaled(gradient: Tensor, want: bool, class_dim: int) -> Tensor | None:
-            return scale_saved(grad_output, gradient, classes, ctx.options[0], class_dim) if want else None
-
+        # A gradient that is not needed is empty.
+        if input_needs:
+            saved = scale_saved(grad_output, saved, classes, ctx.options[0], input.ndim - 1)
+        else:
+            saved[1:] = scale_saved(grad_output, saved[1:], classes, ctx.options[0], SUMS)
         of_input, of_weight, of_bias = saved
         return (
-            scaled(of_input, input_wanted, of_input.ndim - 1),
-            scaled(of_weight, weight_wanted, SUM),
+            of_input if input_needs else None,
+            of_weight if weight_needs else None,
             None,
-            scaled(of_bias, bias_wanted, SUM),
+            of_bias if bias_needs else None,
             None,
             None,
         )

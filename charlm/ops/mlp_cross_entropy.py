@@ -10,8 +10,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 from charlm.ops import _dtensor, _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
 from charlm.ops._arguments import HALF, REDUCTION_NAMES, check_output_dtype, complain, reduction_code, softcap_code
 from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
-from charlm.ops._saved import copies, wanted_gradients
-from charlm.ops._scaling import NO_INDEX, SUM, scale_saved
+from charlm.ops._saved import Unread, wanted_gradients
+from charlm.ops._scaling import NO_INDEX, SUMS, scale_saved
 
 _forward = torch.ops.charlm.mlp_cross_entropy_forward.default
 _backward = torch.ops.charlm.mlp_cross_entropy_backward.default
@@ -147,31 +147,34 @@ class _MlpCrossEntropy(torch.autograd.Function):
         ctx.in_forward = options[0] != 0 and embedding.dtype in (torch.float32, torch.float64)
         arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
         loss, *gradients = _forward(*arguments, *options, ctx.in_forward)
-        embedding, bias1, bias2 = copies(embedding, bias1, bias2)
-        arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
-        ctx.save_for_backward(*arguments, *(gradients if ctx.in_forward else ()))
+        ctx.unread = None
+        if not torch.compiler.is_compiling():
+            ctx.unread = Unread(embedding=embedding, bias1=bias1, bias2=bias2)
+        if not ctx.in_forward:  # torch keeps what it picked from the table, and no bias: all of them may change
+            gradients = [None if p is None else p.clone() for p in (embedding, bias1, bias2)]
+        ctx.save_for_backward(ids, target, weight1, weight2, *gradients)
         ctx.options = options
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        kept = ctx.saved_tensors  # once: checkpointing computes them again at each reading
-        tensors, saved = kept[:7], kept[7:]
-        wanted = wanted_gradients(ctx, tensors)
+        ids, target, weight1, weight2, *saved = ctx.saved_tensors
         if _transforms.is_more_than_first_order(grad_output):
+            embedding, bias1, bias2 = ctx.unread.as_they_were()
+            tensors = (ids, target, embedding, weight1, bias1, weight2, bias2)
+            wanted = wanted_gradients(ctx, tensors)
             return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None
-        target = tensors[1]
+        needed = ctx.needs_input_grad[2:7]
         if ctx.in_forward:
-            gradients = [
-                scale_saved(grad_output, gradient, target, NO_INDEX, SUM) if want else None
-                for gradient, want in zip(saved, wanted[2:], strict=True)
-            ]
-            return None, None, *gradients, None
+            gradients = scale_saved(grad_output, saved, target, NO_INDEX, SUMS)
+            return None, None, *(g if need else None for g, need in zip(gradients, needed, strict=True)), None
         reduction, softcap = ctx.options
         if reduction == 1:
             grad_output = grad_output / target.numel()
-        gradients = _backward(grad_output.expand(target.shape), *tensors, softcap)
-        return None, None, *(g if want else None for g, want in zip(gradients, wanted[2:], strict=True)), None
+        embedding, bias1, bias2 = saved
+        arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
+        gradients = _backward(grad_output.expand(target.shape), *arguments, softcap)
+        return None, None, *(g if need else None for g, need in zip(gradients, needed, strict=True)), None
 
 
 @torch.library.register_fake("charlm::mlp_cross_entropy_forward")

@@ -134,7 +134,11 @@ template <typename T>
 Tensor keep_rows(const Tensor& ids, const Tensor& embedding, const EmbeddingLinear<T>& p) {
   if (!keeps_picked_rows(ids, embedding.size(0))) {
     Tensor copy = allocate(embedding.sizes(), embedding.scalar_type());
-    torch::stable::copy_(copy, embedding);
+    if (embedding.is_contiguous()) {
+      copy_bytes(copy.mutable_data_ptr(), embedding.const_data_ptr(), embedding.numel() * embedding.element_size());
+    } else {
+      torch::stable::copy_(copy, embedding);
+    }
     return copy;
   }
   const int64_t dim = embedding.size(1);
@@ -382,7 +386,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tens
                                             bool wants_weight, bool wants_bias) {
   check_on_cpu("ids", ids);
   check_on_cpu("rows", rows);
-  check_embedding_linear_backward(grad_output, output, ids, rows, weight, bias, activation, vocab_size, wants_bias);
+  check_embedding_linear_backward(grad_output, output, ids, rows, weight, bias, activation, vocab_size);
   std::optional<std::tuple<Tensor, Tensor, Tensor>> result;
   dispatch_compute_type(rows, [&](auto type) {
     using T = decltype(type);

@@ -63,7 +63,7 @@ bool keeps_picked_rows(const Tensor& ids, int64_t vocab_size) { return vocab_siz
 
 void check_embedding_linear_backward(const Tensor& grad_output, const Tensor& output, const Tensor& ids,
                                      const Tensor& rows, const Tensor& weight, const OptionalTensor& bias,
-                                     int64_t activation, int64_t vocab_size, bool wants_bias) {
+                                     int64_t activation, int64_t vocab_size) {
   check_embedding_linear(ids, rows, weight, bias, activation);
   check(vocab_size >= 0 && vocab_size <= std::numeric_limits<int32_t>::max(),
         "vocab_size must be between 0 and 2^31 - 1, got ", vocab_size);
@@ -79,7 +79,6 @@ void check_embedding_linear_backward(const Tensor& grad_output, const Tensor& ou
   check(grad_output.sizes().equals(shape), "grad_output must have shape ", ShapeString(shape), ", got ",
         ShapeString(grad_output));
   check(output.sizes().equals(shape), "output must have shape ", ShapeString(shape), ", got ", ShapeString(output));
-  check(!wants_bias || bias.has_value(), "bias must be given to have a gradient");
 }
 
 std::vector<int64_t> layer_shape(const Tensor& ids, const Tensor& weight) {

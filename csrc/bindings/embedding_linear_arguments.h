@@ -12,7 +12,7 @@ void check_embedding_linear(const Tensor& ids, const Tensor& embedding, const Te
 // Of backward, which has `rows` in the place of the table.
 void check_embedding_linear_backward(const Tensor& grad_output, const Tensor& output, const Tensor& ids,
                                      const Tensor& rows, const Tensor& weight, const OptionalTensor& bias,
-                                     int64_t activation, int64_t vocab_size, bool wants_bias);
+                                     int64_t activation, int64_t vocab_size);
 
 // Whether `rows` has the embedding of each id, and not a copy of the table, which is larger.
 bool keeps_picked_rows(const Tensor& ids, int64_t vocab_size);

@@ -35,11 +35,11 @@ STABLE_TORCH_LIBRARY(charlm, library) {
       "float softcap, float z_loss, bool input_gradient, bool weight_gradient, bool bias_gradient, "
       "bool target_gradient) "
       "-> (Tensor input_gradient, Tensor weight_gradient, Tensor bias_gradient, Tensor target_gradient)");
-  // gradient = scale * gradient, for a gradient that forward computed. Where the scale is no finite number, the rows
-  // that target names ignore_index stay 0, and all of it does where no row counts. class_dim is the dimension that is
-  // not one of rows; -1 for a sum over rows. target null: all of the rows count.
+  // Each gradient = scale * gradient, of those that forward computed. Where the scale is no finite number, the rows of
+  // the first that target names ignore_index stay 0, and all of it does where no row counts. class_dim is the dimension
+  // of the first that is not one of rows, the others are sums over rows; -1 where all are. target null: all rows count.
   library.def(
-      "scale_gradient_(Tensor(a!) gradient, Tensor scale, Tensor? target, int ignore_index, int class_dim) -> ()");
+      "scale_gradients_(Tensor(a!)[] gradients, Tensor scale, Tensor? target, int ignore_index, int class_dim) -> ()");
   // out = addend + a b; the addend is out itself or one row. For the other ops, on CUDA only: see bindings/cuda.
   library.def("multiply_add(Tensor addend, Tensor a, Tensor b, Tensor(a!) out) -> ()");
   // parameters: embedding, weight1, bias1, weight2, bias2[, direct_weight]. optimizer 0 is SGD, whose state with

@@ -46,7 +46,7 @@ def load() -> None:
     _C.last_branch = lambda: last_branch().decode()
     charlm, aten = torch.library.Library("charlm", "IMPL"), torch.library.Library("aten", "IMPL")
     charlm.impl("multiply_add", _products.multiply_add, "CPU")
-    charlm.impl("scale_gradient_", _scaling.scale_gradient, "CPU")
+    charlm.impl("scale_gradients_", _scaling.scale_gradients, "CPU")
     aten.impl("mm.dtype_out", _mm, "CPU")
     aten.impl("addmm.dtype_out", _addmm, "CPU")
     _libraries.extend([charlm, aten])

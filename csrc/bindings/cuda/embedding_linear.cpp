@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tens
                                             int64_t activation, int64_t vocab_size, bool wants_embedding,
                                             bool wants_weight, bool wants_bias) {
   const DeviceCall device("rows", rows);
-  check_embedding_linear_backward(grad_output, output, ids, rows, weight, bias, activation, vocab_size, wants_bias);
+  check_embedding_linear_backward(grad_output, output, ids, rows, weight, bias, activation, vocab_size);
   Arguments arguments(ids, weight, bias, activation, vocab_size, rows.size(1));
   if (keeps_picked_rows(ids, vocab_size)) {
     arguments.call.picked_rows = const_cast<void*>(rows.const_data_ptr());

@@ -1,4 +1,4 @@
-// scale * gradient, in the memory of a gradient that forward has computed. Backward of a loss is nothing but this, and
+// scale * gradient, in the memory of gradients that forward has computed. Backward of a loss is nothing but this, and
 // nearly always the scale is 1: asked here, and not in Python, as what traces a program must not see a number being
 // read.
 #include <cmath>
@@ -50,35 +50,35 @@ double value_of(const Tensor& scale) {
   return *contiguous_as(scale, ScalarType::Double).const_data_ptr<double>();
 }
 
-void scale_gradient(const Tensor gradient, const Tensor scale, const OptionalTensor target, int64_t ignore_index,
-                    int64_t class_dim) {
-  check_floating("gradient", gradient);
-  check_on_cpu("gradient", gradient);
+void scale_gradients(const std::vector<Tensor> gradients, const Tensor scale, const OptionalTensor target,
+                     int64_t ignore_index, int64_t class_dim) {
+  for (const Tensor& gradient : gradients) {
+    check_floating("gradients", gradient);
+    check_on_cpu("gradients", gradient);
+  }
   check_on_cpu("scale", scale);
   check(scale.numel() == 1, "scale must have one element, got shape ", ShapeString(scale));
-  check(class_dim >= -1 && class_dim < gradient.dim(), "class_dim must be a dimension of gradient ",
-        ShapeString(gradient), " or -1, got ", class_dim);
+  check(class_dim == -1 || (!gradients.empty() && class_dim >= 0 && class_dim < gradients[0].dim()),
+        "class_dim must be a dimension of the first gradient or -1, got ", class_dim);
   check_memory("scale", scale);
   const double value = value_of(scale);
   if (value == 1.0) return;
-  if (std::isfinite(value) || !target.has_value()) {
-    multiply(gradient, scale);
-    return;
+  int64_t rows = 0, counting = 0;
+  OptionalTensor classes;
+  if (!std::isfinite(value) && target.has_value()) {
+    check_memory("target", *target);
+    classes = contiguous_as(*target, ScalarType::Long);
+    rows = classes->numel();
+    const int64_t* y = classes->const_data_ptr<int64_t>();
+    for (int64_t n = 0; n < rows; ++n) counting += y[n] != ignore_index;
+    if (counting == 0) return;  // all of them are 0
   }
-  check_memory("target", *target);
-  const Tensor classes = contiguous_as(*target, ScalarType::Long);
-  const int64_t* y = classes.const_data_ptr<int64_t>();
-  const int64_t rows = classes.numel();
-  if (class_dim >= 0) {
-    check(rows * gradient.size(class_dim) == gradient.numel(), "target must have one element for each of the ",
-          "rows of gradient ", ShapeString(gradient), ", got shape ", ShapeString(*target));
-  }
-  int64_t counting = 0;
-  for (int64_t n = 0; n < rows; ++n) counting += y[n] != ignore_index;
-  if (counting == 0) return;  // all of it is 0
-  multiply(gradient, scale);
-  if (class_dim < 0 || counting == rows) return;
-  const Rows gradient_rows(gradient, class_dim);
+  for (const Tensor& gradient : gradients) multiply(gradient, scale);
+  if (counting == rows || class_dim < 0) return;
+  check(rows * gradients[0].size(class_dim) == gradients[0].numel(), "target must have one element for each row of ",
+        "the first gradient ", ShapeString(gradients[0]), ", got shape ", ShapeString(*target));
+  const Rows gradient_rows(gradients[0], class_dim);
+  const int64_t* y = classes->const_data_ptr<int64_t>();
   for (int64_t n = 0; n < rows; ++n) {
     if (y[n] == ignore_index) gradient_rows.clear(n);
   }
@@ -86,6 +86,6 @@ void scale_gradient(const Tensor gradient, const Tensor scale, const OptionalTen
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) { library.impl("scale_gradient_", TORCH_BOX(&scale_gradient)); }
+STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) { library.impl("scale_gradients_", TORCH_BOX(&scale_gradients)); }
 
 }  // namespace charlm
