@@ -46,11 +46,26 @@ def _factors(count: int, scale: Tensor, target: Tensor | None, ignore_index: int
     """What to multiply each gradient by: the scale, 0 where no row counts."""
     if target is None:
         return [scale.unsqueeze(class_dim) if scale.ndim > 0 else scale] * count
+    _check_memory(target)
     counts = target != ignore_index
     factors = [] if class_dim == SUMS else [torch.where(counts, scale, 0).unsqueeze(class_dim)]
     if len(factors) < count:
         factors += [torch.where(counts.any(), scale, 0)] * (count - len(factors))
     return factors
+
+
+def _check_memory(target: Tensor) -> None:
+    """Raises where the storage was freed since forward: PyTorch's comparison would read it all the same."""
+    if torch.compiler.is_compiling() or type(target) is not Tensor or target.numel() == 0:
+        return
+    last = sum((size - 1) * stride for size, stride in zip(target.shape, target.stride(), strict=True))
+    bytes_needed = (target.storage_offset() + last + 1) * target.element_size()
+    available = target.untyped_storage().nbytes()
+    if available < bytes_needed:
+        raise RuntimeError(
+            f"target has shape {tuple(target.shape)}, but its storage has {available} bytes, less than that takes: its "
+            "data is not allocated"
+        )
 
 
 def scale_gradients(
