@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -92,16 +93,17 @@ def test_every_branch_of_a_bigram(branch: str, options: dict[str, Any]) -> None:
     torch.testing.assert_close(loss, fused.model.loss(fused.contexts, fused.targets).detach(), rtol=1e-12, atol=0)
 
 
-def one_class_losses(bigram: bool, logits: Tensor) -> list[float]:
-    """The loss of a model of one class with each of these logits: 0, but for rounding."""
+def losses_one_apart(bigram: bool, logits: Tensor) -> list[float]:
+    """The loss of the lesser of two classes with each of these logits, the other's being 1 more."""
     losses = []
     for logit in logits:
-        run = make_bigram(1, logits.dtype) if bigram else make_run((1, 1, 1, 1), logits.dtype)
+        run = make_bigram(2, logits.dtype) if bigram else make_run((2, 1, 1, 1), logits.dtype)
         with torch.no_grad():
             for parameter in run.parameters:
                 parameter.zero_()
-            run.parameters[-1].fill_(logit)
-        losses.append(engine.evaluate_full(run.parameters, *run.counts()).item())
+            run.parameters[-1].copy_(torch.stack([logit, logit + 1]))
+        contexts, row_ptr, targets, counts = run.counts()
+        losses.append(engine.evaluate_full(run.parameters, contexts, row_ptr, torch.zeros_like(targets), counts).item())
     return losses
 
 
@@ -110,12 +112,15 @@ def one_class_losses(bigram: bool, logits: Tensor) -> list[float]:
 def test_small_logits_are_not_shifted_and_large_ones_are(
     bigram: bool, dtype: torch.dtype, instruction_set: str
 ) -> None:
-    # Shifted by itself, the only logit is 0, and the loss log(exp(0)) - 0; not shifted it is log(exp(z)) - z, which
-    # rounding makes another number for some z. Without a shift exp(1000) is infinite.
-    small = one_class_losses(bigram, torch.linspace(0.1, 2.0, 40, dtype=dtype))
-    assert any(loss != 0.0 for loss in small)
-    assert max(map(abs, small)) < 4 * torch.finfo(dtype).eps
-    assert one_class_losses(bigram, torch.tensor([30.5, 1000.0, -1000.0], dtype=dtype)) == [0.0, 0.0, 0.0]
+    # The loss is log(1 + e). Of logits without a fraction, shifted by the larger, it is always the same number; not
+    # shifted, rounding makes others of it. Without a shift exp(1000) is infinite.
+    expected = math.log1p(math.e)
+    small = losses_one_apart(bigram, torch.arange(-20.0, 20.0, dtype=dtype))
+    assert len(set(small)) > 1
+    assert max(abs(loss - expected) for loss in small) < 40 * torch.finfo(dtype).eps
+    large = losses_one_apart(bigram, torch.tensor([31.0, 64.0, 1000.0, -1000.0], dtype=dtype))
+    assert len(set(large)) == 1
+    assert abs(large[0] - expected) < 4 * torch.finfo(dtype).eps
 
 
 # In float32, where the order of a sum shows.

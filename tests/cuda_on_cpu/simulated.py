@@ -11,7 +11,7 @@ import torch
 from simulator import INTEGER_TYPES, STORAGES, Server
 from torch import Tensor
 
-from charlm.ops._autograd import reduction_code, softcap_code
+from charlm.ops._arguments import reduction_code, softcap_code
 
 
 class Ops:
