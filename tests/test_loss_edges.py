@@ -184,3 +184,13 @@ def test_long_rows_of_an_output_layer_lose_no_digits() -> None:
         loss = ops.linear_cross_entropy(*arguments, linear_bias=bias, label_smoothing=0.1)
         exact = torch.tensor(262144.0, dtype=torch.float64).log()
         assert error_of(loss.detach(), exact) <= 2.0**-22
+
+
+@pytest.mark.parametrize("retain", [False, True])
+def test_the_gradient_of_one_row_in_a_vector(retain: bool) -> None:
+    sample = cross_entropy_sample(5, targets="indices")
+    for target in (sample.arguments["target"], sample.arguments["target"].reshape(1)):
+        logits = sample.arguments["input"].clone().requires_grad_()
+        expected = torch.autograd.grad(F.cross_entropy(logits, target.squeeze()), logits)
+        found = torch.autograd.grad(ops.cross_entropy(logits, target), logits, retain_graph=retain)
+        torch.testing.assert_close(found, expected)

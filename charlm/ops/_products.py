@@ -1,7 +1,7 @@
 """Products of matrices that C++ cannot ask torch for: its stable interface passes no number of any type, as beta is."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, addmm
 
 from charlm.ops import _extension  # noqa: F401  declares the op
 
@@ -11,7 +11,7 @@ __all__: list[str] = []
 def multiply_add(addend: Tensor, a: Tensor, b: Tensor, out: Tensor) -> None:
     """out = addend + a b; the addend is out itself or one row."""
     if out.dtype == a.dtype:
-        torch.addmm(addend, a, b, out=out)
+        addmm(addend, a, b, out=out)
     else:
         torch.ops.aten.addmm.dtype_out(addend, a, b, out.dtype, out=out)
 

@@ -36,18 +36,23 @@ def scale_saved(
     if grad_output.ndim == 0 and not kept:
         _scale_gradients(saved, grad_output, target, ignore_index, class_dim)
         return saved
-    factors = _factors(len(saved), grad_output, target, ignore_index, class_dim)
+    factors = _factors(saved, grad_output, target, ignore_index, class_dim)
     if kept:
         return [gradient * factor for gradient, factor in zip(saved, factors, strict=True)]
     return [gradient.mul_(factor) for gradient, factor in zip(saved, factors, strict=True)]
 
 
-def _factors(count: int, scale: Tensor, target: Tensor | None, ignore_index: int, class_dim: int) -> list[Tensor]:
+def _factors(
+    gradients: list[Tensor], scale: Tensor, target: Tensor | None, ignore_index: int, class_dim: int
+) -> list[Tensor]:
     """What to multiply each gradient by: the scale, 0 where no row counts."""
+    count = len(gradients)
     if target is None:
         return [scale.unsqueeze(class_dim) if scale.ndim > 0 else scale] * count
     _check_memory(target)
     counts = target != ignore_index
+    if class_dim != SUMS and gradients[0].ndim == 1:
+        counts = counts.view(())  # one row, whose target may be (1,)
     factors = [] if class_dim == SUMS else [torch.where(counts, scale, 0).unsqueeze(class_dim)]
     if len(factors) < count:
         factors += [torch.where(counts.any(), scale, 0)] * (count - len(factors))
@@ -72,7 +77,7 @@ def scale_gradients(
     gradients: list[Tensor], scale: Tensor, target: Tensor | None, ignore_index: int, class_dim: int
 ) -> None:
     """The op where asking whether the scale is 1 would mean to wait for the device."""
-    factors = _factors(len(gradients), scale, target, ignore_index, class_dim)
+    factors = _factors(gradients, scale, target, ignore_index, class_dim)
     for gradient, factor in zip(gradients, factors, strict=True):
         gradient.mul_(factor)
 

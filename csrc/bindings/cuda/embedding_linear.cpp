@@ -46,11 +46,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor ids, const Tensor embedding, con
   arguments.call.output = output.mutable_data_ptr();
   // A table that is no larger than what is picked from it is copied; that of "project" always is.
   const bool keeps_picked = keeps_rows && keeps_picked_rows(ids, embedding.size(0));
-  Tensor rows = allocate({!keeps_rows    ? 0
-                          : keeps_picked ? ids.numel()
-                                         : embedding.size(0),
-                          keeps_rows ? embedding.size(1) : 0},
-                         embedding.scalar_type(), device.device);
+  const int64_t count = keeps_picked ? ids.numel() : embedding.size(0);
+  Tensor rows = keeps_rows ? allocate({count, embedding.size(1)}, embedding.scalar_type(), device.device)
+                           : allocate({0}, embedding.scalar_type(), device.device);
   if (keeps_picked) {
     arguments.call.picked_rows = rows.mutable_data_ptr();
   } else if (keeps_rows) {
