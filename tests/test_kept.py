@@ -150,6 +150,25 @@ def test_a_second_derivative_of_logits_that_were_written_to() -> None:
         torch.testing.assert_close(second, torch.autograd.grad(expected.square().sum(), weight))
 
 
+def test_second_derivatives_of_masked_logits_and_of_weights_of_zero() -> None:
+    logits = normal(ROWS, CLASSES)
+    logits[:, 4] = -torch.inf
+    logits[:, 5] = -1e4
+    weight = torch.ones(CLASSES, dtype=logits.dtype)
+    weight[:20] = 0.0
+    target = integers(20, (ROWS,)).where(integers(2, (ROWS,), seed=1) > 0, 100)
+
+    def second(cross_entropy: Callable[..., Tensor], options: dict) -> Tensor:
+        leaf = logits.clone().requires_grad_()
+        (first,) = torch.autograd.grad(cross_entropy(leaf, target, **options), leaf, create_graph=True)
+        return torch.autograd.grad((first * normal(*first.shape, seed=2)).sum(), leaf)[0]
+
+    for options in ({}, {"weight": weight}, {"reduction": "sum", "ignore_index": 100}):
+        found = second(ops.cross_entropy, options)
+        assert torch.count_nonzero(found[:, 4:6]) == 0
+        torch.testing.assert_close(found, second(F.cross_entropy, options))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_tables_and_biases_are_written_to_after_forward(dtype: torch.dtype) -> None:
     """Torch needs neither in backward. max_norm, the next look-up, and an early optimizer step do it."""

@@ -243,7 +243,8 @@ def _logits_of(gradient: Tensor, target: Tensor, weight: Tensor | None, options:
         gradient = gradient * denominator
     # A row that does not count, or whose weights are 0, has no derivatives, whatever its logits.
     probabilities = torch.where(kept & (total != 0.0), (gradient + a) / total, 1.0)
-    return probabilities.clamp_min(torch.finfo(gradient.dtype).tiny).log()
+    # Far below all others: what is 0 stays 0.
+    return probabilities.log().where(probabilities > 0.0, -1e5)
 
 
 def _class_dim(input: Tensor) -> int:
