@@ -52,17 +52,17 @@ double value_of(const Tensor& scale) {
 
 void scale_gradients(const std::vector<Tensor> gradients, const Tensor scale, const OptionalTensor target,
                      int64_t ignore_index, int64_t class_dim) {
+  check_on_cpu("scale", scale);
+  check(scale.numel() == 1, "scale must have one element, got shape ", ShapeString(scale));
+  check_memory("scale", scale);
+  const double value = value_of(scale);
+  if (value == 1.0) return;  // nearly always: what is not read is not checked
   for (const Tensor& gradient : gradients) {
     check_floating("gradients", gradient);
     check_on_cpu("gradients", gradient);
   }
-  check_on_cpu("scale", scale);
-  check(scale.numel() == 1, "scale must have one element, got shape ", ShapeString(scale));
   check(class_dim == -1 || (!gradients.empty() && class_dim >= 0 && class_dim < gradients[0].dim()),
         "class_dim must be a dimension of the first gradient or -1, got ", class_dim);
-  check_memory("scale", scale);
-  const double value = value_of(scale);
-  if (value == 1.0) return;
   int64_t rows = 0, counting = 0;
   OptionalTensor classes;
   if (!std::isfinite(value) && target.has_value()) {
