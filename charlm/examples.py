@@ -162,14 +162,6 @@ class Split:
             IndexError: a token is not in 0 .. V-1.
         """
         tokens, ends = self.tokens.contiguous(), self.ends.contiguous()
-        if len(tokens) > 0:
-            low, high = torch.aminmax(tokens)
-            if low < 0 or high >= self.vocab_size:
-                position = int(((tokens < 0) | (tokens.long() >= self.vocab_size)).nonzero()[0])
-                raise IndexError(
-                    f"tokens[{position}] = {int(tokens[position])} is out of range for a vocabulary of "
-                    f"{self.vocab_size} tokens"
-                )
         starts, index, row_ptr, targets, values = _text.distinct_contexts(
             tokens.itemsize,
             ends.itemsize,

@@ -171,7 +171,7 @@ void check_examples(std::span<const Token> tokens, std::span<const Index> ends, 
   const auto bad = std::find_if(tokens.begin(), tokens.end(), is_bad);
   if (bad != tokens.end()) {
     refuse("tokens[" + std::to_string(bad - tokens.begin()) + "] = " + std::to_string(*bad) +
-           " is out of range for a vocabulary of " + std::to_string(vocab_size));
+           " is out of range for a vocabulary of " + std::to_string(vocab_size) + " tokens");
   }
 }
 
