@@ -40,13 +40,12 @@ def check_version(name: str, tensor: Tensor, version: int) -> None:
         )
 
 
-class Alias:
-    """A tensor that is kept for second derivatives alone: that it changed in place is an error only where one is asked
-    for.
+class Version:
+    """The version of a tensor that is saved as `tensor.data`, which torch does not compare with its own: for second
+    derivatives alone, as with `Unread`, but so that its memory is freed with what is saved.
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        self.data = tensor.data  # has a version of its own, and so passes torch's check of what is saved
         self._counter: Tensor | None = None
         if type(tensor) in _PLAIN:
             # Shares the version with the tensor, its base and its views, and none of their memory.
@@ -54,7 +53,8 @@ class Alias:
             self._counter.data = _NOTHING if tensor.is_cpu else tensor.new_empty(0)
             self._version = self._counter._version
 
-    def check_version(self, name: str) -> None:
+    def check(self, name: str) -> None:
+        """Raises where the tensor has changed since."""
         if self._counter is not None:
             check_version(name, self._counter, self._version)
 

@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from charlm.ops import _dtensor, _extension, _transforms, reference  # noqa: F401  _extension registers the ops
 from charlm.ops._arguments import HALF, REDUCTION_NAMES, check_output_dtype, complain, loss_options, promoted
 from charlm.ops._autograd import apply, autocast_dtype, check_devices, needs_gradient
-from charlm.ops._saved import Alias, wanted_gradients
+from charlm.ops._saved import Version, wanted_gradients
 from charlm.ops._scaling import scale_saved
 
 _forward = torch.ops.charlm.cross_entropy_forward.default
@@ -174,9 +174,8 @@ class _CrossEntropy(torch.autograd.Function):
         if _is_invertible(options) or torch.compiler.is_compiling():
             ctx.save_for_backward(gradient, target, weight)
         else:
-            ctx.input = Alias(input)
-            ctx.save_for_backward(gradient, target, weight, ctx.input.data)
-            del ctx.input.data
+            ctx.input_version = Version(input)
+            ctx.save_for_backward(gradient, target, weight, input.data)
         return loss, gradient
 
     @staticmethod
@@ -207,7 +206,7 @@ def _logits(ctx: Any, stand_in: Tensor, target: Tensor, weight: Tensor | None, i
     if input is None:
         input = _logits_of(gradient, target, weight, ctx.options)
     else:
-        ctx.input.check_version("input")
+        ctx.input_version.check("input")
     with torch.enable_grad():  # also where nobody differentiates further, but maps over backward
         return input + (stand_in - gradient).nan_to_num()  # the sum is the logits: what is added is 0
 
