@@ -28,21 +28,21 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 
 from charlm.distributed import vocab_parallel
 from charlm.ops._arguments import REDUCTION_NAMES, REDUCTIONS, loss_options
+from charlm.ops._scaling import NO_INDEX
 from charlm.ops._transforms import Op
 from charlm.ops.cross_entropy import _OP as CROSS_ENTROPY
+from charlm.ops.cross_entropy import _class_dim
 from charlm.ops.embedding_linear import _ACTIVATIONS
 from charlm.ops.embedding_linear import _OP as EMBEDDING_LINEAR
 from charlm.ops.linear_cross_entropy import _OP as LINEAR_CROSS_ENTROPY
 from charlm.ops.mlp_cross_entropy import _OP as MLP_CROSS_ENTROPY
 
 _NONE, _MEAN, _SUM = (REDUCTIONS[name] for name in ("none", "mean", "sum"))
-# An index that no target has, for an op that ignores none.
-_IGNORES_NOTHING = -(2**63)
 
 
 def cross_entropy(input: DTensor, target: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
     """:func:`charlm.ops.cross_entropy`. Logits that are sharded by classes are not gathered."""
-    class_dim = min(1, input.ndim - 1)
+    class_dim = _class_dim(input)
     classes = math.prod(input.shape[class_dim : class_dim + 1])
     row_dims = [dim for dim in range(input.ndim) if dim != class_dim]
     if input.ndim == 1 and target.shape == (1,) and not target.is_floating_point():
@@ -125,7 +125,7 @@ def mlp_cross_entropy(
     """:func:`charlm.ops.mlp_cross_entropy`; where a weight is sharded by its rows, the two ops that it is equal to."""
     if _shards(weight1, 0) or _shards(weight2, 0):
         hidden: Any = embedding_linear(ids, embedding, weight1, bias1, _ACTIVATIONS["tanh"])
-        options = (_IGNORES_NOTHING, reduction, 0.0, softcap, 0.0)
+        options = (NO_INDEX, reduction, 0.0, softcap, 0.0)
         return linear_cross_entropy(hidden, weight2, target, bias2, None, *options)
     split = _Split.of(ids, range(ids.ndim - 1))
     target, *parameters = split.joined(
