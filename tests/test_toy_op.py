@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,14 @@ from pathlib import Path
 import pytest
 from torch.utils import cpp_extension
 
+from charlm import _C
+
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^(Create|Add to) `([\w/.]+)`[^\n]*:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# One copy of the kernel is enough here.
-COMPILER = [os.environ.get("CXX", "c++"), "-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", "-DCHARLM_GENERIC"]
+# One copy of the kernel is enough here, for any instruction set.
+ISA = _C.instruction_set() if "CHARLM_ONLY_ISA" in (ROOT / "csrc/kernels/isa.h").read_text() else "generic"
+COMPILER = [*shlex.split(os.environ.get("CXX", "c++")), "-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden"]
+COMPILER += [f"-DCHARLM_ISA={ISA}", f"-DCHARLM_ONLY_ISA={ISA}", "-DCHARLM_GENERIC"]
 
 # The rest of the bindings is in charlm._C, which is loaded as it is: the toy has a library of its own.
 LIBRARY = """
@@ -74,7 +79,7 @@ def compile_toy(tree: Path) -> Path:
     jobs = {
         "toy": [tree / "toy.cpp", *stable],
         "isa": [csrc / "kernels/isa.cpp"],
-        "kernel": [csrc / "kernels/cpu/scale.cpp", "-DCHARLM_ISA=generic"],
+        "kernel": [csrc / "kernels/cpu/scale.cpp"],
     }
 
     def compile_one(name: str) -> str:
