@@ -15,8 +15,9 @@ from torch import Tensor
 from charlm import benchmark_jax
 from charlm._rules import check
 from charlm.backends import BACKENDS, EagerBackend
+from charlm.configuration import TrainingConfig
 from charlm.data import Dataset, Split
-from charlm.presets import PRESETS, TrainingConfig
+from charlm.presets import PRESETS
 
 # The lecture's model and steps; a wider one with AdamW; the lecture's in large batches; all examples in every step.
 WORKLOADS: dict[str, TrainingConfig] = {

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from charlm.batches import BatchSampler
+from charlm.configuration import TrainingConfig
 from charlm.data import Dataset
 from charlm.models import MLP
-from charlm.presets import TrainingConfig
 
 
 def check_installed() -> None:

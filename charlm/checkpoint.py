@@ -29,12 +29,12 @@ from torch import Tensor
 from charlm import description, metrics, models, optimizers, run_folder
 from charlm._rules import shown
 from charlm.batches import BatchSampler
+from charlm.configuration import KEPT_TEXTS, TrainingConfig
 from charlm.data import Dataset
 from charlm.description import FORMAT, check_format, format_description, read_description
 from charlm.fingerprint import Fingerprint
 from charlm.metrics import append_metrics, read_metrics, truncate_metrics
 from charlm.models import LanguageModel
-from charlm.presets import KEPT_TEXTS, TrainingConfig
 from charlm.run_folder import CheckpointError, blamed
 from charlm.run_lock import RunInUseError, locked
 from charlm.tensor_files import TensorFile, format_tensors
@@ -139,7 +139,7 @@ def save(
             trained in steps.
         data: `Fingerprint.of` the dataset, so that the run only goes on with the same.
         unrecorded: (k,), the losses of the last k steps, if they are to be part of a later record in metrics.jsonl.
-        texts: files to keep beside the checkpoint, by name: those of `charlm.presets.KEPT_TEXTS`.
+        texts: files to keep beside the checkpoint, by name: those of `charlm.configuration.KEPT_TEXTS`.
 
     Raises:
         RunInUseError: somebody else is writing into the folder.

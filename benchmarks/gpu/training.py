@@ -13,8 +13,8 @@ from benchmarks.gpu import measure
 from benchmarks.gpu.measure import Task
 from benchmarks.gpu.results import Entry
 from charlm.benchmark import WORKLOADS, elapsed_seconds, warm_up
+from charlm.configuration import TrainingConfig
 from charlm.data import Dataset
-from charlm.presets import TrainingConfig
 from charlm.trainer import Trainer
 
 # Of charlm bench. The backend "fused" trains on the CPU.
