@@ -252,7 +252,7 @@ def _run_on_every_example(name: str, config: TrainingConfig, dataset: Dataset) -
     # The trainer is only asked for the optimizer.
     model = config.create_model(len(dataset.vocabulary))
     optimizer = config.create_trainer(model, dataset).optimizer
-    backend = BACKENDS[name](model, optimizer, _AllExamples(dataset.train), None)
+    backend = BACKENDS[name](model, optimizer, _AllExamples(dataset.train), config)
     indices, rate = torch.arange(len(dataset.train))[None], torch.tensor([config.learning_rate])
 
     def run(steps: int) -> Tensor:

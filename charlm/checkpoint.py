@@ -242,15 +242,7 @@ def _parameters_and_buffers(model: LanguageModel) -> dict[str, Tensor]:
 def _training_tensors(run_dir: Path, config: TrainingConfig, model: LanguageModel) -> dict[str, Tensor]:
     """What optimizer.safetensors should have by name, of a model on the device "meta" and there too."""
     with blamed(run_dir / _CONFIG, " is damaged"):
-        optimizer = optimizers.create(
-            model,
-            config.optimizer,
-            learning_rate=config.learning_rate,
-            momentum=config.momentum,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-        )
+        optimizer = optimizers.create(model, config, config.learning_rate)
     batches = {} if config.batch_size == "full" else BatchSampler(1, 1, 0).state_dict()
     return {
         **{f"optimizer.{name}": value for name, value in optimizers.named_state(model, optimizer).items()},

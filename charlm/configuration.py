@@ -9,9 +9,10 @@ from typing import Any, Literal, get_type_hints
 import torch
 
 from charlm import data
-from charlm._rules import RULES, check, shown
+from charlm._rules import shown
 from charlm.data import Dataset, Split
 from charlm.models import MLP, CountBigram, LanguageModel, NeuralBigram
+from charlm.optimizers import OptimizerOptions
 from charlm.schema import checked
 from charlm.trainer import Trainer
 from charlm.vocabulary import Vocabulary
@@ -23,12 +24,13 @@ KEPT_TEXTS = {"path": "text.txt", "dev": "dev.txt", "test": "test.txt"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(OptimizerOptions):
     """All options of a training run; the defaults are the lecture's model and optimizer.
 
     Model, data and trainer options have the meaning they have in `charlm.models`, `charlm.data.load` and
-    `charlm.Trainer`. `steps` is the length of the run, which schedules decay over. `seed` draws initial weights and
-    batches; the split has its own seed, so that runs with different seeds are measured on the same examples.
+    `charlm.Trainer`; those of the optimizer are inherited. `steps` is the length of the run, which schedules decay
+    over. `seed` draws initial weights and batches; the split has its own seed, so that runs with different seeds are
+    measured on the same examples.
 
     A `path`, `dev` or `test` of "-" is standard input at the start of a run, and afterwards the copy in its folder of
     whatever was read from a pipe.
@@ -51,28 +53,20 @@ class TrainingConfig:
 
     steps: int = 200_000
     batch_size: int | Literal["full"] = 32
-    optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 0.1
-    momentum: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
     schedule: Literal["constant", "step", "cosine", "linear"] = "constant"
     warmup_steps: int = 0
     milestones: tuple[int, ...] | None = None
     decay_factor: float = 0.1
-    max_grad_norm: float | None = None
     backend: str | None = None
     device: str | None = None
     seed: int = 42
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            value = checked(getattr(self, name), hint, name)
-            if name in RULES and value is not None:
-                check(name, value)
             # Of a frozen instance; 1 becomes the 1.0 that a float option is.
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, checked(getattr(self, name), hint, name))
+        super().__post_init__()
 
     def to_dict(self) -> dict[str, Any]:
         """The options by name; JSON types, but for tuples, which JSON writes as lists."""
@@ -145,18 +139,13 @@ class TrainingConfig:
         return Trainer(
             model,
             dataset,
+            **{field.name: getattr(self, field.name) for field in fields(OptimizerOptions)},
             learning_rate=self.learning_rate,
-            optimizer=self.optimizer,
-            momentum=self.momentum,
-            betas=self.betas,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
             schedule=self.schedule,
             total_steps=self.steps,
             warmup_steps=self.warmup_steps,
             milestones=self.milestones,
             decay_factor=self.decay_factor,
-            max_grad_norm=self.max_grad_norm,
             batch_size=self.batch_size,
             backend=self.backend,
             seed=self.seed,

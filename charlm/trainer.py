@@ -19,6 +19,7 @@ from charlm.data import Dataset, Distinct
 from charlm.evaluation import evaluate
 from charlm.interrupts import deferred_interrupt
 from charlm.models import LanguageModel
+from charlm.optimizers import OptimizerOptions
 from charlm.schedules import Schedule
 
 # Steps go to the backend in chunks of about this long: the interval of progress reports and of looking for Ctrl-C.
@@ -95,28 +96,25 @@ class Trainer:
         _check_fit(model, dataset)
         if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {shown(backend)}")
-        check("max_grad_norm", max_grad_norm, optional=True)
         check("seed", seed)
         check("batch_size", batch_size)
         self._batches = None if batch_size == "full" else BatchSampler(len(dataset.train), int(batch_size), seed)
+        options = OptimizerOptions(
+            optimizer=optimizer,  # type: ignore[arg-type]  # any str: it is checked
+            momentum=momentum,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+        )
         self._schedule = Schedule(schedule, learning_rate, total_steps, warmup_steps, milestones, decay_factor)
 
         self._processes = distributed.current()
         self.model = _moved(model, device)
         self.backend = backend or default_backend(self.model, self._processes)
         self.dataset = dataset
-        self.optimizer = optimizers.create(
-            self.model,
-            optimizer,
-            learning_rate=learning_rate,
-            momentum=momentum,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-        )
-        self._backend = BACKENDS[self.backend](
-            self.model, self.optimizer, dataset.train, max_grad_norm, self._processes
-        )
+        self.optimizer = optimizers.create(self.model, options, learning_rate)
+        self._backend = BACKENDS[self.backend](self.model, self.optimizer, dataset.train, options, self._processes)
         self._processes.check_same(
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             examples=len(dataset.train),
