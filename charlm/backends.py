@@ -36,7 +36,12 @@ class Backend(Protocol):
         split: the training examples.
         options: those that the optimizer was created with.
         processes: those that train the model together.
+
+    Attributes:
+        model: as this backend computes it; its parameters are those of the model that was given, which stays as it is.
     """
+
+    model: LanguageModel
 
     def __init__(
         self,
@@ -81,8 +86,8 @@ class EagerBackend:
         options: OptimizerOptions,
         processes: Processes = ALONE,
     ) -> None:
-        self._loss = self._prepare(model)
-        self._model = model
+        self.model = model.computing_with(self.model_backend)
+        self._loss = self._prepare()
         self._optimizer = optimizer
         self._split = split
         self._max_grad_norm = options.max_grad_norm
@@ -91,10 +96,9 @@ class EagerBackend:
         self._distinct: Distinct | None = None
         self._only_part: list[tuple[Tensor, Tensor]] | None = None
 
-    def _prepare(self, model: LanguageModel) -> Callable[..., Tensor]:
-        """Sets the model up and returns what computes its loss; ValueError where the backend cannot."""
-        model.backend = self.model_backend
-        loss: Callable[..., Tensor] = model.loss
+    def _prepare(self) -> Callable[..., Tensor]:
+        """Returns what computes the model's loss; ValueError where the backend cannot."""
+        loss: Callable[..., Tensor] = self.model.loss
         return loss
 
     def run(self, batch_indices: Tensor | None, learning_rates: Tensor) -> Tensor:
@@ -140,13 +144,13 @@ class EagerBackend:
         if self._distinct is None:
             self._distinct = self._split.distinct()
             own = self._processes.shard(len(self._distinct))
-            if (own.stop - own.start) * self._model.vocab_size <= _LOGITS_AT_ONCE:
+            if (own.stop - own.start) * self.model.vocab_size <= _LOGITS_AT_ONCE:
                 self._only_part = list(self._parts(self._distinct))
         return self._parts(self._distinct) if self._only_part is None else self._only_part
 
     def _parts(self, distinct: Distinct) -> Iterator[tuple[Tensor, Tensor]]:
         example = self._parameters[0]
-        rows_at_once = max(1, _LOGITS_AT_ONCE // self._model.vocab_size)
+        rows_at_once = max(1, _LOGITS_AT_ONCE // self.model.vocab_size)
         own = self._processes.shard(len(distinct))
         for start in range(own.start, own.stop, rows_at_once):
             rows = slice(start, min(start + rows_at_once, own.stop))
@@ -157,8 +161,8 @@ class EagerBackend:
 class CompileBackend(EagerBackend):
     """The eager backend with the model's loss, forward and backward, under `torch.compile`."""
 
-    def _prepare(self, model: LanguageModel) -> Callable[..., Tensor]:
-        return torch.compile(super()._prepare(model), dynamic=False, fullgraph=True)
+    def _prepare(self) -> Callable[..., Tensor]:
+        return torch.compile(super()._prepare(), dynamic=False, fullgraph=True)
 
 
 class OpsBackend(EagerBackend):
@@ -166,13 +170,14 @@ class OpsBackend(EagerBackend):
 
     model_backend = "ops"
 
-    def _prepare(self, model: LanguageModel) -> Callable[..., Tensor]:
-        if not has_kernels(model.device):
-            how = " or install charlm again where nvcc is on the PATH" if model.device.type == "cuda" else ""
+    def _prepare(self) -> Callable[..., Tensor]:
+        device = self.model.device
+        if not has_kernels(device):
+            how = " or install charlm again where nvcc is on the PATH" if device.type == "cuda" else ""
             raise ValueError(
-                f"backend 'ops' has no kernels for {model.device}, where the model is: use 'eager' or 'compile'{how}"
+                f"backend 'ops' has no kernels for {device}, where the model is: use 'eager' or 'compile'{how}"
             )
-        return super()._prepare(model)
+        return super()._prepare()
 
 
 class FusedBackend:
@@ -195,10 +200,10 @@ class FusedBackend:
             raise ValueError(
                 f"backend 'fused' trains on the CPU, but the model is on {model.device}: use 'ops' or 'eager'"
             )
-        model.backend = "ops"
         parameters = engine_parameters(model)
         if parameters is None:
             raise ValueError(f"backend 'fused' trains an MLP or a NeuralBigram, got a {type(model).__name__}")
+        self.model = model.computing_with("ops")
         self._parameters = parameters
         self._optimizer = optimizer
         self._options = options

@@ -179,7 +179,7 @@ def load(run_dir: str | os.PathLike[str], *, backend: str = "ops", training: boo
 
     Args:
         run_dir: the folder of the run.
-        backend: of the model.
+        backend: of the model: whose ops compute.
         training: also what training goes on with; otherwise optimizer.safetensors is not read, and need not be there.
 
     Raises:
