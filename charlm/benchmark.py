@@ -19,10 +19,9 @@ from charlm.configuration import TrainingConfig
 from charlm.data import Dataset, Split
 from charlm.presets import PRESETS
 
-# The lecture's model and steps; a wider one with AdamW; the lecture's in large batches; all examples in every step.
+# Presets of training, and the first of them in large batches, and with all examples in every step.
 WORKLOADS: dict[str, TrainingConfig] = {
-    "lecture": PRESETS["makemore"],
-    "eureka": PRESETS["eureka"],
+    **{name: PRESETS[name] for name in ("makemore", "eureka")},
     "large": replace(PRESETS["makemore"], batch_size=4096),
     "full": replace(PRESETS["makemore"], batch_size="full"),
 }

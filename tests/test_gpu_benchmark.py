@@ -194,13 +194,13 @@ def test_mlp_cross_entropy(cpu: None) -> None:
 
 
 def test_training(cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = replace(WORKLOADS["lecture"], hidden_dim=4, batch_size=8)
+    small = replace(WORKLOADS["makemore"], hidden_dim=4, batch_size=8)
     monkeypatch.setattr(training, "WORKLOADS", dict.fromkeys(training.PRESETS, small))
-    monkeypatch.setattr(training, "PRESETS", ("lecture",))
+    monkeypatch.setattr(training, "PRESETS", ("makemore",))
     monkeypatch.setattr(training, "_ROUND_SECONDS", 1e-4)
     entries = done(training.tasks())
-    assert list(entries) == ["lecture: eager", "lecture: ops", "lecture: compile"]
-    assert entries["lecture: ops"]["examples"] == 8
+    assert list(entries) == ["makemore: eager", "makemore: ops", "makemore: compile"]
+    assert entries["makemore: ops"]["examples"] == 8
 
 
 @pytest.mark.parametrize("part", ["cross_entropy", "linear_cross_entropy", "embedding_linear", "mlp_cross_entropy"])

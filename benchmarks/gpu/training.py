@@ -18,7 +18,7 @@ from charlm.data import Dataset
 from charlm.trainer import Trainer
 
 # Of charlm bench. The backend "fused" trains on the CPU.
-PRESETS = ("lecture", "eureka", "large")
+PRESETS = ("makemore", "eureka", "large")
 BACKENDS = ("eager", "ops", "compile")
 ROUNDS = 5
 _ROUND_SECONDS = 0.3

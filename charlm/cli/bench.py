@@ -28,8 +28,8 @@ def bench(
         Argument(metavar="FILE", parser=file_name, help="UTF-8 text, - for standard input (default: US given names)."),
     ] = None,
     preset: Annotated[
-        str, Option(metavar="lecture|eureka|large|full", help="Model, batch size and optimizer of the race.")
-    ] = "lecture",
+        str, Option(metavar="makemore|eureka|large|full", help="Model, batch size and optimizer of the race.")
+    ] = "makemore",
     backends: Annotated[
         str | None, Option(metavar="B1,B2,...", help="Who takes part, such as eager,fused,jax (default: all but jax).")
     ] = None,
@@ -47,8 +47,8 @@ def bench(
 ) -> None:
     """Race the backends: the same training steps by each, side by side, in alternating rounds; medians.
 
-    The presets are the lecture's run; a wider model with AdamW; the lecture's with batches of 4,096; and with the whole
-    data set in every step.
+    makemore and eureka are those of training, the lecture's run and a wider model with AdamW; large is makemore with
+    batches of 4,096, full with the whole data set in every step.
     """
     from charlm.benchmark import race
 
