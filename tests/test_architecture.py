@@ -26,7 +26,7 @@ LAYERS = [
     {"evaluation", "sampler", "backends"},
     {"trainer"},
     {"configuration"},
-    {"presets", "checkpoint", "plots", "benchmark_jax"},
+    {"presets", "checkpoint", "plots"},
     {"benchmark"},
     {"cli"},
     {"__main__"},

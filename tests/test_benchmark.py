@@ -6,7 +6,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from benchmarks import growth
 from benchmarks.__main__ import main as run_benchmarks
 from benchmarks.__main__ import time_ops
 from benchmarks.tables import render
+from benchmarks.with_jax import create_run
 from charlm import benchmark
 from charlm.backends import BACKENDS, EagerBackend
 from charlm.benchmark import WORKLOADS, race
-from charlm.benchmark_jax import create_run
 from charlm.cli import main
 from charlm.cli.bench import duration, rate
 
@@ -179,6 +179,34 @@ def test_jax_is_asked_for_by_who_wants_to_race_it(small: Path, monkeypatch: pyte
     assert os.sched_getaffinity(0) == cores
     with pytest.raises(ValueError, match="the loop in JAX trains an MLP without direct connections"):
         create_run(replace(WORKLOADS["makemore"], direct=True), charlm.data.load(small), threads=1)
+
+
+@pytest.mark.parametrize(("workload", "examples"), [("makemore", "batch"), ("full", "every example")])
+def test_an_opponent_races_as_a_backend_does(
+    small: Path, monkeypatch: pytest.MonkeyPatch, workload: str, examples: str
+) -> None:
+    given = []
+
+    def create(config: charlm.TrainingConfig, dataset: charlm.data.Dataset, threads: int) -> Callable[[int], Tensor]:
+        given.append((config.batch_size, dataset.name, threads))
+        return config.create_trainer(config.create_model(len(dataset.vocabulary)), dataset).run
+
+    monkeypatch.setitem(benchmark.OPPONENTS, "other", create)
+    finished = race(workload, path=str(small), backends=["second", "other"], **TINY)
+    assert given == [(WORKLOADS[workload].batch_size, "few", 1)]
+    assert [timing.examples for timing in finished.timings] == [finished.timings[0].examples, examples]
+    with pytest.raises(ValueError, match=r"backends must be among eager, .*, jax, other, got 'none'$"):
+        race(workload, backends=["none"])
+
+
+def test_the_command_that_measures_again_is_the_one_that_was_run(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [str(small), "--backends", "eager", "--seconds", "0.001"]
+    capsys.readouterr()
+    assert main(["bench", *options, "--json"], program="python -m benchmarks.with_jax") == 0
+    command = f"python -m benchmarks.with_jax bench {small} --preset makemore --backends eager --threads 1"
+    assert json.loads(capsys.readouterr().out)["command"] == f"{command} --seconds 0.001"
 
 
 def test_threads_are_set_for_the_race_only(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
