@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import growth
 from benchmarks.growth import SWEEPS
-from benchmarks.tables import render
+from benchmarks.page import render
 from charlm import environment
 from charlm.backends import BACKENDS
 from charlm.benchmark import WORKLOADS

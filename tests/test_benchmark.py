@@ -19,7 +19,7 @@ import charlm
 from benchmarks import growth
 from benchmarks.__main__ import main as run_benchmarks
 from benchmarks.__main__ import time_ops
-from benchmarks.tables import render
+from benchmarks.page import render
 from benchmarks.with_jax import create_run
 from charlm import benchmark
 from charlm.backends import BACKENDS, EagerBackend
