@@ -55,11 +55,10 @@ def tree(tmp_path: Path) -> Path:
     ignore = shutil.ignore_patterns("__pycache__")
     for folder in ("charlm", "csrc"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignore)
-    for name in ("tests/cases.py", "tests/command_line.py", "tests/conftest.py", "benchmarks/common.py"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
-    for name in ("benchmarks/__init__.py", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("tests", "benchmarks"):
+        (tmp_path / name).mkdir()
+    for path in (ROOT / "pyproject.toml", *(ROOT / "tests").glob("[a-s]*.py"), *(ROOT / "benchmarks").glob("*.py")):
+        shutil.copy(path, tmp_path / path.relative_to(ROOT))
     for _, name, text in blocks():
         with (tmp_path / name).open("a") as file:
             file.write(f"\n\n{text}" if name != "csrc/bindings/library.cpp" else "")
