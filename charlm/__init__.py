@@ -12,9 +12,10 @@ from charlm._version import __version__
 
 if TYPE_CHECKING:
     from charlm import backends, checkpoint, data, distributed, models, nn, ops, plots, presets, sampler
+    from charlm.configuration import TrainingConfig
     from charlm.evaluation import evaluate
     from charlm.models import MLP, CountBigram, NeuralBigram
-    from charlm.presets import PRESETS, TrainingConfig
+    from charlm.presets import PRESETS
     from charlm.sampler import sample
     from charlm.trainer import NonFiniteLossError, Trainer
     from charlm.vocabulary import Vocabulary
@@ -51,7 +52,7 @@ _HOMES = {
     "NeuralBigram": "models",
     "NonFiniteLossError": "trainer",
     "Trainer": "trainer",
-    "TrainingConfig": "presets",
+    "TrainingConfig": "configuration",
     "Vocabulary": "vocabulary",
     "evaluate": "evaluation",
     "sample": "sampler",

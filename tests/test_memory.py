@@ -152,7 +152,7 @@ def test_training_on_a_tensor_whose_storage_was_freed() -> None:
         freed = [run.parameters[1].data, state[3], contexts, targets, batches][place]
         freed.untyped_storage().resize_(0)
         with pytest.raises(RuntimeError, match="data is not allocated"):
-            engine.train_steps(run.parameters, state, contexts, targets, batches, rates, optimizer="adamw")
+            engine.train_steps(run.parameters, state, contexts, targets, batches, rates, **run.options)
 
 
 HUGE = 2**62

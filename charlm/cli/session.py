@@ -19,12 +19,12 @@ from torch import Tensor
 from charlm import checkpoint, description, distributed, run_folder
 from charlm.checkpoint import CheckpointError
 from charlm.cli.console import OnProgress
+from charlm.configuration import KEPT_TEXTS, STANDARD_INPUT, TrainingConfig
 from charlm.data import Dataset
 from charlm.evaluation import evaluate
 from charlm.fingerprint import Fingerprint
 from charlm.interrupts import Interrupt, deferred_interrupt
 from charlm.models import CountBigram, LanguageModel
-from charlm.presets import KEPT_TEXTS, STANDARD_INPUT, TrainingConfig
 from charlm.run_folder import blamed
 from charlm.run_lock import Claim
 from charlm.trainer import NonFiniteLossError, Trainer

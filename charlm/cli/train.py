@@ -29,8 +29,8 @@ from charlm.interrupts import deferred_interrupt, exit_code, termination_as_inte
 
 if TYPE_CHECKING:
     from charlm.cli.session import Session
+    from charlm.configuration import TrainingConfig
     from charlm.distributed import Processes
-    from charlm.presets import TrainingConfig
 
 # Options of a run that a resumed run may change: none of them is part of the saved state.
 _CHANGEABLE = ("path", "dev", "test", "steps", "backend", "device")
@@ -135,7 +135,7 @@ def train(
     """
     from charlm import distributed
     from charlm.cli.session import Session
-    from charlm.presets import KEPT_TEXTS, TrainingConfig
+    from charlm.configuration import KEPT_TEXTS, TrainingConfig
 
     names = [field.name for field in fields(TrainingConfig)]
     options = {name: context.params[name] for name in names if context.params.get(name) is not None}
