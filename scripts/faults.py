@@ -133,13 +133,6 @@ KERNELS = [
         (ENGINE + "options_equal_eager",),
     ),
     Fault(
-        "clipping makes small gradients large",
-        "csrc/kernels/cpu/optimizer.h",
-        "return ratio < 1 ? (T)ratio : (T)1;",
-        "return (T)ratio;",
-        (ENGINE + "options_equal_eager",),
-    ),
-    Fault(
         "the output bias is not clipped",
         "csrc/kernels/cpu/mlp_cross_entropy.cpp",
         "update(bias2, layout_.size(), scale);",
@@ -190,13 +183,6 @@ BINDINGS = [
         "total += problem.weight[problem.target[n]];",
         "total += 1;",
         (CE + "every_combination_of_options",),
-    ),
-    Fault(
-        "the number of classes is itself a class",
-        "csrc/bindings/cross_entropy_options.cpp",
-        "(static_cast<uint64_t>(y) >= classes) & (y != problem.ignore_index)",
-        "(static_cast<uint64_t>(y) > classes) & (y != problem.ignore_index)",
-        ("tests/test_bad_input.py::test_targets_out_of_range",),
     ),
     Fault(
         "threads share one scratch",  # a race
@@ -291,20 +277,6 @@ PYTHON = [
         ("tests/test_nn.py::test_linear_cross_entropy_loss_is_its_op_and_torchs",),
     ),
     Fault(
-        "initial weights are scaled by the wrong dimension",
-        "charlm/models/mlp.py",
-        "math.sqrt(self.weight1.shape[1])",
-        "math.sqrt(self.weight1.shape[0])",
-        ("tests/test_models.py::test_mlp_starts_with_the_scales_of_the_lecture_near_the_uniform_distribution",),
-    ),
-    Fault(
-        "bigram counts are divided by the sums of columns",
-        "charlm/models/bigram.py",
-        "totals = rows.sum(dim=-1, keepdim=True)",
-        "totals = rows.sum(dim=0, keepdim=True)",
-        ("tests/test_models.py::test_an_unseen_pair_has_an_infinite_loss_and_an_unseen_token_a_uniform_row",),
-    ),
-    Fault(
         "the seed of the split is not used",
         "charlm/data.py",
         "torch.Generator().manual_seed(int(seed))",
@@ -359,8 +331,8 @@ PYTHON = [
     Fault(
         "the fused backend drops the softcap",
         "charlm/backends.py",
-        '            "softcap": getattr(model, "softcap", None),\n',
-        "",
+        'self._softcap = getattr(model, "softcap", None)',
+        "self._softcap = None",
         (TRAINING + "eager_ops_and_fused_have_the_same_loss_curve", "tests/test_preset_curves.py"),
     ),
     Fault(
@@ -378,13 +350,6 @@ PYTHON = [
         ("tests/test_sampler.py::test_probabilities_follow_temperature_and_top_k",),
     ),
     Fault(
-        "files of an older and a newer checkpoint are mixed",
-        "charlm/checkpoint.py",
-        "if training_step != step:",
-        "if training_step > step:",
-        ("tests/test_checkpoint.py::test_files_of_two_checkpoints_are_not_mixed",),
-    ),
-    Fault(
         "the record of the checkpoint's step is dropped",
         "charlm/metrics.py",
         'if record["step"] <= step',
@@ -394,16 +359,9 @@ PYTHON = [
     Fault(
         "a folder that is in use is not noticed",
         "charlm/run_lock.py",
-        '        raise RunInUseError(f"{folder} is in use: another process is training or saving this run") from None\n',
-        "        return\n",
+        'raise RunInUseError(f"{folder} is in use: another process is training or saving this run") from None',
+        "return",
         ("tests/test_run_lock.py::test_two_trainings_into_one_folder_at_once",),
-    ),
-    Fault(
-        "an interrupted command ends like one that has finished",
-        "charlm/cli/train.py",
-        "raise typer.Exit(exit_code(interruption)) from None",
-        "raise typer.Exit(0) from None",
-        ("tests/test_resume.py::test_ctrl_c_and_sigterm_save_and_print_the_command_that_continues",),
     ),
 ]
 
@@ -442,13 +400,6 @@ CUDA = [
         "const int64_t at = row * ids.row_stride + position * ids.position_stride;",
         "const int64_t at = row * ids.row_stride + position;",
         (EL + "ids_with_any_strides",),
-    ),
-    Fault(
-        "on a GPU, float16 is read as bfloat16",
-        "csrc/kernels/cuda/storage.cuh",
-        "return function(__half{});",
-        "return function(__nv_bfloat16{});",
-        (CE + "every_shape_in_every_dtype",),
     ),
     Fault(
         "the bias has the gradient of the last chunk alone",
