@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ BLOCK = re.compile(r"^(Create|Add to) `([\w/.]+)`[^\n]*:\n\n```\w+\n(.*?)^```$",
 ISA = _C.instruction_set() if "CHARLM_ONLY_ISA" in (ROOT / "csrc/kernels/isa.h").read_text() else "generic"
 COMPILER = [*shlex.split(os.environ.get("CXX", "c++")), "-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden"]
 COMPILER += [f"-DCHARLM_ISA={ISA}", f"-DCHARLM_ONLY_ISA={ISA}", "-DCHARLM_GENERIC"]
+COMPILER += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 
 # The rest of the bindings is in charlm._C, which is loaded as it is: the toy has a library of its own.
 LIBRARY = """
@@ -74,34 +74,22 @@ def compile_toy(tree: Path) -> Path:
         "".join(f'#include "{path.relative_to(csrc)}"\n' for path in needed(csrc, csrc / "bindings/scale.cpp"))
         + LIBRARY.format(schemas=schemas)
     )
-    stable = ["-DTORCH_TARGET_VERSION=0x020a000000000000", *(f"-I{path}" for path in cpp_extension.include_paths())]
-    jobs = {
-        "toy": [tree / "toy.cpp", *stable],
-        "isa": [csrc / "kernels/isa.cpp"],
-        "kernel": [csrc / "kernels/cpu/scale.cpp"],
-    }
-
-    def compile_one(name: str) -> str:
-        run([*COMPILER, f"-I{csrc}", *map(str, jobs[name]), "-c", "-o", f"{name}.o"], tree)
-        return f"{name}.o"
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, jobs))
-    libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
-    run([*COMPILER, "-shared", *objects, *libraries, "-o", "toy.so"], tree)
+    sources = [str(tree / "toy.cpp"), str(csrc / "kernels/cpu/scale.cpp")]
+    includes = [f"-I{path}" for path in (csrc, *cpp_extension.include_paths())]
+    libraries = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"]
+    run([*COMPILER, *includes, "-shared", *sources, *libraries, "-o", "toy.so"], tree)
     return tree / "toy.so"
 
 
 def needed(csrc: Path, source: Path) -> list[Path]:
-    """A source, and those behind the headers that it includes."""
+    """A source, and those that define what its headers declare: of the same name, of kernels or of bindings."""
     found, waiting = [], [source]
     while waiting:
         path = waiting.pop()
         found.append(path)
-        for header in re.findall(r'^#include "(bindings/\w+)\.h"', path.read_text(), re.MULTILINE):
-            for other in (csrc / f"{header}.h", csrc / f"{header}.cpp"):
-                if other.exists() and other not in (*found, *waiting):
-                    waiting.append(other)
+        for header in re.findall(r'^#include "(?:bindings|kernels)/(\w+)\.h"', path.read_text(), re.MULTILINE):
+            others = [csrc / folder / f"{header}.{end}" for folder in ("bindings", "kernels") for end in ("h", "cpp")]
+            waiting += [other for other in others if other.exists() and other not in (*found, *waiting)]
     return [path for path in found if path.suffix == ".cpp"]
 
 
