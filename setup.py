@@ -20,7 +20,7 @@ from typing import Any
 
 from setuptools import setup
 
-from building import cuda, prerequisites
+from building import cuda, description, prerequisites
 from building.kernels import BuildKernels, Library
 from charlm._version import OLDEST_TORCH
 
@@ -136,4 +136,4 @@ def compiled() -> dict[str, Any]:
 
 
 # What does not compile needs nothing of that. The sources are those of MANIFEST.in, the same wherever they are packed.
-setup(**({} if {"sdist", "egg_info", "dist_info"} & set(sys.argv) else compiled()))
+setup(**description.arguments(), **({} if {"sdist", "egg_info", "dist_info"} & set(sys.argv) else compiled()))

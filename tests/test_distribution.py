@@ -126,6 +126,17 @@ def test_the_source_distribution_has_what_a_clone_has(sdist: Path) -> None:
     assert {name for name in names if not is_metadata(name)} == sources()
 
 
+def test_an_index_is_given_no_links_to_files_that_it_does_not_have(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        (metadata,) = (member for member in archive.getmembers() if re.fullmatch(r"[^/]+/PKG-INFO", member.name))
+        content = archive.extractfile(metadata)
+        assert content is not None
+        text = content.read().decode()
+    assert "\nDescription-Content-Type: text/markdown\n" in text
+    assert "Ops (`docs/ops.md`)" in text
+    assert not re.search(r"\]\((?!https?:|#)", text)
+
+
 def test_the_source_distribution_is_the_same_where_there_is_nvcc(
     sdist: Path, checkout: Path, standins: dict[str, str], tmp_path: Path
 ) -> None:
