@@ -27,7 +27,7 @@ LAYERS = [
     {"trainer"},
     {"configuration"},
     {"presets", "checkpoint", "plots"},
-    {"benchmark"},
+    {"benchmark", "training_run"},
     {"cli"},
     {"__main__"},
 ]
