@@ -31,8 +31,8 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-# Where a file imports from below all the same, in a function that nothing but what it is for calls: DTensors bring the
-# process groups with them that ops know nothing of.
+# Where a file imports from below all the same, in a function that nothing but what it is for calls: DTensors bring
+# process groups with them, which other calls do without.
 DOORS = {"charlm/ops/_dtensor.py": {"distributed"}}
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 
