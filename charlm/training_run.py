@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from charlm import checkpoint, description, distributed, run_folder
+from charlm import checkpoint, config_json, distributed, run_folder
 from charlm._rules import check
 from charlm.checkpoint import CheckpointError
 from charlm.configuration import KEPT_TEXTS, STANDARD_INPUT, TrainingConfig
@@ -286,7 +286,7 @@ class _Folder:
             if not run_dir.exists():  # what is to be its parent is a file
                 raise
             raise ValueError(f"{run_dir} is a file: choose another run_dir") from error
-        if run_folder.has_file(run_dir, description.FILE):
+        if run_folder.has_file(run_dir, config_json.FILE):
             raise ValueError(f"{run_dir} holds a run already: resume it, or choose another run_dir")
         if not run_folder.is_unused(run_dir):
             raise ValueError(f"{run_dir} is not empty: choose another run_dir")

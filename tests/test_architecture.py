@@ -20,7 +20,7 @@ LAYERS = [
     {"_C", "_text", "_version", "_loading", "_buffers", "_memory", "_rules", "interrupts", "run_folder"},
     {"_text_extension"},
     {"ops", "vocabulary", "schedules", "optimizers", "batches", "environment", "sources", "run_lock", "schema"},
-    {"nn", "engine", "examples", "distributed", "tensor_files", "description", "metrics"},
+    {"nn", "engine", "splits", "distributed", "tensor_files", "config_json", "metrics"},
     {"data"},
     {"models", "fingerprint"},
     {"evaluation", "sampler", "backends"},
@@ -87,8 +87,8 @@ def test_data_and_ops_know_nothing_of_each_other() -> None:
     for name, others in (
         ("vocabulary", basics),
         ("sources", basics),
-        ("examples", basics),
-        ("data", {*basics, "vocabulary", "sources", "examples"}),
+        ("splits", basics),
+        ("data", {*basics, "vocabulary", "sources", "splits"}),
     ):
         assert set(imported(ROOT / "charlm" / f"{name}.py")) <= others
     for path in sources("charlm/ops", (".py",)):
