@@ -140,10 +140,8 @@ def train(
     with termination_as_interrupt(), distributed.joined() as processes:
         _check_texts([options[name] for name in KEPT_TEXTS if name in options], resume is not None, processes)
         if resume is None:
-            config = _configuration(preset, options)
             given = [*options, *([] if checkpoint_every is None else ["checkpoint_every"])]
-            check_together(given, vars(config))
-            run = TrainingRun.start(config, out)
+            run = TrainingRun.start(_configuration(preset, options, given), out)
         else:
             given = [*options, *(name for name, value in (("preset", preset), ("out", out)) if value is not None)]
             _check_changeable(given)
@@ -185,14 +183,15 @@ def _program() -> list[str]:
     return ["charlm"] if processes == "1" else ["torchrun", "--nproc-per-node", processes, "-m", "charlm"]
 
 
-def _configuration(preset: str | None, options: Mapping[str, Any]) -> TrainingConfig:
-    """The preset, or that of the model, with the given options in place of its own."""
+def _configuration(preset: str | None, options: Mapping[str, Any], given: Collection[str]) -> TrainingConfig:
+    """The preset, or that of the model, with the given options in place of its own; all that is `given` has effect."""
     from charlm.presets import PRESETS
 
     name = _PRESET_OF_MODEL[options.get("model", "mlp")] if preset is None else preset
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {shown(name)}")
     base = PRESETS[name]
+    check_together(given, {**vars(base), **options})
     config = replace(base, **options)
     if config.steps < base.steps and "warmup_steps" not in options:
         # A shorter run has its share of the preset's warm-up.
