@@ -191,6 +191,19 @@ def test_nan_and_infinity_stay_in_their_row(column: int, dtype: torch.dtype, bad
     check(sample.with_arguments(input=logits))
 
 
+@pytest.mark.parametrize("softcap", [None, 30.0])
+@pytest.mark.parametrize("classes", [27, 100])
+def test_nan_is_nan_whatever_its_other_bits(classes: int, softcap: float | None, instruction_set: str) -> None:
+    """Some programs tell by them what is missing. There are rows enough for whole vectors of them."""
+    logits = cross_entropy_sample(20, classes, dtype=torch.float32).arguments["input"].clone()
+    logits[2, 5] = torch.tensor(0x7FC00001, dtype=torch.int32).view(torch.float32)
+    sample = cross_entropy_sample(20, classes, dtype=torch.float32, reduction="none", softcap=softcap)
+    values = evaluate(sample.with_arguments(input=logits))
+    only_row_2 = [row == 2 for row in range(20)]
+    assert values["result"].isnan().tolist() == only_row_2
+    assert values["gradient of input"].isnan().any(dim=1).tolist() == only_row_2
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("targets", ["indices", "probabilities"])
 @pytest.mark.parametrize("shape", [(0, 27), (0, 27, 4), (3, 27, 0)])

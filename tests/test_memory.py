@@ -250,6 +250,14 @@ def test_how_much_memory_was_asked_for(op: str, arguments: tuple[Tensor, ...], b
         getattr(ops, op)(*leaves)
 
 
+@pytest.mark.cpu
+def test_memory_that_runs_out_in_a_thread(threads: None) -> None:
+    """What a thread cannot have, for classes that do not lie side by side, is the caller's error."""
+    torch.set_num_threads(2)
+    with pytest.raises(RuntimeError, match=rf"can't allocate memory on cpu: you tried to allocate {2**52} bytes"):
+        ops.cross_entropy(expanded(4, 2**48), torch.zeros(4, dtype=torch.int64))
+
+
 def test_results_are_the_same_wherever_arguments_lie() -> None:
     """The guard changes nothing: the same numbers from memory in the middle of a page."""
     sample = SAMPLES["cross_entropy"]

@@ -1,8 +1,8 @@
 // The instruction set the CPU kernels run on.
 //
-// Every file of kernels/cpu is compiled once per instruction set into its own namespace charlm::cpu::<name>, and hands
-// its functions out as a table (a plain struct of function pointers). select<Table>() returns the table of the running
-// machine, so a binding writes `select<CrossEntropyKernels<float>>().forward(...)` and an op adds no dispatch code.
+// Every file of kernels/cpu is compiled once per instruction set into its own namespace charlm::cpu::isa_<name>, and
+// hands its functions out as a table (a plain struct of function pointers). select<Table>() returns the table of the
+// set in use, so a binding writes `select<CrossEntropyKernels<float>>().tiles(...)` and an op adds no dispatch code.
 #pragma once
 
 // CHARLM_GENERIC: one copy, whatever flags it is compiled with.

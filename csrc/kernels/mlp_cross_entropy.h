@@ -63,8 +63,8 @@ void pack(const MlpLayout& layout, const MlpTensors<T>& tensors, T* flat);
 template <typename T>
 void unpack(const MlpLayout& layout, const T* flat, const MlpTensors<T>& tensors);
 
-// Distinct contexts and their targets. A table row is a token at a position: row t_begin[t] ... of the projected
-// tables.
+// Distinct contexts and their targets. A table row is a token at a position: position t has the rows from
+// position_begin[t] on of the projected tables.
 template <typename T>
 struct MlpBatch {
   int64_t rows = 0;                         // U, distinct contexts
