@@ -101,10 +101,7 @@ class Copy:
 
     def _build(self) -> None:
         command = [sys.executable, "setup.py", "--quiet", "build_clib", "build_ext", "--inplace"]
-        environment = {"CHARLM_CUDA": "0", "CCACHE_BASEDIR": str(self._folder), "CCACHE_NOHASHDIR": "1"}
-        if CCACHE.is_dir():
-            environment["PATH"] = f"{CCACHE}:{os.environ['PATH']}"
-        built = self._call(command, environment)
+        built = self._call(command)
         if built.returncode != 0:
             sys.exit(f"{' '.join(command)} in {self._folder}:\n{built.stdout}{built.stderr}")
 
@@ -118,8 +115,11 @@ class Copy:
                 return failed[1] if failed else f"pytest ended with {ended.returncode}"
         return None
 
-    def _call(self, command: Sequence[str], more: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(self._folder), **(more or {})}
+    def _call(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(self._folder), "CHARLM_CUDA": "0"}
+        environment |= {"CCACHE_BASEDIR": str(self._folder), "CCACHE_NOHASHDIR": "1"}
+        if CCACHE.is_dir():
+            environment["PATH"] = f"{CCACHE}:{environment['PATH']}"
         return subprocess.run(command, cwd=self._folder, env=environment, capture_output=True, text=True)
 
 
