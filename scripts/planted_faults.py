@@ -85,19 +85,23 @@ class Copy:
         listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
         names = {name for name in listed if name and (ROOT / name).is_file()}
         extensions = {str(path.relative_to(ROOT)) for path in (ROOT / "charlm").glob("*.so")}
-        for path in self._folder.rglob("*") if self._folder.exists() else ():
+        is_new = not self._folder.exists()
+        for path in self._folder.rglob("*"):
             name = str(path.relative_to(self._folder))
-            if path.is_file() and name not in names | extensions and not name.startswith("build"):
+            if path.is_file() and name not in names | extensions and not name.startswith((".git/", "build/")):
                 path.unlink()
         self._stale.parent.mkdir(parents=True, exist_ok=True)
         for name in sorted(names | extensions):
             to, content = self._folder / name, (ROOT / name).read_bytes()
             if to.exists() and (name in extensions or to.read_bytes() == content):
                 continue
-            if name.startswith(("csrc/", "building/", "setup.py")):
+            if not is_new and name.startswith(("csrc/", "building/", "setup.py")):
                 self._stale.touch()
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, to)
+        # Some tests ask git which files there are.
+        for command in (["git", "init", "--quiet"], ["git", "add", "--all"]):
+            subprocess.run(command, cwd=self._folder, check=True)
 
     def _build(self) -> None:
         command = [sys.executable, "setup.py", "--quiet", "build_clib", "build_ext", "--inplace"]
