@@ -85,26 +85,27 @@ class Copy:
         listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
         names = {name for name in listed if name and (ROOT / name).is_file()}
         extensions = {str(path.relative_to(ROOT)) for path in (ROOT / "charlm").glob("*.so")}
-        for path in self._folder.rglob("*") if self._folder.exists() else ():
+        is_new = not self._folder.exists()
+        for path in self._folder.rglob("*"):
             name = str(path.relative_to(self._folder))
-            if path.is_file() and name not in names | extensions and not name.startswith("build"):
+            if path.is_file() and name not in names | extensions and not name.startswith((".git/", "build/")):
                 path.unlink()
         self._stale.parent.mkdir(parents=True, exist_ok=True)
         for name in sorted(names | extensions):
             to, content = self._folder / name, (ROOT / name).read_bytes()
             if to.exists() and (name in extensions or to.read_bytes() == content):
                 continue
-            if name.startswith(("csrc/", "building/", "setup.py")):
+            if not is_new and name.startswith(("csrc/", "building/", "setup.py")):
                 self._stale.touch()
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, to)
+        # Some tests ask git which files there are.
+        for command in (["git", "init", "--quiet"], ["git", "add", "--all"]):
+            subprocess.run(command, cwd=self._folder, check=True)
 
     def _build(self) -> None:
         command = [sys.executable, "setup.py", "--quiet", "build_clib", "build_ext", "--inplace"]
-        environment = {"CHARLM_CUDA": "0", "CCACHE_BASEDIR": str(self._folder), "CCACHE_NOHASHDIR": "1"}
-        if CCACHE.is_dir():
-            environment["PATH"] = f"{CCACHE}:{os.environ['PATH']}"
-        built = self._call(command, environment)
+        built = self._call(command)
         if built.returncode != 0:
             sys.exit(f"{' '.join(command)} in {self._folder}:\n{built.stdout}{built.stderr}")
 
@@ -118,8 +119,11 @@ class Copy:
                 return failed[1] if failed else f"pytest ended with {ended.returncode}"
         return None
 
-    def _call(self, command: Sequence[str], more: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(self._folder), **(more or {})}
+    def _call(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(self._folder), "CHARLM_CUDA": "0"}
+        environment |= {"CCACHE_BASEDIR": str(self._folder), "CCACHE_NOHASHDIR": "1"}
+        if CCACHE.is_dir():
+            environment["PATH"] = f"{CCACHE}:{environment['PATH']}"
         return subprocess.run(command, cwd=self._folder, env=environment, capture_output=True, text=True)
 
 
