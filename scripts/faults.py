@@ -305,7 +305,7 @@ PYTHON = [
         "charlm/schedules.py",
         "return rate * (step + 1) / self.warmup_steps",
         "return rate * step / self.warmup_steps",
-        (TRAINING + "schedules_are_their_formulas",),
+        ("tests/test_schedules.py::test_schedules_are_their_formulas",),
     ),
     Fault(
         "the first parameter of other processes is their own",
