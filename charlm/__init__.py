@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from charlm.presets import PRESETS
     from charlm.sampler import sample
     from charlm.trainer import NonFiniteLossError, Trainer
+    from charlm.training_run import TrainingRun
     from charlm.vocabulary import Vocabulary
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "NonFiniteLossError",
     "Trainer",
     "TrainingConfig",
+    "TrainingRun",
     "Vocabulary",
     "__version__",
     "backends",
@@ -53,6 +55,7 @@ _HOMES = {
     "NonFiniteLossError": "trainer",
     "Trainer": "trainer",
     "TrainingConfig": "configuration",
+    "TrainingRun": "training_run",
     "Vocabulary": "vocabulary",
     "evaluate": "evaluation",
     "sample": "sampler",

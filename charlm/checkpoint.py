@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from charlm import description, metrics, models, optimizers, run_folder
+from charlm import config_json, metrics, models, optimizers, run_folder
 from charlm._rules import shown
 from charlm.batches import BatchSampler
+from charlm.config_json import FORMAT, check_format, format_description, read_description
 from charlm.configuration import KEPT_TEXTS, TrainingConfig
 from charlm.data import Dataset
-from charlm.description import FORMAT, check_format, format_description, read_description
 from charlm.fingerprint import Fingerprint
 from charlm.metrics import append_metrics, read_metrics, truncate_metrics
 from charlm.models import LanguageModel
@@ -54,7 +54,7 @@ __all__ = [
     "truncate_metrics",
 ]
 
-_CONFIG = description.FILE
+_CONFIG = config_json.FILE
 _MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 # The parts of `Trainer.state_dict()` that optimizer.safetensors holds, as prefixes of its tensor names.

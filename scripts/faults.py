@@ -285,7 +285,7 @@ PYTHON = [
     ),
     Fault(
         "the first example of a line belongs to the one before",
-        "charlm/examples.py",
+        "charlm/splits.py",
         "indices.to(self.ends.dtype), right=True)",
         "indices.to(self.ends.dtype), right=False)",
         ("tests/test_data.py::test_lines",),
@@ -316,7 +316,7 @@ PYTHON = [
     ),
     Fault(
         "gradients of the input are not summed over the processes",
-        "charlm/distributed/vocab_parallel.py",
+        "charlm/ops/_vocab_parallel.py",
         "            dist.all_reduce(input_gradient, group=loss.group)\n",
         "            pass\n",
         ("tests/test_vocab_parallel.py::test_every_combination_of_options_equals_the_op_on_the_whole_weight",),

@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-import charlm.cli.session
-from charlm import Trainer
+from charlm import Trainer, training_run
 from charlm.cli import main
 
 # Every fifth point is one to be killed at.
@@ -62,7 +61,7 @@ def charlm_in_a_fork(*arguments: str, killed_at: int = 0) -> int:
 
 
 def kill_everywhere(options: list[str]) -> None:
-    charlm.cli.session._RECORDS = RECORDS
+    training_run._RECORDS = RECORDS
     # In this process: what torch imports and sets up at its first steps, all forks then have. Threads they would not.
     torch.set_num_threads(1)
     assert main(["train", *options, "--out", "whole"]) == 0

@@ -252,7 +252,7 @@ def test_a_file_of_a_terabyte_is_not_read(
 def test_a_step_beyond_all_counters_is_refused_at_once(run_charlm: CommandLine, run: Path) -> None:
     set_step(run, 10**9)
     assert run_charlm.error("train", "--resume", "run") == (
-        "run is at step 1,000,000,000 already, past --steps 4: it goes on with more --steps only"
+        "run is at step 1,000,000,000 already, past --steps 4: it goes on with more steps only"
     )
     # Drawing the batches of all steps before would take minutes.
     line = run_charlm.error("train", "--resume", "run", "--steps", 10**9 + 1)
