@@ -23,11 +23,9 @@ train: $(VENV)/.ready
 	set -x; $(BIN)/charlm train $$command runs/names
 	$(BIN)/charlm sample runs/names -n 20
 
-# Two processes with two threads each would wait for one another, twenty times as long as they work.
-test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n auto
-	if [ "$$(uname)" = Linux ]; then $(BIN)/python -m pytest -n auto --device simulated; fi
+	$(BIN)/python -m pytest -n auto --dist worksteal
+	if [ "$$(uname)" = Linux ]; then $(BIN)/python -m pytest -n auto --dist worksteal --device simulated; fi
 
 # The C++ built so that an access out of bounds, or an operation without a defined result, ends the program with a
 # report; in a folder of its own. Two threads, as a bound between theirs is what most easily falls in the wrong place.
