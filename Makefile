@@ -23,15 +23,14 @@ train: $(VENV)/.ready
 	set -x; $(BIN)/charlm train $$command runs/names
 	$(BIN)/charlm sample runs/names -n 20
 
-# Two processes with two threads each would wait for one another, twenty times as long as they work.
-test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n auto
-	if [ "$$(uname)" = Linux ]; then $(BIN)/python -m pytest -n auto --device simulated; fi
+	$(BIN)/python -m pytest -n auto --dist worksteal
+	if [ "$$(uname)" = Linux ]; then $(BIN)/python -m pytest -n auto --dist worksteal --device simulated; fi
 
 # The C++ built so that an access out of bounds, or an operation without a defined result, ends the program with a
 # report; in a folder of its own. Two threads, as a bound between theirs is what most easily falls in the wrong place.
-# Reports go to files, since pytest keeps what is written to standard error and dies with it.
+# Reports go to files, since pytest keeps what is written to standard error and dies with it. Checks of a gradient by
+# differences call the same code hundreds of times more.
 SANITIZED := build/sanitize
 SANITIZERS = $(foreach name,libasan.so libubsan.so libstdc++.so,$(shell $${CC:-gcc} -print-file-name=$(name)))
 OPS := $(filter-out reference,$(basename $(notdir $(wildcard charlm/ops/[a-z]*.py))))
@@ -44,7 +43,8 @@ sanitize: $(VENV)/.ready
 	LD_PRELOAD="$(SANITIZERS)" OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
 	  UBSAN_OPTIONS=print_stacktrace=1:log_path=$(SANITIZED)/report \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=$(SANITIZED)/report \
-	  $(BIN)/pytest -n auto -q -o "pythonpath=$(SANITIZED)/lib . tests/cuda_on_cpu" $(SANITIZED_TESTS) \
+	  $(BIN)/pytest -n auto --dist worksteal -q -k "not gradcheck" \
+	  -o "pythonpath=$(SANITIZED)/lib . tests/cuda_on_cpu" $(SANITIZED_TESTS) \
 	  || { cat $(SANITIZED)/report.* 2> /dev/null; exit 1; }
 
 bench: $(VENV)/.ready
