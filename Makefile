@@ -105,4 +105,4 @@ $(VENV)/.tools: $(VENV)/.ready
 	touch $@
 
 clean:
-	rm -rf build dist gpu-kit *.egg-info charlm/*.so
+	rm -rf build dist gpu-kit *.egg-info charlm/*.so $(VENV)/.ready
