@@ -43,7 +43,9 @@ SAMPLES = {
     "linear_cross_entropy, none": linear_cross_entropy_sample((2, 1), 2, 4, reduction="none", softcap=2.0),
     "linear_cross_entropy, probabilities": linear_cross_entropy_sample(2, 2, 4, targets="probabilities", z_loss=0.1),
     "mlp_cross_entropy, mean": mlp_cross_entropy_sample(4, 2, 4, 2, 3),
-    "mlp_cross_entropy, none": mlp_cross_entropy_sample(3, 2, 4, 2, 3, reduction="none", softcap=2.0),
+    "mlp_cross_entropy, none": mlp_cross_entropy_sample(
+        3, 2, 4, 2, 3, targets="ignored", reduction="none", softcap=2.0
+    ),
 }
 every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 every_argument = pytest.mark.parametrize(
