@@ -46,6 +46,12 @@ sanitize: $(VENV)/.ready
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=$(SANITIZED)/report \
 	  $(BIN)/pytest -n auto -q -o "pythonpath=$(SANITIZED)/lib . tests/cuda_on_cpu" $(SANITIZED_TESTS) \
 	  || { cat $(SANITIZED)/report.* 2> /dev/null; exit 1; }
+	if [ "$$(uname)" = Linux ]; then \
+	  LD_PRELOAD="$(SANITIZERS)" CHARLM_SANITIZE=1 OMP_NUM_THREADS=1 \
+	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=$(SANITIZED)/report \
+	    $(BIN)/pytest -n auto -q --device simulated $(patsubst %,tests/test_%.py,$(OPS) cuda_kernels) \
+	    || { cat $(SANITIZED)/report.* 2> /dev/null; exit 1; }; \
+	fi
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,21 +35,20 @@ def pytest_configure(config: pytest.Config) -> None:
     # What torch's deterministic mode asks for on a GPU. It reads this once.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if name == "simulated":
-        import rehearsal
+        import simulator
 
-        rehearsal.load()
+        simulator.load()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what does not ask where the ops run, where that is not the CPU, and what takes a simulator hours."""
     import cases
 
-    if not cases.on_cuda:
-        return
-    left_out = {"cpu", "vast"} if config.getoption("--device") == "simulated" else {"cpu"}
+    left_out = {"cpu": {"cuda"}, "simulated": {"cpu", "vast"}}.get(config.getoption("--device"), {"cpu"})
     kept, deselected = [], []
     for item in items:
-        runs_there = _uses_cases(item) and not any(item.get_closest_marker(name) for name in left_out)
+        runs_there = not cases.on_cuda or _uses_cases(item)
+        runs_there = runs_there and not any(item.get_closest_marker(name) for name in left_out)
         (kept if runs_there else deselected).append(item)
     config.hook.pytest_deselected(items=deselected)
     items[:] = kept
@@ -69,6 +68,20 @@ def _uses_cases(item: pytest.Item) -> bool:
 def seeded() -> None:
     """Every test starts from the same state of torch's default generator, in whatever order the tests run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def reorder(request: pytest.FixtureRequest) -> Callable[[int], None]:
+    """Has threads and blocks of kernels run in another order from now on, where a simulator decides it.
+
+    It watches what they do, in the same order in every run of a test.
+    """
+    if request.config.getoption("--device") != "simulated":
+        return lambda seed: None
+    import simulator
+
+    simulator.watch(True, 0)
+    return lambda seed: simulator.watch(True, seed)
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ class TiledModel {
     if (sums_losses) {
       const T* weights = p_.output.mean ? tiles_.run.weight_parts : nullptr;
       const Error error =
-          cross_entropy_reduce<T>(tiles_.run.loss_parts, weights, launch_.blocks, p_.output.total_loss, stream_);
+          reduce_cross_entropy<T>(tiles_.run.loss_parts, weights, launch_.blocks, p_.output.total_loss, stream_);
       if (error != cudaSuccess) return error;
     }
     return p_.has_gradient ? add_gradients(projection, library) : cudaSuccess;
