@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
