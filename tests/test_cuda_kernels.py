@@ -287,11 +287,13 @@ def test_chunks_of_any_length(rows: int, reduction: str, dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("classes", [3, 530])
-def test_chunks_with_every_option(classes: int, reduction: str, targets: str) -> None:
-    rows = 2100 if classes == 3 else 2050
+def test_chunks_with_every_option(reduction: str, targets: str) -> None:
     options = {**ALL_LOSS_OPTIONS, "targets": targets, "reduction": reduction, "bias": reduction != "sum"}
-    check(linear_cross_entropy_sample(rows, 2, classes, dtype=torch.float32, **options))
+    check(linear_cross_entropy_sample(2100, 2, 3, dtype=torch.float32, **options))
+
+
+def test_chunks_of_wide_rows() -> None:
+    check(linear_cross_entropy_sample(2050, 2, 530, dtype=torch.float32, targets="ignored", **ALL_LOSS_OPTIONS))
 
 
 def test_a_weight_gradient_of_many_chunks_is_added_up_in_float32() -> None:
