@@ -55,9 +55,9 @@ sanitize: $(VENV)/.tools
 	  -o "pythonpath=$(SANITIZED)/lib . tests/cuda_on_cpu" $(SANITIZED_TESTS) \
 	  || { cat $(SANITIZED)/report.* 2> /dev/null; exit 1; }
 	if [ "$$(uname)" = Linux ]; then \
-	  LD_PRELOAD="$(SANITIZERS)" CHARLM_SANITIZE=1 OMP_NUM_THREADS=1 \
+	  CHARLM_SANITIZE=1 LD_PRELOAD="$(SANITIZERS)" \
 	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=$(SANITIZED)/report \
-	    $(BIN)/pytest -n auto -q --device simulated $(patsubst %,tests/test_%.py,$(OPS) cuda_kernels) \
+	    $(BIN)/pytest -n auto --dist worksteal -q --device simulated tests/test_cuda_kernels.py \
 	    || { cat $(SANITIZED)/report.* 2> /dev/null; exit 1; }; \
 	fi
 
