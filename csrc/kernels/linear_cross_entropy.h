@@ -27,7 +27,6 @@ struct LinearCrossEntropy {
   void* input_gradient = nullptr;   // (N, D) contiguous, like the next two null where not wanted
   void* weight_gradient = nullptr;  // (V, D)
   void* bias_gradient = nullptr;    // (V,)
-  int64_t chunk_rows = 0;           // 0: linear_cross_entropy_chunk_rows says
 };
 
 // The product for the weight's gradient reads and writes all of it, V * D sums in float32, for each chunk: 8 bytes for
@@ -43,7 +42,6 @@ inline constexpr int64_t kChunkMultiple = 128;  // rows of the products' tiles
 // logits take no more than those sums and a chunk, there is one chunk: a single product adds up in float32 as well.
 template <typename T>
 int64_t linear_cross_entropy_chunk_rows(const LinearCrossEntropy<T>& problem) {
-  if (problem.chunk_rows > 0) return problem.chunk_rows;
   const int64_t rows = problem.loss.rows, value_bytes = storage_size(problem.input.storage);
   int64_t chunk = rows / kChunkParts > kChunkRows ? rows / kChunkParts : kChunkRows;
   const int64_t row_bytes = problem.loss.classes * value_bytes;
