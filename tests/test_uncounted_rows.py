@@ -80,6 +80,24 @@ def test_any_upstream_gradient(namespace: object, dtype: torch.dtype, reduction:
                     assert_zero(*found)
 
 
+@pytest.mark.parametrize("ignore_index", [-100, 2])
+@every_dtype
+@ops_and_reference
+def test_rows_of_several_dimensions_and_any_class_ignored(
+    namespace: object, dtype: torch.dtype, ignore_index: int
+) -> None:
+    logits = normal(3, CLASSES, 2, 4, dtype=dtype).requires_grad_()
+    target = integers(CLASSES, (3, 2, 4), seed=3)
+    target[0, 1, 3] = target[2, 0, 1] = ignore_index
+    ignored = target == ignore_index
+    for way in ({"retain_graph": True}, {}):
+        loss = namespace.cross_entropy(logits, target, ignore_index=ignore_index)
+        (gradient,) = torch.autograd.grad(loss, logits, torch.full_like(loss, torch.inf), **way)
+        rows = gradient.movedim(1, -1)
+        assert_zero(rows[ignored])
+        assert not rows[~ignored].isfinite().any()
+
+
 @every_reduction
 @every_dtype
 @ops_and_reference

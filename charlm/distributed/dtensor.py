@@ -5,7 +5,7 @@ Along a dimension of the mesh an op is split in one of three ways:
 - by rows, which are the dimensions of the targets, or of the ids but the last: the ranks run the kernels on theirs. A
   mean is that of all rows: what each rank adds up is divided by the number, or the weight, of the rows of all.
 - by columns, classes or hidden units: the ranks have slices of the logits or of the weight. Losses are then computed as
-  in `vocab_parallel.py`; `embedding_linear` needs no message.
+  in `ops/_vocab_parallel.py`; `embedding_linear` needs no message.
 - not at all: every rank computes the same.
 
 Logits, inputs or ids say whether by rows, and logits or the weight whether by columns, which wins where both do. All
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from charlm.distributed import vocab_parallel
+from charlm.ops import _vocab_parallel
 from charlm.ops._arguments import REDUCTIONS, LossOptions, keywords
 from charlm.ops._transforms import Op
 from charlm.ops.cross_entropy import _OP as CROSS_ENTROPY
@@ -59,7 +59,7 @@ def cross_entropy(input: DTensor, target: Tensor, weight: Tensor | None, options
     if split.column_dim is None:
         losses = _by_kernel(CROSS_ENTROPY, (own_input, own_target, own_weight), options)
     else:
-        vocab_parallel.check_labels(input, target)
+        _vocab_parallel.check_labels(input, target)
         logits = own_input.movedim(class_dim, -1)
         losses = _by_class(split, logits, None, None, own_target, own_weight, classes, options)
     counted = _counted(own_target, own_weight, classes, options.ignore_index)
@@ -90,7 +90,7 @@ def linear_cross_entropy(
     if split.column_dim is None:
         losses = _by_kernel(LINEAR_CROSS_ENTROPY, (own_input, layer[0], own_target, layer[1], own_weight), options)
     else:
-        vocab_parallel.check_tensors(input, linear_weight, target, linear_bias, weight)
+        _vocab_parallel.check_tensors(input, linear_weight, target, linear_bias, weight)
         losses = _by_class(split, own_input, *layer, own_target, own_weight, classes, options)
     counted = _counted(own_target, own_weight, classes, options.ignore_index)
     return _reduced(split, losses, rows, options.reduction, own_target, counted)
@@ -319,7 +319,7 @@ def _by_class(
     assert dim is not None
     # Shard cuts as torch.chunk does.
     chunk = -(-classes // split.mesh.size(dim))
-    loss = vocab_parallel.Loss.of(
+    loss = _vocab_parallel.Loss.of(
         input,
         target,
         weight,
@@ -331,7 +331,7 @@ def _by_class(
     )
 
     def losses(reduction: int) -> Tensor:
-        rows = vocab_parallel.row_losses(input, linear_weight, linear_bias, loss).reshape(target.shape)
+        rows = _vocab_parallel.row_losses(input, linear_weight, linear_bias, loss).reshape(target.shape)
         return rows if reduction == _NONE else rows.sum()
 
     return losses

@@ -29,7 +29,9 @@ LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
   check_sizes({{"N", rows}, {"D", features}});
   check_sizes({{"V", classes}, {"D", features}});
 
-  const bool probabilities = target.dim() == input.dim() && !is_integral(target.scalar_type());
+  // Integers in the shape of probabilities are probabilities of the wrong dtype, unless one index may have that shape.
+  const bool probabilities = target.dim() == input.dim() && (!is_integral(target.scalar_type()) ||
+                                                             (input.dim() > 1 && has_suffix(target, input, classes)));
   if (probabilities) {
     check_ignores_nothing(options);
     check_matches("target", target, "input", input);

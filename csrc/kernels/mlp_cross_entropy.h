@@ -58,8 +58,8 @@ struct MlpTensors {
   T* direct_weight = nullptr;  // null: there is none
 };
 
-// Distinct contexts and their targets. A table row is a token at a position: row t_begin[t] ... of the projected
-// tables.
+// Distinct contexts and their targets. A table row is a token at a position: position t has the rows from
+// position_begin[t] on of the projected tables.
 template <typename T>
 struct MlpBatch {
   int64_t rows = 0;                         // U, distinct contexts
