@@ -51,7 +51,7 @@ def linear_cross_entropy(
 ) -> Tensor:
     """``cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)`` in bounded memory.
 
-    The logits (N, V) are computed a piece at a time, and so are their gradients; what is held beside the results is
+    The logits (N, C) are computed a piece at a time, and so are their gradients; what is held beside the results is
     about 1/20 of them; on a GPU 1/16, but at least 2,048 rows, or as many as fit into 512 MiB, and in bfloat16 and
     float16 all at once where sums of the weight's gradient in float32 would take more memory. Where a gradient is
     needed and the reduction is not "none", it is computed during forward, while its piece of the logits exists, so that
@@ -59,13 +59,13 @@ def linear_cross_entropy(
 
     Args:
         input: (..., D), N rows; float32, float64, bfloat16 or float16 (the last two are computed in float32).
-        linear_weight: (V, D), dtype of ``input``; or, as in torch, (V, d1, ..., D) with ``input`` (N, D), a layer for
-            each position of (N, d1, ...) losses. The logits (N, V, d1, ...) are held then.
-        target: class indices (...), any integer dtype, each in [0, V) or ``ignore_index``; or class probabilities
-            (..., V), which may require a gradient; with positions (N, d1, ...), or (N, V, d1, ...). Where probabilities
+        linear_weight: (C, D), dtype of ``input``; or, as in torch, (C, d1, ..., D) with ``input`` (N, D), a layer for
+            each position of (N, d1, ...) losses. The logits (N, C, d1, ...) are held then.
+        target: class indices (...), any integer dtype, each in [0, C) or ``ignore_index``; or class probabilities
+            (..., C), which may require a gradient; with positions (N, d1, ...), or (N, C, d1, ...). Where probabilities
             and logits differ in dtype, all are promoted, as in torch.
-        linear_bias: (V,), or (V, d1, ...), dtype of ``input``.
-        weight: weight of each class, (V,), dtype of ``input``.
+        linear_bias: (C,), or (C, d1, ...), dtype of ``input``.
+        weight: weight of each class, (C,), dtype of ``input``.
         reduction: "none", "mean" or "sum", as in :func:`charlm.ops.cross_entropy`.
         ignore_index: target value whose rows have loss and gradient 0 and do not count in the mean; None is -100, and
             all that goes with class probabilities.
@@ -153,7 +153,7 @@ def linear_cross_entropy(
 
 
 def _logits_by_position(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
-    """The logits (N, V, d1, ...) of a weight (V, d1, ..., D): at each position, those of a layer of its own."""
+    """The logits (N, C, d1, ...) of a weight (C, d1, ..., D): at each position, those of a layer of its own."""
     if input.ndim != 2 or input.shape[1] != linear_weight.shape[-1]:
         raise ArgumentError(
             f"input must have shape (N, D={linear_weight.shape[-1]}) where linear_weight has more than two dimensions, "
