@@ -115,7 +115,7 @@ KERNELS = [
         "csrc/kernels/cpu/gemm.h",
         "if (accumulate) sum[i][j] += load_lanes<T>(out, lanes, 0);",
         "if (accumulate && j == 0) sum[i][j] += load_lanes<T>(out, lanes, 0);",
-        (CONTRACT + "every_dtype_at_a_size_of_many_tiles",),
+        (EL + "a_large_vocabulary_and_many_rows",),
     ),
     Fault(
         "a coefficient of the logarithm lacks its last digits",
@@ -242,7 +242,7 @@ TEXT = [
         "csrc/text/contexts.cpp",
         "key = key << (8 * sizeof(Token)) | static_cast<Bits>(context[t]);",
         "key = key << 8 | static_cast<Bits>(context[t]);",
-        ("tests/test_data.py::test_every_token_type",),
+        ("tests/test_data.py::test_contexts_of_tokens_of_two_bytes_are_told_apart",),
     ),
     Fault(
         "half of the seed is not used",

@@ -171,6 +171,12 @@ def test_a_larger_vocabulary_keeps_its_tokens(write: WriteFile) -> None:
     check_lines(dataset, NAMES, random_orders(12, 9, 10, seed=42))
 
 
+def test_contexts_of_tokens_of_two_bytes_are_told_apart() -> None:
+    """1 * 256 + 5 is 0 * 256 + 261."""
+    split = data.Split(torch.tensor([1, 5, 0, 261, 7], dtype=torch.int16), torch.tensor([3]), 2, 300)
+    assert split.distinct().contexts.tolist() == [[1, 5], [5, 0], [0, 261]]
+
+
 @pytest.mark.parametrize("context_length", [1, 3])
 def test_int64_indices(write: WriteFile, monkeypatch: pytest.MonkeyPatch, context_length: int) -> None:
     """The code for 2^31 examples and more, on few."""

@@ -107,6 +107,12 @@ def test_one_token_repeated_everywhere(sizes: dict[str, Any]) -> None:
     assert torch.count_nonzero(gradient) == gradient.shape[1]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_large_vocabulary_and_many_rows(dtype: torch.dtype, instruction_set: str) -> None:
+    """Their embeddings are gathered, for backward 256 rows at a time: the gradient of weight is a sum over these."""
+    check(embedding_linear_sample(600, 3, 12000, 10, 33, dtype=dtype))
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_large_values(activation: str) -> None:
     sample = embedding_linear_sample(61, activation=activation)
