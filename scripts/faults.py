@@ -1,7 +1,7 @@
 """The faults that scripts/planted_faults.py plants: mistakes as they are made, each of which a test is to find.
 
 A fault belongs to the list where it says something of the tests that the others do not. Its text must be found exactly
-once in its file; tests/test_planted_faults.py holds that.
+once in its file; tests/test_faults.py holds that.
 """
 
 from __future__ import annotations

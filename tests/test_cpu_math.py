@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import math
+import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +15,13 @@ from pathlib import Path
 import mpmath
 import pytest
 import torch
-from compiler import CSRC, FOLDER, ROOT, alone, compile_source, create, digest
 from torch import Tensor
 
 from building import instruction_sets
 
-SOURCE = Path(__file__).with_name("cpu_math.cpp")
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+SOURCES = [Path(__file__).with_name("cpu_math.cpp"), CSRC / "kernels" / "isa.cpp"]
 # Those that setup.py has for kernels.
 KERNEL_FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno"]
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
@@ -47,19 +51,25 @@ FUNCTIONS = {
 def libraries() -> dict[str, ctypes.CDLL]:
     """The functions as each instruction set that this machine can run has them."""
     built = {}
-    with alone():
-        isa = compile_source(CSRC / "kernels" / "isa.cpp", ["-fPIC"])
-        for name, flags in instruction_sets.FLAGS.items():
-            flags = [*KERNEL_FLAGS, *flags, "-fPIC", "-Wno-uninitialized", f"-DCHARLM_ISA={name}"]
-            objects = [isa, compile_source(SOURCE, flags)]
-            path = FOLDER / f"cpu_math-{digest([str(path).encode() for path in objects])}.so"
-            if not path.exists():
-                create(path, ["g++", "-shared", *map(str, objects)])
-            library = ctypes.CDLL(str(path))
-            library.is_supported.restype = ctypes.c_bool
-            if library.is_supported():
-                built[name] = library
+    for name, flags in instruction_sets.FLAGS.items():
+        library = ctypes.CDLL(str(_compiled([*KERNEL_FLAGS, *flags, f"-DCHARLM_ISA={name}"])))
+        library.is_supported.restype = ctypes.c_bool
+        if library.is_supported():
+            built[name] = library
     return built
+
+
+def _compiled(flags: list[str]) -> Path:
+    """The library, named after all that it is made of."""
+    command = ["g++", "-std=c++20", "-shared", "-fPIC", f"-I{CSRC}", *flags, *map(str, SOURCES)]
+    parts = [" ".join(command).encode(), *(path.read_bytes() for path in [*SOURCES, *sorted(CSRC.rglob("*.h"))])]
+    path = ROOT / "build" / "cpu_math" / f"{hashlib.sha256(b''.join(parts)).hexdigest()[:16]}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        subprocess.run([*command, "-o", str(temporary)], check=True)
+        temporary.replace(path)
+    return path
 
 
 def evaluate(library: ctypes.CDLL, name: str, *arguments: Tensor) -> Tensor:
