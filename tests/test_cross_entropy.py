@@ -39,6 +39,13 @@ def test_every_shape_in_every_dtype(shape: tuple[int, ...], dtype: torch.dtype, 
     check(cross_entropy_sample(*shape, dtype=dtype, targets="ignored", **ALL_LOSS_OPTIONS))
 
 
+@pytest.mark.parametrize("options", [{}, ALL_LOSS_OPTIONS], ids=names_of)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_few_rows_of_many_classes(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    """On a GPU several blocks share each of them."""
+    check(cross_entropy_sample(3, 40009, dtype=dtype, targets="ignored", **options))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(0, 27), (1, 1), (7, 27), (7, 33), (5, 5003), (515, 65)])
 def test_probabilities_in_every_dtype(shape: tuple[int, ...], dtype: torch.dtype, instruction_set: str) -> None:

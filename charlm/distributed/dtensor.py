@@ -28,7 +28,6 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 
 from charlm.ops import _vocab_parallel
 from charlm.ops._arguments import REDUCTION_NAMES, REDUCTIONS, loss_options
-from charlm.ops._scaling import NO_INDEX
 from charlm.ops._transforms import Op
 from charlm.ops.cross_entropy import _OP as CROSS_ENTROPY
 from charlm.ops.cross_entropy import _class_dim
@@ -119,13 +118,14 @@ def mlp_cross_entropy(
     bias1: Tensor | None,
     weight2: Tensor,
     bias2: Tensor | None,
+    ignore_index: int,
     reduction: int,
     softcap: float,
 ) -> Tensor:
     """:func:`charlm.ops.mlp_cross_entropy`; where a weight is sharded by its rows, the two ops that it is equal to."""
     if _shards(weight1, 0) or _shards(weight2, 0):
         hidden: Any = embedding_linear(ids, embedding, weight1, bias1, _ACTIVATIONS["tanh"])
-        options = (NO_INDEX, reduction, 0.0, softcap, 0.0)
+        options = (ignore_index, reduction, 0.0, softcap, 0.0)
         return linear_cross_entropy(hidden, weight2, target, bias2, None, *options)
     split = _Split.of(ids, range(ids.ndim - 1))
     target, *parameters = split.joined(
@@ -135,8 +135,9 @@ def mlp_cross_entropy(
     split.check_shape("target", target, rows)
     own_target = split.local(target, Shard)
     tensors = (split.local(ids, Shard), own_target, *map(split.local, parameters))
-    losses = _by_kernel(MLP_CROSS_ENTROPY, tensors, (reduction, softcap), 0)
-    return _reduced(split, losses, rows, reduction, own_target)
+    losses = _by_kernel(MLP_CROSS_ENTROPY, tensors, (ignore_index, reduction, softcap), 1)
+    counted = _counted(own_target, None, parameters[3].shape[0], ignore_index)
+    return _reduced(split, losses, rows, reduction, own_target, counted)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _BACKENDS = ("eager", "ops")
+IGNORED = -100  # the target of an example that counts for nothing
 
 
 class LanguageModel(nn.Module):
@@ -125,7 +126,8 @@ class LanguageModel(nn.Module):
                 continue
             # Comparisons are not defined for all unsigned dtypes.
             wide = values.long()
-            outside = ((wide < 0) | (wide >= self.vocab_size)).nonzero()
+            is_ignored = (wide == IGNORED) & (name == "targets")
+            outside = (((wide < 0) | (wide >= self.vocab_size)) & ~is_ignored).nonzero()
             if len(outside):
                 index = outside[0].tolist()
                 value = wide[tuple(index)].item()

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "bindings/embedding_linear_arguments.h"
+#include "bindings/layers.h"
 
 namespace charlm {
 namespace {
@@ -352,8 +353,10 @@ void gather_backward(Arguments<T>* arguments, const RowNumbers* numbers) {
   }
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor ids, const Tensor embedding, const Tensor weight,
-                                   const OptionalTensor bias, int64_t activation, bool keeps_rows) {
+}  // namespace
+
+std::tuple<Tensor, Tensor> embedding_linear_forward(const Tensor ids, const Tensor embedding, const Tensor weight,
+                                                    const OptionalTensor bias, int64_t activation, bool keeps_rows) {
   check_on_cpu("ids", ids);
   check_on_cpu("embedding", embedding);
   check_embedding_linear(ids, embedding, weight, bias, activation);
@@ -371,6 +374,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor ids, const Tensor embedding, con
   return {*output, *rows};
 }
 
+namespace {
+
 // A gradient in the compute type, and the pointer to it that is null where it is not wanted.
 template <typename T>
 Tensor gradient_of(std::initializer_list<int64_t> shape, bool wanted, T** data) {
@@ -380,10 +385,13 @@ Tensor gradient_of(std::initializer_list<int64_t> shape, bool wanted, T** data) 
   return gradient;
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tensor output, const Tensor ids,
-                                            const Tensor rows, const Tensor weight, const OptionalTensor bias,
-                                            int64_t activation, int64_t vocab_size, bool wants_embedding,
-                                            bool wants_weight, bool wants_bias) {
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> embedding_linear_backward(const Tensor grad_output, const Tensor output,
+                                                             const Tensor ids, const Tensor rows, const Tensor weight,
+                                                             const OptionalTensor bias, int64_t activation,
+                                                             int64_t vocab_size, bool wants_embedding,
+                                                             bool wants_weight, bool wants_bias) {
   check_on_cpu("ids", ids);
   check_on_cpu("rows", rows);
   check_embedding_linear_backward(grad_output, output, ids, rows, weight, bias, activation, vocab_size);
@@ -417,11 +425,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tens
   return *result;
 }
 
-}  // namespace
-
 STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) {
-  library.impl("embedding_linear_forward", TORCH_BOX(&forward));
-  library.impl("embedding_linear_backward", TORCH_BOX(&backward));
+  library.impl("embedding_linear_forward", TORCH_BOX(&embedding_linear_forward));
+  library.impl("embedding_linear_backward", TORCH_BOX(&embedding_linear_backward));
 }
 
 }  // namespace charlm

@@ -6,6 +6,7 @@
 // full products, and extra memory for one block. Otherwise rows go in chunks.
 #include <algorithm>
 
+#include "bindings/layers.h"
 #include "bindings/linear_cross_entropy_arguments.h"
 
 namespace charlm {
@@ -186,12 +187,12 @@ Tensor finished(const Tensor& gradient, bool wanted, torch::headeronly::IntHeade
   return contiguous_as(torch::stable::view(gradient, shape), type);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor linear_weight,
-                                                           const Tensor target, const OptionalTensor linear_bias,
-                                                           const OptionalTensor weight, int64_t ignore_index,
-                                                           int64_t reduction, double label_smoothing, double softcap,
-                                                           double z_loss, bool input_gradient, bool weight_gradient,
-                                                           bool bias_gradient) {
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_forward(
+    const Tensor input, const Tensor linear_weight, const Tensor target, const OptionalTensor linear_bias,
+    const OptionalTensor weight, int64_t ignore_index, int64_t reduction, double label_smoothing, double softcap,
+    double z_loss, bool input_gradient, bool weight_gradient, bool bias_gradient) {
   const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
   const Wanted wanted{input_gradient, weight_gradient, bias_gradient, false};
   const ScalarType type = input.scalar_type();
@@ -216,6 +217,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, c
   });
   return *result;
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tensor input,
                                                     const Tensor linear_weight, const Tensor target,
@@ -255,7 +258,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor grad_output, co
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) {
-  library.impl("linear_cross_entropy_forward", TORCH_BOX(&forward));
+  library.impl("linear_cross_entropy_forward", TORCH_BOX(&linear_cross_entropy_forward));
   library.impl("linear_cross_entropy_backward", TORCH_BOX(&backward));
 }
 

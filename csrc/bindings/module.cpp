@@ -71,4 +71,10 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr
 }  // namespace
 }  // namespace charlm
 
-PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&charlm::module); }
+PyMODINIT_FUNC PyInit__C() {
+  if (!charlm::cpu::machine_supports_any()) {
+    return PyErr_Format(PyExc_ImportError, "it is compiled for processors with %s, which this one has not",
+                        charlm::cpu::instruction_set_name(charlm::cpu::instruction_set()));
+  }
+  return PyModule_Create(&charlm::module);
+}
