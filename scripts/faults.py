@@ -133,7 +133,7 @@ KERNELS = [
     ),
     Fault(
         "the output bias is not clipped",
-        "csrc/kernels/cpu/mlp_cross_entropy.cpp",
+        "csrc/kernels/cpu/mlp_step.cpp",
         "update(bias2, layout_.size(), scale);",
         "update(bias2, layout_.size(), 1);",
         (ENGINE + "options_equal_eager",),
@@ -154,7 +154,7 @@ KERNELS = [
     ),
     Fault(
         "the last tile of a batch is left out",
-        "csrc/kernels/mlp_cross_entropy.cpp",
+        "csrc/kernels/mlp_step.cpp",
         "tiles = (rows + tile_rows - 1) / tile_rows;",
         "tiles = rows / tile_rows;",
         (ENGINE + "steps_equal_eager",),

@@ -1,6 +1,7 @@
 #include "bindings/layers.h"
 #include "bindings/mlp_cross_entropy_arguments.h"
 #include "bindings/tokens.h"
+#include "kernels/embedding_linear.h"
 
 namespace charlm {
 namespace {

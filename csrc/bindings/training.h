@@ -6,7 +6,7 @@
 
 #include "bindings/workspace.h"
 #include "kernels/bigram.h"
-#include "kernels/mlp_cross_entropy.h"
+#include "kernels/mlp_step.h"
 
 namespace charlm {
 

@@ -1,3 +1,5 @@
+#include "kernels/mlp_cross_entropy.h"
+
 #include "bindings/cuda/torch_library.h"
 #include "bindings/embedding_linear_arguments.h"
 #include "bindings/mlp_cross_entropy_arguments.h"
