@@ -36,22 +36,21 @@ class Evaluation {
     }
     const Workspace<T> workspace(
         model_.workspace(batch_.rows, batch_.table_rows(arguments_.shape.context_length), count));
-    const std::optional<ZeroedWorkspace<T>> gradient =
-        gradients != nullptr ? std::optional<ZeroedWorkspace<T>>(std::in_place, model_.size()) : std::nullopt;
+    const ZeroedWorkspace<T> gradient(gradients != nullptr ? model_.size() : 0);
     model_.set_entry_losses(entry_losses);
-    const double loss =
-        model_.step(batch_, parameters_.data(), gradient ? gradient->data() : nullptr, nullptr, workspace.data());
+    const double loss = model_.step(batch_, parameters_.data(), gradients != nullptr ? gradient.data() : nullptr,
+                                    nullptr, workspace.data());
     if (example_losses != nullptr) {
       for (int64_t n = 0; n < count; ++n) example_losses[n] = entry_losses[entry[n]];
     }
-    if (gradients != nullptr) model_.unpack(gradient->data(), *gradients);
+    if (gradients != nullptr) model_.unpack(gradient.data(), *gradients);
     return loss;
   }
 
  private:
   static Tensor flat(const Tensor& tensor, std::initializer_list<int64_t> shape) {
     if (tensor.dim() == static_cast<int64_t>(shape.size())) return tensor;
-    return torch::stable::view(as_contiguous(tensor), {shape.begin(), shape.size()});
+    return torch::stable::view(as_contiguous(tensor), shape);
   }
 
   const MlpArguments& arguments_;
@@ -110,10 +109,8 @@ Gradients backward(const Tensor grad_output, const Tensor ids, const Tensor targ
   const MlpArguments arguments =
       read_mlp_arguments(ids, target, embedding, weight1, bias1, weight2, bias2, static_cast<int64_t>(Reduction::kNone),
                          softcap, compute_type(embedding));
-  check(grad_output.numel() == arguments.examples, "grad_output must have ", arguments.examples,
-        " elements, got shape ", ShapeString(grad_output));
   check_on_cpu("grad_output", grad_output);
-  check_memory("grad_output", grad_output);
+  check_elements("grad_output", grad_output, arguments.examples);
   const Tensor weights = contiguous_as(grad_output, compute_type(embedding));
   std::vector<Tensor> gradients = empty_gradients(arguments);
   dispatch_compute_type(embedding, [&](auto kind) {

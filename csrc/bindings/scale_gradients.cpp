@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "bindings/check.h"
+#include "bindings/checks.h"
 
 namespace charlm {
 namespace {

@@ -12,7 +12,7 @@
 #include <string>
 #include <string_view>
 
-#include "bindings/check.h"
+#include "bindings/branches.h"
 
 // Exported by the torch builds that contain MKL; null in the others.
 extern "C" int MKL_Set_Num_Threads_Local(int threads) __attribute__((weak));

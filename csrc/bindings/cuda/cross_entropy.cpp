@@ -40,7 +40,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor targ
     cuda::CrossEntropyRun<T> run;
     const bool reduces = options.reduction != Reduction::kNone;
     const Tensor loss = reduces ? allocate({}, compute_type(input), call.device)
-                                : allocate(row_shape(input), compute_type(input), call.device);
+                                : allocate(arguments.row_shape, compute_type(input), call.device);
     const Tensor lse = allocate({2, problem.rows}, compute_type(input), call.device);
     set_lse(lse, &problem);
     const Tensor gradient = compute_gradient ? empty_gradient(input) : allocate({0}, input.scalar_type(), call.device);

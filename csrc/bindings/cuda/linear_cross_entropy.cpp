@@ -15,19 +15,14 @@ struct Gradients {
   Tensor input, weight, bias, target;
 };
 
-cuda::Matrix matrix(const Tensor& tensor) {
-  return {tensor.const_data_ptr(), storage_of(tensor), tensor.size(0),
-          tensor.size(1),          tensor.stride(0),   tensor.stride(1)};
-}
-
 template <typename T>
 cuda::LinearCrossEntropy<T> problem_of(const LinearCrossEntropyArguments<T>& arguments,
                                        const CrossEntropyOptions& options) {
   check_class_count(arguments.classes);
   cuda::LinearCrossEntropy<T> problem;
-  problem.input = matrix(arguments.input);
-  problem.weight = matrix(arguments.weight);
-  problem.bias = arguments.bias.has_value() ? arguments.bias->const_data_ptr() : nullptr;
+  problem.input = arguments.input_rows;
+  problem.weight = arguments.weight;
+  problem.bias = arguments.bias_values();
   problem.loss = arguments.loss;
   problem.mean = options.reduction == Reduction::kMean;
   return problem;

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "bindings/cross_entropy.h"
+#include "bindings/cross_entropy_options.h"
 #include "bindings/cuda/device_call.h"
 
 namespace charlm {
