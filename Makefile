@@ -13,9 +13,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Re-run the set-up whenever a file that decides what is installed or compiled changes.
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard building/*.py) $(shell find csrc -type f)
+# What setup.py is asked for: what it was asked for last, until it is something else.
+ASKED_LAST := $(shell cat $(VENV)/.asked 2> /dev/null)
+CHARLM_CUDA ?= $(or $(word 1,$(ASKED_LAST)),auto)
+CHARLM_ISA ?= $(or $(word 2,$(ASKED_LAST)),auto)
+export CHARLM_CUDA CHARLM_ISA
+# pip leaves it to Python to compile what is imported, a small part of torch, and Python keeps that.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 CXX_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: train test sanitize bench wheels gpu gpu-kit lint format setup clean
+.PHONY: train test sanitize bench wheels gpu gpu-kit lint format setup clean FORCE
 
 # A run that is already there goes on to its end, which may be at once: no run is ever overwritten.
 train: $(VENV)/.ready
@@ -23,70 +31,77 @@ train: $(VENV)/.ready
 	set -x; $(BIN)/charlm train $$command runs/names
 	$(BIN)/charlm sample runs/names -n 20
 
-# Two processes with two threads each would wait for one another, twenty times as long as they work.
-test: export OMP_NUM_THREADS ?= 1
-test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n auto
-	if [ "$$(uname)" = Linux ]; then $(BIN)/python -m pytest -n auto --device simulated; fi
+test: $(VENV)/.tools
+	$(BIN)/python -m pytest -n auto --dist worksteal
+	if [ "$$(uname)" = Linux ]; then $(BIN)/python -m pytest -n auto --dist worksteal --device simulated; fi
 
 # The C++ built so that an access out of bounds, or an operation without a defined result, ends the program with a
 # report; in a folder of its own. Two threads, as a bound between theirs is what most easily falls in the wrong place.
-# Reports go to files, since pytest keeps what is written to standard error and dies with it.
+# Reports go to files, since pytest keeps what is written to standard error and dies with it. Checks of a gradient by
+# differences call the same code hundreds of times more.
 SANITIZED := build/sanitize
 SANITIZERS = $(foreach name,libasan.so libubsan.so libstdc++.so,$(shell $${CC:-gcc} -print-file-name=$(name)))
 OPS := $(filter-out reference,$(basename $(notdir $(wildcard charlm/ops/[a-z]*.py))))
 SANITIZED_TESTS := $(patsubst %,tests/test_%.py,$(OPS) bad_input data_errors engine engine_branches kept loss_edges memory \
   text text_sampler uncounted_rows zero_sizes)
 
-sanitize: $(VENV)/.ready
+sanitize: $(VENV)/.tools
 	CHARLM_SANITIZE=1 CHARLM_CUDA=0 $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	rm -f $(SANITIZED)/report.*
 	LD_PRELOAD="$(SANITIZERS)" OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
 	  UBSAN_OPTIONS=print_stacktrace=1:log_path=$(SANITIZED)/report \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=$(SANITIZED)/report \
-	  $(BIN)/pytest -n auto -q -o "pythonpath=$(SANITIZED)/lib . tests/cuda_on_cpu" $(SANITIZED_TESTS) \
+	  $(BIN)/pytest -n auto --dist worksteal -q -k "not gradcheck" \
+	  -o "pythonpath=$(SANITIZED)/lib . tests/cuda_on_cpu" $(SANITIZED_TESTS) \
 	  || { cat $(SANITIZED)/report.* 2> /dev/null; exit 1; }
 
 bench: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
+	$(PIP_INSTALL) "charlm-ops[bench]"
 	$(BIN)/python -m benchmarks
 
 # On a machine with a GPU: tests on it, sanitizers, benchmarks; what a run that was cut short has done is not repeated.
-gpu: $(VENV)/.ready
+gpu: $(VENV)/.tools
 	$(BIN)/python -m benchmarks.gpu
 
 # dist/: the source distribution, and a wheel for each Python from 3.10 that is found here.
-wheels: $(VENV)/.ready
+wheels: $(VENV)/.tools
 	$(BIN)/python -m scripts.build_wheels
 
 # What to take along, beside the sources, to run the same where there is neither compiler nor network.
+gpu-kit: CHARLM_CUDA := 1
 gpu-kit: $(VENV)/.ready
 	$(BIN)/python -m scripts.gpu_kit --python $(GPU_PYTHON) --packages $(GPU_PACKAGES)
 
-lint: $(VENV)/.ready
+lint: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
-format: $(VENV)/.ready
+format: $(VENV)/.tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.tools
 
 # torch first and at one pinned version: every later install then finds its requirement satisfied.
 $(VENV)/.torch-$(TORCH_VERSION):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "charlm needs Python >= 3.10: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet torch==$(TORCH_VERSION)
+	$(PIP_INSTALL) torch==$(TORCH_VERSION) "setuptools>=77" "pybind11>=2.13" ninja
 	touch $@
 
-$(VENV)/.ready: $(VENV)/.torch-$(TORCH_VERSION) $(BUILD_INPUTS)
-	$(BIN)/python -m pip install --quiet "setuptools>=77" "pybind11>=2.13" ninja
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test,plot,dev]"
+$(VENV)/.asked: $(VENV)/.torch-$(TORCH_VERSION) FORCE
+	@echo "$(CHARLM_CUDA) $(CHARLM_ISA)" | cmp -s - $@ || echo "$(CHARLM_CUDA) $(CHARLM_ISA)" > $@
+
+$(VENV)/.ready: $(VENV)/.torch-$(TORCH_VERSION) $(VENV)/.asked $(BUILD_INPUTS)
+	$(PIP_INSTALL) --no-build-isolation --editable .
+	touch $@
+
+# What tests and linters take.
+$(VENV)/.tools: $(VENV)/.ready
+	$(PIP_INSTALL) "charlm-ops[test,plot,dev]"
 	touch $@
 
 clean:

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import growth
 from benchmarks.growth import SWEEPS
-from benchmarks.tables import render
+from benchmarks.page import render
 from charlm import environment
 from charlm.backends import BACKENDS
 from charlm.benchmark import WORKLOADS
@@ -84,9 +84,10 @@ def time_ops(files: Sequence[Path], passes: int, seconds: float = 1.0) -> list[d
 
 
 def _race(preset: str, seconds: float) -> dict[str, Any]:
-    command = [sys.executable, "-m", "charlm", "bench", "--preset", preset, "--seconds", f"{seconds:g}", "--json"]
-    command += ["--backends", ",".join(_CONTESTANTS)]
-    result: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    command = [sys.executable, "-m", "benchmarks.with_jax", "bench", "--preset", preset, "--seconds", f"{seconds:g}"]
+    command += ["--backends", ",".join(_CONTESTANTS), "--json"]
+    finished = subprocess.run(command, check=True, cwd=FOLDER.parent, stdout=subprocess.PIPE)
+    result: dict[str, Any] = json.loads(finished.stdout)
     return result
 
 

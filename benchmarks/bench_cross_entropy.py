@@ -3,16 +3,13 @@
 Floor: each logit read once, each gradient written once (8 bytes a logit in float32), while e^z is computed.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from benchmarks.common import copy_seconds, implementations, measure
-from charlm.ops import cross_entropy
+from benchmarks.opponents import contestants
 
 SHAPES = ((32, 27), (4096, 27), (4096, 1000), (2048, 32000))
 
@@ -23,12 +20,7 @@ def test_forward_and_backward(benchmark: Any, rows: int, classes: int, implement
     torch.manual_seed(0)
     input = torch.randn(rows, classes, requires_grad=True)
     target = torch.randint(classes, (rows,))
-    losses: dict[str, Callable[..., Tensor]] = {
-        "charlm": cross_entropy,
-        "eager": F.cross_entropy,
-        "compile": torch.compile(F.cross_entropy),
-    }
-    loss = losses[implementation]
+    loss = contestants("cross_entropy")[implementation]()
 
     def step() -> None:
         input.grad = None

@@ -13,11 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from benchmarks.common import copy_seconds, implementations, measure, product_seconds
-from charlm.ops import embedding_linear
+from benchmarks.opponents import contestants
 
 # (N, T, V, D, H): the lecture's model at a large and at two small batches; word models with large vocabularies.
 SHAPES = (
@@ -27,10 +25,6 @@ SHAPES = (
     (256, 5, 16383, 60, 100),
     (4096, 8, 50000, 64, 512),
 )
-
-
-def eager(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.tanh(F.linear(F.embedding(ids, embedding).flatten(-2), weight, bias))
 
 
 @implementations
@@ -50,7 +44,7 @@ def test_forward_and_backward(
     weight = (torch.randn(hidden_dim, fan_in) / fan_in**0.5).requires_grad_()
     bias = torch.randn(hidden_dim, requires_grad=True)
     upstream = torch.randn(rows, hidden_dim)
-    function = {"charlm": embedding_linear, "eager": eager, "compile": torch.compile(eager)}[implementation]
+    function = contestants("embedding_linear")[implementation]()
 
     def step() -> None:
         embedding.grad = weight.grad = bias.grad = None

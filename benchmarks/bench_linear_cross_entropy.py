@@ -3,23 +3,16 @@
 Floor: three matrix products of 2 N D V operations each: logits, the gradient of the input, the gradient of the weight.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from benchmarks.common import implementations, measure, product_seconds
-from charlm.ops import linear_cross_entropy
+from benchmarks.opponents import contestants
 
 # The first lets the logits lie in the memory of the weight's gradient, the second goes in chunks.
 SHAPES = ((512, 512, 32000), (2048, 256, 8000))
-
-
-def eager(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(F.linear(input, weight), target)
 
 
 @implementations
@@ -31,12 +24,7 @@ def test_forward_and_backward(benchmark: Any, rows: int, features: int, classes:
     # times slower; ours flushes them.
     weight = (torch.randn(classes, features) / features**0.5).requires_grad_()
     target = torch.randint(classes, (rows,))
-    losses: dict[str, Callable[..., Tensor]] = {
-        "charlm": linear_cross_entropy,
-        "eager": eager,
-        "compile": torch.compile(eager),
-    }
-    loss = losses[implementation]
+    loss = contestants("linear_cross_entropy")[implementation]()
 
     def step() -> None:
         input.grad = weight.grad = None

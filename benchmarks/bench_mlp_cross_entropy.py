@@ -4,27 +4,17 @@ Floor with the U distinct contexts and W distinct (position, token) pairs of the
 for each context and of the first layer for each pair, 6 U H V + 6 W D H operations; eager has 6 N (T D H + H V).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from benchmarks.common import implementations, measure, product_seconds
+from benchmarks.opponents import contestants
 from charlm import data
-from charlm.ops import mlp_cross_entropy
 
 # (N, T, D, H): batches of the lecture's model, of EurekaLabsAI/mlp's, and of a longer context, from the embedded names.
 SHAPES = ((32, 3, 10, 200), (4096, 3, 10, 200), (128, 3, 48, 512), (2048, 6, 24, 400))
-
-
-def eager(
-    ids: Tensor, target: Tensor, embedding: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
-) -> Tensor:
-    hidden = torch.tanh(F.linear(F.embedding(ids, embedding).flatten(-2), weight1, bias1))
-    return F.cross_entropy(F.linear(hidden, weight2, bias2), target)
 
 
 @implementations
@@ -38,12 +28,7 @@ def test_forward_and_backward(
     fan_in = context_length * embedding_dim
     shapes = ((classes, embedding_dim), (hidden_dim, fan_in), (hidden_dim,), (classes, hidden_dim), (classes,))
     parameters = [(torch.randn(shape) / shape[-1] ** 0.5).requires_grad_() for shape in shapes]
-    losses: dict[str, Callable[..., Tensor]] = {
-        "charlm": mlp_cross_entropy,
-        "eager": eager,
-        "compile": torch.compile(eager),
-    }
-    loss = losses[implementation]
+    loss = contestants("mlp_cross_entropy")[implementation]()
 
     def step() -> None:
         for parameter in parameters:

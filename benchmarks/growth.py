@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from charlm import optimizers
 from charlm.backends import BACKENDS
 from charlm.benchmark import elapsed_seconds, torch_threads, warm_up
 from charlm.data import Split
 from charlm.models import MLP
+from charlm.optimizers import OptimizerOptions
 
 ROUNDS = 5
 _BATCHES = 64  # different ones, over which the steps of a round run
@@ -108,7 +110,8 @@ def _steps(backend: str, threads: int, sizes: Sizes, split: Split, indices: Tens
         sizes.hidden_dim,
         generator=torch.Generator().manual_seed(3),
     )
-    runner = BACKENDS[backend](model, torch.optim.SGD(model.parameters(), lr=_RATE), split, None)
+    options = OptimizerOptions()
+    runner = BACKENDS[backend](model, optimizers.create(model, options, _RATE), split, options)
 
     def run(steps: int) -> None:
         with torch_threads(threads):

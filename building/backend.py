@@ -29,9 +29,10 @@ def _hook(name: str) -> Callable[..., Any]:
     """One of setuptools, which is imported when there is something to do: before that, it need not be installed."""
 
     def call(*arguments: Any, **options: Any) -> Any:
+        # Without isolation, nothing has asked for the requirements.
         if name != "build_sdist":
-            # Without isolation, nothing has asked for the requirements.
             prerequisites.check_tools()
+        if name in ("build_wheel", "build_editable"):
             get_requires_for_build_wheel()
         from setuptools import build_meta
 

@@ -18,13 +18,16 @@ FLAGS += [f"-gencode=arch=compute_{target.split('_')[1]},code={target}" for targ
 
 
 def find_nvcc() -> list[str]:
-    """The command that is CUDA's compiler, `$NVCC` or nvcc; empty where kernels for GPUs are not to be built."""
-    wanted = os.environ.get("CHARLM_CUDA", "auto")
+    """The command that is CUDA's compiler, `$NVCC` or nvcc; empty where kernels for GPUs are not to be built.
+
+    Unless they are asked for, that is where the torch that is installed could not use them.
+    """
+    wanted = os.environ.get("CHARLM_CUDA") or "auto"
     if wanted not in ("0", "1", "auto"):
         sys.exit(f"CHARLM_CUDA must be 0, 1 or auto, got {wanted!r}")
-    nvcc = shlex.split(os.environ.get("NVCC", "nvcc"))
-    if wanted == "0":
+    if wanted == "0" or (wanted == "auto" and not _torch_has_cuda()):
         return []
+    nvcc = shlex.split(os.environ.get("NVCC", "nvcc"))
     if shutil.which(nvcc[0]) is None:
         if wanted == "1":
             sys.exit(
@@ -33,6 +36,13 @@ def find_nvcc() -> list[str]:
             )
         return []
     return nvcc
+
+
+def _torch_has_cuda() -> bool:
+    """A build for AMD's GPUs has ROCm in the place of CUDA."""
+    from torch.version import cuda
+
+    return cuda is not None
 
 
 def runtime(nvcc: list[str]) -> list[str]:

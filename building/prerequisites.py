@@ -14,6 +14,7 @@ import site
 import subprocess
 import sys
 import sysconfig
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
@@ -53,7 +54,9 @@ def check_torch() -> None:
             _INSTALL,
         )
     try:
-        from torch import __version__ as version
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as that NumPy is not there, which no build takes
+            from torch import __version__ as version
     except ImportError as error:
         _stop(
             f"charlm compiles against torch, and that in {sys.prefix} does not import: {error}",

@@ -12,11 +12,13 @@ from charlm._version import __version__
 
 if TYPE_CHECKING:
     from charlm import backends, checkpoint, data, distributed, models, nn, ops, plots, presets, sampler
+    from charlm.configuration import TrainingConfig
     from charlm.evaluation import evaluate
     from charlm.models import MLP, CountBigram, NeuralBigram
-    from charlm.presets import PRESETS, TrainingConfig
+    from charlm.presets import PRESETS
     from charlm.sampler import sample
     from charlm.trainer import NonFiniteLossError, Trainer
+    from charlm.training_run import TrainingRun
     from charlm.vocabulary import Vocabulary
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "NonFiniteLossError",
     "Trainer",
     "TrainingConfig",
+    "TrainingRun",
     "Vocabulary",
     "__version__",
     "backends",
@@ -51,7 +54,8 @@ _HOMES = {
     "NeuralBigram": "models",
     "NonFiniteLossError": "trainer",
     "Trainer": "trainer",
-    "TrainingConfig": "presets",
+    "TrainingConfig": "configuration",
+    "TrainingRun": "training_run",
     "Vocabulary": "vocabulary",
     "evaluate": "evaluation",
     "sample": "sampler",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from charlm.data import Distinct, Split
 from charlm.distributed import ALONE, Processes
 from charlm.models import LanguageModel, engine_parameters
 from charlm.ops._extension import _C
+from charlm.optimizers import OptimizerOptions, state_names
 
 # Up to so many examples their contexts are looked up once, which takes some 50 ns and 4 bytes for each of them; from
 # there on in every batch.
@@ -33,16 +34,21 @@ class Backend(Protocol):
         model: its parameters are updated in place.
         optimizer: `torch.optim.SGD` or `AdamW` with initialised state, which is updated in place.
         split: the training examples.
-        max_grad_norm: the norm of the whole gradient is clipped to this, as by `nn.utils.clip_grad_norm_`; or None.
+        options: those that the optimizer was created with.
         processes: those that train the model together.
+
+    Attributes:
+        model: as this backend computes it; its parameters are those of the model that was given, which stays as it is.
     """
+
+    model: LanguageModel
 
     def __init__(
         self,
         model: LanguageModel,
         optimizer: torch.optim.Optimizer,
         split: Split,
-        max_grad_norm: float | None,
+        options: OptimizerOptions,
         processes: Processes = ALONE,
     ) -> None: ...
 
@@ -77,23 +83,22 @@ class EagerBackend:
         model: LanguageModel,
         optimizer: torch.optim.Optimizer,
         split: Split,
-        max_grad_norm: float | None,
+        options: OptimizerOptions,
         processes: Processes = ALONE,
     ) -> None:
-        self._loss = self._prepare(model)
-        self._model = model
+        self.model = model.computing_with(self.model_backend)
+        self._loss = self._prepare()
         self._optimizer = optimizer
         self._split = split
-        self._max_grad_norm = max_grad_norm
+        self._max_grad_norm = options.max_grad_norm
         self._processes = processes
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._distinct: Distinct | None = None
         self._only_part: list[tuple[Tensor, Tensor]] | None = None
 
-    def _prepare(self, model: LanguageModel) -> Callable[..., Tensor]:
-        """Sets the model up and returns what computes its loss; ValueError where the backend cannot."""
-        model.backend = self.model_backend
-        loss: Callable[..., Tensor] = model.loss
+    def _prepare(self) -> Callable[..., Tensor]:
+        """Returns what computes the model's loss; ValueError where the backend cannot."""
+        loss: Callable[..., Tensor] = self.model.loss
         return loss
 
     def run(self, batch_indices: Tensor | None, learning_rates: Tensor) -> Tensor:
@@ -139,13 +144,13 @@ class EagerBackend:
         if self._distinct is None:
             self._distinct = self._split.distinct()
             own = self._processes.shard(len(self._distinct))
-            if (own.stop - own.start) * self._model.vocab_size <= _LOGITS_AT_ONCE:
+            if (own.stop - own.start) * self.model.vocab_size <= _LOGITS_AT_ONCE:
                 self._only_part = list(self._parts(self._distinct))
         return self._parts(self._distinct) if self._only_part is None else self._only_part
 
     def _parts(self, distinct: Distinct) -> Iterator[tuple[Tensor, Tensor]]:
         example = self._parameters[0]
-        rows_at_once = max(1, _LOGITS_AT_ONCE // self._model.vocab_size)
+        rows_at_once = max(1, _LOGITS_AT_ONCE // self.model.vocab_size)
         own = self._processes.shard(len(distinct))
         for start in range(own.start, own.stop, rows_at_once):
             rows = slice(start, min(start + rows_at_once, own.stop))
@@ -156,8 +161,8 @@ class EagerBackend:
 class CompileBackend(EagerBackend):
     """The eager backend with the model's loss, forward and backward, under `torch.compile`."""
 
-    def _prepare(self, model: LanguageModel) -> Callable[..., Tensor]:
-        return torch.compile(super()._prepare(model), dynamic=False, fullgraph=True)
+    def _prepare(self) -> Callable[..., Tensor]:
+        return torch.compile(super()._prepare(), dynamic=False, fullgraph=True)
 
 
 class OpsBackend(EagerBackend):
@@ -165,13 +170,14 @@ class OpsBackend(EagerBackend):
 
     model_backend = "ops"
 
-    def _prepare(self, model: LanguageModel) -> Callable[..., Tensor]:
-        if not has_kernels(model.device):
-            how = " or install charlm again where nvcc is on the PATH" if model.device.type == "cuda" else ""
+    def _prepare(self) -> Callable[..., Tensor]:
+        device = self.model.device
+        if not has_kernels(device):
+            how = " or install charlm again where nvcc is on the PATH" if device.type == "cuda" else ""
             raise ValueError(
-                f"backend 'ops' has no kernels for {model.device}, where the model is: use 'eager' or 'compile'{how}"
+                f"backend 'ops' has no kernels for {device}, where the model is: use 'eager' or 'compile'{how}"
             )
-        return super()._prepare(model)
+        return super()._prepare()
 
 
 class FusedBackend:
@@ -182,7 +188,7 @@ class FusedBackend:
         model: LanguageModel,
         optimizer: torch.optim.Optimizer,
         split: Split,
-        max_grad_norm: float | None,
+        options: OptimizerOptions,
         processes: Processes = ALONE,
     ) -> None:
         if processes.size > 1:
@@ -194,37 +200,31 @@ class FusedBackend:
             raise ValueError(
                 f"backend 'fused' trains on the CPU, but the model is on {model.device}: use 'ops' or 'eager'"
             )
-        model.backend = "ops"
         parameters = engine_parameters(model)
         if parameters is None:
             raise ValueError(f"backend 'fused' trains an MLP or a NeuralBigram, got a {type(model).__name__}")
+        self.model = model.computing_with("ops")
         self._parameters = parameters
         self._optimizer = optimizer
-        (group,) = optimizer.param_groups
-        self._options: dict[str, Any] = {
-            "optimizer": "adamw" if isinstance(optimizer, torch.optim.AdamW) else "sgd",
-            "weight_decay": group["weight_decay"],
-            "max_grad_norm": max_grad_norm,
-            "softcap": getattr(model, "softcap", None),
-        }
-        if self._options["optimizer"] == "adamw":
-            self._options.update(betas=group["betas"], eps=group["eps"])
-            state_names = ["exp_avg", "exp_avg_sq"]
-        else:
-            self._options.update(momentum=group["momentum"])
-            state_names = ["momentum_buffer"] if group["momentum"] else []
-        self._state_names = state_names
+        self._options = options
+        self._softcap = getattr(model, "softcap", None)
         self._split = split
         self._context_length = model.context_length
         self._vocab_size = model.vocab_size
 
     def run(self, batch_indices: Tensor | None, learning_rates: Tensor) -> Tensor:
         states = [self._optimizer.state[parameter] for parameter in self._parameters]
-        state = [entry[name] for name in self._state_names for entry in states]
+        state = [entry[name] for name in state_names(self._options) for entry in states]
         first_step = int(states[0]["step"]) if "step" in states[0] else 0
         if batch_indices is None:
             losses = engine.train_full_steps(
-                self._parameters, state, *self._counts, learning_rates, first_step=first_step, **self._options
+                self._parameters,
+                state,
+                *self._counts,
+                learning_rates,
+                self._options,
+                softcap=self._softcap,
+                first_step=first_step,
             )
         else:
             contexts, targets, indices, context_index = self._examples(batch_indices)
@@ -235,9 +235,10 @@ class FusedBackend:
                 targets,
                 indices,
                 learning_rates,
+                self._options,
                 context_index=context_index,
+                softcap=self._softcap,
                 first_step=first_step,
-                **self._options,
             )
         for entry in states:
             if "step" in entry:

@@ -12,19 +12,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from charlm import benchmark_jax
 from charlm._rules import check
 from charlm.backends import BACKENDS, EagerBackend
+from charlm.configuration import TrainingConfig
 from charlm.data import Dataset, Split
-from charlm.presets import PRESETS, TrainingConfig
+from charlm.presets import PRESETS
 
-# The lecture's model and steps; a wider one with AdamW; the lecture's in large batches; all examples in every step.
+# Presets of training, and the first of them in large batches, and with all examples in every step.
 WORKLOADS: dict[str, TrainingConfig] = {
-    "lecture": PRESETS["makemore"],
-    "eureka": PRESETS["eureka"],
+    **{name: PRESETS[name] for name in ("makemore", "eureka")},
     "large": replace(PRESETS["makemore"], batch_size=4096),
     "full": replace(PRESETS["makemore"], batch_size="full"),
 }
+# Who else can be raced against, by name: given a configuration, its data and how many threads to use, they return
+# `run(steps)`, which is as that of a `Trainer` with the same initial weights and batches. charlm itself has none.
+OPPONENTS: dict[str, Callable[[TrainingConfig, Dataset, int], Callable[[int], Tensor]]] = {}
+
 ROUNDS = 9
 # Slow steps get fewer rounds, so that no backend takes more than about twice the time it was given.
 _FEWEST_ROUNDS = 3
@@ -42,7 +45,7 @@ class Timing:
 
     Attributes:
         name: of the contestant: its backend, and " (distinct)" if that takes part in two ways.
-        backend: in `charlm.backends.BACKENDS`, or "jax".
+        backend: in `charlm.backends.BACKENDS` or `OPPONENTS`.
         examples: what a step computes: those of a random batch, every training example, or each distinct context once
             with the counts of its targets, which gives the same gradient.
         steps: in each round.
@@ -145,7 +148,7 @@ def race(
     Args:
         workload: in `WORKLOADS`.
         path: of the data; None is the embedded names.
-        backends: in `charlm.backends.BACKENDS`, or "jax" for the loop of `charlm.benchmark_jax`; None is all backends.
+        backends: in `charlm.backends.BACKENDS` or `OPPONENTS`; None is all of the former.
         threads: for torch and charlm while the race lasts.
         seconds: of measuring for each contestant; a slow one needs up to twice as much, or three steps.
         on_round: is told which stage begins.
@@ -158,14 +161,12 @@ def race(
         raise ValueError(f"workload must be one of {', '.join(WORKLOADS)}, got {workload!r}")
     names = list(BACKENDS) if backends is None else list(backends)
     for name in names:
-        if name not in (*BACKENDS, "jax"):
-            raise ValueError(f"backends must be among {', '.join(BACKENDS)}, jax, got {name!r}")
+        if name not in (*BACKENDS, *OPPONENTS):
+            raise ValueError(f"backends must be among {', '.join([*BACKENDS, *OPPONENTS])}, got {name!r}")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"backends must be one or more different ones, got {', '.join(names) or 'none'}")
     check("threads", threads)
     check("seconds", seconds)
-    if "jax" in names:
-        benchmark_jax.check_installed()
 
     config = replace(WORKLOADS[workload], path=path)
     dataset = config.load_data()
@@ -174,8 +175,8 @@ def race(
             contestant
             for name in names
             for contestant in (
-                [_jax_contestant(config, dataset, threads)]
-                if name == "jax"
+                [_opponent(name, config, dataset, threads)]
+                if name in OPPONENTS
                 else _contestants(name, replace(config, backend=name), dataset)
             )
         ]
@@ -231,9 +232,9 @@ def _contestants(name: str, config: TrainingConfig, dataset: Dataset) -> Iterato
         yield _Contestant(name, name, "distinct contexts", trainer.run)
 
 
-def _jax_contestant(config: TrainingConfig, dataset: Dataset, threads: int) -> _Contestant:
+def _opponent(name: str, config: TrainingConfig, dataset: Dataset, threads: int) -> _Contestant:
     examples: Examples = "every example" if config.batch_size == "full" else "batch"
-    return _Contestant("jax", "jax", examples, benchmark_jax.create_run(config, dataset, threads))
+    return _Contestant(name, name, examples, OPPONENTS[name](config, dataset, threads))
 
 
 class _AllExamples(Split):
@@ -251,7 +252,7 @@ def _run_on_every_example(name: str, config: TrainingConfig, dataset: Dataset) -
     # The trainer is only asked for the optimizer.
     model = config.create_model(len(dataset.vocabulary))
     optimizer = config.create_trainer(model, dataset).optimizer
-    backend = BACKENDS[name](model, optimizer, _AllExamples(dataset.train), None)
+    backend = BACKENDS[name](model, optimizer, _AllExamples(dataset.train), config)
     indices, rate = torch.arange(len(dataset.train))[None], torch.tensor([config.learning_rate])
 
     def run(steps: int) -> Tensor:

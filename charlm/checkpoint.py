@@ -26,15 +26,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from charlm import description, metrics, models, optimizers, run_folder
+from charlm import config_json, metrics, models, optimizers, run_folder
 from charlm._rules import shown
 from charlm.batches import BatchSampler
+from charlm.config_json import FORMAT, check_format, format_description, read_description
+from charlm.configuration import KEPT_TEXTS, TrainingConfig
 from charlm.data import Dataset
-from charlm.description import FORMAT, check_format, format_description, read_description
 from charlm.fingerprint import Fingerprint
 from charlm.metrics import append_metrics, read_metrics, truncate_metrics
 from charlm.models import LanguageModel
-from charlm.presets import KEPT_TEXTS, TrainingConfig
 from charlm.run_folder import CheckpointError, blamed
 from charlm.run_lock import RunInUseError, locked
 from charlm.tensor_files import TensorFile, format_tensors
@@ -54,7 +54,7 @@ __all__ = [
     "truncate_metrics",
 ]
 
-_CONFIG = description.FILE
+_CONFIG = config_json.FILE
 _MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 # The parts of `Trainer.state_dict()` that optimizer.safetensors holds, as prefixes of its tensor names.
@@ -139,7 +139,7 @@ def save(
             trained in steps.
         data: `Fingerprint.of` the dataset, so that the run only goes on with the same.
         unrecorded: (k,), the losses of the last k steps, if they are to be part of a later record in metrics.jsonl.
-        texts: files to keep beside the checkpoint, by name: those of `charlm.presets.KEPT_TEXTS`.
+        texts: files to keep beside the checkpoint, by name: those of `charlm.configuration.KEPT_TEXTS`.
 
     Raises:
         RunInUseError: somebody else is writing into the folder.
@@ -179,7 +179,7 @@ def load(run_dir: str | os.PathLike[str], *, backend: str = "ops", training: boo
 
     Args:
         run_dir: the folder of the run.
-        backend: of the model.
+        backend: of the model: whose ops compute.
         training: also what training goes on with; otherwise optimizer.safetensors is not read, and need not be there.
 
     Raises:
@@ -242,15 +242,7 @@ def _parameters_and_buffers(model: LanguageModel) -> dict[str, Tensor]:
 def _training_tensors(run_dir: Path, config: TrainingConfig, model: LanguageModel) -> dict[str, Tensor]:
     """What optimizer.safetensors should have by name, of a model on the device "meta" and there too."""
     with blamed(run_dir / _CONFIG, " is damaged"):
-        optimizer = optimizers.create(
-            model,
-            config.optimizer,
-            learning_rate=config.learning_rate,
-            momentum=config.momentum,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-        )
+        optimizer = optimizers.create(model, config, config.learning_rate)
     batches = {} if config.batch_size == "full" else BatchSampler(1, 1, 0).state_dict()
     return {
         **{f"optimizer.{name}": value for name, value in optimizers.named_state(model, optimizer).items()},

@@ -18,8 +18,8 @@ from charlm._buffers import to_buffer, to_tensor
 from charlm._memory import check_memory
 from charlm._rules import check, check_type
 from charlm._text_extension import _text
-from charlm.examples import Distinct, Split, TargetCounts
 from charlm.sources import Source
+from charlm.splits import Distinct, Split, TargetCounts
 from charlm.vocabulary import Vocabulary
 
 __all__ = ["Dataset", "Distinct", "Split", "TargetCounts", "TooFewLinesError", "load", "load_whole"]

@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from charlm._rules import check_type
 from charlm.ops import _extension  # noqa: F401  registers the ops
 from charlm.ops._arguments import softcap_code
+from charlm.optimizers import OptimizerOptions
 
 __all__ = ["evaluate_full", "train_full_steps", "train_steps"]
 
 _OPTIMIZERS = {"sgd": 0, "adamw": 1}
+_PLAIN_SGD = OptimizerOptions()
 
 
 @torch.no_grad()
@@ -28,14 +31,9 @@ def train_steps(
     targets: Tensor,
     batch_indices: Tensor,
     learning_rates: Tensor,
+    options: OptimizerOptions = _PLAIN_SGD,
     *,
     context_index: Tensor | None = None,
-    optimizer: str = "sgd",
-    momentum: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    max_grad_norm: float | None = None,
     softcap: float | None = None,
     first_step: int = 0,
 ) -> Tensor:
@@ -50,10 +48,9 @@ def train_steps(
         targets: (N,), any integer dtype, values in [0, V).
         batch_indices: (S, B), the examples of each step.
         learning_rates: (S,).
+        options: of the optimizer.
         context_index: (N,), where `contexts` holds each distinct context once, (U, T): the context of every example.
             Without it equal contexts are looked for among the examples of the batches, at every call.
-        optimizer: "sgd" (as `torch.optim.SGD`) or "adamw" (as `torch.optim.AdamW`).
-        max_grad_norm: clips the norm of the whole gradient, as `torch.nn.utils.clip_grad_norm_`; or None.
         softcap: bounds the logits to (-softcap, softcap); None for none.
         first_step: how many steps were done before, which AdamW's bias correction counts.
 
@@ -64,7 +61,6 @@ def train_steps(
         IndexError: a token or target of a batch, or an index is out of range. No parameter was changed.
         ValueError: an argument has the wrong shape, dtype, device or range. No parameter was changed.
     """
-    options = _options(optimizer, momentum, betas, eps, weight_decay, max_grad_norm, softcap, first_step)
     return torch.ops.charlm.train_steps.default(
         _detached(parameters),
         _detached(optimizer_state),
@@ -73,7 +69,7 @@ def train_steps(
         context_index,
         batch_indices,
         learning_rates,
-        *options,
+        *_arguments(options, softcap, first_step),
     )
 
 
@@ -86,13 +82,8 @@ def train_full_steps(
     targets: Tensor,
     counts: Tensor,
     learning_rates: Tensor,
+    options: OptimizerOptions = _PLAIN_SGD,
     *,
-    optimizer: str = "sgd",
-    momentum: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    max_grad_norm: float | None = None,
     softcap: float | None = None,
     first_step: int = 0,
 ) -> Tensor:
@@ -102,7 +93,7 @@ def train_full_steps(
         contexts: (U, T), each distinct context once, in any order.
         row_ptr, targets, counts: how often each target follows each context, in compressed sparse rows: the targets of
             context u are `targets[row_ptr[u] : row_ptr[u + 1]]`, and `counts` says how often each occurs.
-        parameters, optimizer_state, learning_rates, and the options: as in `train_steps`.
+        parameters, optimizer_state, learning_rates, options, softcap, first_step: as in `train_steps`.
 
     Returns:
         The mean loss of all examples before every update: (S,), dtype of the parameters.
@@ -110,7 +101,6 @@ def train_full_steps(
     Raises:
         IndexError, ValueError: as `train_steps`.
     """
-    options = _options(optimizer, momentum, betas, eps, weight_decay, max_grad_norm, softcap, first_step)
     return torch.ops.charlm.train_full_steps.default(
         _detached(parameters),
         _detached(optimizer_state),
@@ -119,7 +109,7 @@ def train_full_steps(
         targets,
         counts,
         learning_rates,
-        *options,
+        *_arguments(options, softcap, first_step),
     )
 
 
@@ -155,20 +145,16 @@ def _detached(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.detach() for tensor in tensors]
 
 
-def _options(
-    optimizer: str,
-    momentum: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    max_grad_norm: float | None,
-    softcap: float | None,
-    first_step: int,
-) -> tuple[Any, ...]:
-    if optimizer not in _OPTIMIZERS:
-        raise ValueError(f"optimizer must be one of {', '.join(_OPTIMIZERS)}, got {optimizer!r}")
-    if max_grad_norm is not None and not max_grad_norm > 0.0:
-        raise ValueError(f"max_grad_norm must be a positive number or None, got {max_grad_norm}")
-    clip = 0.0 if max_grad_norm is None else float(max_grad_norm)
-    cap = softcap_code(softcap)
-    return _OPTIMIZERS[optimizer], momentum, *betas, eps, weight_decay, clip, cap, first_step
+def _arguments(options: OptimizerOptions, softcap: float | None, first_step: int) -> tuple[Any, ...]:
+    """What both ops end with."""
+    check_type("options", options, OptimizerOptions)
+    return (
+        _OPTIMIZERS[options.optimizer],
+        options.momentum,
+        *options.betas,
+        options.eps,
+        options.weight_decay,
+        0.0 if options.max_grad_norm is None else options.max_grad_norm,
+        softcap_code(softcap),
+        first_step,
+    )

@@ -20,8 +20,8 @@ def evaluate(model: LanguageModel, split: Split | Distinct, processes: Processes
     """The mean of -log p(target | context) over all examples of `split`, in nats.
 
     Every distinct context goes through the model once, in the model's dtype; sums are float64. The result is exact up
-    to rounding, and infinite where the model gives a target probability 0. A model on the CPU with the backend "ops"
-    is evaluated by `charlm.engine` if that knows it.
+    to rounding, and infinite where the model gives a target probability 0. A model on the CPU that computes with
+    `charlm.ops` is evaluated by `charlm.engine` if that knows it.
 
     Args:
         model: any language model.

@@ -1,4 +1,4 @@
-"""The optimizers of the trainer, and their state as named tensors.
+"""The optimizers of the trainer: their options, and their state as named tensors.
 
 A `torch.optim` optimizer holds the state whatever the backend, so that checkpoints and `torch.optim` itself see the
 same tensors. Its state is created up front rather than by the first step: then it has one structure from the start.
@@ -6,60 +6,78 @@ same tensors. Its state is created up front rather than by the first step: then 
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from charlm._memory import check_memory
-from charlm._rules import check
+from charlm._rules import RULES, check
 
 
-def create(
-    model: nn.Module,
-    name: str,
-    *,
-    learning_rate: float,
-    momentum: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-) -> torch.optim.Optimizer:
-    """An optimizer over all parameters of `model`, its state initialised to zero.
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """What an update is made with, from the command line to the engine; the learning rates come from a `Schedule`.
+
+    Whoever has one has options that are in range: they are checked here, as it is made, and nowhere else.
 
     Args:
-        name: "sgd", with `momentum` and `weight_decay` added to the gradient as in `torch.optim.SGD`; or "adamw", with
-            `betas`, `eps` and decoupled `weight_decay` as in `torch.optim.AdamW`.
+        optimizer: "sgd", with `momentum` and `weight_decay` added to the gradient as in `torch.optim.SGD`; or "adamw",
+            with `betas`, `eps` and decoupled `weight_decay` as in `torch.optim.AdamW`.
+        max_grad_norm: the norm of the whole gradient is clipped to this, as by `nn.utils.clip_grad_norm_`; or None.
+
+    Raises:
+        ValueError: an option is out of range, or adamw was given momentum.
 
     Source: AdamW: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", arXiv:1711.05101.
     """
-    check("optimizer", name)
-    check("momentum", momentum)
-    if name == "adamw" and momentum != 0.0:
-        raise ValueError(f"momentum is an option of sgd; adamw has betas, got momentum={momentum}")
-    check("betas", betas)
-    check("eps", eps)
-    check("weight_decay", weight_decay)
 
-    state_names = ["exp_avg", "exp_avg_sq"] if name == "adamw" else ["momentum_buffer"] if momentum else []
-    rate, decay = float(learning_rate), float(weight_decay)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.name in RULES:
+                check(field.name, getattr(self, field.name), optional=field.default is None)
+        if self.optimizer == "adamw" and self.momentum != 0.0:
+            raise ValueError(f"momentum is an option of sgd; adamw has betas, got momentum={self.momentum}")
+        # Of a frozen instance: integers and numbers of other packages become Python's floats.
+        for name in ("momentum", "eps", "weight_decay", "max_grad_norm"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
+        object.__setattr__(self, "betas", tuple(map(float, self.betas)))
+
+
+def state_names(options: OptimizerOptions) -> tuple[str, ...]:
+    """The tensors of the shape of a parameter that are kept for each of them, as `torch.optim` calls them."""
+    if options.optimizer == "adamw":
+        return ("exp_avg", "exp_avg_sq")
+    return ("momentum_buffer",) if options.momentum else ()
+
+
+def create(model: nn.Module, options: OptimizerOptions, learning_rate: float) -> torch.optim.Optimizer:
+    """An optimizer over all parameters of `model`, its state initialised to zero."""
+    names = state_names(options)
     parameters = [parameter for parameter in model.parameters() if parameter.device.type == "cpu"]
     count, size = (sum(map(of, parameters)) for of in (Tensor.numel, _bytes))
-    check_memory(f"training {count:,} parameters with {name}", (2 + len(state_names)) * size)
+    check_memory(f"training {count:,} parameters with {options.optimizer}", (2 + len(names)) * size)
 
-    if name == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            model.parameters(), lr=rate, momentum=momentum, weight_decay=decay
-        )
+    rate, decay = float(learning_rate), options.weight_decay
+    optimizer: torch.optim.Optimizer
+    if options.optimizer == "sgd":
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=options.momentum, weight_decay=decay)
     else:
         optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=float(learning_rate),
-            betas=betas,
-            eps=float(eps),
-            weight_decay=float(weight_decay),
+            model.parameters(), lr=rate, betas=options.betas, eps=options.eps, weight_decay=decay
         )
     for parameter in model.parameters():
-        state = {state_name: torch.zeros_like(parameter) for state_name in state_names}
-        if name == "adamw":
+        state = {name: torch.zeros_like(parameter) for name in names}
+        if options.optimizer == "adamw":
             state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
         optimizer.state[parameter].update(state)
     return optimizer

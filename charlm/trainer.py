@@ -13,12 +13,13 @@ from torch import Tensor
 
 from charlm import distributed, optimizers
 from charlm._rules import check, check_type, shown
-from charlm.backends import BACKENDS, default_backend
+from charlm.backends import BACKENDS, default_backend, has_kernels
 from charlm.batches import BatchSampler
 from charlm.data import Dataset, Distinct
 from charlm.evaluation import evaluate
 from charlm.interrupts import deferred_interrupt
 from charlm.models import LanguageModel
+from charlm.optimizers import OptimizerOptions
 from charlm.schedules import Schedule
 
 # Steps go to the backend in chunks of about this long: the interval of progress reports and of looking for Ctrl-C.
@@ -33,7 +34,8 @@ class Trainer:
     """Trains a model on the `train` split of a dataset.
 
     Batches, learning rates and updates are the same for every backend, so that loss curves agree up to rounding.
-    The model is trained in place; so is its `backend` set, which evaluation then uses too.
+    The model is trained in place, and computes as it did before when it is called: its own `backend` says with whose
+    ops, that of the trainer who executes the steps.
 
     In a process group (`torch.distributed.init_process_group`) all processes train one model together: each makes the
     same trainer, and calls `run`, `evaluate` and `load_state_dict` as the others do. They start from the weights of
@@ -95,28 +97,28 @@ class Trainer:
         _check_fit(model, dataset)
         if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {shown(backend)}")
-        check("max_grad_norm", max_grad_norm, optional=True)
         check("seed", seed)
         check("batch_size", batch_size)
         self._batches = None if batch_size == "full" else BatchSampler(len(dataset.train), int(batch_size), seed)
-        self._schedule = Schedule(schedule, learning_rate, total_steps, warmup_steps, milestones, decay_factor)
-
-        self._processes = distributed.current()
-        self.model = _moved(model, device)
-        self.backend = backend or default_backend(self.model, self._processes)
-        self.dataset = dataset
-        self.optimizer = optimizers.create(
-            self.model,
-            optimizer,
-            learning_rate=learning_rate,
+        options = OptimizerOptions(
+            optimizer=optimizer,  # type: ignore[arg-type]  # any str: it is checked
             momentum=momentum,
             betas=betas,
             eps=eps,
             weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
         )
-        self._backend = BACKENDS[self.backend](
-            self.model, self.optimizer, dataset.train, max_grad_norm, self._processes
-        )
+        self._schedule = Schedule(schedule, learning_rate, total_steps, warmup_steps, milestones, decay_factor)
+
+        self._processes = distributed.current()
+        self.model = _moved(model, device)
+        if not has_kernels(self.model.device):
+            # Nobody could call it there, `charlm.sample` for one.
+            self.model.backend = "eager"
+        self.backend = backend or default_backend(self.model, self._processes)
+        self.dataset = dataset
+        self.optimizer = optimizers.create(self.model, options, learning_rate)
+        self._backend = BACKENDS[self.backend](self.model, self.optimizer, dataset.train, options, self._processes)
         self._processes.check_same(
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             examples=len(dataset.train),
@@ -168,13 +170,16 @@ class Trainer:
         return self.losses
 
     def evaluate(self, split: str) -> float:
-        """The mean negative log-likelihood, in nats, of all examples of "train", "dev" or "test"."""
+        """The mean negative log-likelihood, in nats, of all examples of "train", "dev" or "test".
+
+        It is computed by whom the steps are: in plain PyTorch with the backends "eager" and "compile".
+        """
         if not isinstance(split, str) or split not in ("train", "dev", "test"):
             raise ValueError(f"split must be one of train, dev, test, got {split!r}")
         if split not in self._distinct:
             self._distinct[split] = getattr(self.dataset, split).distinct()
         with deferred_interrupt() if self._processes.size > 1 else nullcontext():
-            return evaluate(self.model, self._distinct[split], self._processes)
+            return evaluate(self._backend.model, self._distinct[split], self._processes)
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that training changes: `step`, and the tensors of `model`, `optimizer` and `batches`."""

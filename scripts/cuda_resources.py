@@ -4,7 +4,7 @@
                                               has fewer instructions that load or store a vector
     python scripts/cuda_resources.py --write  writes the table anew
 
-It reads what the assembler said in the last build, and what it was given, which setup.py leaves in build/cuda.
+It reads what the assembler said in the last build, and what it was given, which setup.py leaves in build/objects/cuda.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "tests" / "cuda_resources.json"
-BUILD = ROOT / "build" / "cuda"
+BUILD = ROOT / "build" / "objects" / "cuda"
 
 # {"cross_entropy": {"narrow_rows<float, true>": {"sm_90": {"registers": 48, "spilled": 0, "vectors": 20}}}}
 Resources = dict[str, dict[str, dict[str, dict[str, int]]]]
@@ -63,9 +63,9 @@ def _short(name: str) -> str:
 
 def measured() -> Resources:
     """The resources of the last build."""
-    logs = sorted(BUILD.glob("*.ptxas"))
+    logs = sorted(BUILD.rglob("*.ptxas"))
     if not logs:
-        sys.exit(f"{BUILD} has no output of the assembler: build with nvcc first (CHARLM_CUDA=1 pip install ...)")
+        sys.exit(f"{BUILD} has no output of the assembler: build with nvcc first: CHARLM_CUDA=1 make setup")
     resources = {}
     for log in logs:
         kernels = resources[log.stem] = parse(_demangle(log.read_text()))

@@ -109,7 +109,7 @@ class Sample:
         A loss and its gradient, softmax minus target, can be 0 (one class, or a sure prediction) as a difference of
         numbers around 1, or 1/N under the mean.
         """
-        if self.op == "embedding_linear":
+        if "target" not in self.arguments:
             return 0.0
         if name == "result" or self.arguments.get("reduction", "mean") != "mean":
             return 1.0
@@ -260,31 +260,42 @@ def linear_cross_entropy_sample(
 
 
 def mlp_cross_entropy_sample(
-    rows: int,
+    rows: int | tuple[int, ...],
     context_length: int = 3,
     vocab_size: int = 27,
     embedding_dim: int = 4,
     hidden_dim: int = 9,
     *,
     dtype: torch.dtype = torch.float64,
+    targets: str = "indices",
+    bias: bool = True,
     seed: int = 0,
     **options: Any,
 ) -> Sample:
+    leading = (rows,) if isinstance(rows, int) else rows
     fan_in = context_length * embedding_dim
     parameters = {
         "embedding": normal(vocab_size, embedding_dim, dtype=dtype, seed=seed + 2),
         "weight1": (normal(hidden_dim, fan_in, seed=seed + 3) / max(fan_in, 1) ** 0.5).to(dtype),
-        "bias1": normal(hidden_dim, dtype=dtype, seed=seed + 4),
+        "bias1": normal(hidden_dim, dtype=dtype, seed=seed + 4) if bias else None,
         "weight2": normal(vocab_size, hidden_dim, dtype=dtype, seed=seed + 5),
-        "bias2": normal(vocab_size, dtype=dtype, seed=seed + 6),
+        "bias2": normal(vocab_size, dtype=dtype, seed=seed + 6) if bias else None,
     }
     arguments = {
-        "ids": integers(vocab_size, (rows, context_length), seed),
-        "target": integers(vocab_size, (rows,), seed + 1),
+        "ids": integers(vocab_size, (*leading, context_length), seed),
+        "target": class_targets(
+            targets,
+            (*leading, vocab_size),
+            len(leading),
+            dtype=dtype,
+            ignore_index=options.get("ignore_index", -100),
+            seed=seed + 1,
+        ),
         **parameters,
         **options,
     }
-    return Sample("mlp_cross_entropy", arguments, tuple(parameters))
+    differentiable = tuple(name for name, value in parameters.items() if value is not None)
+    return Sample("mlp_cross_entropy", arguments, differentiable)
 
 
 def evaluate(sample: Sample, namespace: Any = ops, *, upstream_dtype: torch.dtype | None = None) -> dict[str, Tensor]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import typer
 
 from charlm.cli import main
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# Making the program out of its commands takes twice as long as most of them do, and gives the same each time.
+typer.main.get_command = functools.cache(typer.main.get_command)
 
 # Options of a model that is trained in a moment.
 SMALL_MLP: tuple[object, ...] = ("--model", "mlp", "--backend", "eager", "--embedding-dim", 2, "--hidden-dim", 4)

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from command_line import CommandLine
-from hypothesis import settings
 
-# The same examples in every run, so that a red test is about the change at hand.
-settings.register_profile("charlm", deadline=None, derandomize=True)
-settings.load_profile("charlm")
+# The workers of pytest-xdist share the cores. With several threads each they would wait for one another, twenty times
+# as long as they work; and threads that a test asks for should sleep while they wait. OpenMP reads both when torch is
+# imported, which is why nothing above imports it; what a test starts inherits them.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,8 +28,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("dist", "no") != "no":
+        return  # this process of pytest-xdist runs no tests: it need not wait for torch before it starts those that do
     import cases
+    import torch
+    from hypothesis import settings
 
+    # The same examples in every run, so that a red test is about the change at hand.
+    settings.register_profile("charlm", deadline=None, derandomize=True)
+    settings.load_profile("charlm")
     name = config.getoption("--device")
     cases.device = torch.device("cpu" if name == "simulated" else name)
     cases.on_cuda = name == "simulated" or cases.device.type == "cuda"
@@ -68,7 +76,13 @@ def _uses_cases(item: pytest.Item) -> bool:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test starts from the same state of torch's default generator, in whatever order the tests run."""
-    torch.manual_seed(0)
+    import cases
+    import torch
+
+    torch.default_generator.manual_seed(0)
+    # torch.manual_seed would note the call for each kind of device, also those that are not there, which takes 2 ms.
+    if cases.device.type == "cuda":
+        torch.cuda.manual_seed_all(0)
 
 
 @pytest.fixture
@@ -88,12 +102,18 @@ def run_charlm(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     return CommandLine(capsys)
 
 
-@pytest.fixture
-def names(tmp_path: Path) -> Path:
-    """Fifty names of five letters."""
-    path = tmp_path / "names.txt"
+@pytest.fixture(scope="session")
+def fifty_names() -> str:
+    """Fifty names of five letters, a line each."""
     lines = ["".join("aeiklmnrst"[(i * step + step) % 10] for step in (1, 3, 7, 2, 9)) for i in range(50)]
-    path.write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def names(tmp_path: Path, fifty_names: str) -> Path:
+    """A file of the fifty names."""
+    path = tmp_path / "names.txt"
+    path.write_text(fifty_names)
     return path
 
 
@@ -125,6 +145,8 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def threads() -> Iterator[None]:
     """Lets a test call `torch.set_num_threads`; the number from before comes back."""
+    import torch
+
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from charlm import engine
 from charlm.models import MLP, NeuralBigram
+from charlm.optimizers import OptimizerOptions, state_names
 
 # AdamW's eps is not tiny, or it would blow the rounding of gradients that are 0 up to a step.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -22,36 +23,35 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Run:
-    """A model, its optimizer state, and the examples it is trained on."""
+    """A model, the examples it is trained on, and what the engine is given beside them."""
 
     model: nn.Module
     contexts: Tensor
     targets: Tensor
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any]
 
     @property
     def parameters(self) -> list[Tensor]:
         return list(self.model.parameters())
 
     def new_state(self) -> list[Tensor]:
-        adamw = self.options.get("optimizer") == "adamw"
-        tensors = 2 if adamw else 1 if self.options.get("momentum") else 0
-        return [torch.zeros_like(p) for _ in range(tensors) for p in self.parameters]
+        return [torch.zeros_like(p) for _ in state_names(self.options["options"]) for p in self.parameters]
 
     def eager(self, batches: Tensor, learning_rates: Tensor) -> Tensor:
-        options = dict(self.options)
-        clip = options.pop("max_grad_norm", None)
-        options.pop("softcap", None)
-        name = options.pop("optimizer", "sgd")
-        kind = torch.optim.AdamW if name == "adamw" else torch.optim.SGD
-        optimizer = kind(self.parameters, lr=0.1, **({"weight_decay": 0.0} | options))
+        options: OptimizerOptions = self.options["options"]
+        decay = {"lr": 0.1, "weight_decay": options.weight_decay}
+        optimizer: torch.optim.Optimizer
+        if options.optimizer == "adamw":
+            optimizer = torch.optim.AdamW(self.parameters, betas=options.betas, eps=options.eps, **decay)
+        else:
+            optimizer = torch.optim.SGD(self.parameters, momentum=options.momentum, **decay)
         losses = []
         for batch, rate in zip(batches, learning_rates.tolist(), strict=True):
             optimizer.zero_grad()
             loss = self.model.loss(self.contexts[batch], self.targets[batch])
             loss.backward()
-            if clip is not None:
-                nn.utils.clip_grad_norm_(self.parameters, clip)
+            if options.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(self.parameters, options.max_grad_norm)
             optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
             losses.append(loss.detach())
@@ -71,8 +71,10 @@ class Run:
         return engine.train_steps(self.parameters, state, *examples, **self.options, **more)
 
 
-def make_run(shape: tuple[int, ...], dtype: torch.dtype, *, direct: bool = False, **options: Any) -> Run:
-    """400 examples for an MLP of shape (V, T, D, H, ...), with contexts that repeat."""
+def make_run(
+    shape: tuple[int, ...], dtype: torch.dtype, *, direct: bool = False, softcap: float | None = None, **options: Any
+) -> Run:
+    """400 examples for an MLP of shape (V, T, D, H, ...), with contexts that repeat; options of the optimizer."""
     vocab_size, length, dim, hidden, *_ = shape
     generator = torch.Generator().manual_seed(1)
     model = MLP(
@@ -81,7 +83,7 @@ def make_run(shape: tuple[int, ...], dtype: torch.dtype, *, direct: bool = False
         dim,
         hidden,
         direct=direct,
-        softcap=options.get("softcap"),
+        softcap=softcap,
         backend="eager",
         dtype=dtype,
         generator=generator,
@@ -90,7 +92,7 @@ def make_run(shape: tuple[int, ...], dtype: torch.dtype, *, direct: bool = False
     contexts = torch.randint(tokens, (400, length), generator=generator)
     contexts[0] = vocab_size - 1
     targets = torch.randint(vocab_size, (400,), generator=generator)
-    return Run(model, contexts, targets, options)
+    return Run(model, contexts, targets, {"options": OptimizerOptions(**options), "softcap": softcap})
 
 
 def make_batches(steps: int, size: int) -> tuple[Tensor, Tensor]:
@@ -112,4 +114,4 @@ def make_bigram(vocab_size: int, dtype: torch.dtype, **options: Any) -> Run:
     nn.init.normal_(model.weight, generator=generator)
     contexts = torch.randint(vocab_size, (400, 1), generator=generator)
     targets = torch.randint(vocab_size, (400,), generator=generator)
-    return Run(model, contexts, targets, options)
+    return Run(model, contexts, targets, {"options": OptimizerOptions(**options)})

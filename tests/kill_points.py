@@ -6,6 +6,7 @@ training but the first is a fork of this process.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -14,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 
-import charlm.cli.session
-from charlm import Trainer
+from charlm import Trainer, training_run
 from charlm.cli import main
 
 # Every fifth point is one to be killed at.
@@ -62,8 +63,10 @@ def charlm_in_a_fork(*arguments: str, killed_at: int = 0) -> int:
 
 
 def kill_everywhere(options: list[str]) -> None:
-    charlm.cli.session._RECORDS = RECORDS
-    # In this process: what torch imports and sets up at its first steps, all forks then have. Threads they would not.
+    training_run._RECORDS = RECORDS
+    # In this process: what torch imports and sets up at its first steps, and typer makes, all forks then have. Threads
+    # they would not.
+    typer.main.get_command = functools.cache(typer.main.get_command)
     torch.set_num_threads(1)
     assert main(["train", *options, "--out", "whole"]) == 0
     killed_at = 1

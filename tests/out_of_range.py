@@ -12,8 +12,6 @@ from torch import Tensor
 
 from charlm.ops import reference
 
-_NONE_IS_IGNORED = -(2**63)
-
 
 def embedding_linear(
     ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "tanh"
@@ -81,6 +79,7 @@ def mlp_cross_entropy(
     bias2: Tensor | None,
     *,
     reduction: str = "mean",
+    ignore_index: int = -100,
     softcap: float | None = None,
 ) -> Tensor:
     hidden = embedding_linear(ids, embedding, weight1, bias1)
@@ -90,7 +89,7 @@ def mlp_cross_entropy(
         target,
         linear_bias=bias2,
         reduction=reduction,
-        ignore_index=_NONE_IS_IGNORED,
+        ignore_index=ignore_index,
         softcap=softcap,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import multiprocessing
 import os
 import time
 import traceback
@@ -24,10 +25,12 @@ Worker = Callable[[Path], dict[str, Any]]
 def run(worker: Worker, size: int, folder: Path) -> list[dict[str, Any]]:
     """What `worker(folder)` returns in each of `size` new processes of one gloo group, by rank.
 
-    The processes meet in a file, so that any number of groups can exist at a time. An error in one fails all.
+    The processes meet in a file, so that any number of groups can exist at a time. An error in one fails all. They are
+    forks of one that has no threads and did nothing but import torch, which would take each longer than its work.
     """
+    multiprocessing.set_forkserver_preload(["torch.distributed.tensor"])
     context = torch.multiprocessing.start_processes(
-        _enter, (worker, size, folder), nprocs=size, join=False, start_method="spawn"
+        _enter, (worker, size, folder), nprocs=size, join=False, start_method="forkserver"
     )
     deadline = time.monotonic() + TIMEOUT_SECONDS
     try:

@@ -20,19 +20,19 @@ LAYERS = [
     {"_C", "_text", "_version", "_loading", "_buffers", "_memory", "_rules", "interrupts", "run_folder"},
     {"_text_extension"},
     {"ops", "vocabulary", "schedules", "optimizers", "batches", "environment", "sources", "run_lock", "schema"},
-    {"nn", "engine", "examples", "distributed", "tensor_files", "description", "metrics"},
+    {"nn", "engine", "splits", "distributed", "tensor_files", "config_json", "metrics"},
     {"data"},
     {"models", "fingerprint"},
     {"evaluation", "sampler", "backends"},
     {"trainer"},
-    {"presets"},
-    {"checkpoint", "plots", "benchmark_jax"},
-    {"benchmark"},
+    {"configuration"},
+    {"presets", "checkpoint", "plots"},
+    {"benchmark", "training_run"},
     {"cli"},
     {"__main__"},
 ]
-# Where a file imports from below all the same, in a function that nothing but what it is for calls: DTensors bring the
-# process groups with them that ops know nothing of.
+# Where a file imports from below all the same, in a function that nothing but what it is for calls: DTensors bring
+# process groups with them, which other calls do without.
 DOORS = {"charlm/ops/_dtensor.py": {"distributed"}}
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 
@@ -87,8 +87,8 @@ def test_data_and_ops_know_nothing_of_each_other() -> None:
     for name, others in (
         ("vocabulary", basics),
         ("sources", basics),
-        ("examples", basics),
-        ("data", {*basics, "vocabulary", "sources", "examples"}),
+        ("splits", basics),
+        ("data", {*basics, "vocabulary", "sources", "splits"}),
     ):
         assert set(imported(ROOT / "charlm" / f"{name}.py")) <= others
     for path in sources("charlm/ops", (".py",)):

@@ -6,7 +6,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ import charlm
 from benchmarks import growth
 from benchmarks.__main__ import main as run_benchmarks
 from benchmarks.__main__ import time_ops
-from benchmarks.tables import render
+from benchmarks.page import render
+from benchmarks.with_jax import create_run
 from charlm import benchmark
 from charlm.backends import BACKENDS, EagerBackend
 from charlm.benchmark import WORKLOADS, race
-from charlm.benchmark_jax import create_run
 from charlm.cli import main
 from charlm.cli.bench import duration, rate
 
@@ -69,7 +69,7 @@ def test_the_workloads_are_those_of_the_published_runs() -> None:
         config = WORKLOADS[name]
         return config.embedding_dim, config.hidden_dim, config.batch_size, config.optimizer, config.model
 
-    assert facts("lecture") == (10, 200, 32, "sgd", "mlp")
+    assert facts("makemore") == (10, 200, 32, "sgd", "mlp")
     assert facts("eureka") == (48, 512, 128, "adamw", "mlp")
     assert facts("large") == (10, 200, 4096, "sgd", "mlp")
     assert facts("full") == (10, 200, "full", "sgd", "mlp")
@@ -77,7 +77,7 @@ def test_the_workloads_are_those_of_the_published_runs() -> None:
 
 def test_operations_are_those_of_the_products() -> None:
     # Forward (32, 30) (30, 200) and (32, 200) (200, 27), two operations each; backward both of their gradients.
-    assert benchmark.naive_flops(WORKLOADS["lecture"], 27, 32) == 3 * 2 * 32 * (30 * 200 + 200 * 27)
+    assert benchmark.naive_flops(WORKLOADS["makemore"], 27, 32) == 3 * 2 * 32 * (30 * 200 + 200 * 27)
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
@@ -168,17 +168,45 @@ def test_backends_that_compute_something_else_are_not_compared(small: Path, monk
 
     monkeypatch.setitem(BACKENDS, "wrong", Wrong)
     with pytest.raises(RuntimeError, match=r"wrong has the losses \[3\.3\d+, .*\] in its first steps, eager \[3\."):
-        race("lecture", path=str(small), backends=["eager", "wrong"], **TINY)
+        race("makemore", path=str(small), backends=["eager", "wrong"], **TINY)
 
 
 def test_jax_is_asked_for_by_who_wants_to_race_it(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jax", None)  # as if it were not installed
     cores = os.sched_getaffinity(0)
     with pytest.raises(ValueError, match="the backend 'jax' needs JAX: pip install jax"):
-        race("lecture", path=str(small), backends=["jax"], **TINY)
+        race("makemore", path=str(small), backends=["jax"], **TINY)
     assert os.sched_getaffinity(0) == cores
     with pytest.raises(ValueError, match="the loop in JAX trains an MLP without direct connections"):
-        create_run(replace(WORKLOADS["lecture"], direct=True), charlm.data.load(small), threads=1)
+        create_run(replace(WORKLOADS["makemore"], direct=True), charlm.data.load(small), threads=1)
+
+
+@pytest.mark.parametrize(("workload", "examples"), [("makemore", "batch"), ("full", "every example")])
+def test_an_opponent_races_as_a_backend_does(
+    small: Path, monkeypatch: pytest.MonkeyPatch, workload: str, examples: str
+) -> None:
+    given = []
+
+    def create(config: charlm.TrainingConfig, dataset: charlm.data.Dataset, threads: int) -> Callable[[int], Tensor]:
+        given.append((config.batch_size, dataset.name, threads))
+        return config.create_trainer(config.create_model(len(dataset.vocabulary)), dataset).run
+
+    monkeypatch.setitem(benchmark.OPPONENTS, "other", create)
+    finished = race(workload, path=str(small), backends=["second", "other"], **TINY)
+    assert given == [(WORKLOADS[workload].batch_size, "few", 1)]
+    assert [timing.examples for timing in finished.timings] == [finished.timings[0].examples, examples]
+    with pytest.raises(ValueError, match=r"backends must be among eager, .*, jax, other, got 'none'$"):
+        race(workload, backends=["none"])
+
+
+def test_the_command_that_measures_again_is_the_one_that_was_run(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [str(small), "--backends", "eager", "--seconds", "0.001"]
+    capsys.readouterr()
+    assert main(["bench", *options, "--json"], program="python -m benchmarks.with_jax") == 0
+    command = f"python -m benchmarks.with_jax bench {small} --preset makemore --backends eager --threads 1"
+    assert json.loads(capsys.readouterr().out)["command"] == f"{command} --seconds 0.001"
 
 
 def test_threads_are_set_for_the_race_only(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +218,7 @@ def test_threads_are_set_for_the_race_only(small: Path, monkeypatch: pytest.Monk
             return super().run(batch_indices, learning_rates)
 
     monkeypatch.setitem(BACKENDS, "watching", Watching)
-    race("lecture", path=str(small), backends=["watching"], threads=3, **TINY)
+    race("makemore", path=str(small), backends=["watching"], threads=3, **TINY)
     assert seen == {3}
 
 
@@ -229,7 +257,7 @@ def test_rates_are_no_powers_of_ten(per_second: float, shown: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "huge"], "--preset must be one of lecture, eureka, large, full, got 'huge'"),
+        (["--preset", "lecture"], "--preset must be one of makemore, eureka, large, full, got 'lecture'"),
         (["--backends", "eager,magic"], "--backends must be among eager, "),
         (["--backends", "eager,eager"], "--backends must be one or more different ones, got eager, eager"),
         (["--backends", ","], "--backends must be one or more different ones, got none"),
@@ -282,7 +310,9 @@ def test_results_are_kept_by_machine_and_shown_on_one_page(small: Path, tmp_path
         "commit": "abc",
         "machine": {"processor": "Other 3000", "cores": 64, "platform": "Linux"},
         "versions": charlm.environment.versions(),
-        "races": [race("lecture", path=str(small), backends=["eager"], **TINY).to_dict() | {"command": "charlm bench"}],
+        "races": [
+            race("makemore", path=str(small), backends=["eager"], **TINY).to_dict() | {"command": "charlm bench"}
+        ],
         "ops": [
             {"workload": "w", "implementation": name, "median_s": time, "floor": "one read", "floor_s": 1e-6}
             for name, time in (("charlm", 2e-6), ("eager", 5e-6))

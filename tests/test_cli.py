@@ -20,9 +20,9 @@ from command_line import SMALL_MLP, CommandLine, weights
 from rich.console import Console
 
 import charlm
-from charlm import PRESETS, Trainer, TrainingConfig, checkpoint
+from charlm import PRESETS, Trainer, TrainingConfig, TrainingRun, checkpoint
 from charlm.backends import BACKENDS
-from charlm.cli import main, session
+from charlm.cli import main
 from charlm.cli.commands import app
 from charlm.cli.console import loss_table, measures, progress
 from charlm.cli.train import _PRESET_OF_MODEL
@@ -306,7 +306,7 @@ def test_a_bug_is_reported_as_one(run_charlm: CommandLine, names: Path, monkeypa
     def fail(*_: object) -> None:
         raise RuntimeError("wires\ncrossed")
 
-    monkeypatch.setattr(session.Session, "start", fail)
+    monkeypatch.setattr(TrainingRun, "start", fail)
     result = run_charlm("train", names)
     assert result.code == 1
     assert result.err == (

@@ -7,7 +7,10 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO, cast
 
 import pytest
 import torch
@@ -15,9 +18,6 @@ from command_line import SMALL_MLP, CommandLine
 
 import charlm
 from charlm import checkpoint
-
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(charlm.__file__).parent.parent)}
-TIMEOUT_SECONDS = 120
 
 SENTENCES = ["Dr. Smith went home.", "It rained all day.", "No. 5 is alive.", "Wait... what?", "He left at 5 p.m."]
 SMALL = ("--model", "bigram", "--backend", "eager", "--steps", 2, "--quiet")
@@ -30,18 +30,12 @@ def sentences(tmp_path: Path) -> Path:
     return path
 
 
-def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a command of bash, in which `charlm` is this one."""
-    script = f'charlm() {{ "{sys.executable}" -m charlm "$@"; }}\n{command}'
-    return subprocess.run(
-        ["bash", "-c", script],
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-    )
+@contextmanager
+def pipe(text: str) -> Iterator[TextIO]:
+    """The end of a pipe from which to read what another process writes, as `cat` does in a shell."""
+    with subprocess.Popen(["printf", "%s", text], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        yield cast(TextIO, writer.stdout)
 
 
 # What is not a text
@@ -86,16 +80,19 @@ def test_a_device_or_nothing_as_standard_input(run_charlm: CommandLine, monkeypa
 # Pipes and standard input
 
 
-def test_a_text_from_a_pipe_is_kept_by_the_run(run_charlm: CommandLine, names: Path, tmp_path: Path) -> None:
+def test_a_text_from_a_pipe_is_kept_by_the_run(
+    run_charlm: CommandLine, names: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`charlm train - < names.txt`, `cat names.txt | charlm train /dev/stdin` and `charlm train <(cat names.txt)`."""
     options = "--model bigram --backend eager --schedule constant --quiet"
-    result = shell(
-        f"charlm train - {options} --steps 3 < names.txt\n"
-        f"cat names.txt | charlm train /dev/stdin {options} --steps 3 --out stdin\n"
-        f"charlm train <(cat names.txt) {options} --steps 3\n",
-        tmp_path,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("11 characters") == 3
+    given = (*options.split(), "--steps", 3)
+    with open(names) as file, pipe(names.read_text()) as piped, pipe(names.read_text()) as substituted:
+        monkeypatch.setattr(sys, "stdin", file)
+        outputs = [run_charlm.output("train", "-", *given)]
+        monkeypatch.setattr(sys, "stdin", piped)
+        outputs.append(run_charlm.output("train", "/dev/stdin", *given, "--out", "stdin"))
+        outputs.append(run_charlm.output("train", f"/dev/fd/{substituted.fileno()}", *given))
+    assert all("11 characters" in output for output in outputs)
     names.rename("away.txt")
     Path("runs/pipe").rename("moved")
     run_charlm.output("train", "away.txt", *options.split(), "--steps", 5, "--out", "whole")
@@ -132,29 +129,32 @@ def test_a_named_pipe_is_read_while_somebody_writes(
     assert Path("run/text.txt").read_bytes() == names.read_bytes()
 
 
-def test_what_is_refused_keeps_no_text(tmp_path: Path) -> None:
-    result = shell("printf 'one\\ntwo\\n' | charlm train - --out run; ls", tmp_path)
-    assert result.stderr == (
-        "error: standard input has too few lines to split: train, dev and test need 3, got 2; --mode stream reads it "
-        "as one text\n"
+def test_what_is_refused_keeps_no_text(run_charlm: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pipe("one\ntwo\n") as piped:
+        monkeypatch.setattr(sys, "stdin", piped)
+        message = run_charlm.error("train", "-", "--out", "run")
+    assert message == (
+        "standard input has too few lines to split: train, dev and test need 3, got 2; --mode stream reads it as one "
+        "text"
     )
-    assert result.stdout == ""
+    assert list(Path().iterdir()) == []
 
 
-def test_eval_reads_a_pipe(run_charlm: CommandLine, names: Path, tmp_path: Path) -> None:
+def test_eval_reads_a_pipe(run_charlm: CommandLine, names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = names.read_text().splitlines()[:2]
     run_charlm.output("train", names, "--model", "count-bigram", "--smoothing", 1, "--out", "run", "--quiet")
-    result = shell("head -1 names.txt | charlm eval run - --split all --json", tmp_path)
-    assert result.returncode == 0, result.stderr
-    result_of_two = shell("head -2 names.txt | charlm eval run -", tmp_path)
-    assert result_of_two.stderr == (
-        "error: standard input has too few lines to split: train, dev and test need 3, got 2; --split all measures the "
-        "whole\n"
+    with pipe(f"{first}\n") as one, pipe(f"{first}\n{second}\n") as two:
+        monkeypatch.setattr(sys, "stdin", one)
+        losses = json.loads(run_charlm.output("eval", "run", "-", "--split", "all", "--json"))
+        monkeypatch.setattr(sys, "stdin", two)
+        message = run_charlm.error("eval", "run", "-")
+    assert message == (
+        "standard input has too few lines to split: train, dev and test need 3, got 2; --split all measures the whole"
     )
     run = checkpoint.load("run")
-    first = names.read_text().split("\n")[0]
     tokens = run.vocabulary.encode(f".{first}.").long()
     expected = -run.model(tokens[:-1, None])[range(len(tokens) - 1), tokens[1:]].mean()
-    assert json.loads(result.stdout)["all"]["nll"] == pytest.approx(expected.item())
+    assert losses["all"]["nll"] == pytest.approx(expected.item())
 
 
 # A file for each split
@@ -192,13 +192,16 @@ def test_train_dev_and_test_have_a_file_each(run_charlm: CommandLine, names: Pat
     assert "dev" in json.loads(run_charlm.output("eval", "run", names, "--json"))
 
 
-def test_each_of_three_pipes_is_kept(run_charlm: CommandLine, names: Path, tmp_path: Path) -> None:
+def test_each_of_three_pipes_is_kept(run_charlm: CommandLine, names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_three(names.read_text().splitlines())
-    result = shell(
-        "charlm train - --dev <(cat dev.txt) --test <(cat test.txt) --model bigram --steps 2 --quiet < train.txt",
-        tmp_path,
-    )
-    assert result.returncode == 0, result.stderr
+    with (
+        open("train.txt") as train,
+        pipe(Path("dev.txt").read_text()) as dev,
+        pipe(Path("test.txt").read_text()) as test,
+    ):
+        monkeypatch.setattr(sys, "stdin", train)
+        splits = ("-", "--dev", f"/dev/fd/{dev.fileno()}", "--test", f"/dev/fd/{test.fileno()}")
+        run_charlm.output("train", *splits, "--model", "bigram", "--steps", 2, "--quiet")
     for name, kept in (("train", "text"), ("dev", "dev"), ("test", "test")):
         assert Path(f"runs/stdin/{kept}.txt").read_bytes() == Path(f"{name}.txt").read_bytes()
     run_charlm.output("eval", "runs/stdin")

@@ -39,6 +39,13 @@ def test_every_shape_in_every_dtype(shape: tuple[int, ...], dtype: torch.dtype, 
     check(cross_entropy_sample(*shape, dtype=dtype, targets="ignored", **ALL_LOSS_OPTIONS))
 
 
+@pytest.mark.parametrize("options", [{}, ALL_LOSS_OPTIONS], ids=names_of)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_few_rows_of_many_classes(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    """On a GPU several blocks share each of them."""
+    check(cross_entropy_sample(3, 40009, dtype=dtype, targets="ignored", **options))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(0, 27), (1, 1), (7, 27), (7, 33), (5, 5003), (515, 65)])
 def test_probabilities_in_every_dtype(shape: tuple[int, ...], dtype: torch.dtype, instruction_set: str) -> None:
@@ -189,6 +196,19 @@ def test_nan_and_infinity_stay_in_their_row(column: int, dtype: torch.dtype, bad
     assert values["result"].isnan().tolist() == [False, False, True, False, False]
     assert values["gradient of input"].isnan().any(dim=1).tolist() == [False, False, True, False, False]
     check(sample.with_arguments(input=logits))
+
+
+@pytest.mark.parametrize("softcap", [None, 30.0])
+@pytest.mark.parametrize("classes", [27, 100])
+def test_nan_is_nan_whatever_its_other_bits(classes: int, softcap: float | None, instruction_set: str) -> None:
+    """Some programs tell by them what is missing. There are rows enough for whole vectors of them."""
+    logits = cross_entropy_sample(20, classes, dtype=torch.float32).arguments["input"].clone()
+    logits[2, 5] = torch.tensor(0x7FC00001, dtype=torch.int32).view(torch.float32)
+    sample = cross_entropy_sample(20, classes, dtype=torch.float32, reduction="none", softcap=softcap)
+    values = evaluate(sample.with_arguments(input=logits))
+    only_row_2 = [row == 2 for row in range(20)]
+    assert values["result"].isnan().tolist() == only_row_2
+    assert values["gradient of input"].isnan().any(dim=1).tolist() == only_row_2
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from building.cuda import find_nvcc
 from charlm import _C
 from scripts import cuda_resources
 
@@ -61,6 +62,26 @@ def test_cuda_that_is_asked_for_but_missing_is_an_error() -> None:
     assert "CHARLM_CUDA=1 asks for kernels for GPUs, but there is no nvcc-that-is-not-there" in result.stderr
     assert "CHARLM_CUDA=0" in result.stderr
     assert run_setup(CHARLM_CUDA="auto", NVCC="nvcc-that-is-not-there").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "cuda", "is_built"),
+    [("auto", None, False), ("auto", "13.0", True), ("", "13.0", True), ("1", None, True), ("0", "13.0", False)],
+)
+def test_cuda_is_built_where_it_can_be_used_or_is_asked_for(
+    asked: str, cuda: str | None, is_built: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A torch for the CPU, or for AMD's GPUs, has no version of CUDA."""
+    monkeypatch.setenv("CHARLM_CUDA", asked)
+    monkeypatch.setenv("NVCC", f"{sys.executable} -I")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert find_nvcc() == ([sys.executable, "-I"] if is_built else [])
+
+
+def test_a_word_that_is_not_known_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHARLM_CUDA", "yes")
+    with pytest.raises(SystemExit, match="CHARLM_CUDA must be 0, 1 or auto, got 'yes'"):
+        find_nvcc()
 
 
 def test_what_the_assembler_says_is_read() -> None:

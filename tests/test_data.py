@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,11 +10,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from text_examples import check_split, line_examples, parts, splits, stream_examples
 
 from charlm import data
 from charlm.vocabulary import Vocabulary
 
-Examples = list[tuple[list[int], int]]
 WriteFile = Callable[[str | bytes], Path]
 
 NAMES = ["emma", "olivia", "ava", "isabella", "sophia", "mia", "amelia", "evelyn", "abigail", "emily", "zoë", "ed"]
@@ -40,58 +39,6 @@ def lines_of(text: str) -> list[str]:
     return [line for line in stripped if line]
 
 
-def line_examples(lines: Sequence[str], vocabulary: Vocabulary, context_length: int) -> Examples:
-    """As in the lecture: the context slides over each line, from boundaries to a boundary."""
-    examples = []
-    token_of = {character: token for token, character in enumerate(vocabulary.characters)}
-    for line in lines:
-        context = [vocabulary.boundary] * context_length
-        for token in [*(token_of[character] for character in line), vocabulary.boundary]:
-            examples.append((context, token))
-            context = [*context[1:], token]
-    return examples
-
-
-def stream_examples(text: str, vocabulary: Vocabulary, context_length: int) -> Examples:
-    token_of = {character: token for token, character in enumerate(vocabulary.characters)}
-    tokens = [token_of[character] for character in text]
-    return [(tokens[i : i + context_length], tokens[i + context_length]) for i in range(len(text) - context_length)]
-
-
-def check_split(split: data.Split, expected: Examples) -> None:
-    """Everything that a split offers, against a list of its examples."""
-    contexts = [context for context, _ in expected]
-    targets = [target for _, target in expected]
-    assert len(split) == len(expected)
-    assert split.contexts.tolist() == contexts
-    assert split.targets.tolist() == targets
-    assert split.contexts.dtype == split.targets.dtype == split.tokens.dtype
-
-    chosen = torch.randint(len(expected), (20,))
-    batch_contexts, batch_targets = split.batch(chosen)
-    assert batch_contexts.tolist() == [contexts[i] for i in chosen]
-    assert batch_targets.tolist() == [targets[i] for i in chosen]
-    assert batch_contexts.dtype == batch_targets.dtype == split.tokens.dtype
-
-    numbers: dict[tuple[int, ...], int] = {}
-    index = [numbers.setdefault(tuple(context), len(numbers)) for context in contexts]
-    counts = torch.zeros(len(numbers), split.vocab_size, dtype=torch.int64)
-    for number, target in zip(index, targets, strict=True):
-        counts[number, target] += 1
-    distinct = split.distinct()
-    assert len(distinct) == len(numbers)
-    assert distinct.contexts.tolist() == [list(context) for context in numbers]
-    assert distinct.contexts.dtype == split.tokens.dtype
-    assert distinct.index.tolist() == index
-    assert distinct.counts.shape == (len(numbers), split.vocab_size)
-    assert torch.equal(distinct.counts[:], counts)
-    per_context = (counts > 0).sum(1).tolist()
-    assert distinct.counts.row_ptr.tolist() == [sum(per_context[:u]) for u in range(len(numbers) + 1)]
-    assert distinct.counts.targets.tolist() == counts.nonzero()[:, 1].tolist()
-    assert distinct.counts.values.tolist() == counts[counts > 0].tolist()
-    assert distinct.counts.targets.dtype == split.tokens.dtype
-
-
 def check_lines(dataset: data.Dataset, lines: list[str], orders: Sequence[Sequence[int]]) -> None:
     """`orders` are the lines of train, dev and test."""
     for split, order in zip((dataset.train, dataset.dev, dataset.test), orders, strict=True):
@@ -99,10 +46,6 @@ def check_lines(dataset: data.Dataset, lines: list[str], orders: Sequence[Sequen
         check_split(split, line_examples(chosen, dataset.vocabulary, dataset.context_length))
     whole = [lines[i] for order in orders for i in order]
     check_split(dataset.all, line_examples(whole, dataset.vocabulary, dataset.context_length))
-
-
-def parts(dataset: data.Dataset) -> tuple[Vocabulary, int]:
-    return dataset.vocabulary, dataset.context_length
 
 
 def random_orders(lines: int, first: int, second: int, seed: int, dtype: torch.dtype = torch.int32) -> list[list[int]]:
@@ -352,10 +295,6 @@ def test_the_boundary_of_a_text_is_in_none_of_its_lines(write: WriteFile) -> Non
 # Any mode
 
 
-def splits(dataset: data.Dataset) -> list[data.Split]:
-    return [dataset.train, dataset.dev, dataset.test, dataset.all]
-
-
 @pytest.mark.parametrize("mode", ["lines", "stream"])
 def test_splits_are_views_of_one_array_of_tokens(mode: str) -> None:
     dataset = data.load(mode=mode)
@@ -391,64 +330,3 @@ def test_batches_of_any_integer_type(write: WriteFile) -> None:
 
 def test_repr(write: WriteFile) -> None:
     assert repr(data.load().train) == "Split(175,781 examples, context_length=3)"
-
-
-# The makemore names and the embedded names
-
-
-@pytest.fixture
-def makemore(makemore_names: Path) -> data.Dataset:
-    return data.load(makemore_names, split="makemore")
-
-
-def test_makemore_figures(makemore: data.Dataset) -> None:
-    """nn-zero-to-hero, makemore parts 2 to 5."""
-    assert [len(split) for split in splits(makemore)] == [182_625, 22_655, 22_866, 228_146]
-    assert "".join(makemore.vocabulary.characters) == ".abcdefghijklmnopqrstuvwxyz"
-    distinct = makemore.all.distinct()
-    assert len(distinct) == 5_686
-    assert int(distinct.counts.values.sum()) == 228_146
-    assert torch.equal(distinct.contexts[distinct.index], makemore.all.contexts)
-
-
-@pytest.mark.parametrize(("context_length", "dtype"), [(8, torch.uint8), (9, torch.uint8), (5, torch.int16)])
-def test_many_distinct_contexts(makemore_names: Path, context_length: int, dtype: torch.dtype) -> None:
-    """Tokens that fill the 64 bits that the index compares at once, and more of them than that."""
-    whole = data.load(makemore_names, context_length=context_length).all
-    whole = data.Split(whole.tokens.to(dtype), whole.ends, context_length, whole.vocab_size)
-    distinct = whole.distinct()
-    assert torch.equal(distinct.contexts[distinct.index], whole.contexts)
-    assert len(torch.unique(distinct.contexts, dim=0)) == len(distinct)
-    assert len(distinct) > 20_000
-
-
-def test_makemore_examples_are_those_of_the_lecture(makemore: data.Dataset, makemore_names: Path) -> None:
-    words = makemore_names.read_text().splitlines()
-    random.seed(42)
-    random.shuffle(words)
-    expected = line_examples(words, *parts(makemore))
-    assert makemore.all.contexts.tolist() == [context for context, _ in expected]
-    assert makemore.all.targets.tolist() == [target for _, target in expected]
-    assert makemore.vocabulary.decode(makemore.train.targets[:15]) == "yuheng.diondre."
-
-
-def test_makemore_count_bigram(makemore_names: Path) -> None:
-    """The mean negative log-likelihood of the bigram of all names, from its distinct contexts."""
-    counts = data.load(makemore_names, context_length=1).all.distinct().counts[:].double()
-    for smoothing, expected in ((0, 2.4540145), (1, 2.4545768)):
-        probabilities = (counts + smoothing) / (counts + smoothing).sum(1, keepdim=True)
-        nll = -torch.special.xlogy(counts, probabilities).sum() / counts.sum()
-        assert float(nll) == pytest.approx(expected, abs=5e-8)
-
-
-def test_embedded_names() -> None:
-    content = data.EMBEDDED_NAMES.read_bytes()
-    names = content.decode("ascii").splitlines()
-    assert len(names) == 30_460
-    assert names == sorted(set(names))
-    assert hashlib.sha256(content).hexdigest() in data.EMBEDDED_NAMES.with_suffix(".md").read_text(encoding="utf-8")
-    dataset = data.load()
-    assert (dataset.name, dataset.mode, dataset.context_length) == ("names", "lines", 3)
-    assert "".join(dataset.vocabulary.characters) == ".abcdefghijklmnopqrstuvwxyz"
-    assert len(dataset.train.ends) == 24_368
-    assert [len(split) for split in splits(dataset)] == [175_781, 21_898, 21_937, 219_616]

@@ -293,9 +293,7 @@ def test_all_processes_stop_after_an_error(ranks: list[dict[str, Any]]) -> None:
     first, second = ranks
     run = first["folder"] / "run"
     assert first["again"][0] == 2
-    assert first["again"][2] == (
-        f"error: {run} holds a run already: continue it with --resume {run}, or choose another folder with --out\n"
-    )
+    assert first["again"][2] == (f"error: {run} holds a run already: resume it, or choose another --out\n")
     assert second["again"][::2] == (1, "error: the process of rank 0 has failed\n")
     for rank in ranks:
         assert rank["fused"][0] == rank["device"][0] == 2

@@ -17,6 +17,7 @@ from pathlib import Path, PurePath
 
 import pytest
 
+from building import instruction_sets
 from charlm._version import OLDEST_TORCH, __version__
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,7 +72,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in sources():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    for left in ("charlm/_C.abi3.so", "tests/__pycache__/cases.pyc", "build/cuda/cross_entropy.o", "dist/old.whl"):
+    for left in (
+        "charlm/_C.abi3.so",
+        "tests/__pycache__/cases.pyc",
+        "build/objects/text/csrc/text/codec.o",
+        "dist/old.whl",
+    ):
         (folder / left).parent.mkdir(parents=True, exist_ok=True)
         (folder / left).touch()
     return folder
@@ -126,6 +132,17 @@ def test_the_source_distribution_has_what_a_clone_has(sdist: Path) -> None:
     assert {name for name in names if not is_metadata(name)} == sources()
 
 
+def test_an_index_is_given_no_links_to_files_that_it_does_not_have(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        (metadata,) = (member for member in archive.getmembers() if re.fullmatch(r"[^/]+/PKG-INFO", member.name))
+        content = archive.extractfile(metadata)
+        assert content is not None
+        text = content.read().decode()
+    assert "\nDescription-Content-Type: text/markdown\n" in text
+    assert "Ops (`docs/ops.md`)" in text
+    assert not re.search(r"\]\((?!https?:|#)", text)
+
+
 def test_the_source_distribution_is_the_same_where_there_is_nvcc(
     sdist: Path, checkout: Path, standins: dict[str, str], tmp_path: Path
 ) -> None:
@@ -153,7 +170,7 @@ def test_a_build_from_the_source_distribution_compiles_what_belongs_to_it(
         files("kernels/cuda/*.cu") if cuda == "1" else set()
     )
     for name in kernels:
-        assert len([entry for entry in found if entry[1] == name]) in (1, 3)  # once for each instruction set
+        assert len([entry for entry in found if entry[1] == name]) == len(instruction_sets.FLAGS)
 
     assert wheel.name.startswith(f"charlm_ops-{__version__}-cp")
     with zipfile.ZipFile(wheel) as archive:
@@ -161,6 +178,22 @@ def test_a_build_from_the_source_distribution_compiles_what_belongs_to_it(
     python = {name for name in sources() if re.match(r"charlm/.*\.(py|pyi)$", name)}
     (text,) = packed - python - {"charlm/_C.abi3.so", "charlm/names.txt", "charlm/names.md", "charlm/py.typed"}
     assert re.fullmatch(r"charlm/_text\..*\.so", text)
+
+
+def test_a_build_that_stays_on_this_machine_has_its_instruction_set_alone(
+    unpacked: Path, standins: dict[str, str], tmp_path: Path
+) -> None:
+    """A second one, which finds what the first has made, compiles what has changed since."""
+    run_hook("build_editable", unpacked, tmp_path, CHARLM_CUDA="0", CHARLM_ISA="auto", **standins)
+    found = [name for _, name in compiled(unpacked, standins)]
+    assert set(map(found.count, found)) == {1}
+    assert "csrc/kernels/isa.cpp" in found
+    assert (unpacked / "charlm" / "_C.abi3.so").is_file()
+
+    (unpacked / "csrc" / "text" / "codec.cpp").touch()
+    run_hook("build_editable", unpacked, tmp_path, CHARLM_CUDA="0", CHARLM_ISA="auto", **standins)
+    again = [name for _, name in compiled(unpacked, standins)]
+    assert sorted(again) == sorted([*found, "csrc/text/codec.cpp"])
 
 
 def test_no_text_installs_the_project_of_that_name_on_an_index() -> None:

@@ -89,7 +89,8 @@ def loss_cases() -> dict[str, Case]:
 def other_cases() -> dict[str, Case]:
     cases: dict[str, Case] = {}
     for reduction in REDUCTIONS:
-        network = mlp_cross_entropy_sample(7, reduction=reduction, softcap=3.0)
+        network = mlp_cross_entropy_sample(7, targets="ignored", reduction=reduction, softcap=3.0)
+        without_labels = network.with_arguments(target=torch.full((7,), -100))
         one_row = linear_cross_entropy_sample((), 5, 9, reduction=reduction, label_smoothing=0.1)
         no_rows = linear_cross_entropy_sample(0, 5, 9, reduction=reduction)
         ignored = cross_entropy_sample(7, 5, reduction=reduction)
@@ -100,6 +101,7 @@ def other_cases() -> dict[str, Case]:
         cases |= {
             f"{reduction}: network whole": (network, {}),
             f"{reduction}: network by rows": (network, {"ids": ROWS, "target": ROWS}),
+            f"{reduction}: network by rows, all ignored": (without_labels, {"ids": ROWS}),
             f"{reduction}: network, parameters sharded": (network, {"ids": ROWS, "embedding": ROWS, "weight1": SECOND}),
             f"{reduction}: network, ids by positions": (network, {"ids": SECOND, "target": ROWS}),
             f"{reduction}: network, both layers": (network, by_class),

@@ -36,8 +36,8 @@ SAMPLES = {
     "cross_entropy, probabilities": cross_entropy_sample(9, 27, targets="probabilities"),
     "linear_cross_entropy": linear_cross_entropy_sample(9, targets="ignored", **ALL_LOSS_OPTIONS),
     "linear_cross_entropy, none": linear_cross_entropy_sample(9, reduction="none"),
-    "mlp_cross_entropy": mlp_cross_entropy_sample(9),
-    "mlp_cross_entropy, none": mlp_cross_entropy_sample(9, reduction="none"),
+    "mlp_cross_entropy": mlp_cross_entropy_sample(9, targets="ignored"),
+    "mlp_cross_entropy, none": mlp_cross_entropy_sample(9, targets="ignored", reduction="none"),
 }
 every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 every_half = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -11,6 +11,7 @@ import torch
 from engine_runs import OPTIMIZERS, assert_agrees, make_batches, make_bigram, make_run
 
 from charlm import engine
+from charlm.optimizers import OptimizerOptions
 
 # (V, T, D, H, B): widths around the vector registers, one class, one position, many; one tile of contexts and several.
 SHAPES = [
@@ -138,8 +139,7 @@ USED = make_batches(3, 20)[0][0, :1]
             r"weight1 must have shape \(H, T\*D\) = \(16, 8\), got \(16, 12\)",
         ),
         ({"softcap": lambda _: -1.0}, ValueError, "softcap must be positive and finite, or None, got -1.0"),
-        ({"momentum": lambda _: 1.5}, ValueError, r"momentum must be in \[0, 1\), got 1.5"),
-        ({"optimizer": lambda _: "lion"}, ValueError, "optimizer must be one of sgd, adamw, got 'lion'"),
+        ({"options": lambda _: {"momentum": 0.5}}, TypeError, "options must be OptimizerOptions, got dict"),
         ({"state": lambda s: [torch.zeros(3)]}, ValueError, "optimizer_state must have 0 tensors, got 1"),
     ],
 )
@@ -147,7 +147,7 @@ def test_bad_arguments_change_nothing(change: dict[str, Any], error: type[Except
     run = make_run((27, 3, 4, 16, 20), torch.float32)
     batches, rates = make_batches(3, 20)
     arguments: dict[str, Any] = {"contexts": run.contexts, "targets": run.targets, "batches": batches, "rates": rates}
-    arguments |= {"softcap": None, "momentum": 0.0, "optimizer": "sgd", "state": []}
+    arguments |= {"softcap": None, "options": OptimizerOptions(), "state": []}
     for name, function in change.items():
         arguments[name] = function(arguments[name])
     before = [p.clone() for p in run.parameters]
@@ -159,9 +159,8 @@ def test_bad_arguments_change_nothing(change: dict[str, Any], error: type[Except
             arguments["targets"],
             arguments["batches"],
             arguments["rates"],
+            arguments["options"],
             softcap=arguments["softcap"],
-            momentum=arguments["momentum"],
-            optimizer=arguments["optimizer"],
         )
     assert all(torch.equal(a, b) for a, b in zip(before, run.parameters, strict=True))
 

@@ -11,7 +11,7 @@ import small_names
 import torch
 from torch import Tensor, nn
 
-from charlm import MLP, CountBigram, NeuralBigram, data, engine, evaluate
+from charlm import MLP, CountBigram, NeuralBigram, Trainer, data, engine, evaluate
 from charlm.models import LanguageModel
 
 V, T = 25, 3  # of small_names
@@ -63,6 +63,25 @@ def test_the_engine_gives_the_loss_of_all_examples(
     assert evaluate(model, split.distinct()) == evaluate(model, split)
     assert len(engine_calls) == 3
     assert expected == pytest.approx(eager.double().loss(split.contexts, split.targets).item(), rel=tolerance, abs=0)
+
+
+@pytest.mark.parametrize(("backend", "uses_the_engine"), [("eager", False), ("ops", True), ("fused", True)])
+@pytest.mark.parametrize("own", ["eager", "ops"])
+def test_a_trainer_evaluates_as_it_trains_and_leaves_the_model_its_own_backend(
+    backend: str, uses_the_engine: bool, own: str, tmp_path: Path, engine_calls: list[int]
+) -> None:
+    dataset = small_names.load(tmp_path, context_length=T)
+    model = MLP(V, T, 5, 40, backend=own, dtype=torch.float64)
+    trainer = Trainer(model, dataset, learning_rate=0.1, backend=backend)
+    before = trainer.evaluate("dev")
+    trainer.run(5)
+    after = trainer.evaluate("dev")
+    assert len(engine_calls) == (2 if uses_the_engine else 0)
+    assert model.backend == own
+    # What was trained is the model itself.
+    assert evaluate(model, dataset.dev) == pytest.approx(after, rel=1e-12) != pytest.approx(before, rel=1e-6)
+    model.weight2 = nn.Parameter(torch.zeros_like(model.weight2))
+    assert trainer.evaluate("dev") == pytest.approx(evaluate(model, dataset.dev), rel=1e-12)
 
 
 def test_a_subclass_another_dtype_and_another_model_are_evaluated_as_they_compute(

@@ -26,11 +26,12 @@ from benchmarks.gpu import (
     linear_cross_entropy,
     measure,
     mlp_cross_entropy,
-    table,
+    page,
     training,
 )
 from benchmarks.gpu.measure import Task
 from benchmarks.gpu.results import Entry, Results
+from benchmarks.opponents import EAGER
 from charlm import data
 from charlm.benchmark import WORKLOADS
 
@@ -194,13 +195,13 @@ def test_mlp_cross_entropy(cpu: None) -> None:
 
 
 def test_training(cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = replace(WORKLOADS["lecture"], hidden_dim=4, batch_size=8)
+    small = replace(WORKLOADS["makemore"], hidden_dim=4, batch_size=8)
     monkeypatch.setattr(training, "WORKLOADS", dict.fromkeys(training.PRESETS, small))
-    monkeypatch.setattr(training, "PRESETS", ("lecture",))
+    monkeypatch.setattr(training, "PRESETS", ("makemore",))
     monkeypatch.setattr(training, "_ROUND_SECONDS", 1e-4)
     entries = done(training.tasks())
-    assert list(entries) == ["lecture: eager", "lecture: ops", "lecture: compile"]
-    assert entries["lecture: ops"]["examples"] == 8
+    assert list(entries) == ["makemore: eager", "makemore: ops", "makemore: compile"]
+    assert entries["makemore: ops"]["examples"] == 8
 
 
 @pytest.mark.parametrize("part", ["cross_entropy", "linear_cross_entropy", "embedding_linear", "mlp_cross_entropy"])
@@ -221,7 +222,7 @@ def test_what_is_not_installed_or_fails_is_recorded(cpu: None, monkeypatch: pyte
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
     monkeypatch.setitem(sys.modules, "quack", None)
-    monkeypatch.setattr(F, "cross_entropy", out_of_memory)
+    monkeypatch.setitem(EAGER, "cross_entropy", out_of_memory)
     tasks = measure.tasks([cross_entropy.workload(10, 256, backward=True)])
     entries = {entry["implementation"]: entry for entry in map(gpu.attempt, tasks)}
     assert entries["quack"]["error"].startswith("not installed: ")
@@ -377,7 +378,7 @@ def test_the_page() -> None:
         },
         "training": {"a": {"workload": "steps", "implementation": "ops", "examples": 32, "call_s": 1e-3}},
     }
-    lines = table.render({**FACTS, "parts": parts}).splitlines()
+    lines = page.render({**FACTS, "parts": parts}).splitlines()
     assert lines[4:] == [
         "charlm 1.0 at abc; torch 2.13.0, Python 3.12.3, CUDA 13.0; 2026-01-01",
         "",

@@ -15,7 +15,7 @@ import torch
 from charlm import MLP, CountBigram, NeuralBigram, Trainer, Vocabulary, data, sample
 from charlm._memory import check_memory, is_out_of_memory
 from charlm.batches import BatchSampler
-from charlm.optimizers import create
+from charlm.optimizers import OptimizerOptions, create
 from charlm.schedules import Schedule
 
 HOSTILE = [None, True, -1, -(2**63), 2**64, 10**400, 1.5, math.nan, math.inf, "", "x", b"x", [], [1], {}, object(), 1j]
@@ -224,15 +224,7 @@ def test_what_cannot_fit_is_refused_before_it_is_made(monkeypatch: pytest.Monkey
     with pytest.raises(ValueError, match=r"^a batch with batch_size=100000 takes 2\.4 MB of memory"):
         BatchSampler(10, 100_000, seed=1)
     with pytest.raises(ValueError, match=r"^training 250,000 parameters with adamw takes 4 MB of memory"):
-        create(
-            torch.nn.Linear(500, 500, bias=False),
-            "adamw",
-            learning_rate=0.1,
-            momentum=0.0,
-            betas=(0.9, 0.9),
-            eps=0.0,
-            weight_decay=0.0,
-        )
+        create(torch.nn.Linear(500, 500, bias=False), OptimizerOptions(optimizer="adamw"), learning_rate=0.1)
     check_memory("what just fits", 10**6)
     with pytest.raises(ValueError, match=r"^everything takes inf EB of memory"):
         check_memory("everything", 10**400)

@@ -14,8 +14,7 @@ import pytest
 from command_line import SMALL_MLP, CommandLine
 
 import charlm
-from charlm import Trainer, TrainingConfig, checkpoint, interrupts
-from charlm.cli import session
+from charlm import Trainer, TrainingConfig, checkpoint, interrupts, training_run
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
 
@@ -57,7 +56,7 @@ def points(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], list[str]]:
         return passed
 
     monkeypatch.setattr("charlm.trainer._CHUNK_SECONDS", 0.0)  # every step is a chunk of its own
-    monkeypatch.setattr(session, "_RECORDS", RECORDS)
+    monkeypatch.setattr(training_run, "_RECORDS", RECORDS)
     for owner, name in [(Trainer, "_run_chunk"), (Trainer, "evaluate"), (checkpoint, "append_metrics")]:
         watched(owner, name)
     watched(checkpoint, "save")

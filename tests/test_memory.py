@@ -152,7 +152,7 @@ def test_training_on_a_tensor_whose_storage_was_freed() -> None:
         freed = [run.parameters[1].data, state[3], contexts, targets, batches][place]
         freed.untyped_storage().resize_(0)
         with pytest.raises(RuntimeError, match="data is not allocated"):
-            engine.train_steps(run.parameters, state, contexts, targets, batches, rates, optimizer="adamw")
+            engine.train_steps(run.parameters, state, contexts, targets, batches, rates, **run.options)
 
 
 HUGE = 2**62
@@ -248,6 +248,14 @@ def test_how_much_memory_was_asked_for(op: str, arguments: tuple[Tensor, ...], b
         RuntimeError, match=rf"can't allocate memory on cpu: you tried to allocate {bytes_wanted} bytes"
     ):
         getattr(ops, op)(*leaves)
+
+
+@pytest.mark.cpu
+def test_memory_that_runs_out_in_a_thread(threads: None) -> None:
+    """What a thread cannot have, for classes that do not lie side by side, is the caller's error."""
+    torch.set_num_threads(2)
+    with pytest.raises(RuntimeError, match=rf"can't allocate memory on cpu: you tried to allocate {2**52} bytes"):
+        ops.cross_entropy(expanded(4, 2**48), torch.zeros(4, dtype=torch.int64))
 
 
 def test_results_are_the_same_wherever_arguments_lie() -> None:

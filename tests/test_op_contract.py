@@ -44,7 +44,8 @@ SAMPLES = {
     "linear_cross_entropy, none": linear_cross_entropy_sample(9, reduction="none", **ALL_LOSS_OPTIONS),
     "linear_cross_entropy, probabilities": linear_cross_entropy_sample(9, targets="probabilities", **ALL_LOSS_OPTIONS),
     "mlp_cross_entropy, mean": mlp_cross_entropy_sample(9),
-    "mlp_cross_entropy, none": mlp_cross_entropy_sample(9, reduction="none", softcap=2.0),
+    "mlp_cross_entropy, ignored": mlp_cross_entropy_sample(9, targets="ignored", softcap=2.0),
+    "mlp_cross_entropy, none": mlp_cross_entropy_sample(9, targets="ignored", reduction="none", softcap=2.0),
 }
 LARGE_SAMPLES = {
     "embedding_linear": embedding_linear_sample(4099, 3, 27, 10, 67, dtype=torch.float32),
@@ -61,8 +62,11 @@ LARGE_SAMPLES = {
     "linear_cross_entropy, probabilities": linear_cross_entropy_sample(
         515, 16, 65, dtype=torch.float32, targets="probabilities"
     ),
-    "mlp_cross_entropy": mlp_cross_entropy_sample(4099, 3, 27, 10, 67, dtype=torch.float32),
+    "mlp_cross_entropy": mlp_cross_entropy_sample(4099, 3, 27, 10, 67, dtype=torch.float32, targets="ignored"),
     "mlp_cross_entropy, large V": mlp_cross_entropy_sample(67, 3, 1003, 10, 67, dtype=torch.float32),
+    "mlp_cross_entropy, many parameters": mlp_cross_entropy_sample(
+        67, 3, 1003, 10, 257, dtype=torch.float32, targets="ignored"
+    ),
     "mlp_cross_entropy, large V, none": mlp_cross_entropy_sample(
         67, 3, 1003, 10, 67, dtype=torch.float32, reduction="none"
     ),

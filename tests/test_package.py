@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -35,6 +36,31 @@ def run_python(*lines: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+class Commands(NamedTuple):
+    """What came of commands: of each its exit code, its output and its errors, and whether torch was imported then."""
+
+    results: list[tuple[int, str, str]]
+    had_torch: list[bool]
+
+
+def run_commands(before: str, *commands: list[str]) -> Commands:
+    """Runs commands one after the other in one new process, after a line of Python."""
+    result = run_python(
+        before,
+        "import contextlib, io, json, sys",
+        "from charlm.cli import main",
+        "found = []",
+        f"for arguments in {commands!r}:",
+        "    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:",
+        "        code = main(arguments)",
+        "    found.append((code, out.getvalue(), err.getvalue(), 'torch' in sys.modules))",
+        "print(json.dumps(found))",
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    return Commands([(code, out, err) for code, out, err, _ in found], [had_torch for *_, had_torch in found])
+
+
 def test_every_public_name_is_what_its_module_defines() -> None:
     for name in charlm.__all__:
         value = getattr(charlm, name)
@@ -56,24 +82,24 @@ def test_import_does_not_wait_for_torch() -> None:
     assert result.stdout == "False\n", result.stderr
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["bench", "--help"], ["--version"], ["nothing"]]
-)
-def test_help_and_usage_errors_do_not_wait_for_torch(arguments: list[str]) -> None:
-    result = run_python("import sys", "from charlm.cli import main", f"main({arguments})", _REPORT_TORCH)
-    assert result.stdout.splitlines()[-1] == "False", result.stderr
+def test_help_and_usage_errors_do_not_wait_for_torch() -> None:
+    commands = [["--help"], ["train", "--help"], ["bench", "--help"], ["--version"], ["nothing"]]
+    process = run_commands("import sys", *commands, ["info"])
+    assert [code for code, _, _ in process.results] == [0, 0, 0, 0, 2, 0]
+    assert process.had_torch == [False] * 5 + [True]
 
 
-def test_info_says_what_is_wrong_where_the_extension_does_not_load() -> None:
-    command = ["from charlm.cli import main", "sys.exit(main(['info', '--json']))"]
-    result = run_python(_BREAK_EXTENSION, *command)
-    assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
+def test_commands_say_what_is_wrong_where_the_extension_does_not_load() -> None:
+    info, sample = run_commands(_BREAK_EXTENSION, ["info", "--json"], ["sample", "run"]).results
+    assert (info[0], sample[0]) == (2, 2)
+    (line,) = info[2].splitlines()
     assert line.startswith("error: the compiled part of charlm does not load under torch ")
     assert line.endswith(f". Run: pip install --no-deps --editable {ROOT}")
-    facts = json.loads(result.stdout)
+    facts = json.loads(info[1])
     assert facts["versions"]["charlm"] == charlm.__version__
     assert f"error: {facts['error']}" == line
+    (line,) = sample[2].splitlines()
+    assert line.startswith("error: the compiled part of charlm does not load under torch ")
 
 
 def test_an_error_inside_a_module_is_not_a_missing_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,40 +112,24 @@ def test_an_error_inside_a_module_is_not_a_missing_name(monkeypatch: pytest.Monk
         _ = charlm.plots
 
 
-def test_without_the_extension_other_commands_fail_in_one_line() -> None:
-    result = run_python(_BREAK_EXTENSION, "from charlm.cli import main", "sys.exit(main(['sample', 'run']))")
-    assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: the compiled part of charlm does not load under torch ")
-
-
-def test_without_the_text_module_the_ops_work() -> None:
-    result = run_python(
-        _BREAK_TEXT,
-        "import torch; from charlm import nn, ops",
-        "print(ops.cross_entropy(torch.zeros(1, 1), torch.tensor([0])))",
-    )
-    assert result.stdout == "tensor(0.)\n", result.stderr
-
-
-@pytest.mark.parametrize("arguments", [["train"], ["sample", "run"], ["eval", "run"], ["plot", "run"], ["bench"]])
-def test_without_the_text_module_other_commands_fail_in_one_line(arguments: list[str]) -> None:
-    result = run_python(_BREAK_TEXT, "from charlm.cli import main", f"sys.exit(main({arguments}))")
-    assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
-    assert line.startswith(
-        "error: charlm._text, which reads and samples text, does not load under Python "
-        f"{platform.python_version()}, one version of which it is compiled for: "
-    )
-    assert line.endswith(f". Run: pip install --no-deps --editable {ROOT}")
-
-
-def test_info_says_what_there_is_without_the_text_module() -> None:
-    result = run_python(_BREAK_TEXT, "from charlm.cli import main", "sys.exit(main(['info', '--json']))")
-    assert result.returncode == 2
-    facts = json.loads(result.stdout)
+def test_without_the_text_module_the_ops_work_and_commands_fail_in_one_line() -> None:
+    use = "import torch; from charlm import nn, ops; loss = ops.cross_entropy(torch.zeros(1, 1), torch.tensor([0]))"
+    others = [["train"], ["sample", "run"], ["eval", "run"], ["plot", "run"], ["bench"]]
+    info, *failures = run_commands(
+        f"{_BREAK_TEXT}; {use}; assert loss.item() == 0.0", ["info", "--json"], *others
+    ).results
+    for code, _, errors in failures:
+        assert code == 2
+        (line,) = errors.splitlines()
+        assert line.startswith(
+            "error: charlm._text, which reads and samples text, does not load under Python "
+            f"{platform.python_version()}, one version of which it is compiled for: "
+        )
+        assert line.endswith(f". Run: pip install --no-deps --editable {ROOT}")
+    assert info[0] == 2
+    facts = json.loads(info[1])
     assert facts["instruction_set"] in facts["instruction_sets"]
-    assert f"error: {facts['error']}\n" == result.stderr
+    assert f"error: {facts['error']}\n" == info[2]
 
 
 def test_installed_charlm_says_where_to_run_what_compiles_it(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every command and every Python snippet of the README, at tiny size."""
+"""Every command and every Python snippet of the README and of the pages in docs, at tiny size; and their links."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,69 @@ import torch
 import charlm
 from building import prerequisites
 from charlm.cli import main
+from charlm.cli.bench import duration
+from scripts import draw_training
 
 # Options that make a command take a moment.
 SHORTER = {"train": ["--steps", "4", "--quiet"], "bench": ["--backends", "eager", "--seconds", "0.001"]}
+# What the commands on the pages start; each has a test here.
+PROGRAMS = {"charlm", "make", "pip", "torchrun", "bash"}
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+@dataclass(frozen=True)
+class Page:
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path.relative_to(ROOT))
+
+    @property
+    def text(self) -> str:
+        return self.path.read_text()
+
+    @property
+    def prose(self) -> str:
+        """The text without its blocks of code."""
+        return re.sub(r"^```.*?^```$", "", self.text, flags=re.MULTILINE | re.DOTALL)
+
+    def blocks(self, language: str) -> list[str]:
+        return re.findall(rf"^```{language}\n(.*?)^```$", self.text, re.MULTILINE | re.DOTALL)
+
+    def commands(self, program: str) -> list[tuple[list[str], str]]:
+        """The arguments of every command `$ program ...`, and the output that the page shows for it."""
+        found = []
+        for block in self.blocks("console"):
+            for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
+                name, *arguments = shlex.split(command, comments=True)
+                assert name in PROGRAMS, f"{self.name}: {command}"
+                if name == program:
+                    found.append((arguments, output))
+        return found
+
+    def anchors(self) -> set[str]:
+        """What `#...` may name: the headings, as GitHub names them."""
+        headings = re.findall(r"^#+ (.*)$", self.prose, re.MULTILINE)
+        return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+README = Page(ROOT / "README.md")
+DOCS = {path.stem: Page(path) for path in sorted((ROOT / "docs").glob("*.md"))}
+PAGES = [README, *DOCS.values()]
+# tests/test_toy_op.py compiles and runs the blocks of that one.
+SNIPPETS = [(page, code) for page in PAGES if page is not DOCS["toy_op"] for code in page.blocks("python")]
 
 
 def commands(program: str) -> list[tuple[list[str], str]]:
-    """The arguments of every command `$ program ...`, and the output that the README shows for it."""
-    found = []
-    for block in blocks("console"):
-        for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
-            name, *arguments = shlex.split(command, comments=True)
-            if name == program:
-                found.append((arguments, output))
+    found = [command for page in PAGES for command in page.commands(program)]
     assert found
     return found
+
+
+def pages_with(program: str) -> list[Any]:
+    return [pytest.param(page, id=page.name) for page in PAGES if page.commands(program)]
 
 
 def shape(text: str) -> str:
@@ -53,8 +95,9 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_every_charlm_command_works(working_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, output in commands("charlm"):
+@pytest.mark.parametrize("page", pages_with("charlm"))
+def test_every_charlm_command_works(page: Page, working_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, output in page.commands("charlm"):
         counted = "count-bigram" in arguments
         assert main([*arguments, *(["--quiet"] if counted else SHORTER.get(arguments[0], []))]) == 0, arguments
         printed = capsys.readouterr().out
@@ -79,20 +122,42 @@ def test_what_does_not_depend_on_training_is_shown_exactly(
     assert losses == {split: pytest.approx(values) for split, values in shown_losses.items()}
 
 
+def test_what_is_shown_twice_is_the_same() -> None:
+    shown: dict[str, set[str]] = {}
+    for arguments, output in commands("charlm"):
+        shown.setdefault(shlex.join(arguments), set()).add(output)
+    assert all(len(outputs) == 1 for outputs in shown.values()), shown
+
+
+def test_what_torchrun_starts_trains(working_folder: Path) -> None:
+    """In one process; tests/test_distributed.py starts two, by the same launcher."""
+    for arguments, _ in commands("torchrun"):
+        end = arguments.index("charlm") + 1
+        assert arguments[:end] == ["--nproc-per-node", "2", "-m", "charlm"]
+        assert main([*arguments[end:], *SHORTER["train"]]) == 0
+
+
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for arguments, _ in commands("make"):
-        for target in arguments:
-            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+        for argument in arguments:
+            pattern = argument.replace("=", r" \?= ").split("=")[0] + "=" if "=" in argument else f"{argument}:"
+            assert re.search(rf"^{pattern}", makefile, re.MULTILINE), argument
+
+
+def test_the_script_that_bash_runs_is_made() -> None:
+    assert commands("bash") == [(["gpu-kit/run.sh"], "")]
+    assert '"run.sh"' in (ROOT / "scripts" / "gpu_kit.py").read_text()
 
 
 def test_what_pip_installs_is_what_the_build_needs() -> None:
     """Installing is what continuous integration does; here, that the instructions agree with the build."""
-    assert [arguments for arguments, _ in commands("pip")] == [["install", "torch"], ["install", "."]]
-    inline = [shlex.split(command) for command in re.findall(r"`pip (install [^`]*)`", README)]
+    for page in (README, DOCS["install"]):
+        assert [arguments for arguments, _ in page.commands("pip")] == [["install", "torch"], ["install", "."]]
+    inline = [shlex.split(command) for command in re.findall(r"`pip (install [^`]*)`", DOCS["install"].text)]
     assert ["install", *prerequisites.TOOLS] in inline
     project = (ROOT / "pyproject.toml").read_text()
-    extras = re.findall(r"`[^`]*\"\.\[(\w+)\]\"`", README)
+    extras = re.findall(r"`[^`]*\"\.\[(\w+)\]\"`", DOCS["install"].text)
     assert extras
     for extra in extras:
         assert re.search(rf"^{extra} = \[", project, re.MULTILINE), extra
@@ -100,7 +165,7 @@ def test_what_pip_installs_is_what_the_build_needs() -> None:
 
 def test_the_signatures_are_those_of_the_ops() -> None:
     namespace: dict[str, Any] = {}
-    for block in blocks("py"):
+    for block in DOCS["ops"].blocks("py"):
         exec(f"def {block.strip()}: ...", namespace)
     shown = {name: value for name, value in namespace.items() if inspect.isfunction(value)}
     assert set(shown) == set(charlm.ops.__all__)
@@ -110,35 +175,76 @@ def test_the_signatures_are_those_of_the_ops() -> None:
         assert list(inspect.signature(function).parameters.values()) == expected, name
 
 
-def snippets() -> Iterator[str]:
-    for block in blocks("python"):
-        yield re.sub(r"\.run\(\d+\)", ".run(3)", block)
-
-
-@pytest.mark.parametrize("code", list(snippets()), ids=lambda code: code.split("\n", 1)[0][:40])
-def test_every_snippet_runs(code: str, working_folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("page", "code"),
+    SNIPPETS,
+    ids=lambda value: value.name if isinstance(value, Page) else value.split("\n", 1)[0][:40],
+)
+def test_every_snippet_runs(page: Page, code: str, working_folder: Path) -> None:
     namespace: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), namespace)
+    exec(compile(re.sub(r"\.run\(\d+\)", ".run(3)", code), page.name, "exec"), namespace)
     if "names" in namespace:
         assert len(namespace["names"]) == 5
         assert len(namespace["losses"]) == 3
-    if "hidden" in namespace:
-        hidden, output, targets = (namespace[name] for name in ("hidden", "output", "targets"))
-        expected = torch.nn.functional.cross_entropy(output(hidden).flatten(0, 1), targets.flatten())
-        torch.testing.assert_close(namespace["loss"], expected)
+    for expression, result in equivalents(code):
+        expected = eval(expression, {**namespace, "F": torch.nn.functional})
+        torch.testing.assert_close(namespace[result], expected, msg=lambda text, of=expression: f"{of}: {text}")
+
+
+def equivalents(code: str) -> Iterator[tuple[str, str]]:
+    """What a comment before a call of an op says that it computes, and the name of the result."""
+    yield from re.findall(r"^# (.*)\n(\w+) = ops\.", code, re.MULTILINE)
+
+
+def test_every_op_has_an_example_with_its_equivalent_in_the_readme() -> None:
+    shown = [
+        op for code in README.blocks("python") for op in re.findall(r"^# .*\n\w+ = ops\.(\w+)", code, re.MULTILINE)
+    ]
+    assert sorted(shown) == sorted(charlm.ops.__all__)
 
 
 def test_a_test_is_behind_each_row_of_what_works() -> None:
-    section = README.split("## What works where", 1)[1].split("\n## ", 1)[0]
-    rows = re.findall(r"^\| ([^|]+?) \| yes \|", section, re.MULTILINE)
-    assert len(rows) == len(re.findall(r"^\| ", section, re.MULTILINE)) - 1
-    tests = re.findall(r"^(.+): (tests/\w+\.py)::(test_\w+)$", section, re.MULTILINE)
+    page = DOCS["comparison"].text
+    rows = re.findall(r"^\| ([^|]+?) \| yes \|", page, re.MULTILINE)
+    others = re.findall(r"^\| ([^|]+?) \| no \|", page, re.MULTILINE)
+    table = page.split("| | charlm |", 1)[1]
+    assert len(rows) + len(others) == len(re.findall(r"^\| ", table, re.MULTILINE))
+    tests = re.findall(r"^(.+): (tests/\w+\.py)::(test_\w+)$", page, re.MULTILINE)
     assert [row for row, _, _ in tests] == rows
     for _, path, name in tests:
         assert f"\ndef {name}(" in (ROOT / path).read_text(), f"{path} has no {name}"
 
 
-def test_links_to_files_lead_somewhere() -> None:
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text()):
-            assert (ROOT / target).exists(), f"{name} links to {target}"
+def test_the_figure_shows_what_was_measured() -> None:
+    """`python -m scripts.draw_training` draws it anew."""
+    labels = re.findall(r"<text [^>]*>([^<]*)</text>", draw_training.PICTURE.read_text())
+    races = draw_training.results()["races"]
+    for race in races:
+        assert draw_training.title(race) in labels
+        for name, seconds in draw_training.bars(race):
+            assert draw_training.NAMES[name] in labels
+            assert duration(seconds) in [label.strip() for label in labels]
+    (alternative,) = re.findall(r"!\[(.*)\]\(docs/training\.svg\)", README.text)
+    times = {draw_training.NAMES[name]: duration(seconds) for name, seconds in draw_training.bars(races[0])}
+    for name, time in times.items():
+        assert f"{name.split(',')[0]} {time}" in alternative
+
+
+def test_links_lead_somewhere() -> None:
+    others = ("CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", "benchmarks/results/README.md")
+    for page in [*PAGES, *(Page(ROOT / name) for name in others)]:
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", page.prose):
+            path = (page.path.parent / target).resolve() if target else page.path
+            assert path.exists(), f"{page.name} links to {target}"
+            if anchor:
+                assert anchor in Page(path).anchors(), f"{page.name} links to {target}#{anchor}"
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    assert len(README.text.split()) <= 1400
+    for page in DOCS.values():
+        assert f"]({page.name})" in README.text, page.name
+    contents = README.text.split("![", 1)[0]
+    assert re.findall(r"\(#([\w-]+)\)", contents) == [
+        re.sub(r" ", "-", heading.lower()) for heading in re.findall(r"^## (.*)$", README.text, re.MULTILINE)
+    ]

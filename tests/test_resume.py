@@ -22,9 +22,7 @@ from charlm import checkpoint
 def test_a_run_is_never_overwritten(run_charlm: CommandLine, names: Path) -> None:
     run_charlm.output("train", names, "--model", "count-bigram")
     before = {path: path.read_bytes() for path in Path("runs/names").iterdir()}
-    message = (
-        "runs/names holds a run already: continue it with --resume runs/names, or choose another folder with --out"
-    )
+    message = "runs/names holds a run already: resume it, or choose another --out"
     assert run_charlm.error("train", names, "--model", "bigram") == message
     assert run_charlm.error("train", names, "--out", "runs/names") == message
     assert {path: path.read_bytes() for path in Path("runs/names").iterdir()} == before
@@ -33,8 +31,8 @@ def test_a_run_is_never_overwritten(run_charlm: CommandLine, names: Path) -> Non
 def test_a_folder_with_other_files_is_left_alone(run_charlm: CommandLine, names: Path) -> None:
     Path("notes").mkdir()
     Path("notes/today.txt").write_text("mine")
-    assert run_charlm.error("train", "--out", "notes") == "notes is not empty: choose another folder with --out"
-    assert run_charlm.error("train", "--out", names) == f"{names} is a file: choose another folder with --out"
+    assert run_charlm.error("train", "--out", "notes") == "notes is not empty: choose another --out"
+    assert run_charlm.error("train", "--out", names) == f"{names} is a file: choose another --out"
     assert [path.name for path in Path("notes").iterdir()] == ["today.txt"]
 
 
@@ -215,7 +213,7 @@ def test_resuming_to_a_step_that_is_past_says_so(run_charlm: CommandLine, names:
     run_charlm.output("train", names, *SMALL_MLP, "--steps", 20, "--out", "run", "--quiet")
     before = {path: path.read_bytes() for path in Path("run").iterdir()}
     assert run_charlm.error("train", "--resume", "run", "--steps", 10) == (
-        "run is at step 20 already, past --steps 10: it goes on with more --steps only"
+        "run is at step 20 already, past --steps 10: it goes on with more steps only"
     )
     out = run_charlm.output("train", "--resume", "run", "--steps", 20, "--quiet")
     assert "20 steps from step 20" in out

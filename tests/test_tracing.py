@@ -32,7 +32,7 @@ SAMPLES = {
     "cross_entropy, bfloat16": cross_entropy_sample(9, 27, dtype=torch.bfloat16),
     "linear_cross_entropy, mean": linear_cross_entropy_sample(9, targets="ignored", **F32),
     "linear_cross_entropy, none": linear_cross_entropy_sample(9, reduction="none", **F32),
-    "mlp_cross_entropy, mean": mlp_cross_entropy_sample(9, **F32),
+    "mlp_cross_entropy, mean": mlp_cross_entropy_sample(9, targets="ignored", **F32),
     "mlp_cross_entropy, none": mlp_cross_entropy_sample(9, reduction="none", **F32),
 }
 every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)

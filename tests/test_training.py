@@ -1,4 +1,4 @@
-"""The trainer: the same curve from every backend, exact full batches, schedules, and resuming bit for bit."""
+"""The trainer: the same curve from every backend, exact full batches, the same bits in one run or many."""
 
 from __future__ import annotations
 
@@ -12,51 +12,19 @@ import pytest
 import small_names
 import torch
 import torch.nn.functional as F
-from cases import device
+from cases import device  # noqa: F401  by which --device knows that these tests run there
 from torch import Tensor
+from trainers import OPTIMIZERS, assert_same_state, device_of, make_mlp, make_trainer
 
 from charlm import MLP, PRESETS, CountBigram, NeuralBigram, NonFiniteLossError, Trainer, data, evaluate
 from charlm.backends import BACKENDS
 from charlm.batches import BatchSampler
 from charlm.interrupts import SIGNALS, exit_code, termination_as_interrupt
-from charlm.schedules import Schedule
-
-# What resuming, chunking and agreement between backends are tested with: every kind of optimizer state.
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "sgd": {"optimizer": "sgd", "learning_rate": 0.1},
-    "momentum": {"optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 1e-3},
-    "adamw": {"optimizer": "adamw", "learning_rate": 0.01, "betas": (0.9, 0.98), "weight_decay": 0.1},
-}
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> data.Dataset:
     return small_names.load(tmp_path)
-
-
-def make_mlp(dataset: data.Dataset, *, seed: int = 1, dtype: torch.dtype = torch.float64, **options: Any) -> MLP:
-    generator = torch.Generator().manual_seed(seed)
-    return MLP(len(dataset.vocabulary), 3, 4, 16, generator=generator, dtype=dtype, **options)
-
-
-def device_of(backend: str) -> str:
-    """Where a backend trains: "fused" is on the CPU only."""
-    return "cpu" if backend == "fused" else str(device)
-
-
-def make_trainer(dataset: data.Dataset, *, backend: str = "eager", seed_of_model: int = 1, **options: Any) -> Trainer:
-    options = {"learning_rate": 0.1, "batch_size": 8, "device": device_of(backend), **options}
-    return Trainer(make_mlp(dataset, seed=seed_of_model), dataset, backend=backend, **options)
-
-
-def assert_same_state(first: Trainer, second: Trainer) -> None:
-    one, other = first.state_dict(), second.state_dict()
-    assert one.keys() == other.keys()
-    assert one["step"] == other["step"]
-    for part in ("model", "optimizer", "batches"):
-        assert one[part].keys() == other[part].keys()
-        for name in one[part]:
-            assert torch.equal(one[part][name], other[part][name]), f"{part} {name}"
 
 
 # The steps themselves
@@ -256,88 +224,6 @@ def test_contexts_of_a_large_text_are_looked_up_batch_by_batch(
     assert torch.equal(losses(), indexed)
 
 
-# States
-
-
-@pytest.mark.parametrize("backend", ["eager", "ops", "fused"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_resuming_is_bit_exact(
-    dataset: data.Dataset, optimizer: str, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("charlm.batches._BLOCK_ELEMENTS", 64)
-    options = {**OPTIMIZERS[optimizer], "schedule": "cosine", "total_steps": 40, "warmup_steps": 5, "backend": backend}
-    whole = make_trainer(dataset, **options)
-    losses = whole.run(40)
-
-    stopped = make_trainer(dataset, **options)
-    stopped.run(19)
-    state = stopped.state_dict()
-    stopped.run(3)
-    # Another start: everything has to come from the state.
-    resumed = make_trainer(dataset, seed_of_model=99, **options)
-    resumed.load_state_dict(state)
-    assert resumed.step == 19
-    assert torch.equal(resumed.run(21), losses[19:])
-    assert_same_state(resumed, whole)
-
-
-def test_resuming_full_batches_is_bit_exact(dataset: data.Dataset) -> None:
-    whole, stopped, resumed = (make_trainer(dataset, batch_size="full") for _ in range(3))
-    losses = whole.run(6)
-    stopped.run(2)
-    resumed.load_state_dict(stopped.state_dict())
-    assert torch.equal(resumed.run(4), losses[2:])
-
-
-def test_a_state_moves_between_backends(dataset: data.Dataset) -> None:
-    options = OPTIMIZERS["adamw"]
-    whole = make_trainer(dataset, backend="eager", **options)
-    losses = whole.run(20)
-    first = make_trainer(dataset, backend="ops", **options)
-    first.run(10)
-    second = make_trainer(dataset, backend="eager", **options)
-    second.load_state_dict(first.state_dict())
-    torch.testing.assert_close(second.run(10), losses[10:], rtol=0.0, atol=1e-10)
-
-
-def test_a_state_that_does_not_fit_changes_nothing(dataset: data.Dataset) -> None:
-    trainer = make_trainer(dataset, **OPTIMIZERS["adamw"])
-    trainer.run(3)
-    before = make_trainer(dataset, **OPTIMIZERS["adamw"])
-    before.load_state_dict(trainer.state_dict())
-
-    def state(part: str, **changes: Tensor) -> dict[str, Any]:
-        other = before.state_dict()
-        other["model"] = {name: value + 1 for name, value in other["model"].items()}
-        other[part] = {**other[part], **changes}
-        return other
-
-    for bad, message in [
-        ({"step": 3}, "state must have the keys"),
-        (make_trainer(dataset, **OPTIMIZERS["sgd"]).state_dict(), "optimizer state must have the tensors"),
-        (make_trainer(dataset, batch_size="full", **OPTIMIZERS["adamw"]).state_dict(), "batches state must have"),
-        (state("model", bias1=torch.zeros(3, dtype=torch.float64)), r"'bias1' must have shape \(16,\).*got \(3,\)"),
-        (state("model", bias1=torch.zeros(16)), "'bias1' must have .*float64, got .*float32"),
-        ({**before.state_dict(), "step": -1}, "state 'step' must be an integer >= 0, got -1"),
-        (state("batches", start=torch.tensor(-1)), r"'start' must be in 0 \.\. step=3, got -1"),
-        (state("batches", start=torch.tensor(4)), r"'start' must be in 0 \.\. step=3, got 4"),
-        (state("batches", generator=torch.full((5056,), 255, dtype=torch.uint8)), "'generator' is not the state"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            trainer.load_state_dict(bad)
-        assert_same_state(trainer, before)
-
-
-def test_a_state_is_a_copy(dataset: data.Dataset) -> None:
-    trainer = make_trainer(dataset, **OPTIMIZERS["momentum"])
-    state = trainer.state_dict()
-    weights = state["model"]["weight1"].clone()
-    trainer.run(2)
-    assert torch.equal(state["model"]["weight1"], weights)
-    assert not state["optimizer"]["weight1.momentum_buffer"].any()
-    assert state["step"] == 0
-
-
 # Interruption, progress, trouble
 
 
@@ -391,63 +277,6 @@ def test_a_loss_that_is_not_finite_names_the_step(dataset: data.Dataset) -> None
     with pytest.raises(NonFiniteLossError, match=r"loss of step \d+ is (nan|inf), at learning rate 1e\+308: lower"):
         trainer.run(100)
     assert trainer.step < 100
-
-
-# Schedules
-
-
-def test_schedules_are_their_formulas() -> None:
-    constant = Schedule("constant", 0.3)
-    assert [constant(step) for step in (0, 5, 10**9)] == [0.3, 0.3, 0.3]
-
-    halfway = Schedule("step", 0.1, total_steps=200_000)
-    assert [halfway(step) for step in (0, 99_999, 100_000, 300_000)] == pytest.approx([0.1, 0.1, 0.01, 0.01], rel=1e-15)
-    twice = Schedule("step", 8.0, milestones=[10, 20], decay_factor=0.5)
-    assert [twice(step) for step in (9, 10, 19, 20)] == [8.0, 4.0, 4.0, 2.0]
-
-    cosine = Schedule("cosine", 2.0, total_steps=110, warmup_steps=10)
-    assert [cosine(step) for step in (0, 4, 9)] == pytest.approx([0.2, 1.0, 2.0], rel=1e-15)
-    at_progress = [2.0, 1.0 + math.sqrt(0.5), 1.0, 0.0, 0.0]
-    assert [cosine(step) for step in (10, 35, 60, 110, 500)] == pytest.approx(at_progress, abs=1e-15)
-
-    linear = Schedule("linear", 2.0, total_steps=110, warmup_steps=10)
-    assert [linear(step) for step in (4, 10, 35, 60, 110, 500)] == pytest.approx([1.0, 2.0, 1.5, 1.0, 0.0, 0.0])
-    assert linear.range(35, 3).tolist() == [linear(35), linear(36), linear(37)]
-    assert linear.range(35, 3).dtype == torch.float64
-
-
-def test_the_trainer_follows_the_schedule(dataset: data.Dataset) -> None:
-    model = make_mlp(dataset)
-    trainer = Trainer(
-        model, dataset, learning_rate=0.4, schedule="linear", total_steps=10, warmup_steps=2, backend="eager"
-    )
-    schedule = Schedule("linear", 0.4, total_steps=10, warmup_steps=2)
-    for step in range(10):
-        before = model.bias2.detach().clone()
-        trainer.run(1)
-        assert model.bias2.grad is not None
-        torch.testing.assert_close(model.bias2.detach(), before - schedule(step) * model.bias2.grad, rtol=0, atol=1e-16)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"name": "exponential"}, "schedule must be one of constant, step, cosine, linear, got 'exponential'"),
-        ({"learning_rate": 0.0}, "learning_rate must be a positive number, got 0.0"),
-        ({"learning_rate": math.nan}, "learning_rate must be a positive number, got nan"),
-        ({"name": "cosine"}, "schedule 'cosine' needs total_steps"),
-        ({"name": "linear"}, "schedule 'linear' needs total_steps"),
-        ({"name": "step"}, "schedule 'step' needs milestones or total_steps"),
-        ({"total_steps": 0}, "total_steps must be a positive integer or None, got 0"),
-        ({"warmup_steps": -1}, "warmup_steps must be an integer >= 0, got -1"),
-        ({"total_steps": 5, "warmup_steps": 5}, "warmup_steps must be less than total_steps=5, got 5"),
-        ({"name": "step", "milestones": [5, 3]}, r"milestones must be ascending steps or None, got \[5, 3\]"),
-        ({"name": "step", "milestones": [5], "decay_factor": 0.0}, "decay_factor must be a positive number, got 0.0"),
-    ],
-)
-def test_a_bad_schedule_is_explained(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Schedule(**{"name": "constant", "learning_rate": 0.1, **options})
 
 
 # Arguments

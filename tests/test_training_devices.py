@@ -33,6 +33,8 @@ def test_the_default_is_the_fastest_backend_that_takes_the_model(dataset: data.D
     cases = [(make_mlp(dataset), "fused"), (other, "ops"), (half, "ops"), (make_mlp(dataset, "meta"), "eager")]
     for model, expected in cases:
         assert Trainer(model, dataset, learning_rate=0.1).backend == expected
+        # Where the ops have no kernels, the model itself could not compute with them either.
+        assert model.backend == ("eager" if expected == "eager" else "ops")
 
 
 def test_the_default_on_the_device_trains(dataset: data.Dataset) -> None:

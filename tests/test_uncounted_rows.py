@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import DTYPES, REDUCTIONS, device, integers, normal
+from cases import DTYPES, REDUCTIONS, device, integers, mlp_cross_entropy_sample, normal
 from torch import Tensor
 
 from charlm import nn, ops
@@ -80,6 +80,47 @@ def test_any_upstream_gradient(namespace: object, dtype: torch.dtype, reduction:
                     assert_zero(*found)
 
 
+@pytest.mark.parametrize("ignore_index", [-100, 2])
+@every_dtype
+@ops_and_reference
+def test_rows_of_several_dimensions_and_any_class_ignored(
+    namespace: object, dtype: torch.dtype, ignore_index: int
+) -> None:
+    logits = normal(3, CLASSES, 2, 4, dtype=dtype).requires_grad_()
+    target = integers(CLASSES, (3, 2, 4), seed=3)
+    target[0, 1, 3] = target[2, 0, 1] = ignore_index
+    ignored = target == ignore_index
+    for way in ({"retain_graph": True}, {}):
+        loss = namespace.cross_entropy(logits, target, ignore_index=ignore_index)
+        (gradient,) = torch.autograd.grad(loss, logits, torch.full_like(loss, torch.inf), **way)
+        rows = gradient.movedim(1, -1)
+        assert_zero(rows[ignored])
+        assert not rows[~ignored].isfinite().any()
+
+
+@every_reduction
+@every_dtype
+@ops_and_reference
+def test_any_upstream_gradient_of_a_whole_model(namespace: object, dtype: torch.dtype, reduction: str) -> None:
+    for some_count, softcap in ((True, None), (False, None), (True, 2.0)):
+        target = targets(some_count)
+        sample = mlp_cross_entropy_sample(ROWS, 2, CLASSES, dtype=dtype, reduction=reduction, softcap=softcap)
+        sample = sample.with_arguments(target=target)
+        leaves = sample.leaves()
+        loss = sample.call(namespace.mlp_cross_entropy, leaves)
+        if reduction == "none":
+            assert_zero(loss[target == -100].detach())
+        else:
+            assert loss.isnan() == (reduction == "mean" and not some_count)
+        for value in UPSTREAMS:
+            for way in ({"retain_graph": True}, {"create_graph": True}):
+                found = torch.autograd.grad(loss, list(leaves.values()), torch.full_like(loss, value), **way)
+                if some_count:
+                    assert not any(g.isfinite().all() for g in found)
+                else:
+                    assert_zero(*found)
+
+
 def test_a_loss_divided_by_the_number_of_labels_where_there_is_none() -> None:
     logits = normal(3, CLASSES, dtype=torch.float32).requires_grad_()
     target = torch.full((3,), -100, device=device)
@@ -124,6 +165,25 @@ def test_focal_loss(gamma: float) -> None:
 
     assert_zero(gradient(ops.cross_entropy)[target == -100])
     torch.testing.assert_close(gradient(ops.cross_entropy), gradient(F.cross_entropy))
+
+
+def test_gradients_of_each_sample_of_a_whole_model_where_one_is_ignored() -> None:
+    sample = mlp_cross_entropy_sample(ROWS, 2, CLASSES)
+    ids, _, *parameters = (value for value in sample.arguments.values() if isinstance(value, Tensor))
+    target = targets(True)
+
+    def gradients(function: Callable[..., Tensor], reduction: str) -> tuple[Tensor, ...]:
+        def loss(ids: Tensor, target: Tensor, *parameters: Tensor) -> Tensor:
+            return function(ids, target, *parameters, reduction=reduction)
+
+        each = torch.func.grad(loss, argnums=(2, 3, 4, 5, 6))
+        return torch.func.vmap(each, in_dims=(0, 0, *(None,) * 5))(ids, target, *parameters)
+
+    for reduction in ("sum", "mean"):
+        found = gradients(ops.mlp_cross_entropy, reduction)
+        assert_zero(*(gradient[target == -100] for gradient in found))
+        expected = gradients(reference.mlp_cross_entropy, "sum")
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("op", ["cross_entropy", "linear_cross_entropy"])

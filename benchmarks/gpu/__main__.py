@@ -37,8 +37,8 @@ from benchmarks.gpu import (
     training,
 )
 from benchmarks.gpu.measure import Task
+from benchmarks.gpu.page import render
 from benchmarks.gpu.results import Entry, Results, is_failure
-from benchmarks.gpu.table import render
 from charlm import environment
 
 Part = Callable[[], Iterator[Task]]

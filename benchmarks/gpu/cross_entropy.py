@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu import measure
 from benchmarks.gpu.measure import Step, Task, Workload
-from charlm import ops
+from benchmarks.opponents import contestants
 
 # (N, C): quack publishes from 256 classes on, with fewer rows of more than 65,536; 27 are the symbols of names.
 SHAPES = (
@@ -77,20 +76,6 @@ def _create(rows: int, classes: int, *, backward: bool) -> Callable[[str], Step]
     return step
 
 
-def _eager() -> Loss:
-    return lambda logits, target: F.cross_entropy(logits, target, reduction="none")
-
-
-def _charlm() -> Loss:
-    return lambda logits, target: ops.cross_entropy(logits, target, reduction="none")
-
-
-def _compile() -> Loss:
-    torch.compiler.reset()  # one function is not compiled for more than a few shapes
-    loss: Loss = torch.compile(_eager(), dynamic=False, fullgraph=True)
-    return loss
-
-
 def _quack() -> Loss:
     from quack.cross_entropy import cross_entropy  # type: ignore[import-not-found, unused-ignore]
 
@@ -106,9 +91,7 @@ def _liger() -> Loss:
 
 
 IMPLEMENTATIONS: dict[str, Callable[[], Loss]] = {
-    "eager": _eager,
-    "charlm": _charlm,
-    "compile": _compile,
+    **contestants("cross_entropy", reduction="none"),
     "quack": _quack,
     "liger": _liger,
 }

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu import measure
 from benchmarks.gpu.measure import Step, Task, Workload
-from charlm import ops
+from benchmarks.opponents import contestants
 
 Layer = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -77,20 +76,4 @@ def _create(shape: Shape, *, backward: bool) -> Callable[[str], Step]:
     return step
 
 
-def _eager() -> Layer:
-    return lambda ids, embedding, weight, bias: torch.tanh(
-        F.linear(F.embedding(ids, embedding).flatten(-2), weight, bias)
-    )
-
-
-def _charlm() -> Layer:
-    return ops.embedding_linear
-
-
-def _compile() -> Layer:
-    torch.compiler.reset()  # one function is not compiled for more than a few shapes
-    layer: Layer = torch.compile(_eager(), dynamic=False, fullgraph=True)
-    return layer
-
-
-IMPLEMENTATIONS: dict[str, Callable[[], Layer]] = {"eager": _eager, "charlm": _charlm, "compile": _compile}
+IMPLEMENTATIONS = contestants("embedding_linear")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu import measure
 from benchmarks.gpu.measure import Step, Task, Workload
-from charlm import ops
+from benchmarks.opponents import contestants
 
 # (N, D, C): Llama 3 8B, as in Liger's figures, and Gemma 2 2B, as in those of Cut Cross Entropy.
 SHAPES = ((8192, 4096, 128256), (8192, 2304, 256000))
@@ -55,20 +54,6 @@ def _create(rows: int, features: int, classes: int) -> Callable[[str], Step]:
     return step
 
 
-def _eager() -> Loss:
-    return lambda input, weight, target: F.cross_entropy(F.linear(input, weight), target)
-
-
-def _charlm() -> Loss:
-    return ops.linear_cross_entropy
-
-
-def _compile() -> Loss:
-    torch.compiler.reset()  # one function is not compiled for more than a few shapes
-    loss: Loss = torch.compile(_eager(), dynamic=False, fullgraph=True)
-    return loss
-
-
 def _liger() -> Loss:
     from liger_kernel.transformers import (  # type: ignore[import-not-found, unused-ignore]
         LigerFusedLinearCrossEntropyLoss,
@@ -98,9 +83,7 @@ def _quack() -> Loss:
 
 
 IMPLEMENTATIONS: dict[str, Callable[[], Loss]] = {
-    "eager": _eager,
-    "charlm": _charlm,
-    "compile": _compile,
+    **contestants("linear_cross_entropy"),
     "liger": _liger,
     "cce": _cce,
     "cce unfiltered": _unfiltered_cce,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu import measure
 from benchmarks.gpu.measure import Step, Task, Workload
-from charlm import data, ops
+from benchmarks.opponents import contestants
+from charlm import data
 
 CONTEXT_LENGTH = 3
 # (N, D, H): the lecture's model at its batch size, at a large one, and on as many examples as its names have; that of
@@ -61,25 +61,4 @@ def _create(dataset: data.Dataset, rows: int, embedding_dim: int, hidden_dim: in
     return step
 
 
-def _mlp(
-    ids: Tensor, target: Tensor, embedding: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
-) -> Tensor:
-    hidden = torch.tanh(F.linear(F.embedding(ids, embedding).flatten(-2), weight1, bias1))
-    return F.cross_entropy(F.linear(hidden, weight2, bias2), target)
-
-
-def _eager() -> Loss:
-    return _mlp
-
-
-def _charlm() -> Loss:
-    return ops.mlp_cross_entropy
-
-
-def _compile() -> Loss:
-    torch.compiler.reset()  # one function is not compiled for more than a few shapes
-    loss: Loss = torch.compile(_mlp, dynamic=False, fullgraph=True)
-    return loss
-
-
-IMPLEMENTATIONS: dict[str, Callable[[], Loss]] = {"eager": _eager, "charlm": _charlm, "compile": _compile}
+IMPLEMENTATIONS = contestants("mlp_cross_entropy")

@@ -13,12 +13,12 @@ from benchmarks.gpu import measure
 from benchmarks.gpu.measure import Task
 from benchmarks.gpu.results import Entry
 from charlm.benchmark import WORKLOADS, elapsed_seconds, warm_up
+from charlm.configuration import TrainingConfig
 from charlm.data import Dataset
-from charlm.presets import TrainingConfig
 from charlm.trainer import Trainer
 
 # Of charlm bench. The backend "fused" trains on the CPU.
-PRESETS = ("lecture", "eureka", "large")
+PRESETS = ("makemore", "eureka", "large")
 BACKENDS = ("eager", "ops", "compile")
 ROUNDS = 5
 _ROUND_SECONDS = 0.3

@@ -16,18 +16,19 @@ DEBUG_VARIABLE = "CHARLM_DEBUG"
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "charlm") -> int:
     """Runs one command.
 
     Args:
         arguments: without the program's name; None takes them from `sys.argv`.
+        program: how it was called.
 
     Returns:
         The exit code: 0, 2 for usage and bad input, 130 after Ctrl-C, 143 after SIGTERM, 1 for anything else that went
         wrong.
     """
     try:
-        return _run(sys.argv[1:] if arguments is None else arguments)
+        return _run(sys.argv[1:] if arguments is None else arguments, program)
     except KeyboardInterrupt:
         # Where there is no command.
         print("interrupted", file=sys.stderr)
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         startup.end()
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run(arguments: Sequence[str], program: str) -> int:
     streams.open_closed()
     startup.begin()
     if sys.stdout is None:
@@ -45,7 +46,7 @@ def _run(arguments: Sequence[str]) -> int:
     from charlm.cli.commands import Interrupted, app
 
     try:
-        code = int(app(list(arguments) or ["--help"], prog_name="charlm", standalone_mode=False) or 0)
+        code = int(app(list(arguments) or ["--help"], prog_name=program, standalone_mode=False) or 0)
         sys.stdout.flush()
         return code
     except Interrupted as interruption:

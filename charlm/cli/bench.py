@@ -23,15 +23,16 @@ _WIDTH = 100
 
 
 def bench(
+    context: typer.Context,
     path: Annotated[
         str | None,
         Argument(metavar="FILE", parser=file_name, help="UTF-8 text, - for standard input (default: US given names)."),
     ] = None,
     preset: Annotated[
-        str, Option(metavar="lecture|eureka|large|full", help="Model, batch size and optimizer of the race.")
-    ] = "lecture",
+        str, Option(metavar="makemore|eureka|large|full", help="Model, batch size and optimizer of the race.")
+    ] = "makemore",
     backends: Annotated[
-        str | None, Option(metavar="B1,B2,...", help="Who takes part, such as eager,fused,jax (default: all but jax).")
+        str | None, Option(metavar="B1,B2,...", help="Who takes part, such as eager,fused (default: all).")
     ] = None,
     threads: Annotated[int, Option(help="For every backend.")] = 1,
     seconds: Annotated[float, Option(help="Of measuring for each backend.")] = 5.0,
@@ -47,8 +48,8 @@ def bench(
 ) -> None:
     """Race the backends: the same training steps by each, side by side, in alternating rounds; medians.
 
-    The presets are the lecture's run; a wider model with AdamW; the lecture's with batches of 4,096; and with the whole
-    data set in every step.
+    makemore and eureka are those of training, the lecture's run and a wider model with AdamW; large is makemore with
+    batches of 4,096, full with the whole data set in every step.
     """
     from charlm.benchmark import race
 
@@ -66,7 +67,7 @@ def bench(
             seconds=seconds,
             on_round=status.update,
         )
-    report = _provenance(path, preset, backends, threads, seconds) | finished.to_dict()
+    report = _provenance(context.command_path, path, preset, backends, threads, seconds) | finished.to_dict()
     if as_json:
         typer.echo(json.dumps(report))
     else:
@@ -78,9 +79,11 @@ def bench(
         speed_chart({row["name"]: row["steps_per_second"] for row in results}, _workload_line(report)).savefig(plot)
 
 
-def _provenance(path: str | None, preset: str, backends: str | None, threads: int, seconds: float) -> dict[str, Any]:
+def _provenance(
+    command_path: str, path: str | None, preset: str, backends: str | None, threads: int, seconds: float
+) -> dict[str, Any]:
     """Where the figures come from, and the command that measures them again."""
-    command = ["charlm", "bench", *([] if path is None else [path]), "--preset", preset]
+    command = [*command_path.split(), *([] if path is None else [path]), "--preset", preset]
     command += [] if backends is None else ["--backends", backends]
     command += ["--threads", str(threads), "--seconds", f"{seconds:g}"]
     return {

@@ -26,7 +26,7 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 # What commands import before they do anything. An optimizer of torch imports its compiler.
 _IMPORTED = {
-    "train": ("charlm.cli.session", "torch._dynamo"),
+    "train": ("charlm.training_run", "torch._dynamo"),
     "sample": ("charlm.checkpoint", "charlm.sampler"),
     "eval": ("charlm.checkpoint", "charlm.evaluation"),
     "plot": ("charlm.checkpoint", "charlm.plots"),

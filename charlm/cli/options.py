@@ -15,7 +15,7 @@ from charlm._rules import RULES, shown
 # Options that are called otherwise than the argument in Python that they become.
 _FLAGS = {
     **{"path": "FILE", "warmup_steps": "--warmup", "total_steps": "--steps", "n": "-n"},
-    **{"workload": "--preset", "backends": "--backends"},
+    **{"workload": "--preset", "backends": "--backends", "run_dir": "--out"},
 }
 
 _MLP = ("context_length", "embedding_dim", "hidden_dim", "direct", "softcap")

@@ -15,7 +15,7 @@ from charlm.cli.console import hint_at_smoothing, loss_table, measures
 from charlm.cli.options import file_name
 
 if TYPE_CHECKING:
-    from charlm.examples import Split
+    from charlm.splits import Split
 
 _SPLITS = ("train", "dev", "test", "all")
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Collection, Mapping
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,12 +27,10 @@ from charlm.cli.options import (
 from charlm.interrupts import deferred_interrupt, exit_code, termination_as_interrupt
 
 if TYPE_CHECKING:
-    from charlm.cli.session import Session
+    from charlm.configuration import TrainingConfig
     from charlm.distributed import Processes
-    from charlm.presets import TrainingConfig
+    from charlm.training_run import TrainingRun
 
-# Options of a run that a resumed run may change: none of them is part of the saved state.
-_CHANGEABLE = ("path", "dev", "test", "steps", "backend", "device")
 # The preset that a model has without --preset.
 _PRESET_OF_MODEL = {"mlp": "fast", "bigram": "bigram", "count-bigram": "count-bigram"}
 
@@ -134,8 +131,8 @@ def train(
     Options that are not given are those of the preset. Ctrl-C, or SIGTERM, saves the run and says how to continue it.
     """
     from charlm import distributed
-    from charlm.cli.session import Session
-    from charlm.presets import KEPT_TEXTS, TrainingConfig
+    from charlm.configuration import KEPT_TEXTS, TrainingConfig
+    from charlm.training_run import TrainingRun
 
     names = [field.name for field in fields(TrainingConfig)]
     options = {name: context.params[name] for name in names if context.params.get(name) is not None}
@@ -143,39 +140,37 @@ def train(
     with termination_as_interrupt(), distributed.joined() as processes:
         _check_texts([options[name] for name in KEPT_TEXTS if name in options], resume is not None, processes)
         if resume is None:
-            config = _configuration(preset, options)
             given = [*options, *([] if checkpoint_every is None else ["checkpoint_every"])]
-            check_together(given, vars(config))
-            session = Session.start(config, None if out is None else Path(out))
+            run = TrainingRun.start(_configuration(preset, options, given), out)
         else:
             given = [*options, *(name for name, value in (("preset", preset), ("out", out)) if value is not None)]
             _check_changeable(given)
-            session = Session.resume(Path(resume), options)
-        with closing(session):
-            _run(session, processes, checkpoint_every, quiet)
+            run = TrainingRun.resume(resume, **options)
+        with run:
+            _train(run, processes, checkpoint_every, quiet)
 
 
-def _run(session: Session, processes: Processes, checkpoint_every: int | None, quiet: bool) -> None:
+def _train(run: TrainingRun, processes: Processes, checkpoint_every: int | None, quiet: bool) -> None:
     """Trains to the end, or to Ctrl-C, and reports: of several processes the first does."""
     report: Callable[..., None] = typer.echo if processes.is_first else _no_report
-    report(_description(session))
+    report(_description(run))
     # Several processes stop together, between two steps: until then they answer each other.
     with deferred_interrupt() if processes.size > 1 else nullcontext():
         try:
-            with progress(session.step, session.config.steps, quiet=quiet or not processes.is_first) as on_progress:
-                session.run(checkpoint_every, on_progress)
+            with progress(run.step, run.config.steps, quiet=quiet or not processes.is_first) as on_progress:
+                run.run(checkpoint_every, on_progress)
         except KeyboardInterrupt as interruption:
             every = [] if checkpoint_every is None else ["--checkpoint-every", str(checkpoint_every)]
-            command = shlex.join([*_program(), "train", "--resume", str(session.run_dir), *every])
+            command = shlex.join([*_program(), "train", "--resume", str(run.run_dir), *every])
             with deferred_interrupt():
                 # A second signal, as a group of processes may get, does not cut this off.
-                report(f"interrupted and saved at step {session.step:,}; continue with:\n  {command}", err=True)
+                report(f"interrupted and saved at step {run.step:,}; continue with:\n  {command}", err=True)
             raise typer.Exit(exit_code(interruption)) from None
-        losses = session.losses()
+        losses = run.losses()
     report(loss_table(losses))
-    if hint := hint_at_smoothing(session.model, losses):
+    if hint := hint_at_smoothing(run.model, losses):
         report(hint, err=True)
-    report(f"saved in {session.run_dir}; sample from it:\n  {shlex.join(['charlm', 'sample', str(session.run_dir)])}")
+    report(f"saved in {run.run_dir}; sample from it:\n  {shlex.join(['charlm', 'sample', str(run.run_dir)])}")
 
 
 def _no_report(message: str, err: bool = False) -> None:
@@ -188,14 +183,15 @@ def _program() -> list[str]:
     return ["charlm"] if processes == "1" else ["torchrun", "--nproc-per-node", processes, "-m", "charlm"]
 
 
-def _configuration(preset: str | None, options: Mapping[str, Any]) -> TrainingConfig:
-    """The preset, or that of the model, with the given options in place of its own."""
+def _configuration(preset: str | None, options: Mapping[str, Any], given: Collection[str]) -> TrainingConfig:
+    """The preset, or that of the model, with the given options in place of its own; all that is `given` has effect."""
     from charlm.presets import PRESETS
 
     name = _PRESET_OF_MODEL[options.get("model", "mlp")] if preset is None else preset
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {shown(name)}")
     base = PRESETS[name]
+    check_together(given, {**vars(base), **options})
     config = replace(base, **options)
     if config.steps < base.steps and "warmup_steps" not in options:
         # A shorter run has its share of the preset's warm-up.
@@ -204,9 +200,11 @@ def _configuration(preset: str | None, options: Mapping[str, Any]) -> TrainingCo
 
 
 def _check_changeable(given: Collection[str]) -> None:
-    fixed = sorted(set(given) - set(_CHANGEABLE))
+    from charlm.training_run import CHANGEABLE
+
+    fixed = sorted(set(given) - set(CHANGEABLE))
     if fixed:
-        *some, last = map(flag, _CHANGEABLE)
+        *some, last = map(flag, CHANGEABLE)
         raise ValueError(
             f"{', '.join(map(flag, fixed))} cannot change when a run is resumed; only {', '.join(some)} and {last} can"
         )
@@ -221,20 +219,20 @@ def _check_texts(paths: Collection[str], resuming: bool, processes: Processes) -
             raise ValueError(f"{path} is not a file, and cannot be read by {processes.size} processes")
 
 
-def _description(session: Session) -> str:
+def _description(run: TrainingRun) -> str:
     """What is trained, on what, by whom."""
     from charlm import distributed
 
-    dataset, config = session.dataset, session.config
+    dataset, config = run.dataset, run.config
     sizes = " / ".join(f"{len(split):,}" for split in (dataset.train, dataset.dev, dataset.test))
     data = f"{dataset.name}: {len(dataset.vocabulary)} characters; {sizes} examples in train / dev / test"
-    if session.trainer is None:
+    if run.trainer is None:
         return f"{data}\n{config.model}: counted, smoothing {config.smoothing:g}"
-    parameters = sum(parameter.numel() for parameter in session.model.parameters())
-    from_step = f" from step {session.step:,}" if session.step else ""
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    from_step = f" from step {run.step:,}" if run.step else ""
     processes = distributed.current().size
     together = f" in {processes} processes" if processes > 1 else ""
     return (
         f"{data}\n{config.model}: {parameters:,} parameters, {config.steps:,} steps{from_step}, "
-        f"{config.optimizer}, backend {session.trainer.backend}{together}"
+        f"{config.optimizer}, backend {run.trainer.backend}{together}"
     )

@@ -5,7 +5,7 @@ Along a dimension of the mesh an op is split in one of three ways:
 - by rows, which are the dimensions of the targets, or of the ids but the last: the ranks run the kernels on theirs. A
   mean is that of all rows: what each rank adds up is divided by the number, or the weight, of the rows of all.
 - by columns, classes or hidden units: the ranks have slices of the logits or of the weight. Losses are then computed as
-  in `vocab_parallel.py`; `embedding_linear` needs no message.
+  in `ops/_vocab_parallel.py`; `embedding_linear` needs no message.
 - not at all: every rank computes the same.
 
 Logits, inputs or ids say whether by rows, and logits or the weight whether by columns, which wins where both do. All
@@ -26,9 +26,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from charlm.distributed import vocab_parallel
+from charlm.ops import _vocab_parallel
 from charlm.ops._arguments import REDUCTION_NAMES, REDUCTIONS, loss_options
-from charlm.ops._scaling import NO_INDEX
 from charlm.ops._transforms import Op
 from charlm.ops.cross_entropy import _OP as CROSS_ENTROPY
 from charlm.ops.cross_entropy import _class_dim
@@ -59,7 +58,7 @@ def cross_entropy(input: DTensor, target: Tensor, weight: Tensor | None, *option
     if split.column_dim is None:
         losses = _by_kernel(CROSS_ENTROPY, (own_input, own_target, own_weight), options, 1)
     else:
-        vocab_parallel.check_labels(input, target)
+        _vocab_parallel.check_labels(input, target)
         logits = own_input.movedim(class_dim, -1)
         losses = _by_class(split, logits, None, None, own_target, own_weight, classes, options)
     counted = _counted(own_target, own_weight, classes, options[0])
@@ -90,7 +89,7 @@ def linear_cross_entropy(
     if split.column_dim is None:
         losses = _by_kernel(LINEAR_CROSS_ENTROPY, (own_input, layer[0], own_target, layer[1], own_weight), options, 1)
     else:
-        vocab_parallel.check_tensors(input, linear_weight, target, linear_bias, weight)
+        _vocab_parallel.check_tensors(input, linear_weight, target, linear_bias, weight)
         losses = _by_class(split, own_input, *layer, own_target, own_weight, classes, options)
     counted = _counted(own_target, own_weight, classes, options[0])
     return _reduced(split, losses, rows, options[1], own_target, counted)
@@ -119,13 +118,14 @@ def mlp_cross_entropy(
     bias1: Tensor | None,
     weight2: Tensor,
     bias2: Tensor | None,
+    ignore_index: int,
     reduction: int,
     softcap: float,
 ) -> Tensor:
     """:func:`charlm.ops.mlp_cross_entropy`; where a weight is sharded by its rows, the two ops that it is equal to."""
     if _shards(weight1, 0) or _shards(weight2, 0):
         hidden: Any = embedding_linear(ids, embedding, weight1, bias1, _ACTIVATIONS["tanh"])
-        options = (NO_INDEX, reduction, 0.0, softcap, 0.0)
+        options = (ignore_index, reduction, 0.0, softcap, 0.0)
         return linear_cross_entropy(hidden, weight2, target, bias2, None, *options)
     split = _Split.of(ids, range(ids.ndim - 1))
     target, *parameters = split.joined(
@@ -135,8 +135,9 @@ def mlp_cross_entropy(
     split.check_shape("target", target, rows)
     own_target = split.local(target, Shard)
     tensors = (split.local(ids, Shard), own_target, *map(split.local, parameters))
-    losses = _by_kernel(MLP_CROSS_ENTROPY, tensors, (reduction, softcap), 0)
-    return _reduced(split, losses, rows, reduction, own_target)
+    losses = _by_kernel(MLP_CROSS_ENTROPY, tensors, (ignore_index, reduction, softcap), 1)
+    counted = _counted(own_target, None, parameters[3].shape[0], ignore_index)
+    return _reduced(split, losses, rows, reduction, own_target, counted)
 
 
 @dataclass(frozen=True)
@@ -319,7 +320,7 @@ def _by_class(
     assert dim is not None
     # Shard cuts as torch.chunk does.
     chunk = -(-classes // split.mesh.size(dim))
-    loss = vocab_parallel.Loss.of(
+    loss = _vocab_parallel.Loss.of(
         input,
         target,
         weight,
@@ -334,7 +335,7 @@ def _by_class(
     )
 
     def losses(reduction: int) -> Tensor:
-        rows = vocab_parallel.row_losses(input, linear_weight, linear_bias, loss).reshape(target.shape)
+        rows = _vocab_parallel.row_losses(input, linear_weight, linear_bias, loss).reshape(target.shape)
         return rows if reduction == _NONE else rows.sum()
 
     return losses

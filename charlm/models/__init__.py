@@ -24,7 +24,7 @@ def from_config(
 
     Args:
         config: "kind" and the arguments of that model's constructor.
-        backend: of the model.
+        backend: whose ops compute, "ops" or "eager".
         generator: a CPU generator for the initial weights of an `MLP`; None is the global one.
 
     Raises:

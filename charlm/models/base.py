@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import copy
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,11 @@ from charlm import ops
 from charlm._rules import check
 from charlm.ops import reference
 
-BACKENDS = ("eager", "ops")
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_BACKENDS = ("eager", "ops")
+IGNORED = -100  # the target of an example that counts for nothing
 
 
 class LanguageModel(nn.Module):
@@ -24,7 +29,8 @@ class LanguageModel(nn.Module):
         vocab_size: V, the number of tokens and classes.
         context_length: T, the number of tokens the model reads.
         reads_longer_contexts: contexts may have more than T tokens, of which the model reads the last T.
-        backend: "eager" computes with `charlm.ops.reference`, which is plain PyTorch, "ops" with `charlm.ops`.
+        backend: whose ops it computes with: "eager" with `charlm.ops.reference`, which is plain PyTorch, "ops" with
+            `charlm.ops`. Who executes training steps is the trainer's matter, which leaves this as it is.
     """
 
     kind: ClassVar[str]
@@ -42,9 +48,15 @@ class LanguageModel(nn.Module):
 
     @backend.setter
     def backend(self, backend: str) -> None:
-        if not isinstance(backend, str) or backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        if not isinstance(backend, str) or backend not in _BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {backend!r}")
         self._backend = backend
+
+    def computing_with(self, backend: str) -> Self:
+        """This model, its parameters included, as it computes with another backend."""
+        other = copy.copy(self)
+        other.backend = backend
+        return other
 
     @property
     def device(self) -> torch.device:
@@ -114,7 +126,8 @@ class LanguageModel(nn.Module):
                 continue
             # Comparisons are not defined for all unsigned dtypes.
             wide = values.long()
-            outside = ((wide < 0) | (wide >= self.vocab_size)).nonzero()
+            is_ignored = (wide == IGNORED) & (name == "targets")
+            outside = (((wide < 0) | (wide >= self.vocab_size)) & ~is_ignored).nonzero()
             if len(outside):
                 index = outside[0].tolist()
                 value = wide[tuple(index)].item()

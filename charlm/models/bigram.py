@@ -99,7 +99,7 @@ class NeuralBigram(_Bigram):
 
     Args:
         vocab_size: V.
-        backend: "ops" or "eager".
+        backend: whose ops compute, "ops" or "eager".
         device, dtype: of the parameter, as in `torch.nn`.
     """
 

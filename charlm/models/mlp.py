@@ -113,14 +113,21 @@ class MLP(LanguageModel):
     def loss(self, contexts: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         if self.direct_weight is not None:
             return self._cross_entropy(self._uncapped_logits(contexts), targets, reduction, self.softcap)
-        hidden = self._first_layer(contexts, self.weight1, self.bias1, "tanh")
-        self._check_targets(targets, hidden.shape[:-1])
-        try:
-            loss: Tensor = self._ops.linear_cross_entropy(
-                hidden, self.weight2, targets, linear_bias=self.bias2, reduction=reduction, softcap=self.softcap
+        options: dict[str, Any] = {"reduction": reduction, "softcap": self.softcap}
+        if targets.is_floating_point():
+            hidden = self._first_layer(contexts, self.weight1, self.bias1, "tanh")
+            self._check_targets(targets, hidden.shape[:-1])
+            expected: Tensor = self._ops.linear_cross_entropy(
+                hidden, self.weight2, targets, linear_bias=self.bias2, **options
             )
+            return expected
+        self._check_contexts(contexts)
+        self._check_targets(targets, contexts.shape[:-1])
+        parameters = (self.embedding, self.weight1, self.bias1, self.weight2, self.bias2)
+        try:
+            loss: Tensor = self._ops.mlp_cross_entropy(contexts, targets, *parameters, **options)
         except IndexError:
-            self._check_range(targets=targets)
+            self._check_range(contexts=contexts, targets=targets)
             raise
         return loss
 

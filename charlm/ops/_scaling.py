@@ -11,7 +11,6 @@ from torch import Tensor
 from charlm.ops import _extension  # noqa: F401  declares the op
 
 SUMS = -1  # in the place of a class_dim: gradients that are all sums over rows
-NO_INDEX = -(2**63)  # in the place of an ignore_index: every row counts
 
 _scale_gradients = torch.ops.charlm.scale_gradients_.default
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from charlm.ops import _dtensor, _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
-from charlm.ops._arguments import HALF, REDUCTION_NAMES, check_output_dtype, complain, reduction_code, softcap_code
+from charlm.ops._arguments import HALF, REDUCTION_NAMES, check_output_dtype, complain, loss_options
 from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
 from charlm.ops._saved import Unread, wanted_gradients
-from charlm.ops._scaling import NO_INDEX, SUMS, scale_saved
+from charlm.ops._scaling import SUMS, scale_saved
 
 _forward = torch.ops.charlm.mlp_cross_entropy_forward.default
 _backward = torch.ops.charlm.mlp_cross_entropy_backward.default
@@ -27,24 +27,26 @@ def mlp_cross_entropy(
     bias2: Tensor | None,
     *,
     reduction: str = "mean",
+    ignore_index: int = -100,
     softcap: float | None = None,
     output_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Cross-entropy of ``weight2 @ tanh(weight1 @ concat(embedding[ids]) + bias1) + bias2``, all in one op.
 
     Equal to ``linear_cross_entropy(embedding_linear(ids, embedding, weight1, bias1), weight2, target,
-    linear_bias=bias2, reduction=reduction, softcap=softcap)``. Neither hidden states nor logits are kept. On the CPU,
-    rows of ``ids`` that are equal share one forward and one backward pass.
+    linear_bias=bias2, ...)`` with the same options. Neither hidden states nor logits are kept. On the CPU, rows of
+    ``ids`` that are equal share one forward and one backward pass, unless rows are few and parameters many.
 
     Args:
         ids: (..., T), any integer dtype and any strides, values in [0, V).
-        target: (...), any integer dtype, values in [0, V).
+        target: (...), any integer dtype, each in [0, V) or ``ignore_index``.
         embedding: (V, D); float32, float64, bfloat16 or float16 (the last two are computed in float32).
         weight1: (H, T*D); columns t*D to (t+1)*D act on position t.
         bias1: (H,) or None.
         weight2: (V, H).
         bias2: (V,) or None.
         reduction: "none" (one loss an example), "mean" or "sum".
+        ignore_index: target value whose examples have loss and gradient 0 and do not count in the mean.
         softcap: bounds the logits to (-softcap, softcap); None for none.
         output_dtype: dtype of the result; ``torch.float32`` keeps what is computed for a bfloat16 or float16 model.
 
@@ -65,10 +67,17 @@ def mlp_cross_entropy(
     tensors = (ids, target, embedding, weight1, bias1, weight2, bias2)
     if has_torch_function(tensors):
         return handle_torch_function(
-            mlp_cross_entropy, tensors, *tensors, reduction=reduction, softcap=softcap, output_dtype=output_dtype
+            mlp_cross_entropy,
+            tensors,
+            *tensors,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            softcap=softcap,
+            output_dtype=output_dtype,
         )
     try:
-        options = (reduction_code(reduction), softcap_code(softcap))
+        ignored, code, _, cap, _ = loss_options(ignore_index, reduction, 0.0, softcap, 0.0)
+        options = (ignored, code, cap)
         if output_dtype is not None:
             check_output_dtype(output_dtype)
         lower = autocast_dtype(embedding)
@@ -110,8 +119,10 @@ def _call(
 
 
 def _reference(*arguments: Any) -> Tensor:
-    *tensors, reduction, softcap = arguments
-    return reference.mlp_cross_entropy(*tensors, reduction=REDUCTION_NAMES[reduction], softcap=softcap or None)
+    *tensors, ignore_index, reduction, softcap = arguments
+    return reference.mlp_cross_entropy(
+        *tensors, ignore_index=ignore_index, reduction=REDUCTION_NAMES[reduction], softcap=softcap or None
+    )
 
 
 def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, options: Sequence[Any]) -> Tensor | None:
@@ -121,9 +132,9 @@ def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, optio
         return None
     ids = ids if mapped[0] else ids.expand(size, *ids.shape)
     target = target if mapped[1] else target.expand(size, *target.shape)
-    reduction, softcap = options
-    losses = _call(ids, target, *parameters, 0, softcap)
-    return _transforms.reduce_each(losses, target, None, -1, reduction)
+    ignore_index, reduction, softcap = options
+    losses = _call(ids, target, *parameters, ignore_index, 0, softcap)
+    return _transforms.reduce_each(losses, target, None, ignore_index, reduction)
 
 
 _OP = _transforms.Op(_call, _reference, _fold)
@@ -140,11 +151,11 @@ class _MlpCrossEntropy(torch.autograd.Function):
         bias1: Tensor | None,
         weight2: Tensor,
         bias2: Tensor | None,
-        options: tuple[int, float],
+        options: tuple[int, int, float],
     ) -> Tensor:
         # A single loss has gradients that only its upstream gradient scales: they come with the one forward pass. Not
-        # in float16 and bfloat16, where a loss scale must multiply them before they are rounded.
-        ctx.in_forward = options[0] != 0 and embedding.dtype in (torch.float32, torch.float64)
+        # in float16, where a loss scale must multiply them before they are rounded.
+        ctx.in_forward = options[1] != 0 and embedding.dtype != torch.float16
         arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
         loss, *gradients = _forward(*arguments, *options, ctx.in_forward)
         ctx.unread = None
@@ -166,14 +177,11 @@ class _MlpCrossEntropy(torch.autograd.Function):
             return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None
         needed = ctx.needs_input_grad[2:7]
         if ctx.in_forward:
-            gradients = scale_saved(grad_output, saved, target, NO_INDEX, SUMS)
+            gradients = scale_saved(grad_output, saved, target, ctx.options[0], SUMS)
             return None, None, *(g if need else None for g, need in zip(gradients, needed, strict=True)), None
-        reduction, softcap = ctx.options
-        if reduction == 1:
-            grad_output = grad_output / target.numel()
         embedding, bias1, bias2 = saved
         arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
-        gradients = _backward(grad_output.expand(target.shape), *arguments, softcap)
+        gradients = _backward(grad_output, *arguments, *ctx.options)
         return None, None, *(g if need else None for g, need in zip(gradients, needed, strict=True)), None
 
 
@@ -186,6 +194,7 @@ def _(
     bias1: Tensor | None,
     weight2: Tensor,
     bias2: Tensor | None,
+    ignore_index: int,
     reduction: int,
     softcap: float,
     compute_gradient: bool,
@@ -208,6 +217,8 @@ def _(
     bias1: Tensor | None,
     weight2: Tensor,
     bias2: Tensor | None,
+    ignore_index: int,
+    reduction: int,
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     parameters = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}

@@ -272,6 +272,7 @@ def mlp_cross_entropy(
     bias2: Tensor | None,
     *,
     reduction: str = "mean",
+    ignore_index: int = -100,
     softcap: float | None = None,
     output_dtype: torch.dtype | None = None,
 ) -> Tensor:
@@ -282,13 +283,13 @@ def mlp_cross_entropy(
 
     Args:
         ids: (..., T), any integer dtype, values in [0, V).
-        target: (...), any integer dtype, values in [0, V).
+        target: (...), any integer dtype, each in [0, V) or `ignore_index`.
         embedding: (V, D).
         weight1: (H, T*D).
         bias1: (H,) or None.
         weight2: (V, H).
         bias2: (V,) or None.
-        reduction: "mean", "sum" or "none".
+        reduction, ignore_index: as in `cross_entropy`.
         softcap: positive bound on the absolute value of the logits, or None; 1.0 gives logits = tanh(W2 h + b2).
         output_dtype: dtype of the result, which is then computed in float32 or wider; None for that of `embedding`.
 
@@ -305,7 +306,14 @@ def mlp_cross_entropy(
         bias1 = None if bias1 is None else _widened(bias1)
     hidden = embedding_linear(ids, embedding, weight1, bias1)
     return linear_cross_entropy(
-        hidden, weight2, target, linear_bias=bias2, reduction=reduction, softcap=softcap, output_dtype=output_dtype
+        hidden,
+        weight2,
+        target,
+        linear_bias=bias2,
+        reduction=reduction,
+        ignore_index=ignore_index,
+        softcap=softcap,
+        output_dtype=output_dtype,
     )
 
 

@@ -1,5 +1,6 @@
 #include "bindings/branches.h"
 #include "bindings/embedding_linear_arguments.h"
+#include "bindings/layers.h"
 #include "kernels/host_library.h"
 
 namespace charlm {
@@ -74,8 +75,10 @@ Tensor kept_rows(const Tensor& ids, const Tensor& embedding, EmbeddingLinear<T>*
   return copy;
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor ids, const Tensor embedding, const Tensor weight,
-                                   const OptionalTensor bias, int64_t activation, bool keeps_rows) {
+}  // namespace
+
+std::tuple<Tensor, Tensor> embedding_linear_forward(const Tensor ids, const Tensor embedding, const Tensor weight,
+                                                    const OptionalTensor bias, int64_t activation, bool keeps_rows) {
   check_on_cpu("ids", ids);
   check_on_cpu("embedding", embedding);
   check_embedding_linear(ids, embedding, weight, bias, activation);
@@ -92,10 +95,11 @@ std::tuple<Tensor, Tensor> forward(const Tensor ids, const Tensor embedding, con
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tensor output, const Tensor ids,
-                                            const Tensor rows, const Tensor weight, const OptionalTensor bias,
-                                            int64_t activation, int64_t vocab_size, bool wants_embedding,
-                                            bool wants_weight, bool wants_bias) {
+std::tuple<Tensor, Tensor, Tensor> embedding_linear_backward(const Tensor grad_output, const Tensor output,
+                                                             const Tensor ids, const Tensor rows, const Tensor weight,
+                                                             const OptionalTensor bias, int64_t activation,
+                                                             int64_t vocab_size, bool wants_embedding,
+                                                             bool wants_weight, bool wants_bias) {
   check_on_cpu("ids", ids);
   check_on_cpu("rows", rows);
   check_embedding_linear_backward(grad_output, output, ids, rows, weight, bias, activation, vocab_size);
@@ -122,11 +126,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tens
   });
 }
 
-}  // namespace
-
 STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) {
-  library.impl("embedding_linear_forward", TORCH_BOX(&forward));
-  library.impl("embedding_linear_backward", TORCH_BOX(&backward));
+  library.impl("embedding_linear_forward", TORCH_BOX(&embedding_linear_forward));
+  library.impl("embedding_linear_backward", TORCH_BOX(&embedding_linear_backward));
 }
 
 }  // namespace charlm

@@ -26,6 +26,10 @@ std::ostream& operator<<(std::ostream& stream, const DtypeString& part) {
       return stream << "int8";
     case ScalarType::Byte:
       return stream << "uint8";
+    case ScalarType::ComplexFloat:
+      return stream << "complex64";
+    case ScalarType::ComplexDouble:
+      return stream << "complex128";
     default: {
       std::string name = torch::headeronly::toString(part.type);
       for (char& c : name) c = static_cast<char>(tolower(c));

@@ -59,13 +59,12 @@ STABLE_TORCH_LIBRARY(charlm, library) {
       "float softcap) -> Tensor");
   library.def(
       "mlp_cross_entropy_forward(Tensor ids, Tensor target, Tensor embedding, Tensor weight1, Tensor? bias1, "
-      "Tensor weight2, Tensor? bias2, int reduction, float softcap, bool compute_gradient) "
+      "Tensor weight2, Tensor? bias2, int ignore_index, int reduction, float softcap, bool compute_gradient) "
       "-> (Tensor loss, Tensor embedding_gradient, Tensor weight1_gradient, Tensor bias1_gradient, "
       "Tensor weight2_gradient, Tensor bias2_gradient)");
-  // For reduction "none": grad_output has one element an example.
   library.def(
       "mlp_cross_entropy_backward(Tensor grad_output, Tensor ids, Tensor target, Tensor embedding, Tensor weight1, "
-      "Tensor? bias1, Tensor weight2, Tensor? bias2, float softcap) "
+      "Tensor? bias1, Tensor weight2, Tensor? bias2, int ignore_index, int reduction, float softcap) "
       "-> (Tensor embedding_gradient, Tensor weight1_gradient, Tensor bias1_gradient, Tensor weight2_gradient, "
       "Tensor bias2_gradient)");
 }

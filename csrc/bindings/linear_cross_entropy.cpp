@@ -1,6 +1,7 @@
 #include "kernels/linear_cross_entropy.h"
 
 #include "bindings/branches.h"
+#include "bindings/layers.h"
 #include "bindings/linear_cross_entropy_arguments.h"
 
 namespace charlm {
@@ -39,12 +40,12 @@ struct Call {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor linear_weight,
-                                                           const Tensor target, const OptionalTensor linear_bias,
-                                                           const OptionalTensor weight, int64_t ignore_index,
-                                                           int64_t reduction, double label_smoothing, double softcap,
-                                                           double z_loss, bool input_gradient, bool weight_gradient,
-                                                           bool bias_gradient) {
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_forward(
+    const Tensor input, const Tensor linear_weight, const Tensor target, const OptionalTensor linear_bias,
+    const OptionalTensor weight, int64_t ignore_index, int64_t reduction, double label_smoothing, double softcap,
+    double z_loss, bool input_gradient, bool weight_gradient, bool bias_gradient) {
   const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
   return dispatch_compute_type(input, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> {
     Call<decltype(type)> call(input, linear_weight, target, linear_bias, weight, options, input_gradient,
@@ -56,6 +57,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, c
             stored(call.bias_gradient)};
   });
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tensor input,
                                                     const Tensor linear_weight, const Tensor target,
@@ -89,7 +92,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor grad_output, co
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) {
-  library.impl("linear_cross_entropy_forward", TORCH_BOX(&forward));
+  library.impl("linear_cross_entropy_forward", TORCH_BOX(&linear_cross_entropy_forward));
   library.impl("linear_cross_entropy_backward", TORCH_BOX(&backward));
 }
 

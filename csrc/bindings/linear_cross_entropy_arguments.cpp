@@ -18,13 +18,15 @@ LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
   check_sizes({{"N", rows}, {"D", features}});
   check_sizes({{"V", classes}, {"D", features}});
 
-  const bool probabilities = target.dim() == input.dim() && !is_integral(target.scalar_type());
+  // Integers in the shape of probabilities are probabilities of the wrong dtype, unless one index may have that shape.
+  const bool has_dims = target.dim() == input.dim();
+  const bool has_shape = has_dims && leading_sizes(target).equals(row_shape) && target_shape.back() == classes;
+  const bool probabilities = has_dims && (!is_integral(target.scalar_type()) || (input.dim() > 1 && has_shape));
   if (probabilities) {
     check_ignores_nothing(options);
     check_matches("target", target, "input", input);
-    check(leading_sizes(target).equals(row_shape) && target_shape.back() == classes,
-          "target must have shape (..., V=", classes, ") with the leading dimensions of input ", ShapeString(input),
-          ", got ", ShapeString(target));
+    check(has_shape, "target must have shape (..., V=", classes, ") with the leading dimensions of input ",
+          ShapeString(input), ", got ", ShapeString(target));
   } else {
     const bool is_one_class = input.dim() == 1 && target_shape.equals({1});  // as torch takes it
     check(is_one_class || target_shape.equals(row_shape), "target must have the shape of input ", ShapeString(input),

@@ -9,10 +9,10 @@ namespace charlm {
 template <typename T>
 struct LinearCrossEntropyArguments {
   Tensor input, target;
-  OptionalTensor bias, class_weight;
-  Matrix input_rows;  // (N, D) in the dtype of products
-  Matrix weight;      // (V, D) in its own dtype
-  CrossEntropy<T> loss;
+  OptionalTensor bias = std::nullopt, class_weight = std::nullopt;
+  Matrix input_rows = {};  // (N, D) in the dtype of products
+  Matrix weight = {};      // (V, D) in its own dtype
+  CrossEntropy<T> loss = {};
   int64_t rows = 0, features = 0, classes = 0;
   // (V,) in the dtype of products; null: none
   const void* bias_values() const { return bias.has_value() ? bias->const_data_ptr() : nullptr; }

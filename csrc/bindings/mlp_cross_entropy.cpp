@@ -1,3 +1,4 @@
+#include "bindings/layers.h"
 #include "bindings/mlp_cross_entropy_arguments.h"
 #include "bindings/tokens.h"
 
@@ -6,61 +7,107 @@ namespace {
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// One evaluation: each distinct context once, losses per example and, where asked for, all gradients.
+// `tensor` with all dimensions of examples in one.
+Tensor flat(const Tensor& tensor, std::initializer_list<int64_t> shape) {
+  if (tensor.dim() == static_cast<int64_t>(shape.size())) return tensor;
+  return torch::stable::view(as_contiguous(tensor), shape);
+}
+Tensor flat_ids(const MlpArguments& arguments) {
+  return flat(arguments.ids, {arguments.examples, arguments.shape.context_length});
+}
+
+// One evaluation: each distinct context once, losses per example and, where asked for, all gradients. Examples whose
+// target is ignored are left out.
 template <typename T>
 class Evaluation {
  public:
   Evaluation(const MlpArguments& arguments, const Tensor& target)
       : arguments_(arguments),
         model_(arguments.shape, arguments.softcap),
-        data_(read_examples("ids", flat(arguments.ids, {arguments.examples, arguments.shape.context_length}), "target",
-                            flat(target, {arguments.examples}), std::nullopt, arguments.shape.vocab_size, nullptr,
-                            arguments.examples)),
+        data_(read_examples("ids", flat_ids(arguments), "target", flat(target, {arguments.examples}), std::nullopt,
+                            arguments.shape.vocab_size, nullptr, arguments.examples, &arguments.ignore_index)),
+        example_(arguments.examples),
         memory_(batch_memory(data_.contexts, arguments.examples)),
         builder_(data_.contexts, arguments.examples, memory_.data()),
         parameters_(model_.size()) {
     model_.pack(arguments.parameters, parameters_.data());
-    batch_ = builder_.template build<T>(data_.pairs.data(), arguments.examples);
-    if (arguments.reduction == Reduction::kSum) batch_.weight = 1;
+    Example* pairs = data_.pairs.data();
+    for (int64_t n = 0; n < arguments.examples; ++n) {
+      if (pairs[n].target == kIgnored) continue;
+      pairs[count_] = pairs[n];
+      example_.data()[count_++] = n;
+    }
+    batch_ = builder_.template build<T>(pairs, count_);
+    if (arguments.reduction != Reduction::kMean) batch_.weight = 1;
   }
 
-  // weights (N,) of the examples; null: those of the reduction. example_losses (N,) and gradients may be null.
-  double run(const T* weights, T* example_losses, std::vector<Tensor>* gradients) {
-    const int64_t count = arguments_.examples;
+  // upstream: (N,) for the reduction "none", otherwise (1,); null: all 1. example_losses (N,) and gradients may be
+  // null.
+  double run(const T* upstream, T* example_losses, std::vector<Tensor>* gradients) {
     const int32_t* entry = builder_.entry_of_example();
-    const Workspace<T> entries(2 * count);
-    T *entry_losses = entries.data(), *entry_weights = entry_losses + count;
-    if (weights != nullptr) {
-      for (int64_t n = 0; n < count; ++n) entry_weights[entry[n]] = weights[n];
+    const Workspace<T> entries(2 * count_);
+    T *entry_losses = entries.data(), *entry_weights = entry_losses + count_;
+    if (upstream != nullptr && arguments_.reduction == Reduction::kNone) {
+      for (int64_t i = 0; i < count_; ++i) entry_weights[entry[i]] = upstream[example_.data()[i]];
       batch_.weights = entry_weights;
+    } else if (upstream != nullptr) {
+      batch_.weight *= *upstream;
     }
     const Workspace<T> workspace(
-        model_.workspace(batch_.rows, batch_.table_rows(arguments_.shape.context_length), count));
+        model_.workspace(batch_.rows, batch_.table_rows(arguments_.shape.context_length), count_));
     const ZeroedWorkspace<T> gradient(gradients != nullptr ? model_.size() : 0);
     model_.set_entry_losses(entry_losses);
     const double loss = model_.step(batch_, parameters_.data(), gradients != nullptr ? gradient.data() : nullptr,
                                     nullptr, workspace.data());
     if (example_losses != nullptr) {
-      for (int64_t n = 0; n < count; ++n) example_losses[n] = entry_losses[entry[n]];
+      fill_zero(example_losses, arguments_.examples * sizeof(T));
+      for (int64_t i = 0; i < count_; ++i) example_losses[example_.data()[i]] = entry_losses[entry[i]];
     }
     if (gradients != nullptr) model_.unpack(gradient.data(), *gradients);
-    return loss;
+    const bool is_empty_mean = count_ == 0 && arguments_.reduction == Reduction::kMean;
+    return is_empty_mean ? static_cast<double>(NAN) : loss;
   }
 
  private:
-  static Tensor flat(const Tensor& tensor, std::initializer_list<int64_t> shape) {
-    if (tensor.dim() == static_cast<int64_t>(shape.size())) return tensor;
-    return torch::stable::view(as_contiguous(tensor), shape);
-  }
-
   const MlpArguments& arguments_;
   MlpModel<T> model_;
   Examples data_;
+  Workspace<int64_t> example_;  // that each of the first `count_` pairs is
+  int64_t count_ = 0;
   Workspace<int32_t> memory_;
   BatchBuilder builder_;
-  ZeroedWorkspace<T> parameters_;
+  Workspace<T> parameters_;
   MlpBatch<T> batch_;
 };
+
+// Where the parameters are many, and few the rows, copying the parameters takes longer than what it saves. By shape
+// alone, so that a result does not depend on anything else.
+bool runs_in_layers(const MlpArguments& arguments) {
+  constexpr int64_t kManyParameters = 1 << 18, kParametersOfRow = 1 << 10;
+  const ModelShape& shape = arguments.shape;
+  const int64_t parameters = shape.hidden_dim * (shape.vocab_size + shape.context_length * shape.embedding_dim);
+  return parameters > kManyParameters && arguments.examples < parameters / kParametersOfRow;
+}
+
+// One layer after the other: the loss (N,) or (), and gradients unless that is null.
+Tensor run_layers(const MlpArguments& arguments, const Tensor& target, std::vector<Tensor>* gradients) {
+  constexpr auto kTanh = static_cast<int64_t>(Activation::kTanh);
+  const bool wanted = gradients != nullptr;
+  const std::vector<Tensor>& parameters = arguments.parameters;
+  const Tensor ids = flat_ids(arguments);
+  const auto [hidden, rows] = embedding_linear_forward(ids, parameters[0], parameters[1], parameters[2], kTanh, wanted);
+  const auto [loss, lse, of_hidden, of_weight2, of_bias2] = linear_cross_entropy_forward(
+      hidden, parameters[3], flat(target, {arguments.examples}), parameters[4], std::nullopt, arguments.ignore_index,
+      static_cast<int64_t>(arguments.reduction), 0, arguments.softcap, 0, wanted, wanted, wanted);
+  if (wanted) {
+    const auto [of_embedding, of_weight1, of_bias1] =
+        embedding_linear_backward(of_hidden, hidden, ids, rows, parameters[1], parameters[2], kTanh,
+                                  arguments.shape.vocab_size, wanted, wanted, wanted);
+    *gradients = {of_embedding, of_weight1, of_bias1, of_weight2, of_bias2};
+  }
+  took_branch("mlp_cross_entropy_forward/in_layers");
+  return loss;
+}
 
 std::vector<Tensor> empty_gradients(const MlpArguments& arguments) {
   std::vector<Tensor> gradients;
@@ -77,45 +124,44 @@ Gradients as_tuple(const MlpArguments& arguments, const std::vector<Tensor>& gra
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor ids, const Tensor target,
                                                                    const Tensor embedding, const Tensor weight1,
                                                                    const OptionalTensor bias1, const Tensor weight2,
-                                                                   const OptionalTensor bias2, int64_t reduction,
-                                                                   double softcap, bool compute_gradient) {
-  const MlpArguments arguments = read_mlp_arguments(ids, target, embedding, weight1, bias1, weight2, bias2, reduction,
-                                                    softcap, compute_type(embedding));
+                                                                   const OptionalTensor bias2, int64_t ignore_index,
+                                                                   int64_t reduction, double softcap,
+                                                                   bool compute_gradient) {
+  const MlpArguments arguments = read_mlp_arguments(ids, target, embedding, weight1, bias1, weight2, bias2,
+                                                    ignore_index, reduction, softcap, compute_type(embedding));
   const ScalarType compute = compute_type(embedding), type = embedding.scalar_type();
   const bool per_example = arguments.reduction == Reduction::kNone;
   Tensor loss = per_example ? allocate(target.sizes(), compute) : allocate({}, compute);
   std::vector<Tensor> gradients;
-  if (compute_gradient) {
-    gradients = empty_gradients(arguments);
+  if (runs_in_layers(arguments)) {
+    loss = run_layers(arguments, target, compute_gradient ? &gradients : nullptr);
+    if (per_example) loss = torch::stable::view(loss, target.sizes());
   } else {
-    for (int i = 0; i < kMlpParameters; ++i) gradients.push_back(allocate({0}, type));
+    if (compute_gradient) gradients = empty_gradients(arguments);
+    dispatch_compute_type(embedding, [&](auto kind) {
+      using T = decltype(kind);
+      Evaluation<T> evaluation(arguments, target);
+      const double total = evaluation.run(nullptr, per_example ? loss.template mutable_data_ptr<T>() : nullptr,
+                                          compute_gradient ? &gradients : nullptr);
+      if (!per_example) *loss.template mutable_data_ptr<T>() = static_cast<T>(total);
+    });
   }
-  dispatch_compute_type(embedding, [&](auto kind) {
-    using T = decltype(kind);
-    Evaluation<T> evaluation(arguments, target);
-    const double total = evaluation.run(nullptr, per_example ? loss.template mutable_data_ptr<T>() : nullptr,
-                                        compute_gradient ? &gradients : nullptr);
-    if (per_example) return;
-    const bool is_empty_mean = arguments.examples == 0 && arguments.reduction == Reduction::kMean;
-    *loss.template mutable_data_ptr<T>() = is_empty_mean ? static_cast<T>(NAN) : static_cast<T>(total);
-  });
   if (compute_gradient) return std::tuple_cat(std::make_tuple(loss), as_tuple(arguments, gradients, type));
-  return {loss, gradients[0], gradients[1], gradients[2], gradients[3], gradients[4]};
+  const auto nothing = [&] { return allocate({0}, type); };
+  return {loss, nothing(), nothing(), nothing(), nothing(), nothing()};
 }
 
 Gradients backward(const Tensor grad_output, const Tensor ids, const Tensor target, const Tensor embedding,
                    const Tensor weight1, const OptionalTensor bias1, const Tensor weight2, const OptionalTensor bias2,
-                   double softcap) {
-  const MlpArguments arguments =
-      read_mlp_arguments(ids, target, embedding, weight1, bias1, weight2, bias2, static_cast<int64_t>(Reduction::kNone),
-                         softcap, compute_type(embedding));
-  check_on_cpu("grad_output", grad_output);
-  check_elements("grad_output", grad_output, arguments.examples);
-  const Tensor weights = contiguous_as(grad_output, compute_type(embedding));
+                   int64_t ignore_index, int64_t reduction, double softcap) {
+  const MlpArguments arguments = read_mlp_arguments(ids, target, embedding, weight1, bias1, weight2, bias2,
+                                                    ignore_index, reduction, softcap, compute_type(embedding));
+  check_mlp_upstream(arguments, grad_output, embedding);
+  const Tensor upstream = contiguous_as(grad_output, compute_type(embedding));
   std::vector<Tensor> gradients = empty_gradients(arguments);
   dispatch_compute_type(embedding, [&](auto kind) {
     using T = decltype(kind);
-    Evaluation<T>(arguments, target).run(weights.template const_data_ptr<T>(), nullptr, &gradients);
+    Evaluation<T>(arguments, target).run(upstream.template const_data_ptr<T>(), nullptr, &gradients);
   });
   return as_tuple(arguments, gradients, embedding.scalar_type());
 }

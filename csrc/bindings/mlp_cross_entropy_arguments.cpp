@@ -4,8 +4,8 @@ namespace charlm {
 
 MlpArguments read_mlp_arguments(const Tensor& ids, const Tensor& target, const Tensor& embedding, const Tensor& weight1,
                                 const OptionalTensor& bias1, const Tensor& weight2, const OptionalTensor& bias2,
-                                int64_t reduction, double softcap, ScalarType type) {
-  const auto options = cross_entropy_options(-100, reduction, 0, softcap, 0);
+                                int64_t ignore_index, int64_t reduction, double softcap, ScalarType type) {
+  const auto options = cross_entropy_options(ignore_index, reduction, 0, softcap, 0);
   check_same_device("ids", ids, "embedding", embedding);
   check_integral("ids", ids);
   check(ids.dim() >= 1, "ids must have shape (..., T), got ()");
@@ -36,6 +36,7 @@ MlpArguments read_mlp_arguments(const Tensor& ids, const Tensor& target, const T
       {},
       length > 0 ? ids : zeros({examples, 1}, ScalarType::Int, ids.device()),
       examples,
+      ignore_index,
       options.reduction,
       softcap};
   const auto add = [&](int i, const OptionalTensor& tensor, std::initializer_list<int64_t> expected,
@@ -57,6 +58,12 @@ MlpArguments read_mlp_arguments(const Tensor& ids, const Tensor& target, const T
   add(3, weight2, {vocab_size, hidden_dim}, {shape.vocab_size, shape.hidden_dim}, "(V, H) = ");
   add(4, bias2, {vocab_size}, {shape.vocab_size}, "(V,) = ");
   return arguments;
+}
+
+void check_mlp_upstream(const MlpArguments& arguments, const Tensor& grad_output, const Tensor& embedding) {
+  const int64_t expected = arguments.reduction == Reduction::kNone ? arguments.examples : 1;
+  check_same_device("grad_output", grad_output, "embedding", embedding);
+  check_elements("grad_output", grad_output, expected);
 }
 
 Tensor mlp_gradient(const MlpArguments& arguments, int i, const Tensor& gradient, ScalarType type) {

@@ -17,6 +17,7 @@ struct MlpArguments {
   std::vector<std::vector<int64_t>> sizes;  // as the parameters came
   Tensor ids;                               // (..., T)
   int64_t examples;
+  int64_t ignore_index;
   Reduction reduction;
   double softcap;
 };
@@ -24,7 +25,10 @@ struct MlpArguments {
 // Everything but the values of ids and targets is checked. The parameters are converted to `type`.
 MlpArguments read_mlp_arguments(const Tensor& ids, const Tensor& target, const Tensor& embedding, const Tensor& weight1,
                                 const OptionalTensor& bias1, const Tensor& weight2, const OptionalTensor& bias2,
-                                int64_t reduction, double softcap, ScalarType type);
+                                int64_t ignore_index, int64_t reduction, double softcap, ScalarType type);
+
+// grad_output has an element for each example, or for the reductions to one number a single one.
+void check_mlp_upstream(const MlpArguments& arguments, const Tensor& grad_output, const Tensor& embedding);
 
 // The gradient of parameter i as the caller gets it, from that of the one computed with.
 Tensor mlp_gradient(const MlpArguments& arguments, int i, const Tensor& gradient, ScalarType type);

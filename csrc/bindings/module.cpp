@@ -28,13 +28,20 @@ PyObject* instruction_sets(PyObject*, PyObject*) {
 }
 
 PyObject* set_instruction_set(PyObject*, PyObject* argument) {
+  if (!PyUnicode_Check(argument)) {
+    return PyErr_Format(PyExc_TypeError, "the instruction set must be a str, got %R", argument);
+  }
   const char* wanted = PyUnicode_AsUTF8AndSize(argument, nullptr);
   if (wanted == nullptr) return nullptr;
   for (int i = 0; i < cpu::kInstructionSets; ++i) {
     const auto set = static_cast<cpu::InstructionSet>(i);
     if (std::strcmp(wanted, cpu::instruction_set_name(set)) == 0 && cpu::set_instruction_set(set)) Py_RETURN_NONE;
   }
-  PyErr_Format(PyExc_ValueError, "instruction set '%s' is not one this machine can run", wanted);
+  PyObject* names = instruction_sets(nullptr, nullptr);
+  if (names == nullptr) return nullptr;
+  PyErr_Format(PyExc_ValueError, "the instruction set must be one that this machine can run, of %R, got %R", names,
+               argument);
+  Py_DECREF(names);
   return nullptr;
 }
 
@@ -64,4 +71,10 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr
 }  // namespace
 }  // namespace charlm
 
-PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&charlm::module); }
+PyMODINIT_FUNC PyInit__C() {
+  if (!charlm::cpu::machine_supports_any()) {
+    return PyErr_Format(PyExc_ImportError, "it is compiled for processors with %s, which this one has not",
+                        charlm::cpu::instruction_set_name(charlm::cpu::instruction_set()));
+  }
+  return PyModule_Create(&charlm::module);
+}

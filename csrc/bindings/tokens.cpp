@@ -63,9 +63,10 @@ void with_integers(const Tensor& tensor, const Function& function) {
   }
 }
 
-// Rows `indices` (null: the first `count`) of a vector or a matrix of integers, checked, to out (count, columns).
+// Rows `indices` (null: the first `count`) of a vector or a matrix of integers, checked, to out (count, columns); those
+// that are `ignored`, null for none, as kIgnored.
 void gather_int32(const char* name, const Tensor& tensor, const int64_t* indices, int64_t count, int64_t limit,
-                  const char* what, int32_t* out) {
+                  const char* what, const int64_t* ignored, int32_t* out) {
   check_integral(name, tensor);
   check_on_cpu(name, tensor);
   const bool is_matrix = tensor.dim() == 2;
@@ -77,6 +78,10 @@ void gather_int32(const char* name, const Tensor& tensor, const int64_t* indices
       const int64_t row = indices != nullptr ? indices[i] : i;
       for (int64_t c = 0; c < columns; ++c) {
         const auto value = data[row * row_stride + c * column_stride];
+        if (ignored != nullptr && static_cast<int64_t>(value) == *ignored) {
+          *out++ = kIgnored;
+          continue;
+        }
         if (static_cast<uint64_t>(value) >= bound) [[unlikely]] {  // a negative one is huge
           out_of_range(name, row * columns + c, tensor.sizes(), std::to_string(value), limit, what);
         }
@@ -111,7 +116,7 @@ Tensor contiguous_int32(const char* name, const Tensor& contexts, int64_t limit,
 
 Examples read_examples(const char* contexts_name, const Tensor& contexts, const char* targets_name,
                        const Tensor& targets, const OptionalTensor& context_index, int64_t vocab_size,
-                       const int64_t* indices, int64_t count) {
+                       const int64_t* indices, int64_t count, const int64_t* ignore_index) {
   const int64_t rows = contexts.size(0), length = contexts.size(1);
   constexpr int64_t kLimit = int64_t{1} << 31;  // contexts, examples and tokens are numbered in 32 bits
   check(rows < kLimit, contexts_name, " must have fewer than 2^31 rows, got ", ShapeString(contexts));
@@ -123,15 +128,15 @@ Examples read_examples(const char* contexts_name, const Tensor& contexts, const 
   check_shape(targets_name, targets, {{"N", examples}});
 
   const Workspace<int32_t> context(count), target(count);
-  gather_int32(targets_name, targets, indices, count, vocab_size, "classes", target.data());
+  gather_int32(targets_name, targets, indices, count, vocab_size, "classes", ignore_index, target.data());
   Examples result{{}, {}, Workspace<Example>(count)};
   if (context_index.has_value()) {
-    gather_int32("context_index", *context_index, indices, count, rows, "contexts", context.data());
+    gather_int32("context_index", *context_index, indices, count, rows, "contexts", nullptr, context.data());
     result.tokens = contiguous_int32(contexts_name, contexts, vocab_size, context.data(), count);
     result.contexts = {length, vocab_size, rows, result.tokens.const_data_ptr<int32_t>()};
   } else {
     const Workspace<int32_t> tokens(count * length);
-    gather_int32(contexts_name, contexts, indices, count, vocab_size, "tokens", tokens.data());
+    gather_int32(contexts_name, contexts, indices, count, vocab_size, "tokens", nullptr, tokens.data());
     result.tokens = allocate({count, length}, ScalarType::Int);
     int32_t* distinct = result.tokens.mutable_data_ptr<int32_t>();
     const Workspace<int32_t> table(number_contexts_table_size(count));

@@ -76,8 +76,12 @@ class MlpModel {
   }
   // (entries,) of every later step: -log p of each entry's target.
   void set_entry_losses(T* entry_losses) { step_.entry_losses = entry_losses; }
-  void pack(Tensors tensors, T* flat) const { charlm::pack(step_.layout, mlp_pointers<T>(tensors), flat); }
-  void unpack(const T* flat, Tensors tensors) const { charlm::unpack(step_.layout, flat, mlp_pointers<T>(tensors)); }
+  void pack(Tensors tensors, T* flat) const {
+    kernels_.pack(step_.layout, mlp_pointers<T>(tensors), step_.parallel, flat);
+  }
+  void unpack(const T* flat, Tensors tensors) const {
+    kernels_.unpack(step_.layout, flat, step_.parallel, mlp_pointers<T>(tensors));
+  }
   double step(const MlpBatch<T>& batch, T* parameters, T* gradient, const Update<T>* update, T* workspace) {
     step_.batch = batch;
     step_.parameters = parameters;

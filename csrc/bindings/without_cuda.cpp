@@ -1,4 +1,4 @@
-// Compiled in the place of bindings/cuda where there is no nvcc: every op says what to do about a CUDA tensor.
+// Compiled in the place of bindings/cuda where CUDA is left out: every op says what to do about a CUDA tensor.
 #include <torch/csrc/stable/library.h>
 
 #include <stdexcept>

@@ -2,10 +2,8 @@
 //
 //   z = input, or softcap * tanh(input / softcap)
 //   lse = log(sum_c exp(z_c))
-//   loss = sum_c a_c (lse - z_c) + z_loss * lse^2           a_c = (1 - smoothing) weight_y [c = y] + smoothing / C
-//   weight_c
-//                                                            or  weight_c ((1 - smoothing) probability_c + smoothing /
-//                                                            C)
+//   loss = sum_c a_c (lse - z_c) + z_loss * lse^2
+//   a_c = weight_c ((1 - smoothing) p_c + smoothing / C)     p_c = probability_c, or 1 for the target and 0 for the rest
 //   d loss / d z_c = softmax_c (sum_c a_c + 2 z_loss lse) - a_c
 //
 // Rows whose target is ignore_index have loss 0 and gradient 0.

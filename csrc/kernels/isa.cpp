@@ -5,6 +5,22 @@
 namespace charlm::cpu {
 namespace {
 
+// A build may lack some of the sets.
+#if defined(__x86_64__) || defined(_M_X64)
+[[maybe_unused]] bool supports_x86_64() { return true; }
+// Feature by feature: "x86-64-v4" is not a name every compiler's __builtin_cpu_supports knows.
+[[maybe_unused]] bool supports_x86_64_v3() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+}
+[[maybe_unused]] bool supports_x86_64_v4() {
+  return supports_x86_64_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#else
+bool supports_generic() { return true; }
+#endif
+
 InstructionSet best_instruction_set() {
   int best = 0;
   for (int set = 1; set < kInstructionSets; ++set) {
@@ -27,26 +43,14 @@ const char* instruction_set_name(InstructionSet set) {
   return names[static_cast<int>(set)];
 }
 
-bool machine_supports([[maybe_unused]] InstructionSet set) {
-#if (defined(__x86_64__) || defined(_M_X64)) && !defined(CHARLM_GENERIC)
-  __builtin_cpu_init();
-  // Feature by feature: "x86-64-v4" is not a name every compiler's __builtin_cpu_supports knows.
-  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-  switch (set) {
-    case InstructionSet::x86_64:
-      return true;
-    case InstructionSet::x86_64_v3:
-      return v3;
-    case InstructionSet::x86_64_v4:
-      return v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-             __builtin_cpu_supports("avx512vl");
-  }
-  return false;
-#else
-  return true;
-#endif
+bool machine_supports(InstructionSet set) {
+#define CHARLM_SUPPORTS(name) supports_##name,
+  static constexpr bool (*supports[])() = {CHARLM_INSTRUCTION_SETS(CHARLM_SUPPORTS)};
+#undef CHARLM_SUPPORTS
+  return supports[static_cast<int>(set)]();
 }
+
+bool machine_supports_any() { return machine_supports(best_instruction_set()); }
 
 InstructionSet instruction_set() { return current().load(std::memory_order_relaxed); }
 

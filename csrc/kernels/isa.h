@@ -1,12 +1,15 @@
 // The instruction set the CPU kernels run on.
 //
-// Every file of kernels/cpu is compiled once per instruction set into its own namespace charlm::cpu::<name>, and hands
-// its functions out as a table (a plain struct of function pointers). select<Table>() returns the table of the running
-// machine, so a binding writes `select<CrossEntropyKernels<float>>().forward(...)` and an op adds no dispatch code.
+// Every file of kernels/cpu is compiled once per instruction set into its own namespace charlm::cpu::isa_<name>, and
+// hands its functions out as a table (a plain struct of function pointers). select<Table>() returns the table of the
+// set in use, so a binding writes `select<CrossEntropyKernels<float>>().tiles(...)` and an op adds no dispatch code.
 #pragma once
 
-// CHARLM_GENERIC: one copy, whatever flags it is compiled with.
-#if (defined(__x86_64__) || defined(_M_X64)) && !defined(CHARLM_GENERIC)
+// CHARLM_ONLY_ISA: a build for the machine at hand has one set alone, of that name.
+#if defined(CHARLM_ONLY_ISA)
+#define CHARLM_CALL(X, name) X(name)  // with the name for which CHARLM_ONLY_ISA stands
+#define CHARLM_INSTRUCTION_SETS(X) CHARLM_CALL(X, CHARLM_ONLY_ISA)
+#elif defined(__x86_64__) || defined(_M_X64)
 #define CHARLM_INSTRUCTION_SETS(X) X(x86_64) X(x86_64_v3) X(x86_64_v4)
 #else
 #define CHARLM_INSTRUCTION_SETS(X) X(generic)
@@ -28,6 +31,8 @@ inline constexpr int kInstructionSets = 0 CHARLM_INSTRUCTION_SETS(CHARLM_COUNT);
 
 const char* instruction_set_name(InstructionSet set);
 bool machine_supports(InstructionSet set);
+// Whether it supports any set of this build, which may be made for another machine.
+bool machine_supports_any();
 
 // The set in use: the best the machine supports, unless set_instruction_set chose a lesser one (tests, bug reports).
 InstructionSet instruction_set();
@@ -48,7 +53,10 @@ CHARLM_INSTRUCTION_SETS(CHARLM_DECLARE_NAMESPACE)
     template <>                              \
     __VA_ARGS__ kernels<__VA_ARGS__>();      \
   }
-#if (defined(__x86_64__) || defined(_M_X64)) && !defined(CHARLM_GENERIC)
+#if defined(CHARLM_ONLY_ISA)
+#define CHARLM_DECLARE_KERNELS_IN_ONE(name, ...) CHARLM_DECLARE_KERNELS_IN(name, __VA_ARGS__)
+#define CHARLM_DECLARE_KERNELS(...) CHARLM_DECLARE_KERNELS_IN_ONE(CHARLM_ONLY_ISA, __VA_ARGS__)
+#elif defined(__x86_64__) || defined(_M_X64)
 #define CHARLM_DECLARE_KERNELS(...)                 \
   CHARLM_DECLARE_KERNELS_IN(x86_64, __VA_ARGS__)    \
   CHARLM_DECLARE_KERNELS_IN(x86_64_v3, __VA_ARGS__) \

@@ -47,7 +47,7 @@ struct MlpLayout {
   CHARLM_SHARED_INLINE int64_t size() const { return direct_weight(classes.count); }
 };
 
-// The parameters as torch holds them, contiguous; or a gradient, where null members are not wanted.
+// The parameters as torch holds them, contiguous; or a gradient.
 template <typename T>
 struct MlpTensors {
   T* embedding = nullptr;
@@ -55,16 +55,11 @@ struct MlpTensors {
   T* bias1 = nullptr;
   T* weight2 = nullptr;
   T* bias2 = nullptr;
-  T* direct_weight = nullptr;
+  T* direct_weight = nullptr;  // null: there is none
 };
-// `flat` must be zero where nothing is packed; a null bias packs as zeros.
-template <typename T>
-void pack(const MlpLayout& layout, const MlpTensors<T>& tensors, T* flat);
-template <typename T>
-void unpack(const MlpLayout& layout, const T* flat, const MlpTensors<T>& tensors);
 
-// Distinct contexts and their targets. A table row is a token at a position: row t_begin[t] ... of the projected
-// tables.
+// Distinct contexts and their targets. A table row is a token at a position: position t has the rows from
+// position_begin[t] on of the projected tables.
 template <typename T>
 struct MlpBatch {
   int64_t rows = 0;                         // U, distinct contexts
@@ -116,6 +111,9 @@ template <typename T>
 struct MlpKernels {
   MlpLayout (*layout)(int64_t vocab_size, int64_t context_length, int64_t embedding_dim, int64_t hidden_dim,
                       bool direct);
+  // Tensors to and from MlpLayout::size() values, of which packing writes all, zeros between the parameters.
+  void (*pack)(const MlpLayout& layout, const MlpTensors<T>& tensors, const Parallel& parallel, T* flat);
+  void (*unpack)(const MlpLayout& layout, const T* flat, const Parallel& parallel, const MlpTensors<T>& tensors);
   // Values of workspace for steps with at most `rows` contexts, `table_rows` table rows and `entries` entries.
   int64_t (*workspace)(const MlpLayout& layout, int64_t rows, int64_t table_rows, int64_t entries);
   // Returns the loss before the update. Plain SGD on a single tile adds its steps to the parameters as it finds them;

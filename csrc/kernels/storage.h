@@ -42,6 +42,8 @@ struct ClassMatrix {
   int64_t outer_stride = 0;
   int64_t inner_stride = 0;
   int64_t class_stride = 1;
+  // Where not 0, on the CPU alone: each block of so many classes is a matrix of contiguous rows, the last block with
+  // the classes that are left, and blocks begin block_stride apart. The strides above are not read then.
   int64_t block_classes = 0;
   int64_t block_stride = 0;
 

@@ -32,7 +32,7 @@ MISTAKES = [
         "out of bounds|nothing has written",
     ),
     (MODEL, "from += values;", "from += values + FAULT;", "out of bounds|" + WRONG_NUMBERS),
-    (MODEL, "tiles_.loss.scale /= ", "tiles_.loss.scale /= FAULT ? 1 : ", WRONG_NUMBERS),
+    (MODEL, "p_.has_gradient && p_.output.mean", "p_.has_gradient && p_.output.mean && !FAULT", WRONG_NUMBERS),
 ]
 
 

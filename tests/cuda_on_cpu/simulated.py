@@ -88,9 +88,10 @@ class Ops:
         bias2: Tensor | None,
         *,
         reduction: str = "mean",
+        ignore_index: int = -100,
         softcap: float | None = None,
     ) -> Tensor:
-        options = {"softcap": softcap_code(softcap), "chunk_rows": self.chunk_rows}
+        options = {"ignore_index": ignore_index, "softcap": softcap_code(softcap), "chunk_rows": self.chunk_rows}
         # Small models are computed in float32, large ones as they are stored: csrc/bindings/cuda/mlp_cross_entropy.cpp.
         dtype = embedding.dtype if self.large_model else _compute_dtype(embedding)
         parameters = [p if p is None else p.to(dtype) for p in (embedding, weight1, bias1, weight2, bias2)]
@@ -264,11 +265,11 @@ class _MlpCrossEntropy(torch.autograd.Function):
         outputs = {"row_loss" if reduction == "none" else "total_loss": loss}
         ctx.gradients = {f"{name}_gradient": None if like is None else _new(like) for name, like in parameters.items()}
         # As charlm.ops.mlp_cross_entropy decides it.
-        ctx.in_forward = reduction != "none" and embedding.dtype in (torch.float32, torch.float64)
+        ctx.in_forward = reduction != "none" and embedding.dtype != torch.float16
         if ctx.in_forward:
             outputs |= {name: gradient for name, gradient in ctx.gradients.items() if gradient is not None}
         server.call("mlp_cross_entropy", outputs, mean=reduction == "mean", has_gradient=ctx.in_forward, **call)
-        ctx.call, ctx.server, ctx.reduction = call, server, reduction
+        ctx.call, ctx.server, ctx.reduction, ctx.dtype = call, server, reduction, loss.dtype
         return loss.to(embedding.dtype)
 
     @staticmethod
@@ -278,13 +279,10 @@ class _MlpCrossEntropy(torch.autograd.Function):
             for gradient in gradients:
                 gradient.mul_(grad_output)
         else:
-            target = ctx.call["target"]
-            row_scale = grad_output / target.numel() if ctx.reduction == "mean" else grad_output
-            row_scale = row_scale.expand(target.shape).contiguous().to(_compute_dtype(grad_output))
+            factors = {"row_scale" if ctx.reduction == "none" else "upstream": grad_output.contiguous().to(ctx.dtype)}
             outputs = {name: gradient for name, gradient in ctx.gradients.items() if gradient is not None}
-            ctx.server.call(
-                "mlp_cross_entropy", outputs, mean=False, has_gradient=True, row_scale=row_scale, **ctx.call
-            )
+            mean = ctx.reduction == "mean"
+            ctx.server.call("mlp_cross_entropy", outputs, mean=mean, has_gradient=True, **factors, **ctx.call)
         return None, None, *ctx.gradients.values(), None, None, None
 
 

@@ -1,5 +1,3 @@
-#include <limits>
-
 #include "bindings/cuda/torch_library.h"
 #include "bindings/embedding_linear_arguments.h"
 #include "bindings/mlp_cross_entropy_arguments.h"
@@ -26,11 +24,11 @@ struct Call {
   std::vector<Tensor> gradients;
 
   Call(const Tensor& ids, const Tensor& target, const Tensor& embedding, const Tensor& weight1,
-       const OptionalTensor& bias1, const Tensor& weight2, const OptionalTensor& bias2, int64_t reduction,
-       double softcap, bool has_gradient)
+       const OptionalTensor& bias1, const Tensor& weight2, const OptionalTensor& bias2, int64_t ignore_index,
+       int64_t reduction, double softcap, bool has_gradient)
       : device("embedding", embedding),
-        arguments(read_mlp_arguments(ids, target, embedding, weight1, bias1, weight2, bias2, reduction, softcap,
-                                     product_type(embedding, weight2))),
+        arguments(read_mlp_arguments(ids, target, embedding, weight1, bias1, weight2, bias2, ignore_index, reduction,
+                                     softcap, product_type(embedding, weight2))),
         type(embedding.scalar_type()),
         has_gradient(has_gradient) {
     this->ids = with_rows(arguments.ids);
@@ -60,7 +58,7 @@ struct Call {
     output.loss.rows = arguments.examples;
     output.loss.classes = hidden.vocab_size;
     output.loss.target = target.const_data_ptr<int64_t>();
-    output.loss.ignore_index = std::numeric_limits<int64_t>::min();  // none is ignored
+    output.loss.ignore_index = arguments.ignore_index;
     output.loss.softcap = option_as<T>("softcap", arguments.softcap);
     output.mean = arguments.reduction == Reduction::kMean;
     return problem;
@@ -92,9 +90,11 @@ struct Call {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor ids, const Tensor target,
                                                                    const Tensor embedding, const Tensor weight1,
                                                                    const OptionalTensor bias1, const Tensor weight2,
-                                                                   const OptionalTensor bias2, int64_t reduction,
-                                                                   double softcap, bool compute_gradient) {
-  const Call call(ids, target, embedding, weight1, bias1, weight2, bias2, reduction, softcap, compute_gradient);
+                                                                   const OptionalTensor bias2, int64_t ignore_index,
+                                                                   int64_t reduction, double softcap,
+                                                                   bool compute_gradient) {
+  const Call call(ids, target, embedding, weight1, bias1, weight2, bias2, ignore_index, reduction, softcap,
+                  compute_gradient);
   const bool per_row = call.arguments.reduction == Reduction::kNone;
   const Tensor loss = per_row ? allocate(target.sizes(), compute_type(embedding), call.device.device)
                               : allocate({}, compute_type(embedding), call.device.device);
@@ -109,18 +109,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor 
 
 Gradients backward(const Tensor grad_output, const Tensor ids, const Tensor target, const Tensor embedding,
                    const Tensor weight1, const OptionalTensor bias1, const Tensor weight2, const OptionalTensor bias2,
-                   double softcap) {
-  const Call call(ids, target, embedding, weight1, bias1, weight2, bias2, static_cast<int64_t>(Reduction::kNone),
-                  softcap, true);
-  check(grad_output.numel() == call.arguments.examples, "grad_output must have ", call.arguments.examples,
-        " elements, got shape ", ShapeString(grad_output));
-  check_same_device("grad_output", grad_output, "embedding", embedding);
-  check_memory("grad_output", grad_output);
+                   int64_t ignore_index, int64_t reduction, double softcap) {
+  const Call call(ids, target, embedding, weight1, bias1, weight2, bias2, ignore_index, reduction, softcap, true);
+  check_mlp_upstream(call.arguments, grad_output, embedding);
   const Tensor upstream = contiguous_as(grad_output, compute_type(embedding));
   dispatch_compute_type(embedding, [&](auto type) {
     using T = decltype(type);
     auto problem = call.problem<T>();
-    problem.output.loss.row_scale = upstream.template const_data_ptr<T>();
+    const T* factors = upstream.template const_data_ptr<T>();
+    (call.arguments.reduction == Reduction::kNone ? problem.output.loss.row_scale : problem.output.upstream) = factors;
     call.run("mlp_cross_entropy_backward/in_tiles", "mlp_cross_entropy_backward/in_layers", problem);
   });
   return call.results();

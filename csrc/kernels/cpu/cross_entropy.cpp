@@ -320,15 +320,18 @@ struct NarrowTile {
     }
   }
 
-  // e = exp(logits); false where a logit is too large to go without a shift.
+  // e = exp(logits); false where a logit is too large to go without a shift, or NaN. As integers, magnitudes are in the
+  // same order as the numbers, and NaN is above them all.
   bool exponentials(const T* logits, int64_t vectors, T* e) const {
-    Vec<T> largest = {};
+    IntVec<T> largest = {};
     for (int64_t j = 0; j < vectors; ++j) {
       const Vec<T> z = load(logits + j * kWidth<T>);
-      largest = maximum<T>(absolute(z), largest);
+      const IntVec<T> magnitude = (IntVec<T>)absolute(z);
+      largest = magnitude > largest ? magnitude : largest;
       store(e + j * kWidth<T>, exp_in_range(z));
     }
-    return maximum_lane<T>(largest) < kUnshiftedLogit;
+    const IntVec<T> beyond = largest >= (IntVec<T>)broadcast<T>(kUnshiftedLogit);
+    return maximum_lane<T>(beyond ? broadcast<T>(1) : Vec<T>{}) == 0;
   }
 
   void read_targets(const T* logits, const int64_t* target, int64_t count) {

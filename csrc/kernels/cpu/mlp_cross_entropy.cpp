@@ -5,6 +5,7 @@
 #include "kernels/cpu/mlp_input_layers.h"
 #include "kernels/cpu/mlp_memory.h"
 #include "kernels/cpu/mlp_output_layer.h"
+#include "kernels/cpu/mlp_packing.h"
 #include "kernels/cpu/optimizer.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
@@ -178,11 +179,11 @@ double step(const MlpStep<T>& problem) {
 
 template <>
 MlpKernels<float> kernels() {
-  return {make_layout<float>, workspace<float>, step<float>};
+  return {make_layout<float>, pack<float>, unpack<float>, workspace<float>, step<float>};
 }
 template <>
 MlpKernels<double> kernels() {
-  return {make_layout<double>, workspace<double>, step<double>};
+  return {make_layout<double>, pack<double>, unpack<double>, workspace<double>, step<double>};
 }
 
 }  // namespace charlm::cpu::CHARLM_ISA_NAMESPACE

@@ -41,8 +41,8 @@ class OutputLayer {
       const int64_t width = N * kWidth<T>, hidden_width = hidden.width(block);
       T* weight = m_.transposed_at(slot, class_slot) + hidden.begin(block) * width;
       if (is_first || layout_.classes.count > 1) {
-        transpose(step_.parameters + layout_.weight2(block) + layout_.classes.begin(c) * hidden_width,
-                  layout_.classes.used(c), hidden_width, weight, width);
+        transpose(step_.parameters + layout_.weight2(block) + layout_.classes.begin(c) * hidden_width, hidden_width,
+                  layout_.classes.used(c), hidden_width, weight, width, width);
       }
       multiply<N>(tile.rows, hidden.used(block), Left<T, false>{m_.hidden_at(slot, block), hidden_width}, weight,
                   tile.chunk(c), true);

@@ -77,8 +77,8 @@ struct Projection {
                           bool accumulate) const {
     const int64_t table_rows = batch.table_rows(context_length);
     for (int64_t d = 0; d < dims.count; ++d) {
-      transpose(weight + (has_bias + t * dims.size + dims.begin(d)) * width, dims.used(d), width, transposed,
-                dims.width(d));
+      transpose(weight + (has_bias + t * dims.size + dims.begin(d)) * width, width, dims.used(d), width, transposed,
+                dims.width(d), dims.width(d));
       with_vectors<T>(dims.width(d), [&]<int N>() {
         multiply<N>(rows(t), width, Left<T, false>{tables_gradient + first_row(t) * width, width}, transposed,
                     out + table_rows * dims.begin(d) + first_row(t) * dims.width(d), accumulate);

@@ -28,17 +28,30 @@ CHARLM_INLINE void transpose_spans(Vec<T> (&rows)[kWidth<T>]) {
   }
 }
 
-// out (columns x padded rows) = in (rows x columns) transposed, both with contiguous rows. The numbers of columns, and
-// of rows after padding, are multiples of the vector width; the padding is zero.
+// out (columns x padded_rows) = in (rows x columns) transposed, each with the stride of its rows; what pads it is zero.
 template <typename T>
-inline void transpose(const T* in, int64_t rows, int64_t columns, T* out, int64_t padded_rows) {
+inline void transpose(const T* in, int64_t in_stride, int64_t rows, int64_t columns, T* out, int64_t out_stride,
+                      int64_t padded_rows) {
   constexpr int kLanes = kWidth<T>;
+  const auto lanes = [](int64_t left) { return left < kLanes ? (int)left : kLanes; };
   for (int64_t r = 0; r < padded_rows; r += kLanes) {
+    const int tile_rows = lanes(padded_rows - r);
     for (int64_t c = 0; c < columns; c += kLanes) {
+      const T* from = in + r * in_stride + c;
+      T* to = out + c * out_stride + r;
+      const int tile_columns = lanes(columns - c);
       Vec<T> tile[kLanes];
-      for (int i = 0; i < kLanes; ++i) tile[i] = r + i < rows ? load(in + (r + i) * columns + c) : Vec<T>{};
-      transpose_spans<1, T>(tile);
-      for (int i = 0; i < kLanes; ++i) store(out + (c + i) * padded_rows + r, tile[i]);
+      if (tile_rows == kLanes && tile_columns == kLanes) {  // apart, so that it is unrolled
+        for (int i = 0; i < kLanes; ++i) tile[i] = r + i < rows ? load(from + i * in_stride) : Vec<T>{};
+        transpose_spans<1, T>(tile);
+        for (int i = 0; i < kLanes; ++i) store(to + i * out_stride, tile[i]);
+      } else {
+        for (int i = 0; i < kLanes; ++i) {
+          tile[i] = r + i < rows ? load_lanes<T>(from + i * in_stride, tile_columns, 0) : Vec<T>{};
+        }
+        transpose_spans<1, T>(tile);
+        for (int i = 0; i < tile_columns; ++i) store_lanes<T>(to + i * out_stride, tile[i], tile_rows);
+      }
     }
   }
 }

@@ -1,6 +1,6 @@
 // Vectors of float and double, written with GCC/Clang vector extensions: the width is the only thing that changes
-// between instruction sets. Everything here has internal linkage per instruction set (namespace isa_<name>): a function
-// compiled for AVX-512 must never be the one the linker keeps for the baseline.
+// between instruction sets. Everything here is in a namespace per instruction set, isa_<name>: a function compiled for
+// AVX-512 must never be the one the linker keeps for the baseline.
 #pragma once
 
 #include <stdint.h>
@@ -157,7 +157,8 @@ CHARLM_INLINE Vec<double> permute(Vec<double> vector, IntVec<double> index) {
 #endif
 }
 
-// Horizontal sum and maximum: halve until one lane is left, always in the same order.
+// Sum and maximum over the lanes. Sums are in an order that the instruction set alone decides: AVX-512 adds halves to
+// each other until one lane is left, the others add lane by lane.
 template <typename T>
 CHARLM_INLINE T sum_lanes(Vec<T> vector) {
 #if defined(__AVX512F__)

@@ -70,8 +70,8 @@ class TiledModel {
     tiles_.weight2 = static_cast<const T*>(problem.output.weight.data);
     tiles_.bias2 = static_cast<const T*>(problem.output.bias);
     tiles_.loss = problem.output.loss;
-    if (problem.output.mean) tiles_.loss.scale /= static_cast<T>(tiles_.loss.rows);
     tiles_.run.row_loss = problem.output.row_loss;
+    tiles_.run.upstream = problem.output.upstream;
     tiles_.has_gradient = problem.has_gradient;
   }
 
@@ -96,6 +96,12 @@ class TiledModel {
     if (sums_losses) {
       tiles_.run.loss_parts = library.allocate_values<T>(2 * launch_.blocks);
       tiles_.run.weight_parts = tiles_.run.loss_parts + launch_.blocks;
+    }
+    if (p_.has_gradient && p_.output.mean) {
+      T* denominators = library.allocate_values<T>(kDenominatorParts);
+      tiles_.run.denominators = denominators;
+      const Error error = cross_entropy_denominators(tiles_.loss, denominators, stream_);
+      if (error != cudaSuccess) return error;
     }
     if (p_.has_gradient) tiles_.gradients = library.allocate_values<T>(launch_.blocks * tiles_.gradient_values());
     const dim3 threads(static_cast<unsigned>(launch_.threads));

@@ -1,7 +1,5 @@
 #include "kernels/mlp_cross_entropy.h"
 
-#include <limits>
-
 #include "library.h"
 #include "server.h"
 
@@ -33,9 +31,10 @@ charlm::cuda::Error run(const Call& call) {
   output.loss.rows = hidden.ids.rows;
   output.loss.classes = hidden.vocab_size;
   output.loss.target = call.buffer<int64_t>("target");
-  output.loss.ignore_index = std::numeric_limits<int64_t>::min();
+  output.loss.ignore_index = call.integer("ignore_index");
   output.loss.softcap = static_cast<T>(call.real("softcap"));
   output.loss.row_scale = call.buffer<T>("row_scale");
+  output.upstream = call.buffer<T>("upstream");
   output.mean = call.integer("mean") != 0;
   output.row_loss = call.buffer<T>("row_loss");
   output.total_loss = call.buffer<T>("total_loss");

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
+from benchmarks.markdown import table
 from charlm.cli.bench import duration, rate
 
 _HEAD = """# Results
@@ -54,7 +55,7 @@ def _race(race: dict[str, Any]) -> str:
         f"{workload['parameters']:,} parameters, {workload['examples_per_step']:,} examples a step, "
         f"{workload['optimizer']}; {race['threads']} thread{'s' * (race['threads'] > 1)}; sgemm "
         f"{race['sgemm_gflops']:.1f} GFLOP/s; `{race['command']}`\n\n"
-        + _table(["backend", "a step computes", "time/step", "steps/s", "x eager", "GFLOP/s", "of sgemm"], rows)
+        + table(["backend", "a step computes", "time/step", "steps/s", "x eager", "GFLOP/s", "of sgemm"], rows)
     )
 
 
@@ -67,7 +68,7 @@ def _ops(timings: Sequence[dict[str, Any]]) -> str:
             ratio = None if eager is None else eager["median_s"] / row["median_s"]
             floor = f"{duration(row['floor_s'])}: {row['floor']}"
             rows.append([workload, name, duration(row["median_s"]), _ratio(ratio), floor])
-    return _table(["workload", "implementation", "time", "x eager", "floor"], rows)
+    return table(["workload", "implementation", "time", "x eager", "floor"], rows)
 
 
 def _growth(results: dict[str, Any]) -> str:
@@ -85,15 +86,10 @@ def _growth(results: dict[str, Any]) -> str:
     return (
         "Whole steps of SGD, one thread unless stated. Batches of one tile (up to 128 distinct contexts) stay on one "
         "thread.\n\n"
-        + _table(["step", *names, "fused x eager"], rows)
+        + table(["step", *names, "fused x eager"], rows)
         + f"\n![time per step]({results['growth_picture']})\n"
     )
 
 
 def _ratio(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}"
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)

@@ -1,4 +1,4 @@
-"""One training run on disk, from where it is to its last step: trains, records, saves.
+"""A training run on disk, from its start or where it has come to, up to its last step: trains, records, saves.
 
 Of several processes that train one model all do the same, and the first one writes.
 """
@@ -6,7 +6,8 @@ Of several processes that train one model all do the same, and the first one wri
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,18 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from charlm import checkpoint, description, distributed, run_folder
+from charlm import checkpoint, config_json, distributed, run_folder
+from charlm._rules import check
 from charlm.checkpoint import CheckpointError
-from charlm.cli.console import OnProgress
+from charlm.configuration import KEPT_TEXTS, STANDARD_INPUT, TrainingConfig
 from charlm.data import Dataset
 from charlm.evaluation import evaluate
 from charlm.fingerprint import Fingerprint
 from charlm.interrupts import Interrupt, deferred_interrupt
 from charlm.models import CountBigram, LanguageModel
-from charlm.presets import KEPT_TEXTS, STANDARD_INPUT, TrainingConfig
 from charlm.run_folder import blamed
 from charlm.run_lock import Claim
 from charlm.trainer import NonFiniteLossError, Trainer
+
+# Options that a resumed run may change: none of them is part of the saved state.
+CHANGEABLE = ("path", "dev", "test", "steps", "backend", "device")
 
 # Loss curves have about this many points, each the mean over the steps since the one before.
 _RECORDS = 200
@@ -36,16 +40,21 @@ _CHECKPOINTS = 10
 
 
 @dataclass
-class Session:
-    """A run in the making.
+class TrainingRun:
+    """A run in the making: `start` or `resume` one, and `run` it.
+
+        with TrainingRun.start(charlm.PRESETS["fast"], "runs/names") as training:
+            training.run()
+            training.losses()
+
+    Of several processes the first alone writes into the folder, and no other program, from `start` or `resume` to
+    `close`, which is also the end of a `with` block.
 
     Attributes:
         run_dir: its folder.
         config: its options.
         dataset, model: as `config` describes them.
         trainer: None for a model that is not trained in steps, which is then complete.
-
-    The first process alone writes into the folder, from when it first looks at it to `close`, or its end.
     """
 
     run_dir: Path
@@ -63,7 +72,7 @@ class Session:
         self._processes = distributed.current()
 
     @classmethod
-    def start(cls, config: TrainingConfig, run_dir: Path | None) -> Session:
+    def start(cls, config: TrainingConfig, run_dir: str | os.PathLike[str] | None = None) -> TrainingRun:
         """A new run, saved at its step 0, so that a folder that cannot be written is found before the work is done.
 
         Args:
@@ -78,7 +87,7 @@ class Session:
         folder = _Folder()
         try:
             if run_dir is not None:
-                processes.on_first(partial(folder.take_new, run_dir))
+                processes.on_first(partial(folder.take_new, Path(run_dir)))
             dataset = config.load_data()
             if run_dir is None:
                 run_dir = Path("runs", dataset.name)
@@ -90,21 +99,26 @@ class Session:
             # What came out of a pipe is kept in the folder, where "-" then leads to.
             texts = {KEPT_TEXTS[name]: text for name, text in dataset.piped.items()}
             kept: dict[str, Any] = dict.fromkeys(dataset.piped, STANDARD_INPUT)
-            session = cls(run_dir, replace(config, **kept), replace(dataset, piped={}), model, trainer, folder)
-            session._save(texts)
-            return session
+            run = cls(Path(run_dir), replace(config, **kept), replace(dataset, piped={}), model, trainer, folder)
+            run._save(texts)
+            return run
         except BaseException:
             folder.abandon()
             raise
 
     @classmethod
-    def resume(cls, run_dir: Path, changes: Mapping[str, Any]) -> Session:
-        """The run in `run_dir`, as it was saved, with some options changed.
+    def resume(cls, run_dir: str | os.PathLike[str], **changes: Any) -> TrainingRun:
+        """The run in `run_dir`, as it was saved, with some options changed: those in `CHANGEABLE`.
 
         Raises:
-            ValueError: the run is not trained in steps, it is past its last step, or its data has changed;
-                CheckpointError: it is damaged, or not a run.
+            ValueError: another option was given; the run is not trained in steps, or is past its last step; or its data
+                has changed. CheckpointError: it is damaged, or not a run.
         """
+        if fixed := sorted(set(changes) - set(CHANGEABLE)):
+            raise ValueError(
+                f"{', '.join(fixed)} cannot change when a run is resumed; only {', '.join(CHANGEABLE)} can"
+            )
+        run_dir = Path(run_dir)
         processes = distributed.current()
         folder = _Folder()
         try:
@@ -116,7 +130,7 @@ class Session:
             if run.step > config.steps:
                 raise ValueError(
                     f"{run_dir} is at step {run.step:,} already, past steps={config.steps:,}: it goes on with more "
-                    "--steps only"
+                    "steps only"
                 )
             processes.check_device(config.device)
             dataset = run.load_data(config.path, dev=config.dev, test=config.test)
@@ -133,12 +147,18 @@ class Session:
         """Lets other processes write into the folder."""
         self._folder.release()
 
+    def __enter__(self) -> TrainingRun:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     @property
     def step(self) -> int:
         """Steps done."""
         return 0 if self.trainer is None else self.trainer.step
 
-    def run(self, checkpoint_every: int | None, on_progress: OnProgress) -> None:
+    def run(self, checkpoint_every: int | None = None, on_progress: Callable[[int, float], None] | None = None) -> None:
         """Trains up to the last step of the configuration; whatever ends it, the run on disk can be resumed.
 
         Args:
@@ -150,6 +170,7 @@ class Session:
             KeyboardInterrupt: Ctrl-C; the run was saved at the step it came to.
             NonFiniteLossError: the last checkpoint is from before.
         """
+        check("checkpoint_every", checkpoint_every, optional=True)
         if self.trainer is None:
             return
         saved = self.trainer.step
@@ -172,7 +193,7 @@ class Session:
             raise
 
     def _run_to_next_record(
-        self, checkpoint_every: int | None, on_progress: OnProgress, interrupt: Interrupt
+        self, checkpoint_every: int | None, on_progress: Callable[[int, float], None] | None, interrupt: Interrupt
     ) -> int | None:
         """Trains up to the next record, and makes it; returns its step if that was saved."""
         assert self.trainer is not None
@@ -243,7 +264,7 @@ class Session:
 
 
 class _Folder:
-    """The run folder that this process alone writes into: that of a session in the first process, none in others."""
+    """The run folder that this process alone writes into: that of a run in the first process, none in others."""
 
     def __init__(self) -> None:
         self._lock: Claim | None = None
@@ -264,14 +285,11 @@ class _Folder:
         except NotADirectoryError as error:
             if not run_dir.exists():  # what is to be its parent is a file
                 raise
-            raise ValueError(f"{run_dir} is a file: choose another folder with --out") from error
-        if run_folder.has_file(run_dir, description.FILE):
-            raise ValueError(
-                f"{run_dir} holds a run already: continue it with --resume {run_dir}, or choose another folder with "
-                "--out"
-            )
+            raise ValueError(f"{run_dir} is a file: choose another run_dir") from error
+        if run_folder.has_file(run_dir, config_json.FILE):
+            raise ValueError(f"{run_dir} holds a run already: resume it, or choose another run_dir")
         if not run_folder.is_unused(run_dir):
-            raise ValueError(f"{run_dir} is not empty: choose another folder with --out")
+            raise ValueError(f"{run_dir} is not empty: choose another run_dir")
         self._new_run = run_dir
 
     def abandon(self) -> None:

@@ -1,11 +1,12 @@
-"""An opponent for races: the training loop that JAX users write, `lax.scan` over steps under `jit`.
+"""`python -m benchmarks.with_jax bench ...`: the command charlm with one more backend to race against, "jax".
 
-JAX is only needed to race against it: `pip install jax`.
+That is the training loop which JAX users write, `lax.scan` over steps under `jit`. It takes `pip install jax`.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -14,16 +15,11 @@ import torch
 from torch import Tensor
 
 from charlm.batches import BatchSampler
+from charlm.benchmark import OPPONENTS
+from charlm.cli import main
+from charlm.configuration import TrainingConfig
 from charlm.data import Dataset
 from charlm.models import MLP
-from charlm.presets import TrainingConfig
-
-
-def check_installed() -> None:
-    """ValueError where JAX is not installed."""
-    # Not imported yet: XLA is to start with as many threads as it may have.
-    if find_spec("jax") is None:
-        raise ValueError("the backend 'jax' needs JAX: pip install jax")
 
 
 def create_run(config: TrainingConfig, dataset: Dataset, threads: int) -> Callable[[int], Tensor]:
@@ -41,7 +37,9 @@ def create_run(config: TrainingConfig, dataset: Dataset, threads: int) -> Callab
     """
     if config.model != "mlp" or config.direct or config.softcap is not None or config.momentum:
         raise ValueError("the loop in JAX trains an MLP without direct connections, softcap and momentum")
-    check_installed()
+    # Not imported yet: XLA is to start with as many threads as it may have.
+    if find_spec("jax") is None:
+        raise ValueError("the backend 'jax' needs JAX: pip install jax")
     jax = _start_jax(threads)
     jnp = jax.numpy
     contexts, targets = (
@@ -149,3 +147,9 @@ def _adamw(jax: Any, config: TrainingConfig) -> Callable[[Any, Any], Any]:
         return jax.tree.map(new, parameters, first, second), first, second, count
 
     return update
+
+
+OPPONENTS["jax"] = create_run
+
+if __name__ == "__main__":
+    sys.exit(main(program="python -m benchmarks.with_jax"))

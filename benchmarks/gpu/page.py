@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.markdown import table
 from charlm.cli.bench import duration
 
 Row = Mapping[str, Any]
@@ -39,7 +40,7 @@ def render(results: Mapping[str, Any]) -> str:
     for name, entries in parts.items():
         rows = [entry for entry in entries.values() if "workload" in entry]
         if rows:
-            lines += ["", f"## {name}", "", *_table(rows, ceilings)]
+            lines += ["", f"## {name}", "", *_table(rows, ceilings).splitlines()]
     return "\n".join(lines) + "\n"
 
 
@@ -67,7 +68,7 @@ def _command(run: Row) -> str:
     return "; ".join(["passed" if run["exit_status"] == 0 else "FAILED", *said])
 
 
-def _table(rows: Sequence[Row], ceilings: Mapping[str, Any]) -> list[str]:
+def _table(rows: Sequence[Row], ceilings: Mapping[str, Any]) -> str:
     eager = {row["workload"]: row for row in rows if row["implementation"] == "eager"}
     columns: dict[str, Callable[[Row], str | None]] = {
         "workload": lambda row: str(row["workload"]),
@@ -84,9 +85,7 @@ def _table(rows: Sequence[Row], ceilings: Mapping[str, Any]) -> list[str]:
     }
     cells = {head: [column(row) for row in rows] for head, column in columns.items()}
     shown = {head: column for head, column in cells.items() if any(column)}
-    lines = [list(shown), ["---"] * len(shown)]
-    lines += [[(cell or _NONE).replace("|", "/") for cell in row] for row in zip(*shown.values(), strict=True)]
-    return [f"| {' | '.join(line)} |" for line in lines]
+    return table(list(shown), [[cell or _NONE for cell in line] for line in zip(*shown.values(), strict=True)])
 
 
 def _seconds(row: Row) -> float:

@@ -1,0 +1,51 @@
+"""The instruction sets that the CPU kernels are compiled for."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# By the names that csrc/kernels/isa.h has for them.
+FLAGS = (
+    {"x86_64": ["-march=x86-64"], "x86_64_v3": ["-march=x86-64-v3"], "x86_64_v4": ["-march=x86-64-v4"]}
+    if platform.machine() in ("x86_64", "AMD64")
+    else {"generic": []}
+)
+
+_PROBE = """
+#include <cstdio>
+#include "kernels/isa.cpp"
+int main() { std::puts(charlm::cpu::instruction_set_name(charlm::cpu::instruction_set())); }
+"""
+
+
+def wanted(stays_here: bool, include: str) -> dict[str, list[str]]:
+    """Those of FLAGS to compile for: a build that runs on this machine alone has the best that it supports.
+
+    The compiler must have been looked for; `include` is the folder of the C++ sources.
+    """
+    asked = os.environ.get("CHARLM_ISA") or "auto"
+    if asked not in ("all", "auto"):
+        sys.exit(f"CHARLM_ISA must be all or auto, got {asked!r}")
+    if asked == "all" or not stays_here or len(FLAGS) == 1:
+        return FLAGS
+    name = _best(include)
+    return {name: FLAGS[name]} if name in FLAGS else FLAGS
+
+
+def _best(include: str) -> str:
+    """What the kernels themselves would choose among all; nothing where what is compiled does not run here."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(folder) / "probe.cpp", Path(folder) / "probe"
+        source.write_text(_PROBE)
+        compiler = [*shlex.split(os.environ["CXX"]), "-std=c++20", f"-I{include}", str(source), "-o", str(program)]
+        try:
+            subprocess.run(compiler, capture_output=True, check=True)
+            return subprocess.run([program], capture_output=True, check=True, text=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return ""

@@ -1,0 +1,426 @@
+"""The faults that scripts/planted_faults.py plants: mistakes as they are made, each of which a test is to find.
+
+A fault belongs to the list where it says something of the tests that the others do not. Its text must be found exactly
+once in its file; tests/test_planted_faults.py holds that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A mistake in one place.
+
+    Attributes:
+        name: of the mistake.
+        file: where it is.
+        right: the text there, found exactly once in the file.
+        wrong: what stands there instead.
+        tests: those that are to find it, as pytest takes them.
+        is_compiled: whether the extension has to be compiled anew. Tests compile some sources themselves.
+    """
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    tests: tuple[str, ...]
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether it is in what only a GPU runs, or what stands in for one."""
+        return "/cuda/" in self.file
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.file.startswith("csrc/") and not self.is_simulated and self.tests != (CPU_MATH,)
+
+    def planted_in(self, text: str) -> str:
+        """The text of the file with the fault."""
+        if text.count(self.right) != 1:
+            raise ValueError(f"{self.file} must have this once, for the fault {self.name!r}: {self.right}")
+        return text.replace(self.right, self.wrong)
+
+
+CPU_MATH = "tests/test_cpu_math.py"
+CE = "tests/test_cross_entropy.py::test_"
+EL = "tests/test_embedding_linear.py::test_"
+MLP = "tests/test_mlp_cross_entropy.py::test_"
+CONTRACT = "tests/test_op_contract.py::test_"
+ENGINE = "tests/test_engine.py::test_"
+BRANCHES = "tests/test_engine_branches.py::test_"
+TRAINING = "tests/test_training.py::test_"
+
+KERNELS = [
+    Fault(
+        "the tail of a row counts lanes that are not there",
+        "csrc/kernels/cpu/cross_entropy.cpp",
+        "sum = sum + (lanes == kWidth<T> ? e : keep_lanes<T>(e, lanes));",
+        "sum = sum + e;",
+        (CE + "every_shape_in_every_dtype",),
+    ),
+    Fault(
+        "the target's gradient lacks the slope of the softcap",
+        "csrc/kernels/cpu/cross_entropy.cpp",
+        "out[p.target[first + r]] -= index_weight[r] * scale * slope;",
+        "out[p.target[first + r]] -= index_weight[r] * scale;",
+        (CE + "every_combination_of_options",),
+    ),
+    Fault(
+        "ignored rows have a z-loss",
+        "csrc/kernels/cpu/cross_entropy.cpp",
+        "counted[r] = counts;",
+        "counted[r] = 1;",
+        (CE + "every_combination_of_options",),
+    ),
+    Fault(
+        "only negative targets are ignored",
+        "csrc/kernels/cpu/cross_entropy.cpp",
+        "const bool counts = y != p.ignore_index;",
+        "const bool counts = y >= 0;",
+        (CE + "any_ignore_index",),
+    ),
+    Fault(
+        "the pieces of a long row are added in float",
+        "csrc/kernels/cpu/cross_entropy.cpp",
+        "  double total = 0;\n  for (int64_t c = 0; c < classes; c += kPiece)",
+        "  T total = 0;\n  for (int64_t c = 0; c < classes; c += kPiece)",
+        ("tests/test_loss_edges.py::test_long_rows_lose_no_digits",),
+    ),
+    Fault(
+        "all rows of a strided matrix are the first one",
+        "csrc/kernels/cpu/class_rows.h",
+        "matrix.inner == 1 ? matrix.outer_stride : matrix.inner_stride,",
+        "matrix.inner_stride,",
+        (CE + "any_strides",),
+    ),
+    Fault(
+        "bfloat16 is cut off and not rounded",
+        "csrc/kernels/cpu/convert.h",
+        "const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;",
+        "const uint32_t rounded = bits >> 16;",
+        (EL + "every_shape_in_every_dtype",),
+    ),
+    Fault(
+        "later partial sums take the place of earlier ones",
+        "csrc/kernels/cpu/embedding_linear.cpp",
+        "store(to, is_first ? load(from) : load(to) + load(from));",
+        "store(to, load(from));",
+        (CONTRACT + "every_dtype_at_a_size_of_many_tiles",),
+    ),
+    Fault(
+        "a product adds to the first vector of a panel only",
+        "csrc/kernels/cpu/gemm.h",
+        "if (accumulate) sum[i][j] += load_lanes<T>(out, lanes, 0);",
+        "if (accumulate && j == 0) sum[i][j] += load_lanes<T>(out, lanes, 0);",
+        (CONTRACT + "every_dtype_at_a_size_of_many_tiles",),
+    ),
+    Fault(
+        "a coefficient of the logarithm lacks its last digits",
+        "csrc/kernels/cpu/math.h",
+        "p = p * m - 2.4999993993e-1f;",
+        "p = p * m - 2.4999e-1f;",
+        (CPU_MATH,),
+    ),
+    Fault(
+        "AdamW has no weight decay",
+        "csrc/kernels/cpu/optimizer.h",
+        "load(parameters + i) * keep - u.step_size",
+        "load(parameters + i) - u.step_size",
+        (ENGINE + "options_equal_eager",),
+    ),
+    Fault(
+        "the output bias is not clipped",
+        "csrc/kernels/cpu/mlp_cross_entropy.cpp",
+        "update(bias2, layout_.size(), scale);",
+        "update(bias2, layout_.size(), 1);",
+        (ENGINE + "options_equal_eager",),
+    ),
+    Fault(
+        "very negative logits are not shifted",
+        "csrc/kernels/cpu/softmax_rows.h",
+        "beyond |= ~((logits < (T)kUnshifted) & (logits > -(T)kUnshifted));",
+        "beyond |= ~(logits < (T)kUnshifted);",
+        (BRANCHES + "small_logits_are_not_shifted_and_large_ones_are", ENGINE + "large_logits_stay_finite"),
+    ),
+    Fault(
+        "two groups of classes write one gradient of the hidden layer",  # a race
+        "csrc/kernels/cpu/mlp_memory.h",
+        "tiling.tile_rows * (class_slot * layout.hidden.padded() + layout.hidden.begin(block));",
+        "tiling.tile_rows * layout.hidden.begin(block);",
+        (BRANCHES + "every_branch_of_a_step_equals_eager",),
+    ),
+    Fault(
+        "the last tile of a batch is left out",
+        "csrc/kernels/mlp_cross_entropy.cpp",
+        "tiles = (rows + tile_rows - 1) / tile_rows;",
+        "tiles = rows / tile_rows;",
+        (ENGINE + "steps_equal_eager",),
+    ),
+    Fault(
+        "a token takes the table row of another position",
+        "csrc/kernels/batch.cpp",
+        "if (slot < begin || slot >= table_row || tokens_[slot] != token) {",
+        "if (slot >= table_row || tokens_[slot] != token) {",
+        (ENGINE + "steps_equal_eager",),
+    ),
+    Fault(
+        "positions of ids lie side by side whatever the stride",
+        "csrc/kernels/token_index.cpp",
+        "const auto id = row[t * ids.position_stride];",
+        "const auto id = row[t];",
+        (EL + "ids_with_any_strides",),
+    ),
+]
+
+BINDINGS = [
+    Fault(
+        "a mean counts rows in the place of class weights",
+        "csrc/kernels/cross_entropy.cpp",
+        "total += problem.weight[problem.target[n]];",
+        "total += 1;",
+        (CE + "every_combination_of_options",),
+    ),
+    Fault(
+        "threads share one scratch",  # a race
+        "csrc/kernels/cross_entropy.cpp",
+        "  parallel_for(tiles, grain, [&](int64_t first, int64_t last) {\n"
+        "    const Workspace<T> scratch(cross_entropy_scratch(problem));\n",
+        "  const Workspace<T> scratch(cross_entropy_scratch(problem));\n"
+        "  parallel_for(tiles, grain, [&](int64_t first, int64_t last) {\n",
+        (CONTRACT + "the_same_bits_every_time_and_with_any_number_of_threads",),
+    ),
+    Fault(
+        "float16 is read as float32",
+        "csrc/bindings/tensors.cpp",
+        "    case ScalarType::Half:\n      return Storage::kFloat16;\n",
+        "",
+        (CE + "every_shape_in_every_dtype",),
+    ),
+    Fault(
+        "errors of other threads are swallowed",
+        "csrc/bindings/host_library.cpp",
+        "  if (error) std::rethrow_exception(error);\n",
+        "",
+        ("tests/test_memory.py::test_memory_that_runs_out_in_a_thread",),
+    ),
+    Fault(
+        "the dimensions of an ignored row are taken in the wrong order",
+        "csrc/bindings/scale_gradients.cpp",
+        "for (size_t d = sizes_.size(); d-- > 0;) {",
+        "for (size_t d = 0; d < sizes_.size(); ++d) {",
+        ("tests/test_uncounted_rows.py::test_rows_of_several_dimensions_and_any_class_ignored",),
+    ),
+    Fault(
+        "AdamW counts its steps anew in each call",
+        "csrc/bindings/training.h",
+        "static_cast<double>(options_.first_step) + static_cast<double>(s + 1)",
+        "static_cast<double>(s + 1)",
+        (ENGINE + "calls_continue_each_other_bit_for_bit",),
+    ),
+    Fault(
+        "the sum of a whole model's losses is their mean",
+        "csrc/bindings/mlp_cross_entropy.cpp",
+        "    if (arguments.reduction == Reduction::kSum) batch_.weight = 1;\n",
+        "",
+        (MLP + "equals_reference",),
+    ),
+]
+
+TEXT = [
+    Fault(
+        "only ASCII counts as white space",
+        "csrc/text/lines.h",
+        "decode_utf8(last, end, character) == 0 || !is_space(character)",
+        "decode_utf8(last, end, character) == 0 || character > 0x7F || !is_space(character)",
+        ("tests/test_text.py::test_trailing_white_space_is_that_of_python",),
+    ),
+    Fault(
+        "contexts of tokens of two bytes are told apart by one",
+        "csrc/text/contexts.cpp",
+        "key = key << (8 * sizeof(Token)) | static_cast<Bits>(context[t]);",
+        "key = key << 8 | static_cast<Bits>(context[t]);",
+        ("tests/test_data.py::test_every_token_type",),
+    ),
+    Fault(
+        "half of the seed is not used",
+        "csrc/text/philox.h",
+        "auto key1 = static_cast<uint32_t>(key >> 32);",
+        "auto key1 = uint32_t{0};",
+        ("tests/test_text_sampler.py::test_tokens_are_drawn_with_the_documented_numbers",),
+    ),
+]
+
+PYTHON = [
+    Fault(
+        "a row that counts is one whose target is not negative",
+        "charlm/ops/_scaling.py",
+        "counts = target != ignore_index",
+        "counts = target >= 0",
+        ("tests/test_uncounted_rows.py::test_rows_of_several_dimensions_and_any_class_ignored",),
+    ),
+    Fault(
+        "the mean of each sample is over the wrong axis",
+        "charlm/ops/_transforms.py",
+        "return totals / (losses.numel() // losses.shape[0])",
+        "return totals / losses.shape[0]",
+        ("tests/test_transforms.py::test_vmap_over_one_argument",),
+    ),
+    Fault(
+        "a module drops the z-loss",
+        "charlm/nn.py",
+        "            options=self.options,\n            softcap=self.softcap,\n            z_loss=self.z_loss,\n",
+        "            options=self.options,\n            softcap=self.softcap,\n",
+        ("tests/test_nn.py::test_linear_cross_entropy_loss_is_its_op_and_torchs",),
+    ),
+    Fault(
+        "the seed of the split is not used",
+        "charlm/data.py",
+        "torch.Generator().manual_seed(int(seed))",
+        "torch.Generator().manual_seed(42)",
+        ("tests/test_data.py::test_the_seed_decides_the_split",),
+    ),
+    Fault(
+        "the first example of a line belongs to the one before",
+        "charlm/splits.py",
+        "indices.to(self.ends.dtype), right=True)",
+        "indices.to(self.ends.dtype), right=False)",
+        ("tests/test_data.py::test_lines",),
+    ),
+    Fault(
+        "blocks of batches that were skipped are not drawn",
+        "charlm/batches.py",
+        "            self._indices()\n            self._start_block(self._start + self._rows)",
+        "            self._start_block(self._start + self._rows)",
+        (
+            TRAINING + "batches_are_the_plain_random_numbers_of_the_seed",
+            TRAINING + "a_batch_may_be_larger_than_a_block",
+        ),
+    ),
+    Fault(
+        "warm-up begins at a rate of 0",
+        "charlm/schedules.py",
+        "return rate * (step + 1) / self.warmup_steps",
+        "return rate * step / self.warmup_steps",
+        ("tests/test_schedules.py::test_schedules_are_their_formulas",),
+    ),
+    Fault(
+        "the first parameter of other processes is their own",
+        "charlm/trainer.py",
+        "self._processes.copy_from_first(self.model.state_dict().values())",
+        "self._processes.copy_from_first(list(self.model.state_dict().values())[1:])",
+        ("tests/test_distributed.py::test_two_processes_train_as_one_does",),
+    ),
+    Fault(
+        "gradients of the input are not summed over the processes",
+        "charlm/ops/_vocab_parallel.py",
+        "            dist.all_reduce(input_gradient, group=loss.group)\n",
+        "            pass\n",
+        ("tests/test_vocab_parallel.py::test_every_combination_of_options_equals_the_op_on_the_whole_weight",),
+    ),
+    Fault(
+        "gradients are not clipped",
+        "charlm/backends.py",
+        "nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)",
+        "pass",
+        (TRAINING + "the_trainer_does_what_a_plain_pytorch_loop_does",),
+    ),
+    Fault(
+        "the fused backend drops the softcap",
+        "charlm/backends.py",
+        'self._softcap = getattr(model, "softcap", None)',
+        "self._softcap = None",
+        (TRAINING + "eager_ops_and_fused_have_the_same_loss_curve",),
+    ),
+    Fault(
+        "a distinct context counts once in the mean",
+        "charlm/evaluation.py",
+        "losses = torch.where(counts > 0, -counts * torch.log_softmax(logits, dim=-1), 0.0)",
+        "losses = torch.where(counts > 0, -torch.log_softmax(logits, dim=-1), 0.0)",
+        ("tests/test_models.py::test_evaluate_is_the_mean_loss_of_all_examples",),
+    ),
+    Fault(
+        "the temperature is not used",
+        "charlm/sampler.py",
+        "weights = ((logits - highest) / temperature).exp()",
+        "weights = (logits - highest).exp()",
+        ("tests/test_sampler.py::test_probabilities_follow_temperature_and_top_k",),
+    ),
+    Fault(
+        "the record of the checkpoint's step is dropped",
+        "charlm/metrics.py",
+        'if record["step"] <= step',
+        'if record["step"] < step',
+        ("tests/test_checkpoint.py::test_metrics_are_appended_and_truncated_to_a_step",),
+    ),
+    Fault(
+        "a folder that is in use is not noticed",
+        "charlm/run_lock.py",
+        'raise RunInUseError(f"{folder} is in use: another process is training or saving this run") from None',
+        "return",
+        ("tests/test_run_lock.py::test_two_trainings_into_one_folder_at_once",),
+    ),
+]
+
+CUDA = [
+    Fault(
+        "the last chunk of a short row is read twice",
+        "csrc/kernels/cuda/cross_entropy_narrow.cuh",
+        "z[k] = c < classes ? logit<T, kPlain>(p, input) : -static_cast<T>(INFINITY);",
+        "z[k] = logit<T, kPlain>(p, input);",
+        (CE + "every_shape_in_every_dtype",),
+    ),
+    Fault(
+        "the last part of a split row is not merged",
+        "csrc/kernels/cuda/cross_entropy_wide.cuh",
+        "if (row < p.rows && lane < splits) {",
+        "if (row < p.rows && lane < splits - 1) {",
+        (CE + "few_rows_of_many_classes",),
+    ),
+    Fault(
+        "smoothing leaves the target its whole weight",
+        "csrc/kernels/cuda/softmax_row.cuh",
+        "target.index_weight = (1 - p.label_smoothing) * target.mean_weight;",
+        "target.index_weight = target.mean_weight;",
+        (CE + "every_combination_of_options",),
+    ),
+    Fault(
+        "the last tile of a long run of one token is not added",
+        "csrc/kernels/cuda/segmented_sum.cuh",
+        "other <= last; ++other)",
+        "other < last; ++other)",
+        (EL + "one_token_repeated_everywhere",),
+    ),
+    Fault(
+        "on a GPU, positions of ids lie side by side whatever the stride",
+        "csrc/kernels/cuda/token_keys.cuh",
+        "const int64_t at = row * ids.row_stride + position * ids.position_stride;",
+        "const int64_t at = row * ids.row_stride + position;",
+        (EL + "ids_with_any_strides",),
+    ),
+    Fault(
+        "the bias has the gradient of the last chunk alone",
+        "csrc/kernels/cuda/linear_cross_entropy.cu",
+        "classes_, classes_, first > 0, bias_sums_, library_,",
+        "classes_, classes_, false, bias_sums_, library_,",
+        (CONTRACT + "every_dtype_at_a_size_of_many_tiles",),
+    ),
+    Fault(
+        "keys are read while the tile before is still used",  # a race
+        "csrc/kernels/cuda/mlp_tiles.cuh",
+        "    __syncthreads();  // the tile before is done with\n",
+        "",
+        (MLP + "equals_reference",),
+    ),
+    Fault(
+        "the upstream gradient is not used",
+        "csrc/bindings/cuda/upstream.h",
+        "    *factor = upstream.template const_data_ptr<T>();\n",
+        "",
+        (CONTRACT + "the_gradient_is_linear_in_the_upstream_gradient",),
+    ),
+]
+
+FAULTS = [*PYTHON, *CUDA, *KERNELS, *BINDINGS, *TEXT]
