@@ -162,8 +162,8 @@ KERNELS = [
     Fault(
         "a token takes the table row of another position",
         "csrc/kernels/batch.cpp",
-        "if (slot < begin || slot >= table_row || tokens_[slot] != token) {",
-        "if (slot >= table_row || tokens_[slot] != token) {",
+        "if (known < begin || known >= table_row || tokens_[known] != token) {",
+        "if (known >= table_row || tokens_[known] != token) {",
         (ENGINE + "steps_equal_eager",),
     ),
     Fault(
