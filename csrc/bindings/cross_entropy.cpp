@@ -48,9 +48,9 @@ std::tuple<Tensor, Tensor> backward(const Tensor grad_output, const Tensor input
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) {
-  library.impl("cross_entropy_forward", TORCH_BOX(&forward));
-  library.impl("cross_entropy_backward", TORCH_BOX(&backward));
+STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, ops) {
+  ops.impl("cross_entropy_forward", TORCH_BOX(&forward));
+  ops.impl("cross_entropy_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace charlm

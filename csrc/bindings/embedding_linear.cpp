@@ -126,9 +126,9 @@ std::tuple<Tensor, Tensor, Tensor> embedding_linear_backward(const Tensor grad_o
   });
 }
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) {
-  library.impl("embedding_linear_forward", TORCH_BOX(&embedding_linear_forward));
-  library.impl("embedding_linear_backward", TORCH_BOX(&embedding_linear_backward));
+STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, ops) {
+  ops.impl("embedding_linear_forward", TORCH_BOX(&embedding_linear_forward));
+  ops.impl("embedding_linear_backward", TORCH_BOX(&embedding_linear_backward));
 }
 
 }  // namespace charlm

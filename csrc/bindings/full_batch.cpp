@@ -115,9 +115,9 @@ Tensor evaluate_full(std::vector<Tensor> parameters, const Tensor contexts, cons
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) {
-  library.impl("train_full_steps", TORCH_BOX(&train_full_steps));
-  library.impl("evaluate_full", TORCH_BOX(&evaluate_full));
+STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, ops) {
+  ops.impl("train_full_steps", TORCH_BOX(&train_full_steps));
+  ops.impl("evaluate_full", TORCH_BOX(&evaluate_full));
 }
 
 }  // namespace charlm

@@ -1,4 +1,4 @@
-// The CPU's ops on layers as functions, for an op that is made of them. Arguments and results: see library.cpp.
+// The CPU's ops on layers as functions, for an op that is made of them. Arguments and results: see schemas.cpp.
 #pragma once
 
 #include <tuple>

@@ -91,9 +91,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor grad_output, co
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) {
-  library.impl("linear_cross_entropy_forward", TORCH_BOX(&linear_cross_entropy_forward));
-  library.impl("linear_cross_entropy_backward", TORCH_BOX(&backward));
+STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, ops) {
+  ops.impl("linear_cross_entropy_forward", TORCH_BOX(&linear_cross_entropy_forward));
+  ops.impl("linear_cross_entropy_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace charlm

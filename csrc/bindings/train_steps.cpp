@@ -51,6 +51,6 @@ Tensor train_steps(std::vector<Tensor> parameters, std::vector<Tensor> state, co
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) { library.impl("train_steps", TORCH_BOX(&train_steps)); }
+STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, ops) { ops.impl("train_steps", TORCH_BOX(&train_steps)); }
 
 }  // namespace charlm

@@ -98,9 +98,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tens
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, library) {
-  library.impl("embedding_linear_forward", TORCH_BOX(&forward));
-  library.impl("embedding_linear_backward", TORCH_BOX(&backward));
+STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, ops) {
+  ops.impl("embedding_linear_forward", TORCH_BOX(&forward));
+  ops.impl("embedding_linear_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace charlm

@@ -117,9 +117,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor grad_output, co
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, library) {
-  library.impl("linear_cross_entropy_forward", TORCH_BOX(&forward));
-  library.impl("linear_cross_entropy_backward", TORCH_BOX(&backward));
+STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, ops) {
+  ops.impl("linear_cross_entropy_forward", TORCH_BOX(&forward));
+  ops.impl("linear_cross_entropy_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace charlm
