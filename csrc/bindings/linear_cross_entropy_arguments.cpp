@@ -9,14 +9,14 @@ LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
   check(input.dim() >= 1, "input must have shape (..., D), got ()");
   check_matches("linear_weight", linear_weight, "input", input);
   const int64_t features = input.size(input.dim() - 1);
-  check(linear_weight.dim() == 2 && linear_weight.size(1) == features, "linear_weight must have shape (V, D=", features,
+  check(linear_weight.dim() == 2 && linear_weight.size(1) == features, "linear_weight must have shape (C, D=", features,
         "), got ", ShapeString(linear_weight));
   const int64_t classes = linear_weight.size(0);
   const Shape row_shape = leading_sizes(input), target_shape = target.sizes();
   const int64_t rows = product("input", row_shape);
-  check_sizes({{"N", rows}, {"V", classes}});
+  check_sizes({{"N", rows}, {"C", classes}});
   check_sizes({{"N", rows}, {"D", features}});
-  check_sizes({{"V", classes}, {"D", features}});
+  check_sizes({{"C", classes}, {"D", features}});
 
   // Integers in the shape of probabilities are probabilities of the wrong dtype, unless one index may have that shape.
   const bool has_dims = target.dim() == input.dim();
@@ -25,19 +25,19 @@ LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
   if (probabilities) {
     check_ignores_nothing(options);
     check_matches("target", target, "input", input);
-    check(has_shape, "target must have shape (..., V=", classes, ") with the leading dimensions of input ",
+    check(has_shape, "target must have shape (..., C=", classes, ") with the leading dimensions of input ",
           ShapeString(input), ", got ", ShapeString(target));
   } else {
     const bool is_one_class = input.dim() == 1 && target_shape.equals({1});  // as torch takes it
     check(is_one_class || target_shape.equals(row_shape), "target must have the shape of input ", ShapeString(input),
-          " without its last dimension (class indices), or with V=", classes,
+          " without its last dimension (class indices), or with C=", classes,
           " in its place (class probabilities), got ", ShapeString(target));
     check_same_device("target", target, "input", input);
     check_integral("target", target);
   }
   if (linear_bias.has_value()) {
     check_matches("linear_bias", *linear_bias, "input", input);
-    check_shape("linear_bias", *linear_bias, {{"V", classes}});
+    check_shape("linear_bias", *linear_bias, {{"C", classes}});
   }
 
   LinearCrossEntropyArguments<T> problem{

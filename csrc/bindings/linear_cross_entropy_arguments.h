@@ -11,10 +11,10 @@ struct LinearCrossEntropyArguments {
   Tensor input, target;
   OptionalTensor bias = std::nullopt, class_weight = std::nullopt;
   Matrix input_rows = {};  // (N, D) in the dtype of products
-  Matrix weight = {};      // (V, D) in its own dtype
+  Matrix weight = {};      // (C, D) in its own dtype
   CrossEntropy<T> loss = {};
   int64_t rows = 0, features = 0, classes = 0;
-  // (V,) in the dtype of products; null: none
+  // (C,) in the dtype of products; null: none
   const void* bias_values() const { return bias.has_value() ? bias->const_data_ptr() : nullptr; }
 };
 
