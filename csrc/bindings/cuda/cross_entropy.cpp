@@ -18,8 +18,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor targ
                                            double softcap, double z_loss, bool compute_gradient) {
   const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
   const DeviceCall device("input", input);
-  std::optional<std::tuple<Tensor, Tensor, Tensor>> result;
-  dispatch_compute_type(input, [&](auto type) {
+  return dispatch_compute_type(input, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(type);
     const CrossEntropyArguments<T> arguments = read_arguments<T>(input, target, weight, options);
     cuda::CrossEntropyCall<T> call;
@@ -37,9 +36,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor targ
     TorchLibrary library(device);
     device.check(cuda::cross_entropy(call, library, device.stream()));
     if (call.problem.classes == 0) finish_without_classes(options.reduction, target, loss);
-    result.emplace(loss, lse, gradient);
+    return {loss, lse, gradient};
   });
-  return *result;
 }
 
 std::tuple<Tensor, Tensor> backward(const Tensor grad_output, const Tensor input, const Tensor target,
