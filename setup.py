@@ -92,7 +92,7 @@ def modules() -> list[Extension]:
         flags = [*CXX_FLAGS, *KERNEL_FLAGS, *flags, *only, f"-DCHARLM_ISA={name}"]
         objects.append(Objects(name, sources("kernels/cpu/*.cpp")[::-1], flags))  # the last takes longest
     # clang has other rules for headers that are compiled beforehand, and takes less time to read them.
-    header = "bindings/check.h" if is_gcc else None
+    header = "bindings/checks.h" if is_gcc else None
     objects.append(Objects("bindings", bindings, [*CXX_FLAGS, *BINDING_FLAGS, *only], header))
     objects.append(Objects("shared", sources("kernels/*.cpp"), [*CXX_FLAGS, "-O2", *only]))
     return [
