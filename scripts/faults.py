@@ -190,7 +190,7 @@ BINDINGS = [
         "    const Workspace<T> scratch(cpu::cross_entropy_scratch(problem));\n",
         "  const Workspace<T> scratch(cpu::cross_entropy_scratch(problem));\n"
         "  parallel_for(tiles, grain, [&](int64_t first, int64_t last) {\n",
-        (CONTRACT + "the_same_bits_every_time_and_with_any_number_of_threads",),
+        (CE + "threads_have_memory_of_their_own",),
     ),
     Fault(
         "float16 is read as float32",
@@ -223,9 +223,9 @@ BINDINGS = [
     Fault(
         "the sum of a whole model's losses is their mean",
         "csrc/bindings/mlp_cross_entropy.cpp",
-        "    if (arguments.reduction == Reduction::kSum) batch_.weight = 1;\n",
+        "    if (arguments.reduction != Reduction::kMean) batch_.weight = 1;\n",
         "",
-        (MLP + "equals_reference",),
+        (MLP + "every_option_and_reduction",),
     ),
 ]
 
@@ -412,13 +412,13 @@ CUDA = [
         "csrc/kernels/cuda/mlp_tiles.cuh",
         "    __syncthreads();  // the tile before is done with\n",
         "",
-        (MLP + "equals_reference",),
+        (MLP + "every_shape_in_every_dtype",),
     ),
     Fault(
         "the upstream gradient is not used",
         "csrc/bindings/cuda/upstream.h",
-        "    *factor = upstream.template const_data_ptr<T>();\n",
-        "",
+        "*factor = upstream.template const_data_ptr<T>();",
+        "*factor = nullptr;",
         (CONTRACT + "the_gradient_is_linear_in_the_upstream_gradient",),
     ),
 ]

@@ -57,7 +57,7 @@ TOLERANCES = {
 # Widths around the vector registers (8 and 16 floats), one class, the 27 symbols of names, and one that is large.
 VOCAB_SIZES = (1, 27, 28, 31, 32, 33, 65, 5003)
 
-# (N, V)
+# (N, C)
 LOGITS_SHAPES = (
     *((rows, vocab_size) for rows in (0, 1, 7) for vocab_size in VOCAB_SIZES),
     (4099, 27),
@@ -79,7 +79,7 @@ EMBEDDING_LINEAR_SHAPES = (
     (61, 3, 27, 4, 0),
 )
 
-# (N, D, V)
+# (N, D, C)
 LINEAR_CROSS_ENTROPY_SHAPES = (
     *((7, 5, vocab_size) for vocab_size in VOCAB_SIZES),
     *((rows, 33, 27) for rows in (0, 1, 515)),

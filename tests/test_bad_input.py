@@ -201,7 +201,7 @@ def test_cross_entropy_shapes(changes: dict[str, Any], message: str) -> None:
 
 
 INDICES_OR_ROWS = (
-    "target must have the shape of input (5, 6) without its last dimension (class indices), or with V=27 in its place "
+    "target must have the shape of input (5, 6) without its last dimension (class indices), or with C=27 in its place "
     "(class probabilities), got "
 )
 
@@ -210,9 +210,9 @@ INDICES_OR_ROWS = (
     ("changes", "message"),
     [
         ({"input": torch.tensor(1.0)}, "input must have shape (..., D), got ()"),
-        ({"input": torch.zeros(5, 7)}, "linear_weight must have shape (V, D=7), got (27, 6)"),
-        ({"linear_weight": torch.zeros(27)}, "linear_weight must have shape (V, D=6), got (27,)"),
-        ({"linear_weight": torch.zeros(27, 7)}, "linear_weight must have shape (V, D=6), got (27, 7)"),
+        ({"input": torch.zeros(5, 7)}, "linear_weight must have shape (C, D=7), got (27, 6)"),
+        ({"linear_weight": torch.zeros(27)}, "linear_weight must have shape (C, D=6), got (27,)"),
+        ({"linear_weight": torch.zeros(27, 7)}, "linear_weight must have shape (C, D=6), got (27, 7)"),
         (
             {"linear_weight": torch.zeros(27, 2, 6)},
             "linear_bias must have the shape of linear_weight without its last dimension, (27, 2), got (27,)",
@@ -221,13 +221,13 @@ INDICES_OR_ROWS = (
             {"linear_weight": torch.zeros(27, 2, 7), "linear_bias": None},
             "input must have shape (N, D=7) where linear_weight has more than two dimensions, got (5, 6)",
         ),
-        ({"linear_bias": torch.zeros(26)}, "linear_bias must have shape (V=27,), got (26,)"),
-        ({"linear_bias": torch.zeros(27, 1)}, "linear_bias must have shape (V=27,), got (27, 1)"),
+        ({"linear_bias": torch.zeros(26)}, "linear_bias must have shape (C=27,), got (26,)"),
+        ({"linear_bias": torch.zeros(27, 1)}, "linear_bias must have shape (C=27,), got (27, 1)"),
         ({"target": torch.zeros(4, dtype=torch.int64)}, INDICES_OR_ROWS + "(4,)"),
         ({"target": torch.zeros(5, 1, dtype=torch.int64)}, INDICES_OR_ROWS + "(5, 1)"),
         (
             {"target": torch.zeros(5, 26)},
-            "target must have shape (..., V=27) with the leading dimensions of input (5, 6), got (5, 26)",
+            "target must have shape (..., C=27) with the leading dimensions of input (5, 6), got (5, 26)",
         ),
         ({"weight": torch.ones(26)}, "weight must have shape (C=27,), got (26,)"),
     ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,11 @@ import torch
 from compiler import CSRC, FOLDER, ROOT, alone, compile_source, create, digest
 from torch import Tensor
 
+from building import instruction_sets
+
 SOURCE = Path(__file__).with_name("cpu_math.cpp")
 # Those that setup.py has for kernels.
-FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno"]
-MARCH = (
-    {"x86_64": "-march=x86-64", "x86_64_v3": "-march=x86-64-v3", "x86_64_v4": "-march=x86-64-v4"}
-    if platform.machine() in ("x86_64", "AMD64")
-    else {"generic": ""}
-)
+KERNEL_FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno"]
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 INFINITY, NAN = math.inf, math.nan
 
@@ -53,8 +49,8 @@ def libraries() -> dict[str, ctypes.CDLL]:
     built = {}
     with alone():
         isa = compile_source(CSRC / "kernels" / "isa.cpp", ["-fPIC"])
-        for name, march in MARCH.items():
-            flags = [*FLAGS, "-fPIC", "-Wno-uninitialized", f"-DCHARLM_ISA={name}", *march.split()]
+        for name, flags in instruction_sets.FLAGS.items():
+            flags = [*KERNEL_FLAGS, *flags, "-fPIC", "-Wno-uninitialized", f"-DCHARLM_ISA={name}"]
             objects = [isa, compile_source(SOURCE, flags)]
             path = FOLDER / f"cpu_math-{digest([str(path).encode() for path in objects])}.so"
             if not path.exists():
@@ -104,9 +100,9 @@ def same(result: Tensor, expected: list[float]) -> bool:
 
 
 def test_the_flags_are_those_of_the_build() -> None:
-    build = "".join(path.read_text() for path in [ROOT / "setup.py", *(ROOT / "building").glob("*.py")])
-    for flag in [*FLAGS, *MARCH.values()]:
-        assert f'"{flag}"' in build or not flag
+    build = (ROOT / "setup.py").read_text()
+    for flag in KERNEL_FLAGS:
+        assert f'"{flag}"' in build
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

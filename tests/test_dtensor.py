@@ -241,7 +241,7 @@ def test_errors_name_the_argument(ranks: list[dict[str, Any]]) -> None:
             "target shape": "ValueError: target must have shape (7,) or (7, 5), got (6,)",
             "target shape, by classes": "ValueError: target must have shape (7,) or (7, 5), got (6,)",
             "bias shape": "ValueError: bias must have shape (4,), got (3,)",
-            "class weights": "ValueError: weight must have shape (V=5,), got (4,)",
+            "class weights": "ValueError: weight must have shape (C=5,), got (4,)",
             "outside": "IndexError: target[3] = 31 is out of range for 5 classes",
             "outside, by classes": "IndexError: target[3] = 31 is out of range for 5 classes",
             "smoothing, by classes": "ValueError: label_smoothing must be between 0 and 1, got 2.0",

@@ -269,7 +269,7 @@ def test_any_shape_dtype_layout_and_options(data: st.DataObject) -> None:
 def test_a_layer_for_each_position(
     options: dict[str, Any], targets: str, positions: tuple[int, ...], reduction: str
 ) -> None:
-    """linear_weight (V, d1, ..., D): values and gradients, one position after the other."""
+    """linear_weight (C, d1, ..., D): values and gradients, one position after the other."""
     options = {**options, "reduction": reduction}
     weighted = options.pop("weighted", False)
     classes, features, rows = 7, 4, 5

@@ -17,10 +17,9 @@ from charlm import _C
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^(Create|Add to) `([\w/.]+)`[^\n]*:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# One copy of the kernel is enough here, for any instruction set.
-ISA = _C.instruction_set() if "CHARLM_ONLY_ISA" in (ROOT / "csrc/kernels/isa.h").read_text() else "generic"
+# One copy of the kernel is enough here, under the name of any instruction set.
 COMPILER = [*shlex.split(os.environ.get("CXX", "c++")), "-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden"]
-COMPILER += [f"-DCHARLM_ISA={ISA}", f"-DCHARLM_ONLY_ISA={ISA}", "-DCHARLM_GENERIC"]
+COMPILER += [f"-DCHARLM_ISA={_C.instruction_set()}", f"-DCHARLM_ONLY_ISA={_C.instruction_set()}"]
 COMPILER += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 
 # The rest of the bindings is in charlm._C, which is loaded as it is: the toy has a library of its own.

@@ -281,18 +281,18 @@ def test_a_call_costs_two_messages_and_backward_one(ranks: list[dict[str, Any]])
 
 
 def test_errors_name_the_argument_on_every_rank(ranks: list[dict[str, Any]]) -> None:
-    features = "(V_r, D=5) with V_r >= 1"
+    features = "(C_r, D=5) with C_r >= 1"
     for rank, found in enumerate(rank["errors"] for rank in ranks):
         own_classes = SLICES[len(ranks)][rank]
-        of_rank_1 = f"linear_bias must have shape (V_r={own_classes},), got (3,)"
+        of_rank_1 = f"linear_bias must have shape (C_r={own_classes},), got (3,)"
         assert found == {
             "target": "IndexError: target[3] = 31 is out of range for 29 classes",
             "target shape": "ValueError: target must have the shape of input (6, 5) without its last dimension "
             "(class indices), got (5,)",
             "probabilities": "ValueError: target must have an integer dtype, got torch.float64",
-            "weight": "ValueError: weight must have shape (V=29,), got (28,)",
+            "weight": "ValueError: weight must have shape (C=29,), got (28,)",
             "linear_weight": f"ValueError: linear_weight must have shape {features}, got (8, 4)",
-            "linear_bias": f"ValueError: linear_bias must have shape (V_r={own_classes},), got (3,)",
+            "linear_bias": f"ValueError: linear_bias must have shape (C_r={own_classes},), got (3,)",
             "dtype": "ValueError: linear_weight must have the dtype of input, torch.float64, got torch.float32",
             "reduction": "ArgumentError: reduction must be 'none', 'mean' or 'sum', got 'average'",
             "label_smoothing": "ArgumentError: label_smoothing must be between 0 and 1, got 1.5",

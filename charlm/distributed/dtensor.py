@@ -27,7 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from charlm.ops import _vocab_parallel
-from charlm.ops._arguments import REDUCTION_NAMES, REDUCTIONS, loss_options
+from charlm.ops._arguments import REDUCTIONS, LossOptions, keywords
 from charlm.ops._transforms import Op
 from charlm.ops.cross_entropy import _OP as CROSS_ENTROPY
 from charlm.ops.cross_entropy import _class_dim
@@ -35,11 +35,12 @@ from charlm.ops.embedding_linear import _ACTIVATIONS
 from charlm.ops.embedding_linear import _OP as EMBEDDING_LINEAR
 from charlm.ops.linear_cross_entropy import _OP as LINEAR_CROSS_ENTROPY
 from charlm.ops.mlp_cross_entropy import _OP as MLP_CROSS_ENTROPY
+from charlm.ops.mlp_cross_entropy import MlpOptions
 
 _NONE, _MEAN, _SUM = (REDUCTIONS[name] for name in ("none", "mean", "sum"))
 
 
-def cross_entropy(input: DTensor, target: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
+def cross_entropy(input: DTensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Tensor:
     """:func:`charlm.ops.cross_entropy`. Logits that are sharded by classes are not gathered."""
     class_dim = _class_dim(input)
     classes = math.prod(input.shape[class_dim : class_dim + 1])
@@ -56,13 +57,13 @@ def cross_entropy(input: DTensor, target: Tensor, weight: Tensor | None, *option
     own_target = split.local(target, lambda row: Shard(row_dims[row] if like_input else row))
     own_weight = split.local(weight)
     if split.column_dim is None:
-        losses = _by_kernel(CROSS_ENTROPY, (own_input, own_target, own_weight), options, 1)
+        losses = _by_kernel(CROSS_ENTROPY, (own_input, own_target, own_weight), options)
     else:
         _vocab_parallel.check_labels(input, target)
         logits = own_input.movedim(class_dim, -1)
         losses = _by_class(split, logits, None, None, own_target, own_weight, classes, options)
-    counted = _counted(own_target, own_weight, classes, options[0])
-    return _reduced(split, losses, rows, options[1], own_target, counted)
+    counted = _counted(own_target, own_weight, classes, options.ignore_index)
+    return _reduced(split, losses, rows, options.reduction, own_target, counted)
 
 
 def linear_cross_entropy(
@@ -71,7 +72,7 @@ def linear_cross_entropy(
     target: Tensor,
     linear_bias: Tensor | None,
     weight: Tensor | None,
-    *options: Any,
+    options: LossOptions,
 ) -> Tensor:
     """:func:`charlm.ops.linear_cross_entropy`. A weight that is sharded by classes is not gathered, nor are logits."""
     row_dims = range(input.ndim - 1)
@@ -87,12 +88,12 @@ def linear_cross_entropy(
     own_target = split.local(target, Shard)
     own_weight = split.local(weight)
     if split.column_dim is None:
-        losses = _by_kernel(LINEAR_CROSS_ENTROPY, (own_input, layer[0], own_target, layer[1], own_weight), options, 1)
+        losses = _by_kernel(LINEAR_CROSS_ENTROPY, (own_input, layer[0], own_target, layer[1], own_weight), options)
     else:
         _vocab_parallel.check_tensors(input, linear_weight, target, linear_bias, weight)
         losses = _by_class(split, own_input, *layer, own_target, own_weight, classes, options)
-    counted = _counted(own_target, own_weight, classes, options[0])
-    return _reduced(split, losses, rows, options[1], own_target, counted)
+    counted = _counted(own_target, own_weight, classes, options.ignore_index)
+    return _reduced(split, losses, rows, options.reduction, own_target, counted)
 
 
 def embedding_linear(ids: DTensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:
@@ -118,15 +119,13 @@ def mlp_cross_entropy(
     bias1: Tensor | None,
     weight2: Tensor,
     bias2: Tensor | None,
-    ignore_index: int,
-    reduction: int,
-    softcap: float,
+    options: MlpOptions,
 ) -> Tensor:
     """:func:`charlm.ops.mlp_cross_entropy`; where a weight is sharded by its rows, the two ops that it is equal to."""
     if _shards(weight1, 0) or _shards(weight2, 0):
         hidden: Any = embedding_linear(ids, embedding, weight1, bias1, _ACTIVATIONS["tanh"])
-        options = (ignore_index, reduction, 0.0, softcap, 0.0)
-        return linear_cross_entropy(hidden, weight2, target, bias2, None, *options)
+        of_layer = LossOptions(options.ignore_index, options.reduction, 0.0, options.softcap, 0.0)
+        return linear_cross_entropy(hidden, weight2, target, bias2, None, of_layer)
     split = _Split.of(ids, range(ids.ndim - 1))
     target, *parameters = split.joined(
         target=target, embedding=embedding, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2
@@ -135,9 +134,9 @@ def mlp_cross_entropy(
     split.check_shape("target", target, rows)
     own_target = split.local(target, Shard)
     tensors = (split.local(ids, Shard), own_target, *map(split.local, parameters))
-    losses = _by_kernel(MLP_CROSS_ENTROPY, tensors, (ignore_index, reduction, softcap), 1)
-    counted = _counted(own_target, None, parameters[3].shape[0], ignore_index)
-    return _reduced(split, losses, rows, reduction, own_target, counted)
+    losses = _by_kernel(MLP_CROSS_ENTROPY, tensors, options)
+    counted = _counted(own_target, None, parameters[3].shape[0], options.ignore_index)
+    return _reduced(split, losses, rows, options.reduction, own_target, counted)
 
 
 @dataclass(frozen=True)
@@ -294,11 +293,11 @@ def _may_split_classes(target: Tensor, weight: Tensor | None) -> bool:
     return not target.is_floating_point() and (weight is None or not weight.requires_grad)
 
 
-def _by_kernel(op: Op, tensors: Sequence[Any], options: Sequence[Any], place: int) -> Callable[[int], Tensor]:
-    """This rank's loss by the op itself, as a function of the reduction, which is options[place]."""
+def _by_kernel(op: Op, tensors: Sequence[Any], options: LossOptions | MlpOptions) -> Callable[[int], Tensor]:
+    """This rank's loss by the op itself, as a function of the reduction."""
 
     def loss(reduction: int) -> Tensor:
-        return op.call(*tensors, *options[:place], reduction, *options[place + 1 :])
+        return op.call(*tensors, options._replace(reduction=reduction))
 
     return loss
 
@@ -311,11 +310,11 @@ def _by_class(
     target: Tensor,
     weight: Tensor | None,
     classes: int,
-    options: Sequence[Any],
+    options: LossOptions,
 ) -> Callable[[int], Tensor]:
     """As `_by_kernel`, of this rank's rows and the classes of all ranks of the dimension that splits them."""
-    ignore_index, reduction, label_smoothing, softcap, z_loss = options
-    loss_options(ignore_index, REDUCTION_NAMES[reduction], label_smoothing, softcap or None, z_loss)
+    of_rows = keywords(options)
+    del of_rows["reduction"]
     dim = split.column_dim
     assert dim is not None
     # Shard cuts as torch.chunk does.
@@ -324,14 +323,11 @@ def _by_class(
         input,
         target,
         weight,
-        ignore_index=ignore_index,
         first=min(split.mesh.get_local_rank(dim) * chunk, classes),
         classes=classes,
-        label_smoothing=label_smoothing,
-        softcap=softcap or None,
-        z_loss=z_loss,
         group=split.mesh.get_group(dim),
         partial_input_gradient=True,
+        **of_rows,
     )
 
     def losses(reduction: int) -> Tensor:

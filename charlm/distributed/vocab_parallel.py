@@ -26,7 +26,7 @@ def vocab_parallel_linear_cross_entropy(
 ) -> Tensor:
     """:func:`charlm.ops.linear_cross_entropy` of a weight whose rows are spread over the processes of a group.
 
-    Rank r holds the V_r classes that follow those of rank r-1; the slices may have any sizes. The formula is in
+    Rank r holds the C_r classes that follow those of rank r-1; the slices may have any sizes. The formula is in
     `charlm.ops._vocab_parallel`, which never holds all logits of a rank. A call costs two messages, one of them of a
     few numbers, and backward one, the sum of the input's gradients.
 
@@ -36,10 +36,10 @@ def vocab_parallel_linear_cross_entropy(
     Args:
         input: (..., D), N rows; float32, float64, bfloat16 or float16. Logits of the last two are rounded as those of
             ``F.linear``, and the rest is float32.
-        linear_weight: (V_r, D), at least one row; dtype of ``input``.
-        target: class indices (...), any integer dtype, each in [0, V) or ``ignore_index``; V = sum_r V_r.
-        linear_bias: (V_r,), dtype of ``input``.
-        weight: weight of each class, (V,): of all of them, the same on every rank; floating point.
+        linear_weight: (C_r, D), at least one row; dtype of ``input``.
+        target: class indices (...), any integer dtype, each in [0, C) or ``ignore_index``; C = sum_r C_r.
+        linear_bias: (C_r,), dtype of ``input``.
+        weight: weight of each class, (C,): of all of them, the same on every rank; floating point.
         reduction, ignore_index, label_smoothing, softcap, z_loss: as in :func:`charlm.ops.linear_cross_entropy`.
         group: the processes; None is the default group.
 

@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,18 @@ REDUCTION_NAMES = tuple(REDUCTIONS)
 HALF = (torch.bfloat16, torch.float16)  # computed in float32
 _FLOATING = (torch.float32, torch.float64, *HALF)
 
-# ignore_index, reduction, label_smoothing, softcap, z_loss
-LossOptions = tuple[int, int, float, float, float]
+
+class LossOptions(NamedTuple):
+    """The options of a loss as the op schemas have them, in their order."""
+
+    ignore_index: int
+    reduction: int
+    label_smoothing: float
+    softcap: float
+    z_loss: float
+
+
+_DEFAULTS = tuple(LossOptions(-100, code, 0.0, 0.0, 0.0) for code in REDUCTIONS.values())  # to make one takes time
 
 
 class ArgumentError(ValueError, RuntimeError):
@@ -52,7 +62,15 @@ def loss_options(
         z_loss = number("z_loss", "a non-negative, finite number", z_loss)
         if not 0.0 <= z_loss < math.inf:
             raise ArgumentError(f"z_loss must be non-negative and finite, got {z_loss}")
-    return ignore_index, code, label_smoothing, 0.0 if softcap is None else softcap_code(softcap), z_loss
+    if softcap is None and ignore_index == -100 and label_smoothing == 0.0 and z_loss == 0.0:
+        return _DEFAULTS[code]
+    return LossOptions(ignore_index, code, label_smoothing, softcap_code(softcap), z_loss)
+
+
+def keywords(options: Any) -> dict[str, Any]:
+    """The options of a loss as callers have them."""
+    named: dict[str, Any] = options._asdict()
+    return {**named, "reduction": REDUCTION_NAMES[options.reduction], "softcap": options.softcap or None}
 
 
 def reduction_code(reduction: str) -> int:

@@ -32,7 +32,7 @@ Tensors = Sequence[Any]  # tensors, and None for those left out
 
 @dataclass(frozen=True)
 class Op:
-    """An op as functions of (*tensors, *options); the result is in the dtype that is computed in.
+    """An op as functions of (*tensors, options); the result is in the dtype that is computed in.
 
     call: the op, through whichever way fits.
     reference: its twin in plain PyTorch, for tensors in float32 or float64.
@@ -42,7 +42,7 @@ class Op:
 
     call: Callable[..., Tensor]
     reference: Callable[..., Tensor]
-    fold: Callable[[Sequence[bool], int, Tensors, Sequence[Any]], Tensor | None]
+    fold: Callable[[Sequence[bool], int, Tensors, Any], Tensor | None]
 
 
 def is_transformed() -> bool:
@@ -58,7 +58,7 @@ def is_exporting() -> bool:
     return compiler._is_exporting_flag
 
 
-def transformed(op: Op, tensors: Tensors, options: Sequence[Any]) -> Tensor:
+def transformed(op: Op, tensors: Tensors, options: Any) -> Tensor:
     """The op where `is_transformed()`."""
     if _kernels_fit():
         result: Tensor = _Transformed.apply(op, options, *map(_widened, tensors))
@@ -66,14 +66,14 @@ def transformed(op: Op, tensors: Tensors, options: Sequence[Any]) -> Tensor:
     return by_reference(op, tensors, options)
 
 
-def by_reference(op: Op, tensors: Tensors, options: Sequence[Any]) -> Tensor:
+def by_reference(op: Op, tensors: Tensors, options: Any) -> Tensor:
     """The op in plain PyTorch, bfloat16 and float16 computed in float32 as by the kernels, whatever autocast says."""
     tensors = [*map(_widened, tensors)]
     device = tensors[0].device.type
     if not has_autocast(device):
-        return op.reference(*tensors, *options)
+        return op.reference(*tensors, options)
     with torch.autocast(device, enabled=False):
-        return op.reference(*tensors, *options)
+        return op.reference(*tensors, options)
 
 
 def is_more_than_first_order(grad_output: Tensor) -> bool:
@@ -85,7 +85,7 @@ def is_more_than_first_order(grad_output: Tensor) -> bool:
 
 
 def gradients(
-    op: Op, wanted: Sequence[bool], grad_output: Tensor, tensors: Tensors, options: Sequence[Any]
+    op: Op, wanted: Sequence[bool], grad_output: Tensor, tensors: Tensors, options: Any
 ) -> list[Tensor | None]:
     """The gradients of the wanted tensors, None for the others, themselves differentiable as often as you like."""
     # By autograd, not torch.func.vjp, which refuses to run among hooks on saved tensors. Of aliases, so that the hooks
@@ -144,7 +144,7 @@ def _merged(values: Sequence[Any], flags: Sequence[bool], replacements: Iterable
 
 
 def _gradients_by_vjp(
-    op: Op, wanted: Sequence[bool], options: Sequence[Any], grad_output: Tensor, tensors: Tensors
+    op: Op, wanted: Sequence[bool], options: Any, grad_output: Tensor, tensors: Tensors
 ) -> tuple[Tensor, ...]:
     """The wanted gradients, where torch.func is at work."""
 
@@ -156,7 +156,7 @@ def _gradients_by_vjp(
     return found
 
 
-def _mapped(op: Op, batch_size: int, dims: Sequence[int | None], tensors: Tensors, options: Sequence[Any]) -> Tensor:
+def _mapped(op: Op, batch_size: int, dims: Sequence[int | None], tensors: Tensors, options: Any) -> Tensor:
     """The results of all samples, (B, ...)."""
     mapped = [dim is not None for dim in dims]
     in_front = [
@@ -174,8 +174,8 @@ class _Transformed(torch.autograd.Function):
     """An op at one level of grad, vjp or vmap."""
 
     @staticmethod
-    def forward(op: Op, options: Sequence[Any], *tensors: Tensor | None) -> Tensor:
-        return op.call(*tensors, *options)
+    def forward(op: Op, options: Any, *tensors: Tensor | None) -> Tensor:
+        return op.call(*tensors, options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -189,9 +189,7 @@ class _Transformed(torch.autograd.Function):
         return None, None, *_merged([None] * len(wanted), wanted, found)
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[Any, ...], op: Op, options: Sequence[Any], *tensors: Tensor | None
-    ) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple[Any, ...], op: Op, options: Any, *tensors: Tensor | None) -> tuple[Tensor, int]:
         return _mapped(op, info.batch_size, in_dims[2:], tensors, options), 0
 
 
@@ -200,11 +198,11 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        op: Op, options: Sequence[Any], wanted: Sequence[bool], grad_output: Tensor, *tensors: Tensor | None
+        op: Op, options: Any, wanted: Sequence[bool], grad_output: Tensor, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             leaves = [tensor.detach().requires_grad_() for tensor in _chosen(tensors, wanted)]
-            result = op.call(*_merged(tensors, wanted, leaves), *options)
+            result = op.call(*_merged(tensors, wanted, leaves), options)
         return torch.autograd.grad(result, leaves, grad_output)
 
     @staticmethod
@@ -228,7 +226,7 @@ class _Gradients(torch.autograd.Function):
         info: Any,
         in_dims: tuple[Any, ...],
         op: Op,
-        options: Sequence[Any],
+        options: Any,
         wanted: Sequence[bool],
         grad_output: Tensor,
         *tensors: Tensor | None,

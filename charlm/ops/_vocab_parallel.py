@@ -6,7 +6,7 @@ and the logit of the row's class y, which one of them has, and each computes the
 
     log(sum_r exp(m_r - m) sum_c exp(z_c - m_r)) - (z_y - m)
 
-The logits (N, V_r) are computed a chunk of rows at a time, and again in backward, which sends one message, the sum of
+The logits (N, C_r) are computed a chunk of rows at a time, and again in backward, which sends one message, the sum of
 the input's gradients.
 """
 
@@ -36,8 +36,8 @@ class Loss:
         labels: (N,) the class of each row, 0 where it is ignored.
         kept: (N,) bool, whether it is not.
         first: the first class of this rank.
-        classes: V, the classes of all ranks.
-        weight: (V,) in the dtype computed in, or None.
+        classes: C, the classes of all ranks.
+        weight: (C,) in the dtype computed in, or None.
         partial_input_gradient: leave the input's gradient as each rank's part of a sum.
     """
 
@@ -58,7 +58,7 @@ class Loss:
     ) -> Loss:
         """The loss of rows with class indices `target`, which are checked; the rest is as in the attributes."""
         if weight is not None and weight.shape != (classes,):
-            raise ValueError(f"weight must have shape (V={classes},), got {tuple(weight.shape)}")
+            raise ValueError(f"weight must have shape (C={classes},), got {tuple(weight.shape)}")
         labels = target.long()
         kept = labels != ignore_index
         _check_targets(labels, kept, classes)
@@ -81,7 +81,7 @@ class Loss:
         return own.where(is_own, 0), is_own
 
     def own_spread(self, own_classes: int) -> Tensor | float:
-        """The share of label smoothing of each class of this rank: (V_r,), or a number where all are the same."""
+        """The share of label smoothing of each class of this rank: (C_r,), or a number where all are the same."""
         share = self.label_smoothing / self.classes
         return share if self.weight is None else share * self.weight[self.first : self.first + own_classes]
 
@@ -91,7 +91,7 @@ class Loss:
 
 
 def row_losses(input: Tensor, linear_weight: Tensor | None, linear_bias: Tensor | None, loss: Loss) -> Tensor:
-    """The loss of every row, (N,) in the dtype computed in; without `linear_weight` of logits (..., V_r) in `input`."""
+    """The loss of every row, (N,) in the dtype computed in; without `linear_weight` of logits (..., C_r) in `input`."""
     rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
     losses: Tensor = _VocabParallel.apply(rows, linear_weight, linear_bias, loss)
     return losses
@@ -190,7 +190,7 @@ def _chunks(rows: int, classes: int, itemsize: int) -> Iterator[slice]:
 def _logits(
     input: Tensor, linear_weight: Tensor | None, linear_bias: Tensor | None, softcap: float | None
 ) -> tuple[Tensor, Tensor | None]:
-    """A new (rows, V_r) tensor in the dtype computed in, and with a softcap its derivative by what was capped."""
+    """A new (rows, C_r) tensor in the dtype computed in, and with a softcap its derivative by what was capped."""
     if linear_weight is None:
         logits = input.to(_compute_dtype(input), copy=True)
     else:
@@ -226,10 +226,10 @@ def check_tensors(
     features = input.shape[-1]
     if linear_weight.dim() != 2 or linear_weight.shape[1] != features or len(linear_weight) < 1:
         raise ValueError(
-            f"linear_weight must have shape (V_r, D={features}) with V_r >= 1, got {tuple(linear_weight.shape)}"
+            f"linear_weight must have shape (C_r, D={features}) with C_r >= 1, got {tuple(linear_weight.shape)}"
         )
     if linear_bias is not None and linear_bias.shape != linear_weight.shape[:1]:
-        raise ValueError(f"linear_bias must have shape (V_r={len(linear_weight)},), got {tuple(linear_bias.shape)}")
+        raise ValueError(f"linear_bias must have shape (C_r={len(linear_weight)},), got {tuple(linear_bias.shape)}")
     if target.shape != input.shape[:-1]:
         raise ValueError(
             f"target must have the shape of input {tuple(input.shape)} without its last dimension (class indices), "

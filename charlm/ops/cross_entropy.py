@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from charlm.ops import _dtensor, _extension, _transforms, reference  # noqa: F401  _extension registers the ops
-from charlm.ops._arguments import HALF, REDUCTION_NAMES, check_output_dtype, complain, loss_options, promoted
+from charlm.ops._arguments import HALF, LossOptions, check_output_dtype, complain, keywords, loss_options, promoted
 from charlm.ops._autograd import apply, autocast_dtype, check_devices, needs_gradient
 from charlm.ops._saved import Version, wanted_gradients
 from charlm.ops._scaling import scale_saved
@@ -81,11 +81,11 @@ def cross_entropy(
             check_output_dtype(output_dtype)
         autocast = autocast_dtype(input) is not None
         if autocast and _transforms.is_exporting():
-            loss = _reference(input, target, weight, *options)
+            loss = _reference(input, target, weight, options)
         else:
             if weight is not None or target.dtype.is_floating_point:
                 (input,), target, weight = promoted((input,), target, weight, autocast=autocast)
-            loss = _call(input, target, weight, *options)
+            loss = _call(input, target, weight, options)
         if output_dtype is None and (autocast or input.dtype not in HALF):
             return loss
         return loss.to(output_dtype or input.dtype)
@@ -94,10 +94,10 @@ def cross_entropy(
         raise
 
 
-def _call(input: Tensor, target: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
+def _call(input: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Tensor:
     """The loss in the dtype that is computed in."""
     if type(input) is not Tensor and _dtensor.is_dtensor(input):
-        return _dtensor.call("cross_entropy", input, target, weight, *options)
+        return _dtensor.call("cross_entropy", input, target, weight, options)
     if _transforms.is_transformed():
         return _transforms.transformed(_OP, (input, target, weight), options)
     if weight is not None and weight.requires_grad:
@@ -108,35 +108,23 @@ def _call(input: Tensor, target: Tensor, weight: Tensor | None, *options: Any) -
     return _forward(input, target, weight, *options, False)[0]
 
 
-def _reference(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: int,
-    label_smoothing: float,
-    softcap: float,
-    z_loss: float,
-) -> Tensor:
-    name = REDUCTION_NAMES[reduction]
-    return reference.cross_entropy(
-        input, target, weight, ignore_index, name, label_smoothing, softcap=softcap or None, z_loss=z_loss
-    )
+def _reference(input: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Tensor:
+    return reference.cross_entropy(input, target, weight, **keywords(options))
 
 
-def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, options: Sequence[Any]) -> Tensor | None:
+def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, options: LossOptions) -> Tensor | None:
     """The samples as further rows, where none has class weights of its own."""
     input, target, weight = tensors
     if not mapped[0] or mapped[2]:
         return None
-    ignore_index, reduction, *others = options
+    of_rows = options._replace(reduction=0)
     target = target if mapped[1] else target.expand(size, *target.shape)
     if input.ndim == 2:  # one row a sample
-        losses = _call(input, target, weight, ignore_index, 0, *others)
+        losses = _call(input, target, weight, of_rows)
     else:
-        rows = _call(input.flatten(0, 1), target.flatten(0, 1), weight, ignore_index, 0, *others)
+        rows = _call(input.flatten(0, 1), target.flatten(0, 1), weight, of_rows)
         losses = rows.unflatten(0, input.shape[:2])
-    return _transforms.reduce_each(losses, target, weight, ignore_index, reduction)
+    return _transforms.reduce_each(losses, target, weight, options.ignore_index, options.reduction)
 
 
 _OP = _transforms.Op(_call, _reference, _fold)
@@ -162,7 +150,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: tuple[Any, ...]
+        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
     ) -> tuple[Tensor, Tensor | None]:
         ctx.options = options
         ctx.set_materialize_grads(False)
@@ -193,7 +181,7 @@ class _CrossEntropy(torch.autograd.Function):
         if ctx.in_forward:
             gradient, target = saved[0].detach(), saved[1]
             kept = None if target.is_floating_point() else target
-            (gradient,) = scale_saved(grad_output, [gradient], kept, ctx.options[0], _class_dim(gradient))
+            (gradient,) = scale_saved(grad_output, [gradient], kept, ctx.options.ignore_index, _class_dim(gradient))
             return gradient if of_stand_in is None else gradient + of_stand_in, None, None, None
         input_wanted, target_wanted, _ = wanted_gradients(ctx, saved[:3])
         of_input, of_target = _backward(grad_output, *saved, *ctx.options, input_wanted, target_wanted)
@@ -211,17 +199,16 @@ def _logits(ctx: Any, stand_in: Tensor, target: Tensor, weight: Tensor | None, i
         return input + (stand_in - gradient).nan_to_num()  # the sum is the logits: what is added is 0
 
 
-def _is_invertible(options: Sequence[Any]) -> bool:
+def _is_invertible(options: LossOptions) -> bool:
     """Whether logits follow from their gradient, but for a constant a row, on which no derivative depends."""
-    *_, softcap, z_loss = options
-    return softcap == 0.0 and z_loss == 0.0
+    return options.softcap == 0.0 and options.z_loss == 0.0
 
 
-def _logits_of(gradient: Tensor, target: Tensor, weight: Tensor | None, options: Sequence[Any]) -> Tensor:
+def _logits_of(gradient: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Tensor:
     """Logits with this gradient, which is (sum(a) softmax(z) - a) / denominator in a row, with a as in
     csrc/kernels/cross_entropy.h.
     """
-    ignore_index, reduction, smoothing, *_ = options
+    smoothing = options.label_smoothing
     dim, classes = _class_dim(gradient), gradient.shape[_class_dim(gradient)]
     weights = gradient.new_ones(classes) if weight is None else weight.to(gradient.dtype)
     spread = smoothing / max(classes, 1)
@@ -230,7 +217,7 @@ def _logits_of(gradient: Tensor, target: Tensor, weight: Tensor | None, options:
         a = (1.0 - smoothing) * target + spread
         denominator = gradient.new_tensor(_rows(gradient))
     else:
-        kept = (target != ignore_index).unsqueeze(dim)
+        kept = (target != options.ignore_index).unsqueeze(dim)
         index = target.long().unsqueeze(dim).where(kept, 0)
         a = torch.full_like(gradient, spread).scatter_add_(
             dim, index, torch.full_like(index, 1.0 - smoothing, dtype=gradient.dtype)
@@ -238,7 +225,7 @@ def _logits_of(gradient: Tensor, target: Tensor, weight: Tensor | None, options:
         denominator = torch.where(kept, weights[index], 0.0).sum()
     a = a * weights.view(-1, *[1] * (gradient.ndim - 1 - dim))
     total = a.sum(dim, keepdim=True)
-    if reduction == 1:
+    if options.reduction == 1:
         gradient = gradient * denominator
     # A row that does not count, or whose weights are 0, has no derivatives, whatever its logits.
     probabilities = torch.where(kept & (total != 0.0), (gradient + a) / total, 1.0)
@@ -262,19 +249,15 @@ def _(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    ignore_index: int,
-    reduction: int,
-    label_smoothing: float,
-    softcap: float,
-    z_loss: float,
-    compute_gradient: bool,
+    *others: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    *options, compute_gradient = others
     check_devices(input=input, target=target, weight=weight)
     class_dim = _class_dim(input)
     row_shape = [*input.shape[:class_dim], *input.shape[class_dim + 1 :]]
     compute_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     return (
-        input.new_empty(row_shape if reduction == 0 else [], dtype=compute_dtype),
+        input.new_empty(row_shape if LossOptions(*options).reduction == 0 else [], dtype=compute_dtype),
         input.new_empty([2, _rows(input)], dtype=compute_dtype),
         torch.empty_like(input) if compute_gradient else input.new_empty([0]),
     )
@@ -287,14 +270,9 @@ def _(
     target: Tensor,
     weight: Tensor | None,
     lse: Tensor,
-    ignore_index: int,
-    reduction: int,
-    label_smoothing: float,
-    softcap: float,
-    z_loss: float,
-    input_gradient: bool,
-    target_gradient: bool,
+    *others: Any,
 ) -> tuple[Tensor, Tensor]:
+    *_, input_gradient, target_gradient = others
     check_devices(input=input, target=target, weight=weight, grad_output=grad_output, lse=lse)
     return (
         torch.empty_like(input) if input_gradient else input.new_empty([0]),

@@ -98,7 +98,7 @@ def _call(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, a
     if type(ids) is not Tensor and _dtensor.is_dtensor(ids):
         return _dtensor.call("embedding_linear", ids, embedding, weight, bias, activation)
     if _transforms.is_transformed():
-        return _transforms.transformed(_OP, (ids, embedding, weight, bias), (activation,))
+        return _transforms.transformed(_OP, (ids, embedding, weight, bias), activation)
     if needs_gradient(embedding, weight, bias):
         output: Tensor = apply(_EmbeddingLinear, ids, embedding, weight, bias, activation)
         return output
@@ -109,9 +109,9 @@ def _reference(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | No
     return reference.embedding_linear(ids, embedding, weight, bias, activation=_ACTIVATION_NAMES[activation])
 
 
-def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, options: Sequence[Any]) -> Tensor | None:
+def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, activation: int) -> Tensor | None:
     """The samples as further contexts, where they share the parameters."""
-    return None if any(mapped[1:]) else _call(*tensors, *options)
+    return None if any(mapped[1:]) else _OP.call(*tensors, activation)
 
 
 _OP = _transforms.Op(_call, _reference, _fold)
@@ -139,7 +139,7 @@ class _EmbeddingLinear(torch.autograd.Function):
         if _transforms.is_more_than_first_order(grad_output):
             embedding, bias = ctx.unread.as_they_were()
             tensors = (ids, embedding, weight, bias)
-            return *_transforms.gradients(_OP, wanted, grad_output, tensors, (ctx.activation,)), None
+            return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.activation), None
         wanted = wanted[1:]
         gradients = _backward(grad_output, output, ids, rows, weight, bias, ctx.activation, ctx.vocab_size, *wanted)
         return None, *(gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)), None

@@ -13,11 +13,12 @@ from torch.overrides import handle_torch_function, has_torch_function
 from charlm.ops import _dtensor, _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
 from charlm.ops._arguments import (
     HALF,
-    REDUCTION_NAMES,
     ArgumentError,
+    LossOptions,
     check_chunking,
     check_output_dtype,
     complain,
+    keywords,
     loss_options,
     promoted,
 )
@@ -50,7 +51,7 @@ def linear_cross_entropy(
 ) -> Tensor:
     """``cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)`` in bounded memory.
 
-    The logits (N, V) are computed a piece at a time, and so are their gradients; what is held beside the results is
+    The logits (N, C) are computed a piece at a time, and so are their gradients; what is held beside the results is
     about 1/20 of them; on a GPU 1/16, but at least 2,048 rows, or as many as fit into 512 MiB, and in bfloat16 and
     float16 all at once where sums of the weight's gradient in float32 would take more memory. Where a gradient is
     needed and the reduction is not "none", it is computed during forward, while its piece of the logits exists, so that
@@ -58,13 +59,13 @@ def linear_cross_entropy(
 
     Args:
         input: (..., D), N rows; float32, float64, bfloat16 or float16 (the last two are computed in float32).
-        linear_weight: (V, D), dtype of ``input``; or, as in torch, (V, d1, ..., D) with ``input`` (N, D), a layer for
-            each position of (N, d1, ...) losses. The logits (N, V, d1, ...) are held then.
-        target: class indices (...), any integer dtype, each in [0, V) or ``ignore_index``; or class probabilities
-            (..., V), which may require a gradient; with positions (N, d1, ...), or (N, V, d1, ...). Where probabilities
+        linear_weight: (C, D), dtype of ``input``; or, as in torch, (C, d1, ..., D) with ``input`` (N, D), a layer for
+            each position of (N, d1, ...) losses. The logits (N, C, d1, ...) are held then.
+        target: class indices (...), any integer dtype, each in [0, C) or ``ignore_index``; or class probabilities
+            (..., C), which may require a gradient; with positions (N, d1, ...), or (N, C, d1, ...). Where probabilities
             and logits differ in dtype, all are promoted, as in torch.
-        linear_bias: (V,), or (V, d1, ...), dtype of ``input``.
-        weight: weight of each class, (V,), dtype of ``input``.
+        linear_bias: (C,), or (C, d1, ...), dtype of ``input``.
+        weight: weight of each class, (C,), dtype of ``input``.
         reduction: "none", "mean" or "sum", as in :func:`charlm.ops.cross_entropy`.
         ignore_index: target value whose rows have loss and gradient 0 and do not count in the mean; None is -100, and
             all that goes with class probabilities.
@@ -132,16 +133,16 @@ def linear_cross_entropy(
             )
         lower = autocast_dtype(input)
         if lower is None and weight is None and not target.dtype.is_floating_point:
-            loss = _call(*tensors, *codes)
+            loss = _call(*tensors, codes)
         elif lower is not None and _transforms.is_exporting():
-            loss = _reference(*tensors, *codes)
+            loss = _reference(*tensors, codes)
         else:
             layer: Sequence[Any] = (input, linear_weight, linear_bias)
             layer, target, weight = promoted(
                 layer if lower is None else cast(lower, *layer), target, weight, autocast=lower is not None
             )
             input, linear_weight, linear_bias = layer
-            loss = _call(input, linear_weight, target, linear_bias, weight, *codes)
+            loss = _call(input, linear_weight, target, linear_bias, weight, codes)
         if output_dtype is None and (lower is not None or input.dtype not in HALF):
             return loss
         return loss.to(output_dtype or input.dtype)
@@ -152,7 +153,7 @@ def linear_cross_entropy(
 
 
 def _logits_by_position(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
-    """The logits (N, V, d1, ...) of a weight (V, d1, ..., D): at each position, those of a layer of its own."""
+    """The logits (N, C, d1, ...) of a weight (C, d1, ..., D): at each position, those of a layer of its own."""
     if input.ndim != 2 or input.shape[1] != linear_weight.shape[-1]:
         raise ArgumentError(
             f"input must have shape (N, D={linear_weight.shape[-1]}) where linear_weight has more than two dimensions, "
@@ -174,12 +175,12 @@ def _call(
     target: Tensor,
     linear_bias: Tensor | None,
     weight: Tensor | None,
-    *options: Any,
+    options: LossOptions,
 ) -> Tensor:
     """The loss in the dtype that is computed in."""
     tensors = (input, linear_weight, target, linear_bias, weight)
     if type(input) is not Tensor and _dtensor.is_dtensor(input):
-        return _dtensor.call("linear_cross_entropy", *tensors, *options)
+        return _dtensor.call("linear_cross_entropy", *tensors, options)
     if _transforms.is_transformed():
         return _transforms.transformed(_OP, tensors, options)
     if weight is not None and weight.requires_grad:
@@ -196,35 +197,22 @@ def _reference(
     target: Tensor,
     linear_bias: Tensor | None,
     weight: Tensor | None,
-    ignore_index: int,
-    reduction: int,
-    label_smoothing: float,
-    softcap: float,
-    z_loss: float,
+    options: LossOptions,
 ) -> Tensor:
-    return reference.linear_cross_entropy(
-        input,
-        linear_weight,
-        target,
-        linear_bias=linear_bias,
-        weight=weight,
-        reduction=REDUCTION_NAMES[reduction],
-        ignore_index=None if target.is_floating_point() else ignore_index,
-        label_smoothing=label_smoothing,
-        softcap=softcap or None,
-        z_loss=z_loss,
-    )
+    named = keywords(options)
+    if target.is_floating_point():
+        named["ignore_index"] = None
+    return reference.linear_cross_entropy(input, linear_weight, target, linear_bias=linear_bias, weight=weight, **named)
 
 
-def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, options: Sequence[Any]) -> Tensor | None:
+def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, options: LossOptions) -> Tensor | None:
     """The samples as further rows, where they share the layer and the class weights."""
     input, linear_weight, target, linear_bias, weight = tensors
     if not mapped[0] or mapped[1] or mapped[3] or mapped[4]:
         return None
-    ignore_index, reduction, *others = options
     target = target if mapped[2] else target.expand(size, *target.shape)
-    losses = _call(input, linear_weight, target, linear_bias, weight, ignore_index, 0, *others)
-    return _transforms.reduce_each(losses, target, weight, ignore_index, reduction)
+    losses = _call(input, linear_weight, target, linear_bias, weight, options._replace(reduction=0))
+    return _transforms.reduce_each(losses, target, weight, options.ignore_index, options.reduction)
 
 
 _OP = _transforms.Op(_call, _reference, _fold)
@@ -239,12 +227,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         target: Tensor,
         linear_bias: Tensor | None,
         weight: Tensor | None,
-        options: tuple[Any, ...],
+        options: LossOptions,
     ) -> Tensor:
         input_needs, weight_needs, target_needs, bias_needs, *_ = ctx.needs_input_grad
         # Not where rows have upstream gradients of their own; not in float16, where a loss scale must multiply a
         # gradient before it is rounded.
-        ctx.in_forward = options[1] != 0 and not target_needs and input.dtype != torch.float16
+        ctx.in_forward = options.reduction != 0 and not target_needs and input.dtype != torch.float16
         wanted = (input_needs, weight_needs, bias_needs) if ctx.in_forward else (False, False, False)
         loss, lse, *gradients = _forward(input, linear_weight, target, linear_bias, weight, *options, *wanted)
         ctx.unread = None if torch.compiler.is_compiling() else Unread(linear_bias=linear_bias)
@@ -279,9 +267,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_output = torch.zeros_like(grad_output)
         # A gradient that is not needed is empty.
         if input_needs:
-            saved = scale_saved(grad_output, saved, classes, ctx.options[0], input.ndim - 1)
+            saved = scale_saved(grad_output, saved, classes, ctx.options.ignore_index, input.ndim - 1)
         else:
-            saved[1:] = scale_saved(grad_output, saved[1:], classes, ctx.options[0], SUMS)
+            saved[1:] = scale_saved(grad_output, saved[1:], classes, ctx.options.ignore_index, SUMS)
         of_input, of_weight, of_bias = saved
         return (
             of_input if input_needs else None,
@@ -306,22 +294,16 @@ def _(
     target: Tensor,
     linear_bias: Tensor | None,
     weight: Tensor | None,
-    ignore_index: int,
-    reduction: int,
-    label_smoothing: float,
-    softcap: float,
-    z_loss: float,
-    input_gradient: bool,
-    weight_gradient: bool,
-    bias_gradient: bool,
+    *others: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *options, input_gradient, weight_gradient, bias_gradient = others
     check_devices(input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias, weight=weight)
     compute_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     rows = 1
     for size in input.shape[:-1]:
         rows = rows * size
     return (
-        input.new_empty(input.shape[:-1] if reduction == 0 else [], dtype=compute_dtype),
+        input.new_empty(input.shape[:-1] if LossOptions(*options).reduction == 0 else [], dtype=compute_dtype),
         input.new_empty([2, rows], dtype=compute_dtype),
         _wanted(input, input_gradient, input),
         _wanted(linear_weight, weight_gradient, input),
@@ -338,16 +320,9 @@ def _(
     linear_bias: Tensor | None,
     weight: Tensor | None,
     lse: Tensor,
-    ignore_index: int,
-    reduction: int,
-    label_smoothing: float,
-    softcap: float,
-    z_loss: float,
-    input_gradient: bool,
-    weight_gradient: bool,
-    bias_gradient: bool,
-    target_gradient: bool,
+    *others: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *_, input_gradient, weight_gradient, bias_gradient, target_gradient = others
     check_devices(
         input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias, weight=weight, lse=lse
     )

@@ -1,20 +1,28 @@
 """The Bengio/makemore network and its loss as one op: each distinct context is computed once."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from charlm.ops import _dtensor, _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
-from charlm.ops._arguments import HALF, REDUCTION_NAMES, check_output_dtype, complain, loss_options
+from charlm.ops._arguments import HALF, check_output_dtype, complain, keywords, loss_options
 from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
 from charlm.ops._saved import Unread, wanted_gradients
 from charlm.ops._scaling import SUMS, scale_saved
 
 _forward = torch.ops.charlm.mlp_cross_entropy_forward.default
 _backward = torch.ops.charlm.mlp_cross_entropy_backward.default
+
+
+class MlpOptions(NamedTuple):
+    """As the op schemas have them, in their order."""
+
+    ignore_index: int
+    reduction: int
+    softcap: float
 
 
 def mlp_cross_entropy(
@@ -77,16 +85,16 @@ def mlp_cross_entropy(
         )
     try:
         ignored, code, _, cap, _ = loss_options(ignore_index, reduction, 0.0, softcap, 0.0)
-        options = (ignored, code, cap)
+        options = MlpOptions(ignored, code, cap)
         if output_dtype is not None:
             check_output_dtype(output_dtype)
         lower = autocast_dtype(embedding)
         if lower is None:
-            loss = _call(*tensors, *options)
+            loss = _call(*tensors, options)
         elif _transforms.is_exporting():
-            loss = _reference(*tensors, *options)
+            loss = _reference(*tensors, options)
         else:
-            loss = _call(*cast(lower, *tensors), *options)
+            loss = _OP.call(*cast(lower, *tensors), options)
         if output_dtype is None and (lower is not None or embedding.dtype not in HALF):
             return loss
         return loss.to(output_dtype or embedding.dtype)
@@ -104,12 +112,12 @@ def _call(
     bias1: Tensor | None,
     weight2: Tensor,
     bias2: Tensor | None,
-    *options: Any,
+    options: MlpOptions,
 ) -> Tensor:
     """The loss in the dtype that is computed in."""
     tensors = (ids, target, embedding, weight1, bias1, weight2, bias2)
     if type(ids) is not Tensor and _dtensor.is_dtensor(ids):
-        return _dtensor.call("mlp_cross_entropy", *tensors, *options)
+        return _dtensor.call("mlp_cross_entropy", *tensors, options)
     if _transforms.is_transformed():
         return _transforms.transformed(_OP, tensors, options)
     if needs_gradient(embedding, weight1, bias1, weight2, bias2):
@@ -119,22 +127,19 @@ def _call(
 
 
 def _reference(*arguments: Any) -> Tensor:
-    *tensors, ignore_index, reduction, softcap = arguments
-    return reference.mlp_cross_entropy(
-        *tensors, ignore_index=ignore_index, reduction=REDUCTION_NAMES[reduction], softcap=softcap or None
-    )
+    *tensors, options = arguments
+    return reference.mlp_cross_entropy(*tensors, **keywords(options))
 
 
-def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, options: Sequence[Any]) -> Tensor | None:
+def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, options: MlpOptions) -> Tensor | None:
     """The samples as further examples, where they share the parameters."""
     ids, target, *parameters = tensors
     if any(mapped[2:]):
         return None
     ids = ids if mapped[0] else ids.expand(size, *ids.shape)
     target = target if mapped[1] else target.expand(size, *target.shape)
-    ignore_index, reduction, softcap = options
-    losses = _call(ids, target, *parameters, ignore_index, 0, softcap)
-    return _transforms.reduce_each(losses, target, None, ignore_index, reduction)
+    losses = _OP.call(ids, target, *parameters, options._replace(reduction=0))
+    return _transforms.reduce_each(losses, target, None, options.ignore_index, options.reduction)
 
 
 _OP = _transforms.Op(_call, _reference, _fold)
@@ -151,11 +156,11 @@ class _MlpCrossEntropy(torch.autograd.Function):
         bias1: Tensor | None,
         weight2: Tensor,
         bias2: Tensor | None,
-        options: tuple[int, int, float],
+        options: MlpOptions,
     ) -> Tensor:
         # A single loss has gradients that only its upstream gradient scales: they come with the one forward pass. Not
         # in float16, where a loss scale must multiply them before they are rounded.
-        ctx.in_forward = options[1] != 0 and embedding.dtype != torch.float16
+        ctx.in_forward = options.reduction != 0 and embedding.dtype != torch.float16
         arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
         loss, *gradients = _forward(*arguments, *options, ctx.in_forward)
         ctx.unread = None
@@ -177,7 +182,7 @@ class _MlpCrossEntropy(torch.autograd.Function):
             return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None
         needed = ctx.needs_input_grad[2:7]
         if ctx.in_forward:
-            gradients = scale_saved(grad_output, saved, target, ctx.options[0], SUMS)
+            gradients = scale_saved(grad_output, saved, target, ctx.options.ignore_index, SUMS)
             return None, None, *(g if need else None for g, need in zip(gradients, needed, strict=True)), None
         embedding, bias1, bias2 = saved
         arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
@@ -194,15 +199,13 @@ def _(
     bias1: Tensor | None,
     weight2: Tensor,
     bias2: Tensor | None,
-    ignore_index: int,
-    reduction: int,
-    softcap: float,
-    compute_gradient: bool,
+    *others: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *options, compute_gradient = others
     parameters = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
     check_devices(embedding=embedding, ids=ids, target=target, **parameters)
     compute_dtype = torch.float64 if embedding.dtype == torch.float64 else torch.float32
-    loss = embedding.new_empty(target.shape if reduction == 0 else (), dtype=compute_dtype)
+    loss = embedding.new_empty(target.shape if MlpOptions(*options).reduction == 0 else (), dtype=compute_dtype)
     shapes = _gradient_shapes(embedding, weight1, weight2) if compute_gradient else [(0,)] * 5
     return loss, *(embedding.new_empty(shape) for shape in shapes)  # type: ignore[return-value]
 
@@ -217,9 +220,7 @@ def _(
     bias1: Tensor | None,
     weight2: Tensor,
     bias2: Tensor | None,
-    ignore_index: int,
-    reduction: int,
-    softcap: float,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     parameters = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
     check_devices(embedding=embedding, ids=ids, target=target, grad_output=grad_output, **parameters)

@@ -4,8 +4,8 @@ Each function has the name, the signature and the meaning of its fast twin; wher
 and the kernel is wrong. Everything here is ordinary differentiable PyTorch: it runs on any device and in any floating
 dtype, and autograd, double backward and `torch.func` work through it. Tests run it in float64 and call that the truth.
 
-Shape letters: N rows, T context length, V vocabulary size or number of classes, D embedding dimension, H hidden
-dimension.
+Shape letters: N rows, T context length, V vocabulary size, D embedding dimension, H hidden dimension, C
+classes.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def cross_entropy(
         weight[y] * (logsumexp(z) - z[y]) + z_loss * logsumexp(z)**2
 
     and zero, penalty included, where y is `ignore_index`. Class probabilities p replace the first term by
-    sum_v weight[v] * p[v] * (logsumexp(z) - z[v]); label smoothing e replaces p by (1 - e) * p + e / V, where a class
+    sum_c weight[c] * p[c] * (logsumexp(z) - z[c]); label smoothing e replaces p by (1 - e) * p + e / C, where a class
     index stands for its one-hot row. `reduction="mean"` divides the sum over rows by the sum of weight[y] over the rows
     that are not ignored, or by the number of rows if `target` holds probabilities. With the defaults of `softcap` and
     `z_loss` this is `F.cross_entropy`, edge results included: the mean over no rows is NaN, their sum is 0.
@@ -105,10 +105,10 @@ def cross_entropy(
     by the number of rows that count, where none does. So has, where no row counts, everything else.
 
     Args:
-        input: (V,), (N, V) or (N, V, d1, ...), floating.
-        target: class indices, any integer dtype, of shape () or (1,), (N,) or (N, d1, ...), each in [0, V) or
+        input: (C,), (N, C) or (N, C, d1, ...), floating.
+        target: class indices, any integer dtype, of shape () or (1,), (N,) or (N, d1, ...), each in [0, C) or
             `ignore_index`; or class probabilities in the shape of `input`.
-        weight: (V,) a factor per class in the dtype of `input`, or None. With class probabilities any mix of dtypes is
+        weight: (C,) a factor per class in the dtype of `input`, or None. With class probabilities any mix of dtypes is
             promoted.
         ignore_index: class index whose rows count for nothing; applies to class indices only.
         reduction: "mean", "sum" or "none".
@@ -121,7 +121,7 @@ def cross_entropy(
         A scalar, or with `reduction="none"` one loss per row in the shape of class indices; the dtype of `input`.
 
     Raises:
-        IndexError: a class index is outside [0, V) and is not `ignore_index`.
+        IndexError: a class index is outside [0, C) and is not `ignore_index`.
         ValueError: an option is out of range, also where it is infinite or 0 only in the dtype computed in.
         TypeError: an option is no number, or a bool.
         ValueError or RuntimeError: whatever else `F.cross_entropy` refuses (shapes, dtypes).
@@ -208,14 +208,14 @@ def linear_cross_entropy(
     """`cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)`: the output layer and its loss in one.
 
     All leading dimensions of `input` are rows; the classes are the last dimension of logits and of probabilities. As in
-    `F.linear_cross_entropy`, a weight (V, d1, ..., D) is a layer for each of the positions d1, ...: `input` is (N, D)
-    then, the logits are (N, V, d1, ...), and `target` is (N, d1, ...) or has the shape of the logits.
+    `F.linear_cross_entropy`, a weight (C, d1, ..., D) is a layer for each of the positions d1, ...: `input` is (N, D)
+    then, the logits are (N, C, d1, ...), and `target` is (N, d1, ...) or has the shape of the logits.
 
     Args:
         input: (..., D), any leading dimensions, also none.
-        linear_weight: (V, D) or (V, d1, ..., D).
-        target: class indices (...), any integer dtype, or class probabilities (..., V).
-        linear_bias: (V,) or (V, d1, ...), or None.
+        linear_weight: (C, D) or (C, d1, ..., D).
+        target: class indices (...), any integer dtype, or class probabilities (..., C).
+        linear_bias: (C,) or (C, d1, ...), or None.
         ignore_index: as in `cross_entropy`; None, which is -100, is all that goes with class probabilities.
         options: not read; PyTorch's say how it is to chunk its work.
         weight, reduction, label_smoothing, softcap, z_loss, output_dtype: as in `cross_entropy`.

@@ -57,7 +57,7 @@ class FullBatch {
 
   // `weights` holds entries() values, and as long as the batch is used.
   template <typename T>
-  MlpBatch<T> build(T* weights) {
+  ContextBatch<T> build(T* weights) {
     const double* counts = counts_.const_data_ptr<double>();
     for (int64_t e = 0; e < entries_; ++e) weights[e] = static_cast<T>(counts[e] / total_);
     return builder_->build_all<T>(row_ptr_.const_data_ptr<int32_t>(), targets_.const_data_ptr<int32_t>(), weights,
@@ -87,7 +87,7 @@ Tensor train_full_steps(std::vector<Tensor> parameters, std::vector<Tensor> stat
   with_model(parameters, shape, softcap, [&](auto& model, auto type) {
     using T = decltype(type);
     const Workspace<T> weights(full.entries());
-    const MlpBatch<T> batch = full.build(weights.data());
+    const ContextBatch<T> batch = full.build(weights.data());
     Training<T, std::decay_t<decltype(model)>> training(&model, parameters, state, options);
     training.run(rates, losses, full.rows(), batch.table_rows(shape.context_length), full.entries(),
                  [&](int64_t) { return batch; });
@@ -105,7 +105,7 @@ Tensor evaluate_full(std::vector<Tensor> parameters, const Tensor contexts, cons
   with_model(parameters, shape, softcap, [&](auto& model, auto type) {
     using T = decltype(type);
     const Workspace<T> weights(full.entries());
-    const MlpBatch<T> batch = full.build(weights.data());
+    const ContextBatch<T> batch = full.build(weights.data());
     const ZeroedWorkspace<T> packed(model.size());
     model.pack(parameters, packed.data());
     const Workspace<T> workspace(model.workspace(batch.rows, batch.table_rows(shape.context_length), full.entries()));

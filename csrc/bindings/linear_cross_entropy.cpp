@@ -1,4 +1,4 @@
-// cross_entropy(input weight^T + bias, target) without its (N, V) logits: products by torch, the loss and its gradient
+// cross_entropy(input weight^T + bias, target) without its (N, C) logits: products by torch, the loss and its gradient
 // by the cross-entropy kernel, on a bounded piece of the logits at a time.
 //
 // Two ways to bound the piece. Where the weight's gradient is wanted and has room for all logits (N <= D), they are

@@ -20,14 +20,14 @@ LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
   check(input.dim() >= 1, "input must have shape (..., D), got ()");
   check_matches("linear_weight", linear_weight, "input", input);
   const int64_t features = input.size(input.dim() - 1);
-  check(linear_weight.dim() == 2 && linear_weight.size(1) == features, "linear_weight must have shape (V, D=", features,
+  check(linear_weight.dim() == 2 && linear_weight.size(1) == features, "linear_weight must have shape (C, D=", features,
         "), got ", ShapeString(linear_weight));
   const int64_t classes = linear_weight.size(0);
   const torch::headeronly::IntHeaderOnlyArrayRef row_shape(input.sizes().data(), input.dim() - 1);
   const int64_t rows = product("input", row_shape);
-  check_sizes({{"N", rows}, {"V", classes}});
+  check_sizes({{"N", rows}, {"C", classes}});
   check_sizes({{"N", rows}, {"D", features}});
-  check_sizes({{"V", classes}, {"D", features}});
+  check_sizes({{"C", classes}, {"D", features}});
 
   // Integers in the shape of probabilities are probabilities of the wrong dtype, unless one index may have that shape.
   const bool probabilities = target.dim() == input.dim() && (!is_integral(target.scalar_type()) ||
@@ -35,13 +35,13 @@ LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
   if (probabilities) {
     check_ignores_nothing(options);
     check_matches("target", target, "input", input);
-    check(has_suffix(target, input, classes), "target must have shape (..., V=", classes,
+    check(has_suffix(target, input, classes), "target must have shape (..., C=", classes,
           ") with the leading dimensions of input ", ShapeString(input), ", got ", ShapeString(target));
   } else {
     const bool is_one_class = input.dim() == 1 && target.dim() == 1 && target.size(0) == 1;  // as torch takes it
     check(is_one_class || (target.dim() == input.dim() - 1 && has_suffix(target, input, -1)),
           "target must have the shape of input ", ShapeString(input),
-          " without its last dimension (class indices), or with V=", classes,
+          " without its last dimension (class indices), or with C=", classes,
           " in its place (class probabilities), got ", ShapeString(target));
     check_same_device("target", target, "input", input);
     check_integral("target", target);
@@ -60,7 +60,7 @@ LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
       classes};
   if (linear_bias.has_value()) {
     check_matches("linear_bias", *linear_bias, "input", input);
-    check(linear_bias->dim() == 1 && linear_bias->size(0) == classes, "linear_bias must have shape (V=", classes,
+    check(linear_bias->dim() == 1 && linear_bias->size(0) == classes, "linear_bias must have shape (C=", classes,
           ",), got ", ShapeString(*linear_bias));
     problem.bias = contiguous_as(*linear_bias, type);
   }

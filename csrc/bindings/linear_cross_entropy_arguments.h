@@ -10,8 +10,8 @@ namespace charlm {
 template <typename T>
 struct LinearCrossEntropyArguments {
   Tensor input;         // (N, D) in the dtype of products
-  Tensor weight;        // (V, D) in its own dtype
-  OptionalTensor bias;  // (V,) in the dtype of products
+  Tensor weight;        // (C, D) in its own dtype
+  OptionalTensor bias;  // (C,) in the dtype of products
   Tensor target;
   OptionalTensor class_weight;
   CrossEntropy<T> loss;

@@ -82,7 +82,7 @@ class Evaluation {
   Workspace<int32_t> memory_;
   BatchBuilder builder_;
   Tensor parameters_;
-  MlpBatch<T> batch_;
+  ContextBatch<T> batch_;
 };
 
 // Where the parameters are many, and few the rows, copying the parameters takes longer than what it saves. By shape

@@ -71,7 +71,7 @@ class MlpModel {
   void unpack(const T* flat, Tensors tensors) const {
     kernels_.unpack(step_.layout, flat, step_.parallel, mlp_pointers<T>(tensors));
   }
-  double step(const MlpBatch<T>& batch, T* parameters, T* gradient, const Update<T>* update, T* workspace) {
+  double step(const ContextBatch<T>& batch, T* parameters, T* gradient, const Update<T>* update, T* workspace) {
     step_.batch = batch;
     step_.parameters = parameters;
     step_.gradient = gradient;
@@ -104,7 +104,7 @@ class BigramModel {
     copy(flat, step_.classes.padded(), static_cast<T*>(const_cast<void*>(tensors[0].const_data_ptr())),
          step_.classes.size);
   }
-  double step(const MlpBatch<T>& batch, T* parameters, T* gradient, const Update<T>* update, T* workspace) {
+  double step(const ContextBatch<T>& batch, T* parameters, T* gradient, const Update<T>* update, T* workspace) {
     step_.batch = batch;
     step_.weight = parameters;
     step_.gradient = gradient;

@@ -85,7 +85,7 @@ void BatchBuilder::number_tokens(int64_t rows, const int32_t* context_of_row) {
 }
 
 template <typename T>
-MlpBatch<T> BatchBuilder::build(const Example* examples, int64_t size) {
+ContextBatch<T> BatchBuilder::build(const Example* examples, int64_t size) {
   int32_t rows = 0;
   int32_t* count = entry_begin_ + 1;
   for (int64_t b = 0; b < size; ++b) {
@@ -121,8 +121,8 @@ MlpBatch<T> BatchBuilder::build(const Example* examples, int64_t size) {
 }
 
 template <typename T>
-MlpBatch<T> BatchBuilder::build_all(const int32_t* entry_begin, const int32_t* targets, const T* weights,
-                                    int32_t* entry_rows) {
+ContextBatch<T> BatchBuilder::build_all(const int32_t* entry_begin, const int32_t* targets, const T* weights,
+                                        int32_t* entry_rows) {
   const int64_t rows = contexts_.rows;
   number_tokens(rows, nullptr);
   for (int64_t row = 0; row < rows; ++row) {
@@ -133,9 +133,9 @@ MlpBatch<T> BatchBuilder::build_all(const int32_t* entry_begin, const int32_t* t
   return {rows, context_rows_, position_begin_, tokens_, entry_begin, entry_rows, targets, weights, T(1)};
 }
 
-template MlpBatch<float> BatchBuilder::build(const Example*, int64_t);
-template MlpBatch<double> BatchBuilder::build(const Example*, int64_t);
-template MlpBatch<float> BatchBuilder::build_all(const int32_t*, const int32_t*, const float*, int32_t*);
-template MlpBatch<double> BatchBuilder::build_all(const int32_t*, const int32_t*, const double*, int32_t*);
+template ContextBatch<float> BatchBuilder::build(const Example*, int64_t);
+template ContextBatch<double> BatchBuilder::build(const Example*, int64_t);
+template ContextBatch<float> BatchBuilder::build_all(const int32_t*, const int32_t*, const float*, int32_t*);
+template ContextBatch<double> BatchBuilder::build_all(const int32_t*, const int32_t*, const double*, int32_t*);
 
 }  // namespace charlm

@@ -31,14 +31,14 @@ class BatchBuilder {
 
   // The batch of these examples, each of weight 1 / size. Valid until the next one is built.
   template <typename T>
-  MlpBatch<T> build(const Example* examples, int64_t size);
+  ContextBatch<T> build(const Example* examples, int64_t size);
 
   // The entry of the last batch that example b of it became: (size,).
   const int32_t* entry_of_example() const { return entry_of_example_; }
 
   // Every context of the table once, as it is; its targets come with the caller. `entry_rows` (entries,) is filled in.
   template <typename T>
-  MlpBatch<T> build_all(const int32_t* entry_begin, const int32_t* targets, const T* weights, int32_t* entry_rows);
+  ContextBatch<T> build_all(const int32_t* entry_begin, const int32_t* targets, const T* weights, int32_t* entry_rows);
 
  private:
   void number_tokens(int64_t rows, const int32_t* context_of_row);

@@ -15,7 +15,7 @@ CHARLM_SHARED_INLINE UpdateTime bigram_update_time(const Update<T>* update) {
 template <typename T>
 struct BigramStep {
   Blocks classes;
-  MlpBatch<T> batch;                  // contexts of length 1
+  ContextBatch<T> batch;              // contexts of length 1
   T* weight = nullptr;                // (V, classes.padded()), the padding zero
   T* gradient = nullptr;              // the same; zero on entry and on return. Not used where the update is in place
   const Update<T>* update = nullptr;  // null: only the loss

@@ -1,5 +1,5 @@
-// What the launchers of whole layers need beside kernels of their own: memory for the time of a call, matrix products,
-// a sort. bindings/cuda/torch_library.h has torch's; tests/cuda_on_cpu puts plain loops in their place.
+// What launchers need beside kernels of their own: memory for the time of a call, matrix products, a sort.
+// bindings/cuda/torch_library.h has torch's.
 #pragma once
 
 #include <stdint.h>

@@ -15,9 +15,9 @@ namespace charlm::cuda {
 template <typename T>
 struct LinearCrossEntropy {
   Matrix input;                // (N, D)
-  Matrix weight;               // (V, D), stored as input is, like all that follows but the loss
-  const void* bias = nullptr;  // (V,), null: none
-  // N, V, targets, probabilities, options and lse. Its input and input_gradient are not read, the chunks' take their
+  Matrix weight;               // (C, D), stored as input is, like all that follows but the loss
+  const void* bias = nullptr;  // (C,), null: none
+  // N, C, targets, probabilities, options and lse. Its input and input_gradient are not read, the chunks' take their
   // place; under a mean the scale becomes what the host knows of it.
   CrossEntropy<T> loss;
   bool mean = false;                // divides gradients, and the result, by the mean's denominator
@@ -25,12 +25,11 @@ struct LinearCrossEntropy {
   T* total_loss = nullptr;          // (1,), null: not wanted
   const T* upstream = nullptr;      // (1,), a factor of every gradient; null: 1
   void* input_gradient = nullptr;   // (N, D) contiguous, like the next two null where not wanted
-  void* weight_gradient = nullptr;  // (V, D)
-  void* bias_gradient = nullptr;    // (V,)
-  int64_t chunk_rows = 0;           // 0: linear_cross_entropy_chunk_rows says
+  void* weight_gradient = nullptr;  // (C, D)
+  void* bias_gradient = nullptr;    // (C,)
 };
 
-// The product for the weight's gradient reads and writes all of it, V * D sums in float32, for each chunk: 8 bytes for
+// The product for the weight's gradient reads and writes all of it, C * D sums in float32, for each chunk: 8 bytes for
 // 2 * rows operations a value. At 2,048 rows that is 512 operations a byte, more than any GPU can do for a byte of its
 // memory. A chunk of so many rows is at most a part in 16 of a large batch, and of bounded size.
 inline constexpr int64_t kChunkRows = 2048;
@@ -43,7 +42,6 @@ inline constexpr int64_t kChunkMultiple = 128;  // rows of the products' tiles
 // logits take no more than those sums and a chunk, there is one chunk: a single product adds up in float32 as well.
 template <typename T>
 int64_t linear_cross_entropy_chunk_rows(const LinearCrossEntropy<T>& problem) {
-  if (problem.chunk_rows > 0) return problem.chunk_rows;
   const int64_t rows = problem.loss.rows, value_bytes = storage_size(problem.input.storage);
   int64_t chunk = rows / kChunkParts > kChunkRows ? rows / kChunkParts : kChunkRows;
   const int64_t row_bytes = problem.loss.classes * value_bytes;

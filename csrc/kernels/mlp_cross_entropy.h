@@ -61,7 +61,7 @@ struct MlpTensors {
 // Distinct contexts and their targets. A table row is a token at a position: position t has the rows from
 // position_begin[t] on of the projected tables.
 template <typename T>
-struct MlpBatch {
+struct ContextBatch {
   int64_t rows = 0;                         // U, distinct contexts
   const int32_t* context_rows = nullptr;    // (U, T) the table row of each token of each context
   const int32_t* position_begin = nullptr;  // (T + 1,) first table row of each position
@@ -96,7 +96,7 @@ struct MlpTiling {
 template <typename T>
 struct MlpStep {
   MlpLayout layout;
-  MlpBatch<T> batch;
+  ContextBatch<T> batch;
   T softcap = 0;  // 0: none
   T* parameters = nullptr;
   T* gradient = nullptr;              // null: only the loss

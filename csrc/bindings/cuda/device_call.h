@@ -3,8 +3,6 @@
 
 #include <torch/csrc/stable/accelerator.h>
 
-#include <algorithm>
-
 #include "bindings/check.h"
 #include "kernels/device.h"
 
@@ -19,12 +17,6 @@ class DeviceCall {
   cuda::Stream stream() const { return stream_; }
   // Throws where a launcher reports an error.
   static void check(cuda::Error error);
-  // Uninitialised memory for the kernels of this call: torch gives it to nobody who could use it before they are done.
-  // Never null, which means something else to launchers than no values.
-  template <typename T>
-  Tensor workspace(int64_t count) const {
-    return allocate({std::max<int64_t>(count, 1)}, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float, device);
-  }
 
  private:
   torch::stable::accelerator::DeviceGuard guard_;

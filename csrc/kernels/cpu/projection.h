@@ -13,7 +13,7 @@ namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
 
 template <typename T>
 struct Projection {
-  const MlpBatch<T>& batch;
+  const ContextBatch<T>& batch;
   int64_t context_length;
   const Blocks& dims;  // of the embedding
   const T* embedded;   // (P, 1 + D)

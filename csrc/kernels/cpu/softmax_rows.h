@@ -14,7 +14,7 @@ inline constexpr float kUnshifted = 30.0f;
 // Logits of the contexts [first, first + rows): chunk `block` at z + tile_rows * classes.begin(block), rows contiguous.
 template <typename T>
 struct SoftmaxTile {
-  const MlpBatch<T>& batch;
+  const ContextBatch<T>& batch;
   const Blocks& classes;
   T softcap;  // 0: none
   int64_t first, rows, tile_rows;
