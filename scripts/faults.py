@@ -412,7 +412,7 @@ CUDA = [
         "csrc/kernels/cuda/mlp_tiles.cuh",
         "    __syncthreads();  // the tile before is done with\n",
         "",
-        (MLP + "equals_reference",),
+        (MLP + "every_shape_in_every_dtype",),
     ),
     Fault(
         "the upstream gradient is not used",
