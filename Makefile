@@ -54,6 +54,12 @@ sanitize: $(VENV)/.tools
 	  $(BIN)/pytest -n auto --dist worksteal -q -k "not gradcheck" \
 	  -o "pythonpath=$(SANITIZED)/lib . tests/cuda_on_cpu" $(SANITIZED_TESTS) \
 	  || { cat $(SANITIZED)/report.* 2> /dev/null; exit 1; }
+	if [ "$$(uname)" = Linux ]; then \
+	  CHARLM_SANITIZE=1 LD_PRELOAD="$(SANITIZERS)" \
+	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=$(SANITIZED)/report \
+	    $(BIN)/pytest -n auto --dist worksteal -q --device simulated tests/test_cuda_kernels.py \
+	    || { cat $(SANITIZED)/report.* 2> /dev/null; exit 1; }; \
+	fi
 
 bench: $(VENV)/.ready
 	$(PIP_INSTALL) "charlm-ops[bench]"
@@ -105,4 +111,4 @@ $(VENV)/.tools: $(VENV)/.ready
 	touch $@
 
 clean:
-	rm -rf build dist gpu-kit *.egg-info charlm/*.so
+	rm -rf build dist gpu-kit *.egg-info charlm/*.so $(VENV)/.ready

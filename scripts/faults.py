@@ -1,7 +1,7 @@
 """The faults that scripts/planted_faults.py plants: mistakes as they are made, each of which a test is to find.
 
 A fault belongs to the list where it says something of the tests that the others do not. Its text must be found exactly
-once in its file; tests/test_planted_faults.py holds that.
+once in its file; tests/test_faults.py holds that.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ KERNELS = [
     Fault(
         "a token takes the table row of another position",
         "csrc/kernels/batch.cpp",
-        "if (slot < begin || slot >= table_row || tokens_[slot] != token) {",
-        "if (slot >= table_row || tokens_[slot] != token) {",
+        "if (known < begin || known >= table_row || tokens_[known] != token) {",
+        "if (known >= table_row || tokens_[known] != token) {",
         (ENGINE + "steps_equal_eager",),
     ),
     Fault(
@@ -178,30 +178,30 @@ KERNELS = [
 BINDINGS = [
     Fault(
         "a mean counts rows in the place of class weights",
-        "csrc/bindings/cross_entropy_options.cpp",
+        "csrc/kernels/cross_entropy.cpp",
         "total += problem.weight[problem.target[n]];",
         "total += 1;",
         (CE + "every_combination_of_options",),
     ),
     Fault(
         "threads share one scratch",  # a race
-        "csrc/bindings/cross_entropy_options.cpp",
+        "csrc/kernels/cross_entropy.cpp",
         "  parallel_for(tiles, grain, [&](int64_t first, int64_t last) {\n"
-        "    const Workspace<T> scratch(cpu::cross_entropy_scratch(problem));\n",
-        "  const Workspace<T> scratch(cpu::cross_entropy_scratch(problem));\n"
+        "    const Workspace<T> scratch(cross_entropy_scratch(problem));\n",
+        "  const Workspace<T> scratch(cross_entropy_scratch(problem));\n"
         "  parallel_for(tiles, grain, [&](int64_t first, int64_t last) {\n",
-        (CONTRACT + "the_same_bits_every_time_and_with_any_number_of_threads",),
+        (CE + "threads_have_memory_of_their_own",),
     ),
     Fault(
         "float16 is read as float32",
-        "csrc/bindings/check.cpp",
+        "csrc/bindings/tensors.cpp",
         "    case ScalarType::Half:\n      return Storage::kFloat16;\n",
         "",
         (CE + "every_shape_in_every_dtype",),
     ),
     Fault(
         "errors of other threads are swallowed",
-        "csrc/bindings/check.h",
+        "csrc/bindings/host_library.cpp",
         "  if (error) std::rethrow_exception(error);\n",
         "",
         ("tests/test_memory.py::test_memory_that_runs_out_in_a_thread",),
@@ -417,8 +417,8 @@ CUDA = [
     Fault(
         "the upstream gradient is not used",
         "csrc/bindings/cuda/upstream.h",
-        "    *factor = upstream.template const_data_ptr<T>();\n",
-        "",
+        "*factor = upstream.template const_data_ptr<T>();",
+        "*factor = nullptr;",
         (CONTRACT + "the_gradient_is_linear_in_the_upstream_gradient",),
     ),
 ]

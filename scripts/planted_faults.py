@@ -104,7 +104,7 @@ class Copy:
             subprocess.run(command, cwd=self._folder, check=True)
 
     def _build(self) -> None:
-        command = [sys.executable, "setup.py", "--quiet", "build_clib", "build_ext", "--inplace"]
+        command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
         built = self._call(command)
         if built.returncode != 0:
             sys.exit(f"{' '.join(command)} in {self._folder}:\n{built.stdout}{built.stderr}")
@@ -112,8 +112,8 @@ class Copy:
     def _first_failure(self, tests: Sequence[Sequence[str]]) -> str | None:
         for arguments in tests:
             ended = self._call([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments])
-            if ended.returncode in (4, 5):
-                sys.exit(f"pytest {' '.join(arguments)} has no such tests:\n{ended.stdout}{ended.stderr}")
+            if ended.returncode in (3, 4, 5):  # a fault that does not compile, or tests that are not there
+                sys.exit(f"pytest {' '.join(arguments)} cannot be run:\n{ended.stdout}{ended.stderr}")
             if ended.returncode != 0:
                 failed = _FINDER.search(ended.stdout)
                 return failed[1] if failed else f"pytest ended with {ended.returncode}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,21 +43,20 @@ def pytest_configure(config: pytest.Config) -> None:
     # What torch's deterministic mode asks for on a GPU. It reads this once.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if name == "simulated":
-        import rehearsal
+        import simulator
 
-        rehearsal.load()
+        simulator.load()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what does not ask where the ops run, where that is not the CPU, and what takes a simulator hours."""
     import cases
 
-    if not cases.on_cuda:
-        return
-    left_out = {"cpu", "vast"} if config.getoption("--device") == "simulated" else {"cpu"}
+    left_out = {"cpu": {"cuda"}, "simulated": {"cpu", "vast"}}.get(config.getoption("--device"), {"cpu"})
     kept, deselected = [], []
     for item in items:
-        runs_there = _uses_cases(item) and not any(item.get_closest_marker(name) for name in left_out)
+        runs_there = not cases.on_cuda or _uses_cases(item)
+        runs_there = runs_there and not any(item.get_closest_marker(name) for name in left_out)
         (kept if runs_there else deselected).append(item)
     config.hook.pytest_deselected(items=deselected)
     items[:] = kept
@@ -83,6 +82,21 @@ def seeded() -> None:
     # torch.manual_seed would note the call for each kind of device, also those that are not there, which takes 2 ms.
     if cases.device.type == "cuda":
         torch.cuda.manual_seed_all(0)
+
+
+@pytest.fixture(autouse=True)
+def reorder(request: pytest.FixtureRequest) -> Callable[[int], None]:
+    """Has threads and blocks of kernels run in another order from now on, where a simulator decides it.
+
+    It watches what they do, in the same order in every run of a test; but for checks of a gradient by differences,
+    which call the same code hundreds of times more.
+    """
+    if request.config.getoption("--device") != "simulated":
+        return lambda seed: None
+    import simulator
+
+    simulator.watch("gradcheck" not in request.node.name)
+    return lambda seed: simulator.watch(True, seed)
 
 
 @pytest.fixture

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import math
-import platform
+import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +15,15 @@ from pathlib import Path
 import mpmath
 import pytest
 import torch
-from compiler import CSRC, FOLDER, ROOT, alone, compile_source, create, digest
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("cpu_math.cpp")
+from building import instruction_sets
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+SOURCES = [Path(__file__).with_name("cpu_math.cpp"), CSRC / "kernels" / "isa.cpp"]
 # Those that setup.py has for kernels.
-FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno"]
-MARCH = (
-    {"x86_64": "-march=x86-64", "x86_64_v3": "-march=x86-64-v3", "x86_64_v4": "-march=x86-64-v4"}
-    if platform.machine() in ("x86_64", "AMD64")
-    else {"generic": ""}
-)
+KERNEL_FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno"]
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 INFINITY, NAN = math.inf, math.nan
 
@@ -51,19 +51,25 @@ FUNCTIONS = {
 def libraries() -> dict[str, ctypes.CDLL]:
     """The functions as each instruction set that this machine can run has them."""
     built = {}
-    with alone():
-        isa = compile_source(CSRC / "kernels" / "isa.cpp", ["-fPIC"])
-        for name, march in MARCH.items():
-            flags = [*FLAGS, "-fPIC", "-Wno-uninitialized", f"-DCHARLM_ISA={name}", *march.split()]
-            objects = [isa, compile_source(SOURCE, flags)]
-            path = FOLDER / f"cpu_math-{digest([str(path).encode() for path in objects])}.so"
-            if not path.exists():
-                create(path, ["g++", "-shared", *map(str, objects)])
-            library = ctypes.CDLL(str(path))
-            library.is_supported.restype = ctypes.c_bool
-            if library.is_supported():
-                built[name] = library
+    for name, flags in instruction_sets.FLAGS.items():
+        library = ctypes.CDLL(str(_compiled([*KERNEL_FLAGS, *flags, f"-DCHARLM_ISA={name}"])))
+        library.is_supported.restype = ctypes.c_bool
+        if library.is_supported():
+            built[name] = library
     return built
+
+
+def _compiled(flags: list[str]) -> Path:
+    """The library, named after all that it is made of."""
+    command = ["g++", "-std=c++20", "-shared", "-fPIC", f"-I{CSRC}", *flags, *map(str, SOURCES)]
+    parts = [" ".join(command).encode(), *(path.read_bytes() for path in [*SOURCES, *sorted(CSRC.rglob("*.h"))])]
+    path = ROOT / "build" / "cpu_math" / f"{hashlib.sha256(b''.join(parts)).hexdigest()[:16]}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        subprocess.run([*command, "-o", str(temporary)], check=True)
+        temporary.replace(path)
+    return path
 
 
 def evaluate(library: ctypes.CDLL, name: str, *arguments: Tensor) -> Tensor:
@@ -104,9 +110,9 @@ def same(result: Tensor, expected: list[float]) -> bool:
 
 
 def test_the_flags_are_those_of_the_build() -> None:
-    build = "".join(path.read_text() for path in [ROOT / "setup.py", *(ROOT / "building").glob("*.py")])
-    for flag in [*FLAGS, *MARCH.values()]:
-        assert f'"{flag}"' in build or not flag
+    build = (ROOT / "setup.py").read_text()
+    for flag in KERNEL_FLAGS:
+        assert f'"{flag}"' in build
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -21,6 +21,7 @@ from cases import (
     cross_entropy_sample,
     device,
     evaluate,
+    integers,
     names_of,
     normal,
     same_bits,
@@ -196,6 +197,19 @@ def test_nan_and_infinity_stay_in_their_row(column: int, dtype: torch.dtype, bad
     assert values["result"].isnan().tolist() == [False, False, True, False, False]
     assert values["gradient of input"].isnan().any(dim=1).tolist() == [False, False, True, False, False]
     check(sample.with_arguments(input=logits))
+
+
+@pytest.mark.cpu
+def test_threads_have_memory_of_their_own(threads: None) -> None:
+    """Of classes that do not lie side by side each has copies, for long enough to be in the middle of one."""
+    logits = normal(5003, 1000, dtype=torch.float32).t().requires_grad_()
+    target = integers(5003, (1000,))
+    found = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        loss = ops.cross_entropy(logits, target, reduction="none")
+        found.append([loss, *torch.autograd.grad(loss.sum(), logits)])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("softcap", [None, 30.0])

@@ -97,7 +97,7 @@ def test_parameters_with_any_strides(sizes: dict[str, Any]) -> None:
     check(sample.with_arguments(embedding=embedding[:1].expand_as(embedding), weight=weight[:, :1].expand_as(weight)))
 
 
-@pytest.mark.parametrize("sizes", [PROJECTED, GATHERED])
+@pytest.mark.parametrize("sizes", [PROJECTED, GATHERED, {"rows": 100, "vocab_size": 400}])
 def test_one_token_repeated_everywhere(sizes: dict[str, Any]) -> None:
     sample = embedding_linear_sample(**sizes)
     repeated = sample.with_arguments(ids=torch.full_like(sample.arguments["ids"], 7))

@@ -17,16 +17,15 @@ from charlm import _C
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^(Create|Add to) `([\w/.]+)`[^\n]*:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# One copy of the kernel is enough here, for any instruction set.
-ISA = _C.instruction_set() if "CHARLM_ONLY_ISA" in (ROOT / "csrc/kernels/isa.h").read_text() else "generic"
+# One copy of the kernel is enough here, under the name of any instruction set.
 COMPILER = [*shlex.split(os.environ.get("CXX", "c++")), "-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden"]
-COMPILER += [f"-DCHARLM_ISA={ISA}", f"-DCHARLM_ONLY_ISA={ISA}", "-DCHARLM_GENERIC"]
+COMPILER += [f"-DCHARLM_ISA={_C.instruction_set()}", f"-DCHARLM_ONLY_ISA={_C.instruction_set()}"]
 COMPILER += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 
 # The rest of the bindings is in charlm._C, which is loaded as it is: the toy has a library of its own.
 LIBRARY = """
 #include <torch/csrc/stable/library.h>
-STABLE_TORCH_LIBRARY_FRAGMENT(charlm, library) {{
+STABLE_TORCH_LIBRARY_FRAGMENT(charlm, ops) {{
 {schemas}}}
 """
 # At the root of the copy; that of the tests goes with them.
@@ -61,14 +60,14 @@ def tree(tmp_path: Path) -> Path:
         shutil.copy(path, tmp_path / path.relative_to(ROOT))
     for _, name, text in blocks():
         with (tmp_path / name).open("a") as file:
-            file.write(f"\n\n{text}" if name != "csrc/bindings/library.cpp" else "")
+            file.write(f"\n\n{text}" if name != "csrc/bindings/schemas.cpp" else "")
     return tmp_path
 
 
 def compile_toy(tree: Path) -> Path:
     """The library of the toy: its binding with those that this includes, and its kernel."""
-    (schemas,) = (text for _, name, text in blocks() if name == "csrc/bindings/library.cpp")
-    assert "STABLE_TORCH_LIBRARY(charlm, library) {" in (ROOT / "csrc/bindings/library.cpp").read_text()
+    (schemas,) = (text for _, name, text in blocks() if name == "csrc/bindings/schemas.cpp")
+    assert "STABLE_TORCH_LIBRARY(charlm, ops) {" in (ROOT / "csrc/bindings/schemas.cpp").read_text()
     csrc = tree / "csrc"
     (tree / "toy.cpp").write_text(
         "".join(f'#include "{path.relative_to(csrc)}"\n' for path in needed(csrc, csrc / "bindings/scale.cpp"))

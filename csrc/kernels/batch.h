@@ -61,7 +61,7 @@ class BatchBuilder {
   void number_tokens(int64_t rows, const int32_t* context_of_row);
 
   ContextTable contexts_;
-  int32_t *slot_of_context_, *slot_of_token_;
+  int32_t *row_of_context_, *table_row_of_token_;
   int32_t *context_of_row_, *entry_of_example_, *entry_begin_, *entry_rows_, *targets_;
   int32_t *context_rows_, *position_begin_, *tokens_;
 };

@@ -14,6 +14,7 @@
 #include <initializer_list>
 
 #include "kernels/device.h"
+#include "kernels/device_library.h"
 #include "kernels/isa.h"
 #include "kernels/storage.h"
 
@@ -80,42 +81,41 @@ template <typename T>
 int64_t cross_entropy_scratch(const CrossEntropy<T>& problem) {
   return 4 * cross_entropy_tile_rows(problem.classes) * problem.classes;
 }
+
+// Losses and lse of all rows, and the gradients whose data is not null; where lse_is_known, the gradients alone.
+template <typename T>
+void cross_entropy(const CrossEntropy<T>& problem);
+
+// The first row whose target is neither a class nor ignore_index; -1 if there is none.
+template <typename T>
+int64_t first_bad_target(const CrossEntropy<T>& problem);
+
+// What a mean over rows divides by: the weights of the targets that count, or the number of rows of probabilities. It
+// walks all targets, so callers keep it.
+template <typename T>
+T mean_denominator(const CrossEntropy<T>& problem);
+
+// The sum of the row losses, in a fixed order, over partial sums that let the additions overlap.
+template <typename T>
+double total_loss(const CrossEntropy<T>& problem);
 }  // namespace cpu
 
 // On a GPU a target that is neither a class nor ignore_index makes the loss and the gradient of its row NaN, and its
 // row does not count in a mean. Everything below is memory of the device; nothing waits for it.
 namespace cuda {
 
-// What a run needs beyond the problem, because only the device knows it or because it is made there.
 template <typename T>
-struct CrossEntropyRun {
-  T* row_loss = nullptr;            // (N,); null: not wanted
-  T* loss_parts = nullptr;          // (cross_entropy_parts(problem),), sums over some rows each; null: not wanted
-  T* weight_parts = nullptr;        // as loss_parts: the denominator of a mean; null with it
-  const T* upstream = nullptr;      // (1,), one more factor of every gradient; null: 1
-  const T* denominators = nullptr;  // (kDenominatorParts,), whose sum divides every gradient; null: 1
-  T* split_rows = nullptr;          // (cross_entropy_split_values(problem),)
+struct CrossEntropyCall {
+  CrossEntropy<T> problem;      // its loss is not used
+  bool mean = false;            // divides gradients, and the result, by the mean's denominator
+  T* row_loss = nullptr;        // (N,); null: not wanted
+  T* total_loss = nullptr;      // (1,); null: not wanted
+  const T* upstream = nullptr;  // (1,), one more factor of every gradient; null: 1
 };
-
-inline constexpr int64_t kDenominatorParts = 32;
-
-// How the launches cut a problem, by its shape alone.
-template <typename T>
-int64_t cross_entropy_parts(const CrossEntropy<T>& problem);
-template <typename T>
-int64_t cross_entropy_split_values(const CrossEntropy<T>& problem);
 
 // Losses and lse, and the gradients whose data is not null; where lse_is_known, the gradients alone.
 template <typename T>
-Error cross_entropy(const CrossEntropy<T>& problem, const CrossEntropyRun<T>& run, Stream stream);
-
-// Sums over all rows of what each adds to the mean's denominator, before a run that needs them.
-template <typename T>
-Error cross_entropy_denominators(const CrossEntropy<T>& problem, T* denominators, Stream stream);
-
-// result = sum of loss_parts / sum of weight_parts, or of loss_parts alone where weight_parts is null.
-template <typename T>
-Error cross_entropy_reduce(const T* loss_parts, const T* weight_parts, int64_t parts, T* result, Stream stream);
+Error cross_entropy(const CrossEntropyCall<T>& call, DeviceLibrary& library, Stream stream);
 
 }  // namespace cuda
 

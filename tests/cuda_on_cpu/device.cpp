@@ -1,21 +1,38 @@
-// The device of a rehearsal: what torch's C interface tells the bindings for CUDA, and does for them, so that they run
-// as they are, on tensors of the CPU. The linker puts each __wrap_f in the place of f, which then is __real_f.
+// The device that is simulated: what torch's C interface tells the bindings for CUDA, and does for them, so that they
+// run as they are, on tensors of the CPU. The linker puts each __wrap_f in the place of f, which then is __real_f.
 //
 // To the bindings every tensor is on cuda:0, and they may allocate memory there only. Fresh memory is NaN in every
-// dtype.
+// dtype. The watch is told of every tensor whose memory a binding hands to its kernels, and of what torch writes.
 #include <dlfcn.h>
 #include <string.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 
-#include "bindings/check.h"
+#include "bindings/branches.h"
+#include "watch.h"
 
 // Exported by the torch builds that contain MKL; null in the others.
 extern "C" int MKL_Set_Num_Threads_Local(int threads) __attribute__((weak));
+
+extern "C" {
+AOTITorchError __real_aoti_torch_library_init_impl(const char*, const char*, const char*, uint32_t,
+                                                   TorchLibraryHandle*);
+AOTITorchError __real_aoti_torch_empty_strided(int64_t, const int64_t*, const int64_t*, int32_t, int32_t, int32_t,
+                                               AtenTensorHandle*);
+AOTITorchError __real_aoti_torch_create_tensor_from_blob(void*, int64_t, const int64_t*, const int64_t*, int64_t,
+                                                         int32_t, int32_t, int32_t, AtenTensorHandle*);
+AOTITorchError __real_torch_get_const_data_ptr(AtenTensorHandle, const void**);
+AOTITorchError __real_torch_get_mutable_data_ptr(AtenTensorHandle, void**);
+AOTITorchError __real_aoti_torch_aten_fill__Scalar(AtenTensorHandle, double);
+AOTITorchError __real_torch_call_dispatcher(const char*, const char*, StableIValue*, uint64_t);
+void* __real_dlopen(const char*, int);
+void* __real_dlsym(void*, const char*);
+}
 
 namespace {
 
@@ -36,19 +53,59 @@ int32_t current_stream(int32_t device_index, void** stream) {
   return AOTI_TORCH_SUCCESS;
 }
 
+// The memory that a tensor covers, from its first element to its last.
+struct Extent {
+  const void* data = nullptr;
+  size_t bytes = 0;
+
+  explicit Extent(AtenTensorHandle tensor) {
+    int64_t dim = 0, *sizes = nullptr, *strides = nullptr, elements = 1;
+    int32_t dtype = 0;
+    TORCH_ERROR_CODE_CHECK(__real_torch_get_const_data_ptr(tensor, &data));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &dim));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor, &sizes));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor, &strides));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
+    for (int64_t d = 0; d < dim; ++d) {
+      if (sizes[d] == 0) return;
+      elements += (sizes[d] - 1) * strides[d];
+    }
+    bytes = static_cast<size_t>(elements) * aoti_torch_dtype_element_size(dtype);
+  }
+};
+
+void watch_tensor(AtenTensorHandle tensor) {
+  if (!simulator::watching) return;
+  const Extent extent(tensor);
+  simulator::device_memory().add(extent.data, extent.bytes);
+}
+
+void watch_written(AtenTensorHandle tensor) {
+  if (!simulator::watching) return;
+  const Extent extent(tensor);
+  simulator::device_memory().mark_written(extent.data, extent.bytes);
+}
+
+void spoil(AtenTensorHandle tensor) {
+  const Extent extent(tensor);
+  if (extent.bytes > 0) memset(const_cast<void*>(extent.data), 0xff, extent.bytes);
+  if (simulator::watching) simulator::device_memory().add_fresh(extent.data, extent.bytes);
+}
+
+void check_product(std::initializer_list<AtenTensorHandle> operands) {
+  if (!simulator::watching) return;
+  for (AtenTensorHandle operand : operands) {
+    const Extent extent(operand);
+    if (extent.bytes == 0 || simulator::device_memory().has(extent.data, extent.bytes)) continue;
+    throw std::runtime_error("a product of matrices reaches beyond the memory of its call");
+  }
+}
+
+AtenTensorHandle tensor_in(StableIValue value) { return torch::stable::detail::to<AtenTensorHandle>(value); }
+
 }  // namespace
 
 extern "C" {
-
-AOTITorchError __real_aoti_torch_library_init_impl(const char*, const char*, const char*, uint32_t,
-                                                   TorchLibraryHandle*);
-AOTITorchError __real_aoti_torch_empty_strided(int64_t, const int64_t*, const int64_t*, int32_t, int32_t, int32_t,
-                                               AtenTensorHandle*);
-AOTITorchError __real_aoti_torch_create_tensor_from_blob(void*, int64_t, const int64_t*, const int64_t*, int64_t,
-                                                         int32_t, int32_t, int32_t, AtenTensorHandle*);
-AOTITorchError __real_torch_call_dispatcher(const char*, const char*, StableIValue*, uint64_t);
-void* __real_dlopen(const char*, int);
-void* __real_dlsym(void*, const char*);
 
 // What is registered for CUDA runs for the CPU.
 AOTITorchError __wrap_aoti_torch_library_init_impl(const char* ns, const char* key, const char* file, uint32_t line,
@@ -67,23 +124,38 @@ AOTITorchError __wrap_aoti_torch_get_device_index(AtenTensorHandle, int32_t* res
 }
 
 AOTITorchError __wrap_aoti_torch_create_device_guard(int32_t device_index, DeviceGuardHandle* result) {
+  static char guard;
   device_behind(aoti_torch_device_type_cuda(), device_index);
-  *result = nullptr;
+  *result = reinterpret_cast<DeviceGuardHandle>(&guard);
   return AOTI_TORCH_SUCCESS;
 }
 
-AOTITorchError __wrap_aoti_torch_delete_device_guard(DeviceGuardHandle) { return AOTI_TORCH_SUCCESS; }
+// The end of a call.
+AOTITorchError __wrap_aoti_torch_delete_device_guard(DeviceGuardHandle) {
+  simulator::device_memory().clear();
+  return AOTI_TORCH_SUCCESS;
+}
+
+AOTITorchError __wrap_torch_get_const_data_ptr(AtenTensorHandle tensor, const void** result) {
+  watch_tensor(tensor);
+  return __real_torch_get_const_data_ptr(tensor, result);
+}
+
+AOTITorchError __wrap_torch_get_mutable_data_ptr(AtenTensorHandle tensor, void** result) {
+  watch_tensor(tensor);
+  return __real_torch_get_mutable_data_ptr(tensor, result);
+}
+
+AOTITorchError __wrap_aoti_torch_aten_fill__Scalar(AtenTensorHandle tensor, double value) {
+  watch_written(tensor);
+  return __real_aoti_torch_aten_fill__Scalar(tensor, value);
+}
 
 AOTITorchError __wrap_aoti_torch_empty_strided(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype,
                                                int32_t device_type, int32_t device_index, AtenTensorHandle* result) {
   const int32_t error =
       __real_aoti_torch_empty_strided(dim, sizes, strides, dtype, device_behind(device_type, device_index), -1, result);
-  int64_t bytes = static_cast<int64_t>(aoti_torch_dtype_element_size(dtype));
-  for (int64_t d = 0; d < dim; ++d) bytes *= sizes[d];
-  void* data = nullptr;
-  if (error == AOTI_TORCH_SUCCESS && aoti_torch_get_data_ptr(*result, &data) == AOTI_TORCH_SUCCESS && bytes > 0) {
-    memset(data, 0xff, static_cast<size_t>(bytes));
-  }
+  if (error == AOTI_TORCH_SUCCESS) spoil(*result);
   return error;
 }
 
@@ -98,9 +170,19 @@ AOTITorchError __wrap_aoti_torch_create_tensor_from_blob(void* data, int64_t dim
 // Products have the same bits with any number of threads, as on a GPU: MKL splits sums between threads.
 AOTITorchError __wrap_torch_call_dispatcher(const char* op, const char* overload, StableIValue* stack,
                                             uint64_t version) {
+  const std::string_view name(op);
+  const bool adds = name == "charlm::multiply_add";
+  if (name == "aten::mm" || adds) {
+    const AtenTensorHandle out = tensor_in(stack[adds || std::string_view(overload) == "dtype_out" ? 3 : 2]);
+    check_product({tensor_in(stack[0]), tensor_in(stack[1]), out, adds ? tensor_in(stack[2]) : out});
+    watch_written(out);
+  }
   const int threads = MKL_Set_Num_Threads_Local != nullptr ? MKL_Set_Num_Threads_Local(1) : 0;
   const AOTITorchError error = __real_torch_call_dispatcher(op, overload, stack, version);
   if (MKL_Set_Num_Threads_Local != nullptr) MKL_Set_Num_Threads_Local(threads);
+  if (error != AOTI_TORCH_SUCCESS || adds) return error;
+  name == "aten::empty_like" ? spoil(tensor_in(stack[0])) : watch_written(tensor_in(stack[0]));
+  if (name == "aten::sort") watch_written(tensor_in(stack[1]));
   return error;
 }
 
@@ -116,6 +198,6 @@ void* __wrap_dlsym(void* library, const char* name) {
 }
 
 // For Python: charlm._C knows only the branches of its own copy of the bindings.
-__attribute__((visibility("default"))) const char* rehearsal_last_branch() { return charlm::last_branch(); }
+__attribute__((visibility("default"))) const char* simulator_last_branch() { return charlm::last_branch(); }
 
 }  // extern "C"

@@ -1,61 +1,65 @@
-"""Mistakes written into kernels, all of an op into one program, where `simulator::fault(number)` chooses one."""
+"""Mistakes written into kernels, all of them into one library, where `simulator::fault(number)` chooses one."""
 
 from __future__ import annotations
 
-import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
-from compiler import CSRC
-from simulator import Edit, Server, build
+import simulator
 
-BARRIER = re.compile(r"(?<!{ )__syncthreads\(\);")
-# How a mistake shows that is no KernelError.
+BARRIER = "__syncthreads();"
+# How a mistake shows that the watch does not see.
 WRONG_NUMBERS = "instead of"
 
-# file, what it says, what a mistake makes of it, and how it shows.
-Mistake = tuple[str, str, str, str]
+
+@dataclass(frozen=True)
+class Fault:
+    """What a file of csrc/kernels/cuda says, what a mistake makes of that, and how the mistake shows."""
+
+    file: str
+    right: str
+    wrong: str  # FAULT stands for 1 where the mistake is at work, and for 0
+    shows_as: str
+    occurrence: int = 0  # of `right` in the file
+
+    def edit(self, text: str, number: int) -> str:
+        before, *behind = text.split(self.right)
+        assert len(behind) > self.occurrence, f"{self.file} has no place that says {self.right}"
+        assert len(behind) == 1 or self.right == BARRIER, f"{self.file} has several places that say {self.right}"
+        wrong = self.wrong.replace("FAULT", f"simulator::fault({number})")
+        parts = [self.right] * self.occurrence + [wrong] + [self.right] * (len(behind) - self.occurrence - 1)
+        return before + "".join(part for pair in zip(parts, behind, strict=True) for part in pair)
+
+
+def missing_barriers(files: Sequence[str]) -> list[Fault]:
+    """Each barrier of these files, which is missing once."""
+    counts = {file: (simulator.CSRC / "kernels" / "cuda" / file).read_text().count(BARRIER) for file in files}
+    wrong = f"if (!FAULT) {{ {BARRIER} }}"
+    shows_as = "a race|nothing has written"
+    return [Fault(file, BARRIER, wrong, shows_as, i) for file, count in counts.items() for i in range(count)]
 
 
 @dataclass(frozen=True)
 class Planted:
-    """The faults of an op. They are numbered from 1: the missing barriers, then the mistakes."""
+    """The faults of an op, and what goes every way through its kernels."""
 
-    op: str
-    files: Sequence[str]  # in csrc/kernels/cuda, each of whose barriers is missing once
-    mistakes: Sequence[Mistake]
-    run_everything: Callable[[Server], None]  # every way through the kernels
+    faults: Sequence[Fault]
+    run_everything: Callable[[], None]
 
-    @cached_property
-    def barriers(self) -> list[tuple[str, int]]:
-        """A file and a barrier's number in it, for each __syncthreads."""
-        texts = {name: (CSRC / "kernels" / "cuda" / name).read_text() for name in self.files}
-        return [(name, i) for name, text in texts.items() for i in range(len(BARRIER.findall(text)))]
 
-    def build(self) -> Path:
-        """The server that has all of the faults."""
-        changed = {file for file, *_ in [*self.barriers, *self.mistakes]}
-        return build(self.op, "races", {name: self._edit_of(name) for name in changed})
+def edits_of(faults: Sequence[Fault]) -> dict[str, simulator.Edit]:
+    """What writes the faults into the kernels, numbered from 1."""
+    numbered: dict[str, list[tuple[int, Fault]]] = defaultdict(list)
+    for number, fault in enumerate(faults, 1):
+        numbered[fault.file].append((number, fault))
 
-    def run(self, fault: int) -> None:
-        """Runs everything with one fault at work, or with none."""
-        server = Server(self.build())
-        try:
-            server.plant(fault)
-            self.run_everything(server)
-        finally:
-            server.close()
-
-    def _edit_of(self, name: str) -> Edit:
+    def edit_of(file: str) -> simulator.Edit:
         def edit(text: str) -> str:
-            numbers = iter([number for number, (file, _) in enumerate(self.barriers, 1) if file == name])
-            text = BARRIER.sub(lambda _: f"if (!simulator::fault({next(numbers)})) {{ __syncthreads(); }}", text)
-            for number, (file, right, wrong, _) in enumerate(self.mistakes, 1 + len(self.barriers)):
-                if file == name:
-                    assert text.count(right) == 1, f"{name} has not one place that says {right}"
-                    text = text.replace(right, wrong.replace("FAULT", f"simulator::fault({number})"))
+            for number, fault in numbered[file]:
+                text = fault.edit(text, number)
             return text
 
         return edit
+
+    return {file: edit_of(file) for file in numbered}

@@ -1,177 +1,215 @@
-"""Compiles CUDA kernels for the CPU, and calls their launchers in a process of their own.
+"""Runs what is registered for CUDA, bindings and all, on tensors of the CPU: the simulated GPU.
 
-A server process holds the kernels of `csrc/kernels/cuda` and, in `ops/<op>.cpp`, what turns a call into their
-arguments. It ends with a message at the first mistake of a kernel; `simulator.h` says which ones it sees.
+A library of the bindings in `csrc/bindings/cuda`, as they are, and of their kernels, whose threads and accesses
+`simulator.h` is about, registers itself in the place of the ops for the CPU. `device.cpp` says what the bindings see of
+a device. Products are torch's of the CPU, where it has them; a few it has on CUDA only, which are here.
 """
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
+import hashlib
+import importlib
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import pytest
 import torch
-from compiler import CSRC, FOLDER, HERE, alone, compile_source, create, digest
 from torch import Tensor
+from torch.utils import cpp_extension
 
-# Every access becomes a call of a function, which watch.cpp defines; simulator.h says how the two differ.
-_WATCHES = {
-    "bounds": ["-O1", "-g1", "-fsanitize=address", "--param", "asan-instrumentation-with-call-threshold=0"],
-    "races": ["-O1", "-g1", "-fsanitize=thread"],
-}
-_SUPPORT = tuple(HERE / name for name in ("threads.cpp", "watch.cpp", "server.cpp", "library.cpp"))
+from charlm import _C
+from charlm.ops import _products, _scaling
 
-# By their numbers in csrc/kernels.
-INTEGER_TYPES = {
-    dtype: number
-    for number, dtype in enumerate(
-        (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
-    )
-}
-STORAGES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CSRC = ROOT / "csrc"
+# Named after what they were made of, files in it stay right.
+FOLDER = ROOT / "build" / "cuda_on_cpu"
 
+_COMPILER = ["g++", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fno-strict-aliasing", "-g1"]
+_COMPILER += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+# Every access of a kernel becomes a call of a function, which watch.cpp defines.
+_KERNELS, _OTHERS = ["-O1", "-fsanitize=thread"], ["-O2"]
+# `make sanitize` has AddressSanitizer in the place of that watch. It knows where each array of a thread, and each
+# static one of shared memory, ends.
+_SANITIZE = ["-fsanitize=address"] if os.environ.get("CHARLM_SANITIZE") else []
+if _SANITIZE:
+    _KERNELS = _OTHERS = ["-O1", *_SANITIZE]
+_SUPPORT = [HERE / name for name in ("threads.cpp", "watch.cpp", "device.cpp")]
+_SUFFIXES = (".h", ".cpp", ".cu", ".cuh")
 
-class KernelError(Exception):
-    """A kernel did what a GPU would punish, or hide."""
-
-
+# Changes the text of a file.
 Edit = Callable[[str], str]
+# Python holds the registrations, which end with it.
+_registrations: list[torch.library.Library] = []
+_library: ctypes.CDLL | None = None
 
 
-def build(op: str, watch: str = "bounds", edits: Mapping[str, Edit] | None = None) -> Path:
-    """The server for one op, watched for "bounds" or for "races".
+def load(edits: Mapping[str, Edit] | None = None) -> None:
+    """From now on the ops in this process run what is registered for CUDA, once loaded for good.
 
-    `edits` change the text of files in csrc/kernels/cuda before they are compiled.
+    `edits` change files of csrc/kernels/cuda before they are compiled.
     """
-    sources = CSRC
-    with alone():
-        if edits:
-            sources = FOLDER / "edited"
-            _copy_edited(sources, edits)
-        objects = [compile_source(source, ["-O2", "-g1"]) for source in (*_SUPPORT, HERE / "ops" / f"{op}.cpp")]
-        for kernels in _kernels_of(HERE / "ops" / f"{op}.cpp"):
-            path = sources / "kernels" / "cuda" / f"{kernels}.cu"
-            objects.append(compile_source(path, _WATCHES[watch], sources))
-        program = FOLDER / f"{op}-{digest([path.name.encode() for path in objects])}"
-        if not program.exists():
-            create(program, ["g++", "-fsanitize=address", *map(str, objects)])
-        return program
+    global _library
+    if _library is not None:
+        return
+    if sys.platform != "linux":
+        raise pytest.UsageError("--device simulated runs on Linux: it switches stacks and links as one does there")
+    path = _build(edits or {})
+    with _silence():  # torch says on it that the CPU's ops are overridden
+        torch.ops.load_library(path)
+    _library = ctypes.CDLL(str(path))
+    last_branch = _library.simulator_last_branch
+    last_branch.restype = ctypes.c_char_p
+    _C.last_branch = lambda: last_branch().decode()
+    charlm, aten = torch.library.Library("charlm", "IMPL"), torch.library.Library("aten", "IMPL")
+    charlm.impl("multiply_add", _products.multiply_add, "CPU")
+    charlm.impl("scale_gradients_", _scaling.scale_gradients, "CPU")
+    aten.impl("mm.dtype_out", _mm, "CPU")
+    aten.impl("addmm.dtype_out", _addmm, "CPU")
+    _registrations.extend([charlm, aten])
+    # Which tensors of the CPU would have, and those of a GPU have not.
+    importlib.import_module("charlm.ops.cross_entropy")._gradient_in_forward = lambda input, target: False
 
 
-def _kernels_of(source: Path) -> list[str]:
-    """The .cu files that a source needs: those of the headers in csrc/kernels that it and they include."""
-    seen: list[str] = []
-    waiting = [source]
-    while waiting:
-        for name in re.findall(r'^#include "kernels/(\w+)\.h"', waiting.pop().read_text(), re.MULTILINE):
-            if name not in seen:
-                seen.append(name)
-                waiting += [CSRC / "kernels" / f"{name}.h", *_kernel_file(name)]
-    return [name for name in seen if _kernel_file(name)]
+def watch(on: bool, seed: int = 0) -> None:
+    """Whether launches are watched, their threads and blocks in an order that the seed decides."""
+    assert _library is not None
+    _library.simulator_watch(on)
+    _library.simulator_seed(ctypes.c_uint64(seed))
 
 
-def _kernel_file(name: str) -> list[Path]:
-    return list((CSRC / "kernels" / "cuda").glob(f"{name}.cu"))
+def plant(number: int) -> None:
+    """Puts a fault to work that an edit has written into the kernels as `simulator::fault(number)`; 0: none."""
+    assert _library is not None
+    _library.simulator_plant(number)
 
 
-def _copy_edited(to: Path, edits: Mapping[str, Edit]) -> None:
-    for path in (CSRC / "kernels").rglob("*"):
-        if path.suffix not in (".h", ".cuh", ".cu"):
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing reaches standard error, not even from C++."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+def _build(edits: Mapping[str, Edit]) -> Path:
+    """The library, named after everything that it is made of; of several test processes one compiles it."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sources = _edited(edits) if edits else CSRC
+        inputs = [
+            path for folder in (sources, HERE) for path in sorted(folder.rglob("*.*")) if path.suffix in _SUFFIXES
+        ]
+        parts = [torch.__version__.encode(), *(path.read_bytes() for path in [Path(__file__), *inputs])]
+        library = FOLDER / f"simulator-{_digest(parts)}.so"
+        if not library.exists():
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                objects = list(pool.map(lambda path: _compile(path, sources), _sources(sources)))
+            _create(library, ["g++", "-shared", *_SANITIZE, *map(str, objects), *_link_flags()])
+    return library
+
+
+def _edited(edits: Mapping[str, Edit]) -> Path:
+    """A copy of csrc with changes."""
+    copy = FOLDER / "edited"
+    for path in CSRC.rglob("*.*"):
+        if path.suffix not in _SUFFIXES:
             continue
         text = path.read_text()
         if path.parent.name == "cuda" and path.name in edits:
             edited = edits[path.name](text)
             assert edited != text, f"the edit of {path.name} found nothing to change"
             text = edited
-        copy = to / path.relative_to(CSRC)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(text)
+        to = copy / path.relative_to(CSRC)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_text(text)
+    return copy
 
 
-class Server:
-    """A running server; `call` runs one op."""
-
-    def __init__(self, program: Path) -> None:
-        environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0:color=never"}
-        self._process = subprocess.Popen(
-            [str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-        )
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        with suppress(BrokenPipeError):  # of what a server that has ended did not read
-            self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
-        self._process.stderr.close()
-
-    def seed(self, value: int) -> None:
-        """Sets the order in which threads and blocks run from now on."""
-        self.call("seed", value=value)
-
-    def plant(self, number: int) -> None:
-        """Puts a fault to work that an edit has written into the kernels as `simulator::fault(number)`."""
-        self.call("plant", number=number)
-
-    def call(self, op: str, outputs: Mapping[str, Tensor] | None = None, **arguments: Any) -> None:
-        """Runs an op: numbers and tensors by name; what it writes into its copies of `outputs` is copied back.
-
-        A tensor is passed as the memory it covers, from its first element on, at the same distance from a 16-byte
-        boundary, and without what lies before and behind.
-        """
-        outputs = outputs or {}
-        request = bytearray()
-        for name, value in {**arguments, **outputs}.items():
-            if isinstance(value, Tensor):
-                memory = memory_of(value)
-                kind = "output" if name in outputs else "input"
-                request += f"{kind} {name} {len(memory)} {value.data_ptr() % 16}\n".encode()
-                request += memory if kind == "input" else b""
-            elif isinstance(value, bool | int):
-                request += f"integer {name} {int(value)}\n".encode()
-            elif isinstance(value, float):
-                request += f"real {name} {value!r}\n".encode()
-            else:
-                assert value is None, f"{name}: {value!r}"
-        request += f"run {op}\n".encode()
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(request)
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise self._error() from None
-        status = self._process.stdout.readline()
-        if not status:
-            raise self._error()
-        if int(status) != 0:
-            raise KernelError(f"{op}: the launch was refused")
-        for name in sorted(outputs):
-            destination = memory_of(outputs[name])
-            destination[:] = self._process.stdout.read(len(destination))
-
-    def _error(self) -> KernelError:
-        assert self._process.stderr is not None
-        self._process.wait()
-        text = self._process.stderr.read().decode(errors="replace")
-        return KernelError(re.sub(r"=+\n", "", text).strip() or f"exit status {self._process.returncode}")
+def _sources(csrc: Path) -> list[Path]:
+    """Kernels first, which take longest; of the bindings, all but those that register ops for the CPU or for Python."""
+    kernels = sorted((csrc / "kernels" / "cuda").glob("*.cu"), key=lambda path: -path.stat().st_size)
+    shared = [path for path in (csrc / "bindings").glob("*.cpp") if not _registers(path)]
+    return [*kernels, *(csrc / "bindings" / "cuda").glob("*.cpp"), *shared, *_SUPPORT]
 
 
-def memory_of(tensor: Tensor) -> memoryview:
-    """The bytes from the first element of a tensor to its last, in place."""
-    if tensor.numel() == 0:
-        return memoryview(bytearray())
-    elements = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    flat = tensor.as_strided((elements,), (1,))
-    return memoryview(flat.view(torch.uint8).numpy()).cast("B")
+def _registers(path: Path) -> bool:
+    return re.search(r"\b(STABLE_TORCH_LIBRARY|PyInit)", path.read_text()) is not None
 
 
-if sys.platform != "linux":
-    raise ImportError("the simulator of CUDA kernels switches stacks as Linux does")
+def _compile(source: Path, csrc: Path) -> Path:
+    """The object file of a source, named after everything that it was made of."""
+    includes = [f"-I{HERE}", f"-I{HERE / 'standin'}", f"-I{csrc}"]
+    includes += [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    # The version of the stable interface that the extension itself is built for.
+    version = int(str(_C.build_info()["torch_target_version"])) << 48
+    macros = [f"-DTORCH_TARGET_VERSION={version:#x}", '-DCHARLM_CUDA_ARCHITECTURES="simulated"']
+    options = [*_COMPILER, *(_KERNELS if source.suffix == ".cu" else _OTHERS)]
+    command = [*options, *includes, *macros]
+    preprocessed = subprocess.run([*command, "-E", "-P", "-x", "c++", str(source)], check=True, stdout=subprocess.PIPE)
+    result = FOLDER / f"{source.stem}-{_digest([preprocessed.stdout, ' '.join(options).encode()])}.o"
+    if not result.exists():
+        _create(result, [*command, "-c", "-x", "c++", str(source)])
+    return result
+
+
+def _create(path: Path, command: Sequence[str]) -> None:
+    """Runs a command that writes a file, which is there when it is whole."""
+    temporary = path.with_suffix(f".{os.getpid()}")
+    result = subprocess.run([*command, "-o", str(temporary)], capture_output=True, text=True)
+    if result.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}:\n{result.stderr}")
+    temporary.replace(path)
+
+
+def _digest(parts: Sequence[bytes]) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _link_flags() -> list[str]:
+    wrapped = re.findall(r"__wrap_(\w+)\(", (HERE / "device.cpp").read_text())
+    torch_flags = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu", "-ltorch", "-lc10"]
+    # What only the CPU's ops use goes, and with it what it would need.
+    return [*(f"-Wl,--wrap={name}" for name in wrapped), "-Wl,--gc-sections,-z,defs,-Bsymbolic", *torch_flags]
+
+
+def _mm(self: Tensor, mat2: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
+    _check_products(self, mat2, out_dtype, out)
+    return out.copy_(self.to(out_dtype) @ mat2.to(out_dtype))
+
+
+def _addmm(
+    self: Tensor,
+    mat1: Tensor,
+    mat2: Tensor,
+    out_dtype: torch.dtype,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+    out: Tensor,
+) -> Tensor:
+    _check_products(mat1, mat2, out_dtype, out)
+    return out.copy_(torch.addmm(self, mat1.to(out_dtype), mat2.to(out_dtype), beta=beta, alpha=alpha))
+
+
+def _check_products(a: Tensor, b: Tensor, out_dtype: torch.dtype, out: Tensor) -> None:
+    """What torch asks of these products on CUDA."""
+    assert a.dtype == b.dtype
+    assert out.dtype == out_dtype
+    assert out_dtype == a.dtype or (out_dtype == torch.float32 and a.dtype in (torch.float16, torch.bfloat16))

@@ -6,11 +6,16 @@
 #include <algorithm>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <random>
 #include <vector>
 
 #include "cuda_runtime.h"
 #include "watch.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 dim3 gridDim, blockDim, blockIdx, threadIdx;
 
@@ -41,18 +46,36 @@ struct Warp {
 };
 
 std::mt19937_64 generator;
-bool is_random = false;
 int planted = 0;
+bool is_faulty = false;
+char message[512] = "";
 std::mutex launching;
 Thread threads[kMaxThreads];
 Warp warps[kMaxThreads / kWarp];
 std::vector<int> runnable;
 Fiber main_fiber;
-int thread_count = 0, waiting = 0, done = 0;
+int thread_count = 0, waiting = 0;
 void (*thread_function)(const void*);
 const void* thread_closure;
-unsigned char* dynamic_memory = nullptr;
+// Not where the static arrays are, which it could be mistaken for.
+auto* const dynamic_memory = static_cast<unsigned char*>(aligned_alloc(256, kMaxShared));
 std::map<const void*, size_t> asked_shared;  // by kernel
+
+// Keeps the message of a fault, with the place of the thread.
+void note_list(const char* format, va_list list) {
+  int length = vsnprintf(message, sizeof(message), format, list);
+  length = std::min(length, static_cast<int>(sizeof(message)) - 1);
+  snprintf(message + length, sizeof(message) - length, "; block %u of %u, thread (%u, %u) of (%u, %u)", blockIdx.x,
+           gridDim.x, threadIdx.x, threadIdx.y, blockDim.x, blockDim.y);
+  is_faulty = true;
+}
+
+void note(const char* format, ...) {
+  va_list list;
+  va_start(list, format);
+  note_list(format, list);
+  va_end(list);
+}
 
 void make_runnable(int thread) {
   threads[thread].state = State::kRunnable;
@@ -68,7 +91,7 @@ void run_another() {
     switch_fiber(&from, main_fiber);
     return;
   }
-  const size_t chosen = is_random ? generator() % runnable.size() : runnable.size() - 1;
+  const size_t chosen = watching ? generator() % runnable.size() : runnable.size() - 1;
   const int next = runnable[chosen];
   runnable[chosen] = runnable.back();
   runnable.pop_back();
@@ -82,7 +105,6 @@ void run_another() {
 void run_thread() {
   thread_function(thread_closure);
   threads[running.thread].state = State::kDone;
-  ++done;
   run_another();
 }
 
@@ -91,14 +113,18 @@ void check_all_done() {
     const Thread& stuck = threads[thread];
     if (stuck.state == State::kDone) continue;
     threadIdx = stuck.index;
-    fail("a %s at line %d waits for threads that have ended or wait at another place",
+    note("a %s at line %d waits for threads that have ended or wait at another place",
          stuck.state == State::kAtBlockBarrier ? "__syncthreads" : "synchronisation of a warp", stuck.line);
+    return;
   }
 }
 
-void run_block() {
+// False where a thread has done what it must not.
+bool run_block() {
   running.block_began = ++running.now;
-  waiting = done = 0;
+  waiting = 0;
+  is_faulty = false;
+  runnable.clear();
   for (Warp& warp : warps) {
     warp.barriers = 0;
     memset(warp.parity, 0, sizeof(warp.parity));
@@ -106,11 +132,14 @@ void run_block() {
   for (int thread = 0; thread < thread_count; ++thread) {
     Fiber& fiber = threads[thread].fiber;
     fiber.start(kStackBytes, thread * kStackOffset % kStackOffsets, run_thread);
-    watch_stack(fiber.stack(), kStackBytes);
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(fiber.stack(), kStackBytes);  // what ran on it before never returned
+#endif
     make_runnable(thread);
   }
   run_another();
-  check_all_done();
+  if (!is_faulty) check_all_done();
+  return !is_faulty;
 }
 
 void wait_for_warp(unsigned mask, int line, bool orders_memory) {
@@ -139,24 +168,21 @@ void wait_for_warp(unsigned mask, int line, bool orders_memory) {
 
 }  // namespace
 
-void seed(uint64_t value) {
-  generator.seed(value);
-  is_random = true;
-}
-
-void plant(int number) { planted = number; }
 bool fault(int number) { return planted == number; }
 
+// What the thread has on its stack is never used again.
 void fail(const char* format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  vfprintf(stderr, format, arguments);
-  va_end(arguments);
-  fprintf(stderr, "; block %u of %u, thread (%u, %u) of (%u, %u)\n", blockIdx.x, gridDim.x, threadIdx.x, threadIdx.y,
-          blockDim.x, blockDim.y);
-  fflush(stderr);
-  _Exit(97);
+  va_list list;
+  va_start(list, format);
+  note_list(format, list);
+  va_end(list);
+  Fiber& from = threads[running.thread].fiber;
+  running.thread = -1;
+  switch_fiber(&from, main_fiber);
+  __builtin_unreachable();
 }
+
+const char* fault_message() { return message; }
 
 bool ask_shared(const void* kernel, size_t bytes) {
   const std::lock_guard lock(launching);
@@ -165,34 +191,32 @@ bool ask_shared(const void* kernel, size_t bytes) {
   return true;
 }
 
-bool launch(const void* kernel, const dim3& grid, const dim3& block, size_t shared_bytes, void (*thread)(const void*),
-            const void* closure) {
+Outcome launch(const void* kernel, const dim3& grid, const dim3& block, size_t shared_bytes, void (*run)(const void*),
+               const void* call, size_t call_bytes) {
   const std::lock_guard lock(launching);
   gridDim = grid;
   blockDim = block;
   thread_count = static_cast<int>(block.x * block.y * block.z);
-  if (grid.x == 0 || thread_count == 0 || thread_count > static_cast<int>(kMaxThreads)) return false;
+  if (grid.x == 0 || thread_count == 0 || thread_count > static_cast<int>(kMaxThreads)) return Outcome::kRefused;
   const auto asked = asked_shared.find(kernel);
-  if (shared_bytes > (asked == asked_shared.end() ? kUnaskedShared : asked->second)) return false;
-  if (grid.y != 1 || grid.z != 1) return false;
+  if (shared_bytes > (asked == asked_shared.end() ? kUnaskedShared : asked->second)) return Outcome::kRefused;
+  if (grid.y != 1 || grid.z != 1) return Outcome::kRefused;
   for (int i = 0; i < thread_count; ++i) {
     threads[i].index = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
   }
-  thread_function = thread;
-  thread_closure = closure;
-  dynamic_memory = static_cast<unsigned char*>(aligned_alloc(16, (shared_bytes + 15) / 16 * 16 + 16));
-  watch_dynamic_shared(dynamic_memory, shared_bytes);
+  thread_function = run;
+  thread_closure = call;
   running.launch_began = running.now + 1;
   std::vector<unsigned> order(grid.x);
-  for (unsigned i = 0; i < grid.x; ++i) order[i] = i;
-  if (is_random) std::shuffle(order.begin(), order.end(), generator);
-  for (const unsigned index : order) {
+  std::iota(order.begin(), order.end(), 0u);
+  if (watching) std::shuffle(order.begin(), order.end(), generator);
+  begin_watch(dynamic_memory, shared_bytes, call, call_bytes);
+  const bool is_done = std::all_of(order.begin(), order.end(), [](unsigned index) {
     blockIdx = dim3(index, 0, 0);
-    run_block();
-  }
-  watch_dynamic_shared(nullptr, 0);
-  free(dynamic_memory);
-  return true;
+    return run_block();
+  });
+  end_watch();
+  return is_done ? Outcome::kDone : Outcome::kFaulty;
 }
 
 unsigned char* dynamic_shared() { return dynamic_memory; }
@@ -240,3 +264,11 @@ unsigned vote(unsigned mask, bool predicate, int line) {
 }
 
 }  // namespace simulator
+
+// For Python.
+#define CHARLM_EXPORT extern "C" __attribute__((visibility("default")))
+
+CHARLM_EXPORT void simulator_watch(bool on) { simulator::watching = on; }
+// The order in which threads and blocks run from now on.
+CHARLM_EXPORT void simulator_seed(uint64_t value) { simulator::generator.seed(value); }
+CHARLM_EXPORT void simulator_plant(int number) { simulator::planted = number; }

@@ -1,167 +1,202 @@
 // The watch over every access, by the functions that g++ calls at each.
 #include "watch.h"
 
-#include <sanitizer/asan_interface.h>
 #include <stdlib.h>
-#include <string.h>
 
-#include <vector>
+#include <algorithm>
+#include <array>
 
 #include "simulator.h"
 
-// The linker's names for the ends of zero-initialised memory, where __shared__ variables are.
-extern "C" unsigned char __bss_start[], _end[];
+// The linker's names for this library's first byte and for the ends of its zero-initialised memory, where __shared__
+// variables are. What lies before that memory is constants and the index of the running thread.
+extern "C" __attribute__((visibility("hidden"))) const unsigned char __ehdr_start[], __bss_start[], _end[];
 
 namespace simulator {
+
+bool watching = false;
+
 namespace {
 
-// Who touched a byte last, and when. Time is counted in block barriers, through all blocks of all launches.
-struct Access {
-  uint32_t time = 0;  // 0: never
-  uint32_t warp_barriers = 0;
-  int16_t thread = 0;
-};
+using Kind = Range::Kind;
+
 // In place of a thread: several, which only read, of different warps or all of one.
 constexpr int16_t kSeveral = -1;
 constexpr int16_t several_of(int warp) { return static_cast<int16_t>(-2 - warp); }
 int warp_of(int16_t thread) { return thread >= 0 ? thread / kWarp : -2 - thread; }
-struct Byte {
-  Access write, read;
-};
 
-struct Range {
-  uintptr_t begin;
-  size_t size;
-  bool shared;
-  bool initialised;
-  std::vector<Byte> bytes;
-};
+uintptr_t address_of(const void* data) { return reinterpret_cast<uintptr_t>(data); }
+Byte* untouched(size_t bytes) { return static_cast<Byte*>(calloc(bytes, sizeof(Byte))); }
 
-std::vector<Range> ranges;       // of buffers; the first two are static and dynamic shared memory
-std::vector<void*> allocations;  // to free
-int atomics = 0;
+bool is_watched = false;         // the launch at hand
+bool is_atomic = false;          // the access at hand
+std::vector<Range*> known;       // for the launch at hand, in order of their addresses
+std::array<Range*, 256> lately;  // by address, those of `known` where a thread was last
 
-struct ShadowMapping {
-  size_t scale, offset;
-  ShadowMapping() { __asan_get_shadow_mapping(&scale, &offset); }
-};
+Range constants{address_of(__ehdr_start), address_of(__bss_start) - address_of(__ehdr_start), Kind::kConstant, true};
+Range arguments{0, 0, Kind::kConstant, true};
+Range static_range{address_of(__bss_start), address_of(_end) - address_of(__bss_start), Kind::kShared, false,
+                   untouched(address_of(_end) - address_of(__bss_start))};
+Range dynamic_range{0, 0, Kind::kShared, false, untouched(kMaxShared)};
 
-Range* range_of(uintptr_t address) {
-  for (Range& range : ranges) {
-    if (address - range.begin < range.size) return &range;
+const char* name(bool is_write) { return is_write ? "write" : "read"; }
+const char* name(Kind kind) { return kind == Kind::kShared ? "shared" : "global"; }
+
+Range& range_of(uintptr_t address, size_t size, bool is_write) {
+  Range*& slot = lately[address >> 8 & 0xff];
+  if (slot == nullptr || !slot->has(address, size)) {
+    const auto after = std::upper_bound(known.begin(), known.end(), address,
+                                        [](uintptr_t at, const Range* range) { return at < range->begin; });
+    Range* range = after == known.begin() ? nullptr : *(after - 1);
+    if (range == nullptr || !range->has(address, size)) fail("a %s of %zu bytes out of bounds", name(is_write), size);
+    if (range->bytes == nullptr && range->kind == Kind::kGlobal) range->bytes = untouched(range->size);
+    slot = range;
   }
-  return nullptr;
+  if (is_write && slot->kind == Kind::kConstant) fail("a write of %zu bytes out of bounds, to constants", size);
+  return *slot;
 }
 
 // Whether nothing orders an earlier access before one by the current thread.
-bool unordered(const Access& earlier, bool shared) {
+bool unordered(const Access& earlier, Kind kind) {
   if (earlier.time < running.launch_began) return false;
-  if (earlier.time < running.block_began) return !shared;  // by another block: shared memory is each block's own
+  if (earlier.time < running.block_began) return kind == Kind::kGlobal;  // another block's; shared memory is its own
   if (earlier.time < running.now || earlier.thread == running.thread) return false;
   const bool same_warp = warp_of(earlier.thread) == running.thread / kWarp;
-  return !same_warp || earlier.warp_barriers == running.warp_barriers;
+  return !same_warp || earlier.warp_barriers == static_cast<uint16_t>(running.warp_barriers);
 }
 
-// AddressSanitizer has a byte of shadow for 8 of memory, 0 where all of them may be accessed.
-bool is_poisoned(uintptr_t address, size_t size) {
-  static const ShadowMapping shadow;
-  const int8_t* first = reinterpret_cast<const int8_t*>((address >> shadow.scale) + shadow.offset);
-  const int8_t* last = reinterpret_cast<const int8_t*>(((address + size - 1) >> shadow.scale) + shadow.offset);
-  if (size <= 16 && *first == 0 && *last == 0) return false;
-  return __asan_region_is_poisoned(reinterpret_cast<void*>(address), size) != nullptr;
+void write(Byte* byte, const Access& access, const Range& range) {
+  if (unordered(byte->write, range.kind)) {
+    fail("a race: a write of %s memory that another thread has written since the last barrier", name(range.kind));
+  }
+  if (unordered(byte->read, range.kind)) {
+    fail("a race: a write of %s memory that another thread has read since the last barrier", name(range.kind));
+  }
+  byte->write = access;
 }
 
-void on_access(uintptr_t address, size_t size, bool is_write) {
-  if (is_poisoned(address, size)) {
-    __asan_describe_address(reinterpret_cast<void*>(address));
-    fail("a %s of %zu bytes out of bounds", is_write ? "write" : "read", size);
+void read(Byte* byte, const Access& access, const Range& range) {
+  if (unordered(byte->write, range.kind)) {
+    fail("a race: a read of %s memory that another thread has written since the last barrier", name(range.kind));
   }
-  if (running.thread < 0 || atomics > 0 || running.fiber->has_on_stack(address)) return;
-  Range* range = range_of(address);
-  if (range == nullptr) return;
-  const char* kind = range->shared ? "shared" : "global";
-  if (size <= 16 && address % size != 0) {
-    fail("a misaligned %s of %zu bytes of %s memory", is_write ? "write" : "read", size, kind);
+  const bool is_written =
+      range.kind == Kind::kShared ? byte->write.time >= running.block_began : range.written || byte->write.time != 0;
+  if (!is_written) fail("a read of %s memory that nothing has written", name(range.kind));
+  const Access earlier = byte->read;
+  byte->read = access;
+  if (earlier.time != running.now || earlier.thread == running.thread) return;
+  const int warp = running.thread / kWarp;
+  if (warp_of(earlier.thread) != warp) {
+    byte->read.thread = kSeveral;
+  } else if (earlier.warp_barriers == access.warp_barriers) {
+    byte->read.thread = several_of(warp);
   }
-  const Access access{running.now, running.warp_barriers, static_cast<int16_t>(running.thread)};
-  for (size_t i = address - range->begin; i < address - range->begin + size; ++i) {
-    Byte& byte = range->bytes[i];
-    if (unordered(byte.write, range->shared)) {
-      fail("a race: a %s of %s memory that another thread has written since the last barrier",
-           is_write ? "write" : "read", kind);
-    }
-    if (is_write) {
-      if (unordered(byte.read, range->shared)) {
-        fail("a race: a write of %s memory that another thread has read since the last barrier", kind);
-      }
-      byte.write = access;
-      continue;
-    }
-    if (range->shared ? byte.write.time < running.block_began : !range->initialised && byte.write.time == 0) {
-      fail("a read of %s memory that nothing has written", kind);
-    }
-    const Access earlier = byte.read;
-    byte.read = access;
-    if (earlier.time != running.now || earlier.thread == running.thread) continue;
-    const int warp = running.thread / kWarp;
-    if (warp_of(earlier.thread) != warp) {
-      byte.read.thread = kSeveral;
-    } else if (earlier.warp_barriers == access.warp_barriers) {
-      byte.read.thread = several_of(warp);
+}
+
+void check_access(uintptr_t address, size_t size, bool is_write) {
+  if (size <= 16 && address % size != 0) fail("a misaligned %s of %zu bytes", name(is_write), size);
+  Range& range = range_of(address, size, is_write);
+  if (range.kind == Kind::kConstant || is_atomic) return;
+  const Access access{running.now, static_cast<uint16_t>(running.warp_barriers), static_cast<int16_t>(running.thread)};
+  Byte* bytes = range.bytes + (address - range.begin);
+  const auto touch = is_write ? write : read;
+  const Byte before = bytes[0];
+  touch(&bytes[0], access, range);
+  for (size_t i = 1; i < size; ++i) {  // mostly they have one past, and have one future
+    if (bytes[i] == before) {
+      bytes[i] = bytes[0];
+    } else {
+      touch(&bytes[i], access, range);
     }
   }
+}
+
+// Launchers, which are compiled as their kernels are, run on stacks of their own, and maybe while another one's launch
+// is watched.
+inline void on_access(uintptr_t address, size_t size, bool is_write) {
+  if (!is_watched || !running.fiber->has_on_stack(address_of(__builtin_frame_address(0)))) return;
+  if (!running.fiber->has_on_stack(address)) check_access(address, size, is_write);
 }
 
 }  // namespace
 
-void watch_stack(void* stack, size_t bytes) { __asan_unpoison_memory_region(stack, bytes); }
-
-void watch_dynamic_shared(unsigned char* memory, size_t bytes) {
-  if (ranges.empty()) free_all();
-  if (memory != nullptr) __asan_poison_memory_region(memory + bytes, 16);
-  ranges[1] = {reinterpret_cast<uintptr_t>(memory), bytes, true, false, std::vector<Byte>(bytes)};
+void DeviceMemory::remove_what_overlaps(uintptr_t begin, uintptr_t end) {
+  std::erase_if(ranges, [&](const Range& range) {
+    const bool overlaps = range.begin < end && begin < range.end();
+    if (overlaps) free(range.bytes);
+    return overlaps;
+  });
 }
 
-void* allocate(size_t bytes, size_t offset, bool initialised) {
-  if (ranges.empty()) free_all();
-  auto* base = static_cast<unsigned char*>(aligned_alloc(256, (bytes + offset + 256) / 256 * 256));
-  allocations.push_back(base);
-  // Only what was asked for is not poisoned; the rest is redzone, as is all of an empty buffer.
-  __asan_poison_memory_region(base, (bytes + offset + 256) / 256 * 256);
-  __asan_unpoison_memory_region(base + offset, bytes);
-  memset(base + offset, 0xff, bytes);  // NaN in every dtype, should it come out again
-  ranges.push_back({reinterpret_cast<uintptr_t>(base + offset), bytes, false, initialised, std::vector<Byte>(bytes)});
-  return base + offset;
+// What was at its place has been freed.
+void DeviceMemory::add_fresh(const void* data, size_t bytes) {
+  if (bytes == 0) return;
+  remove_what_overlaps(address_of(data), address_of(data) + bytes);
+  ranges.push_back({address_of(data), bytes, Kind::kGlobal, false});
 }
 
-void free_all() {
-  for (void* allocation : allocations) free(allocation);
-  allocations.clear();
+void DeviceMemory::add(const void* data, size_t bytes) {
+  if (bytes == 0 || has(data, bytes)) return;
+  uintptr_t begin = address_of(data), end = begin + bytes;
+  for (const Range& range : ranges) {  // views of one memory
+    if (range.begin >= end || begin >= range.end()) continue;
+    begin = std::min(begin, range.begin);
+    end = std::max(end, range.end());
+  }
+  remove_what_overlaps(begin, end);
+  ranges.push_back({begin, end - begin, Kind::kGlobal, true});
+}
+
+void DeviceMemory::mark_written(const void* data, size_t bytes) {
+  add(data, bytes);
+  Range* range = range_of(data, bytes);
+  if (range == nullptr || range->written) return;
+  range->written = range->size == bytes;
+  if (range->written) return;
+  if (range->bytes == nullptr) range->bytes = untouched(range->size);
+  Byte* first = range->bytes + (address_of(data) - range->begin);
+  std::for_each(first, first + bytes, [](Byte& byte) { byte.write = {running.now, 0, 0}; });
+}
+
+void DeviceMemory::clear() {
+  for (Range& range : ranges) free(range.bytes);
   ranges.clear();
-  const auto begin = reinterpret_cast<uintptr_t>(__bss_start);
-  const size_t size = reinterpret_cast<uintptr_t>(_end) - begin;
-  ranges.push_back({begin, size, true, false, std::vector<Byte>(size)});
-  ranges.push_back({0, 0, true, false, {}});
 }
 
-void initialise(void* data, size_t bytes) {
-  const auto address = reinterpret_cast<uintptr_t>(data);
-  Range* range = range_of(address);
-  if (range == nullptr || address + bytes > range->begin + range->size) refuse("a product beyond the end of a buffer");
-  for (size_t i = 0; i < bytes; ++i) range->bytes[address - range->begin + i].write.time = running.now;
+Range* DeviceMemory::range_of(const void* data, size_t bytes) {
+  const auto found = std::find_if(ranges.begin(), ranges.end(),
+                                  [&](const Range& range) { return range.has(address_of(data), bytes); });
+  return found == ranges.end() ? nullptr : &*found;
 }
 
-void refuse(const char* message) { fail("%s", message); }
+DeviceMemory& device_memory() {
+  static thread_local DeviceMemory memory;
+  return memory;
+}
 
-Atomic::Atomic() { ++atomics; }
-Atomic::~Atomic() { --atomics; }
+void begin_watch(unsigned char* dynamic_shared, size_t bytes, const void* call, size_t call_bytes) {
+  if (!watching) return;
+  dynamic_range.begin = address_of(dynamic_shared);
+  dynamic_range.size = bytes;
+  arguments.begin = address_of(call);
+  arguments.size = call_bytes;
+  known = {&constants, &arguments, &static_range, &dynamic_range};
+  for (Range& range : device_memory().ranges) known.push_back(&range);
+  std::sort(known.begin(), known.end(), [](const Range* a, const Range* b) { return a->begin < b->begin; });
+  lately.fill(nullptr);
+  is_atomic = false;
+  is_watched = true;
+}
+
+void end_watch() { is_watched = false; }
+
+Atomic::Atomic() { is_atomic = true; }
+Atomic::~Atomic() { is_atomic = false; }
 
 }  // namespace simulator
 
-// The functions that -fsanitize=address and -fsanitize=thread call at every access, in the place of the compiler's own.
+// The functions that -fsanitize=thread calls at every access, in the place of the compiler's own.
 #define CHARLM_ACCESS(size)                                                                           \
-  void __asan_load##size(uintptr_t address) { simulator::on_access(address, size, false); }           \
-  void __asan_store##size(uintptr_t address) { simulator::on_access(address, size, true); }           \
   void __tsan_read##size(uintptr_t address) { simulator::on_access(address, size, false); }           \
   void __tsan_write##size(uintptr_t address) { simulator::on_access(address, size, true); }           \
   void __tsan_unaligned_read##size(uintptr_t address) { simulator::on_access(address, size, false); } \
@@ -177,6 +212,4 @@ void __tsan_write_range(uintptr_t address, size_t size) { simulator::on_access(a
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit(void*) {}
-void __asan_loadN(uintptr_t address, size_t size) { simulator::on_access(address, size, false); }
-void __asan_storeN(uintptr_t address, size_t size) { simulator::on_access(address, size, true); }
 }

@@ -1,4 +1,5 @@
 #include "bindings/cross_entropy_arguments.h"
+#include "bindings/cuda/torch_library.h"
 #include "bindings/cuda/upstream.h"
 
 namespace charlm {
@@ -12,62 +13,31 @@ CrossEntropyArguments<T> read_arguments(const Tensor& input, const Tensor& targe
   return arguments;
 }
 
-// Divides gradients by the mean's denominator, which is summed up on the device unless it is the number of rows.
-template <typename T>
-Tensor divide_by_denominator(const DeviceCall& call, Reduction reduction, CrossEntropy<T>* problem,
-                             cuda::CrossEntropyRun<T>* run) {
-  const bool on_device = reduction == Reduction::kMean && problem->target != nullptr;
-  const Tensor denominators = call.workspace<T>(on_device ? cuda::kDenominatorParts : 0);
-  if (on_device) {
-    run->denominators = denominators.template mutable_data_ptr<T>();
-    call.check(cuda::cross_entropy_denominators(*problem, denominators.template mutable_data_ptr<T>(), call.stream()));
-  } else if (reduction == Reduction::kMean) {
-    problem->scale = 1 / static_cast<T>(problem->rows);
-  }
-  return denominators;
-}
-
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor target, const OptionalTensor weight,
                                            int64_t ignore_index, int64_t reduction, double label_smoothing,
                                            double softcap, double z_loss, bool compute_gradient) {
   const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
-  const DeviceCall call("input", input);
-  std::optional<std::tuple<Tensor, Tensor, Tensor>> result;
-  dispatch_compute_type(input, [&](auto type) {
+  const DeviceCall device("input", input);
+  return dispatch_compute_type(input, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(type);
-    CrossEntropyArguments<T> arguments = read_arguments<T>(input, target, weight, options);
-    CrossEntropy<T>& problem = arguments.problem;
-    cuda::CrossEntropyRun<T> run;
-    const bool reduces = options.reduction != Reduction::kNone;
-    const Tensor loss = reduces ? allocate({}, compute_type(input), call.device)
-                                : allocate(row_shape(input), compute_type(input), call.device);
-    const Tensor lse = allocate({2, problem.rows}, compute_type(input), call.device);
-    set_lse(lse, &problem);
-    const Tensor gradient = compute_gradient ? empty_gradient(input) : allocate({0}, input.scalar_type(), call.device);
-    if (compute_gradient) problem.input_gradient = class_matrix(gradient);
-    const Tensor denominators =
-        divide_by_denominator(call, compute_gradient ? options.reduction : Reduction::kNone, &problem, &run);
-
-    const int64_t parts = cuda::cross_entropy_parts(problem);
-    const Tensor sums = call.workspace<T>(reduces ? 2 * parts : 0);
-    if (reduces) {
-      run.loss_parts = sums.template mutable_data_ptr<T>();
-      run.weight_parts = run.loss_parts + parts;
-    } else {
-      run.row_loss = loss.template mutable_data_ptr<T>();
-    }
-    const Tensor split_rows = call.workspace<T>(cuda::cross_entropy_split_values(problem));
-    run.split_rows = split_rows.template mutable_data_ptr<T>();
-    call.check(cuda::cross_entropy(problem, run, call.stream()));
-    if (reduces) {
-      const T* weights = options.reduction == Reduction::kMean ? run.weight_parts : nullptr;
-      call.check(cuda::cross_entropy_reduce<T>(run.loss_parts, weights, parts, loss.template mutable_data_ptr<T>(),
-                                               call.stream()));
-    }
-    if (problem.classes == 0) finish_without_classes(options.reduction, target, loss);
-    result.emplace(loss, lse, gradient);
+    const CrossEntropyArguments<T> arguments = read_arguments<T>(input, target, weight, options);
+    cuda::CrossEntropyCall<T> call;
+    call.problem = arguments.problem;
+    call.mean = options.reduction == Reduction::kMean;
+    const bool per_row = options.reduction == Reduction::kNone;
+    const Tensor loss = per_row ? allocate(arguments.row_shape, compute_type(input), device.device)
+                                : allocate({}, compute_type(input), device.device);
+    (per_row ? call.row_loss : call.total_loss) = loss.template mutable_data_ptr<T>();
+    const Tensor lse = allocate({2, call.problem.rows}, compute_type(input), device.device);
+    set_lse(lse, &call.problem);
+    const Tensor gradient =
+        compute_gradient ? empty_gradient(input) : allocate({0}, input.scalar_type(), device.device);
+    if (compute_gradient) call.problem.input_gradient = class_matrix(gradient);
+    TorchLibrary library(device);
+    device.check(cuda::cross_entropy(call, library, device.stream()));
+    if (call.problem.classes == 0) finish_without_classes(options.reduction, target, loss);
+    return {loss, lse, gradient};
   });
-  return *result;
 }
 
 std::tuple<Tensor, Tensor> backward(const Tensor grad_output, const Tensor input, const Tensor target,
@@ -75,14 +45,16 @@ std::tuple<Tensor, Tensor> backward(const Tensor grad_output, const Tensor input
                                     int64_t reduction, double label_smoothing, double softcap, double z_loss,
                                     bool input_gradient, bool target_gradient) {
   const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
-  const DeviceCall call("input", input);
-  const Tensor grad_input = input_gradient ? empty_gradient(input) : allocate({0}, input.scalar_type(), call.device);
-  const Tensor grad_target = target_gradient ? empty_gradient(target) : allocate({0}, input.scalar_type(), call.device);
+  const DeviceCall device("input", input);
+  const Tensor grad_input = input_gradient ? empty_gradient(input) : allocate({0}, input.scalar_type(), device.device);
+  const Tensor grad_target =
+      target_gradient ? empty_gradient(target) : allocate({0}, input.scalar_type(), device.device);
   dispatch_compute_type(input, [&](auto type) {
     using T = decltype(type);
-    CrossEntropyArguments<T> arguments = read_arguments<T>(input, target, weight, options);
-    CrossEntropy<T>& problem = arguments.problem;
-    cuda::CrossEntropyRun<T> run;
+    const CrossEntropyArguments<T> arguments = read_arguments<T>(input, target, weight, options);
+    cuda::CrossEntropyCall<T> call;
+    CrossEntropy<T>& problem = call.problem = arguments.problem;
+    call.mean = options.reduction == Reduction::kMean;
     check_same_device("lse", lse, "input", input);
     set_lse(lse, &problem);
     problem.lse_is_known = true;
@@ -91,18 +63,18 @@ std::tuple<Tensor, Tensor> backward(const Tensor grad_output, const Tensor input
       check(problem.target == nullptr, "target must be class probabilities to have a gradient");
       problem.probabilities_gradient = class_matrix(grad_target);
     }
-    const Tensor upstream = read_upstream(grad_output, input, options.reduction, &problem, &run.upstream);
-    const Tensor denominators = divide_by_denominator(call, options.reduction, &problem, &run);
-    call.check(cuda::cross_entropy(problem, run, call.stream()));
+    const Tensor upstream = read_upstream(grad_output, input, options.reduction, &problem, &call.upstream);
+    TorchLibrary library(device);
+    device.check(cuda::cross_entropy(call, library, device.stream()));
   });
   return {grad_input, grad_target};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, library) {
-  library.impl("cross_entropy_forward", TORCH_BOX(&forward));
-  library.impl("cross_entropy_backward", TORCH_BOX(&backward));
+STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, ops) {
+  ops.impl("cross_entropy_forward", TORCH_BOX(&forward));
+  ops.impl("cross_entropy_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace charlm

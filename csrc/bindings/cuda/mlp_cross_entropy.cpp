@@ -127,9 +127,9 @@ Gradients backward(const Tensor grad_output, const Tensor ids, const Tensor targ
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, library) {
-  library.impl("mlp_cross_entropy_forward", TORCH_BOX(&forward));
-  library.impl("mlp_cross_entropy_backward", TORCH_BOX(&backward));
+STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, ops) {
+  ops.impl("mlp_cross_entropy_forward", TORCH_BOX(&forward));
+  ops.impl("mlp_cross_entropy_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace charlm

@@ -83,7 +83,7 @@ int64_t cross_entropy_split_values(const CrossEntropy<T>& problem) {
 }
 
 template <typename T>
-Error cross_entropy(const CrossEntropy<T>& problem, const CrossEntropyRun<T>& run, Stream stream) {
+Error run_cross_entropy(const CrossEntropy<T>& problem, const CrossEntropyRun<T>& run, Stream stream) {
   return with_storage<T>(problem.input.storage, [&](auto storage) {
     using S = decltype(storage);
     // Arithmetic in double is for checking gradients; it is not worth kernels of its own for the plain case.
@@ -97,21 +97,49 @@ Error cross_entropy(const CrossEntropy<T>& problem, const CrossEntropyRun<T>& ru
 }
 
 template <typename T>
-Error cross_entropy_denominators(const CrossEntropy<T>& problem, T* denominators, Stream stream) {
-  return launch(sum_mean_weights<T>, kDenominatorParts, dim3(kReduceThreads), 0, stream, problem, denominators);
+Error divide_by_denominator(CrossEntropy<T>* problem, CrossEntropyRun<T>* run, DeviceLibrary& library, Stream stream) {
+  if (problem->target == nullptr) {
+    problem->scale /= static_cast<T>(problem->rows);
+    return cudaSuccess;
+  }
+  T* denominators = library.allocate_values<T>(kDenominatorParts);
+  run->denominators = denominators;
+  return launch(sum_mean_weights<T>, kDenominatorParts, dim3(kReduceThreads), 0, stream, *problem, denominators);
 }
 
 template <typename T>
-Error cross_entropy_reduce(const T* loss_parts, const T* weight_parts, int64_t parts, T* result, Stream stream) {
+Error reduce_cross_entropy(const T* loss_parts, const T* weight_parts, int64_t parts, T* result, Stream stream) {
   return launch(reduce_parts<T>, 1, dim3(kReduceThreads), 0, stream, loss_parts, weight_parts, parts, result);
 }
 
-#define CHARLM_INSTANTIATE(T)                                                              \
-  template int64_t cross_entropy_parts(const CrossEntropy<T>&);                            \
-  template int64_t cross_entropy_split_values(const CrossEntropy<T>&);                     \
-  template Error cross_entropy(const CrossEntropy<T>&, const CrossEntropyRun<T>&, Stream); \
-  template Error cross_entropy_denominators(const CrossEntropy<T>&, T*, Stream);           \
-  template Error cross_entropy_reduce(const T*, const T*, int64_t, T*, Stream);
+template <typename T>
+Error cross_entropy(const CrossEntropyCall<T>& call, DeviceLibrary& library, Stream stream) {
+  CrossEntropy<T> problem = call.problem;
+  CrossEntropyRun<T> run;
+  run.row_loss = call.row_loss;
+  run.upstream = call.upstream;
+  const bool has_gradient = problem.input_gradient.data != nullptr || problem.probabilities_gradient.data != nullptr;
+  if (has_gradient && call.mean) {
+    if (const Error error = divide_by_denominator(&problem, &run, library, stream)) return error;
+  }
+  run.split_rows = library.allocate_values<T>(cross_entropy_split_values(problem));
+  if (call.total_loss == nullptr) return run_cross_entropy(problem, run, stream);
+
+  const int64_t parts = cross_entropy_parts(problem);
+  run.loss_parts = library.allocate_values<T>(2 * parts);
+  run.weight_parts = run.loss_parts + parts;
+  if (const Error error = run_cross_entropy(problem, run, stream)) return error;
+  return reduce_cross_entropy<T>(run.loss_parts, call.mean ? run.weight_parts : nullptr, parts, call.total_loss,
+                                 stream);
+}
+
+#define CHARLM_INSTANTIATE(T)                                                                          \
+  template int64_t cross_entropy_parts(const CrossEntropy<T>&);                                        \
+  template int64_t cross_entropy_split_values(const CrossEntropy<T>&);                                 \
+  template Error divide_by_denominator(CrossEntropy<T>*, CrossEntropyRun<T>*, DeviceLibrary&, Stream); \
+  template Error run_cross_entropy(const CrossEntropy<T>&, const CrossEntropyRun<T>&, Stream);         \
+  template Error reduce_cross_entropy(const T*, const T*, int64_t, T*, Stream);                        \
+  template Error cross_entropy(const CrossEntropyCall<T>&, DeviceLibrary&, Stream);
 CHARLM_INSTANTIATE(float)
 CHARLM_INSTANTIATE(double)
 #undef CHARLM_INSTANTIATE

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/column_sums.cuh"
 #include "kernels/cuda/copy.cuh"
+#include "kernels/cuda/cross_entropy_run.cuh"
 #include "kernels/linear_cross_entropy.h"
 
 namespace charlm::cuda {
@@ -44,8 +45,8 @@ class OutputLayer {
     loss_ = p_.loss;
     run_.upstream = p_.upstream;
     logits_ = library_.allocate_values<S>(chunk_ * classes_);
-    if (has_gradient_ || p_.loss.probabilities_gradient.data != nullptr) {
-      if (const Error error = divide_by_denominator()) return error;
+    if (p_.mean && (has_gradient_ || p_.loss.probabilities_gradient.data != nullptr)) {
+      if (const Error error = divide_by_denominator(&loss_, &run_, library_, stream_)) return error;
     }
     const int64_t last = chunk_ > 0 ? rows_ % chunk_ : 0;
     const int64_t whole = chunk_ > 0 ? rows_ / chunk_ : 0;
@@ -78,18 +79,6 @@ class OutputLayer {
     return cudaSuccess;
   }
 
-  // On the device, unless it is the number of rows.
-  Error divide_by_denominator() {
-    if (!p_.mean) return cudaSuccess;
-    if (loss_.target == nullptr) {
-      loss_.scale /= static_cast<T>(rows_);
-      return cudaSuccess;
-    }
-    T* denominators = library_.allocate_values<T>(kDenominatorParts);
-    run_.denominators = denominators;
-    return cross_entropy_denominators(loss_, denominators, stream_);
-  }
-
   CrossEntropy<T> problem_of(int64_t first, int64_t rows) const {
     CrossEntropy<T> part = rows_from(loss_, first, rows);
     part.input = {};
@@ -112,7 +101,7 @@ class OutputLayer {
 
     const CrossEntropy<T> loss = problem_of(first, rows);
     if (p_.row_loss != nullptr) run_.row_loss = p_.row_loss + first;
-    if (const Error error = cross_entropy(loss, run_, stream_)) return error;
+    if (const Error error = run_cross_entropy(loss, run_, stream_)) return error;
     if (run_.loss_parts != nullptr) {
       run_.loss_parts += cross_entropy_parts(loss);
       run_.weight_parts += cross_entropy_parts(loss);
@@ -150,7 +139,7 @@ class OutputLayer {
       if (const Error error = store_computed(bias_sums_, classes_, bias_gradient(), stream_)) return error;
     }
     if (p_.total_loss == nullptr) return cudaSuccess;
-    return cross_entropy_reduce<T>(loss_parts_, p_.mean ? weight_parts_ : nullptr, parts_, p_.total_loss, stream_);
+    return reduce_cross_entropy<T>(loss_parts_, p_.mean ? weight_parts_ : nullptr, parts_, p_.total_loss, stream_);
   }
 
   const LinearCrossEntropy<T>& p_;

@@ -98,9 +98,7 @@ class TiledModel {
       tiles_.run.weight_parts = tiles_.run.loss_parts + launch_.blocks;
     }
     if (p_.has_gradient && p_.output.mean) {
-      T* denominators = library.allocate_values<T>(kDenominatorParts);
-      tiles_.run.denominators = denominators;
-      const Error error = cross_entropy_denominators(tiles_.loss, denominators, stream_);
+      const Error error = divide_by_denominator(&tiles_.loss, &tiles_.run, library, stream_);
       if (error != cudaSuccess) return error;
     }
     if (p_.has_gradient) tiles_.gradients = library.allocate_values<T>(launch_.blocks * tiles_.gradient_values());
@@ -110,7 +108,7 @@ class TiledModel {
     if (sums_losses) {
       const T* weights = p_.output.mean ? tiles_.run.weight_parts : nullptr;
       const Error error =
-          cross_entropy_reduce<T>(tiles_.run.loss_parts, weights, launch_.blocks, p_.output.total_loss, stream_);
+          reduce_cross_entropy<T>(tiles_.run.loss_parts, weights, launch_.blocks, p_.output.total_loss, stream_);
       if (error != cudaSuccess) return error;
     }
     return p_.has_gradient ? add_gradients(projection, library) : cudaSuccess;

@@ -2,7 +2,7 @@
 // merge, and what follows from the whole. The formula is in kernels/cross_entropy.h.
 #pragma once
 
-#include "kernels/cross_entropy.h"
+#include "kernels/cuda/cross_entropy_run.cuh"
 #include "kernels/cuda/math.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/storage.cuh"

@@ -10,6 +10,8 @@
 #include <string.h>
 
 #include <cmath>
+#include <tuple>
+#include <utility>
 
 #include "simulator.h"
 
@@ -44,7 +46,7 @@ inline constexpr int warpSize = simulator::kWarp;
 
 // Launches run at once, to their end.
 using cudaStream_t = struct CUstream_st*;
-enum cudaError_t : int { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+enum cudaError_t : int { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes = 0;
@@ -53,12 +55,24 @@ struct cudaLaunchConfig_t {
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
-  const auto thread = [&] { kernel(arguments...); };
-  const auto call = [](const void* closure) { (*static_cast<const decltype(thread)*>(closure))(); };
-  const auto* identity = reinterpret_cast<const void*>(kernel);
-  const bool launched =
-      simulator::launch(identity, config->gridDim, config->blockDim, config->dynamicSmemBytes, call, &thread);
-  return launched ? cudaSuccess : cudaErrorInvalidValue;
+  struct Call {
+    void (*kernel)(Parameters...);
+    std::tuple<Parameters...> arguments;
+  };
+  const Call call{kernel, {std::forward<Arguments>(arguments)...}};
+  const auto run = [](const void* data) {
+    const Call& call = *static_cast<const Call*>(data);
+    std::apply(call.kernel, call.arguments);
+  };
+  switch (simulator::launch(reinterpret_cast<const void*>(kernel), config->gridDim, config->blockDim,
+                            config->dynamicSmemBytes, run, &call, sizeof(call))) {
+    case simulator::Outcome::kDone:
+      return cudaSuccess;
+    case simulator::Outcome::kRefused:
+      return cudaErrorInvalidValue;
+    default:
+      return cudaErrorLaunchFailure;
+  }
 }
 enum cudaFuncAttribute : int { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 template <typename Kernel>
@@ -74,7 +88,9 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   *value = attribute == cudaDevAttrMultiProcessorCount ? 3 : static_cast<int>(simulator::kMaxShared);
   return cudaSuccess;
 }
-inline const char* cudaGetErrorString(cudaError_t) { return "an error of the simulator"; }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorLaunchFailure ? simulator::fault_message() : "invalid argument";
+}
 
 // Synchronisation. The line tells places apart, as all threads must wait at the same one.
 inline void __syncthreads(int line = __builtin_LINE()) { simulator::block_barrier(line); }

@@ -1,0 +1,407 @@
+"""CUDA's kernels at what is special about them: each change in how a problem is cut, and every order of threads.
+
+What every device must do is in the files of the ops.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from cases import (
+    ACTIVATIONS,
+    ALL_LOSS_OPTIONS,
+    DTYPES,
+    LOSS_OPTIONS,
+    REDUCTIONS,
+    TARGETS,
+    Sample,
+    check,
+    cross_entropy_sample,
+    device,
+    embedding_linear_sample,
+    evaluate,
+    linear_cross_entropy_sample,
+    mlp_cross_entropy_sample,
+    names_of,
+    normal,
+    same_bits,
+)
+from torch import Tensor
+
+from charlm import _C, ops
+
+pytestmark = pytest.mark.cuda
+
+
+def unaligned(tensor: Tensor) -> Tensor:
+    """The same values where vectors of 16 bytes do not begin."""
+    return torch.cat([tensor.flatten(), tensor.flatten()])[3 : 3 + tensor.numel()].view(tensor.shape)
+
+
+# cross_entropy: rows on both sides of 512 classes (shared memory or registers), of a warp and more for a row, and of
+# 32,768 (several blocks for a row); many rows of strided classes.
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(5, 511), (5, 512), (5, 513), (3, 4096), (2, 9001), (1, 32769), (300, 520)])
+def test_losses_of_every_shape(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    check(cross_entropy_sample(*shape, dtype=dtype))
+    check(cross_entropy_sample(*shape, dtype=dtype, targets="ignored", **ALL_LOSS_OPTIONS))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 601), (1, 33001)])
+def test_losses_of_probabilities(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    check(cross_entropy_sample(*shape, dtype=dtype, targets="probabilities"))
+    check(cross_entropy_sample(*shape, dtype=dtype, targets="probabilities", **ALL_LOSS_OPTIONS))
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("options", LOSS_OPTIONS, ids=names_of)
+def test_losses_of_wide_rows_with_every_option(options: dict[str, Any], reduction: str, targets: str) -> None:
+    check(cross_entropy_sample(9, 530, dtype=torch.float32, targets=targets, reduction=reduction, **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("shape", [(9, 27), (5, 600), (2, 33000), (3, 7, 5)])
+def test_losses_with_their_gradient(
+    shape: tuple[int, ...], reduction: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one call, which the op makes on the CPU only: on a GPU the loss of a linear layer goes this way."""
+    module = importlib.import_module("charlm.ops.cross_entropy")
+    monkeypatch.setattr(module, "_gradient_in_forward", lambda input, target: True)
+    for options in ({}, ALL_LOSS_OPTIONS):
+        check(cross_entropy_sample(*shape, dtype=dtype, targets="ignored", reduction=reduction, **options))
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+def test_losses_of_many_adjacent_rows(targets: str) -> None:
+    for reduction in REDUCTIONS:
+        check(cross_entropy_sample(2, 90, 3, targets=targets, reduction=reduction, **ALL_LOSS_OPTIONS))
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("classes", [29, 530])
+@pytest.mark.parametrize(
+    "view",
+    [
+        pytest.param(lambda x: x.transpose(0, 1).contiguous().transpose(0, 1), id="transposed"),
+        pytest.param(lambda x: torch.cat([x, x], 1)[:, 3 : 3 + x.shape[1]], id="class slice"),
+        pytest.param(lambda x: torch.stack([x, x], -1)[..., 1], id="stride two"),
+        pytest.param(lambda x: torch.cat([x, x])[::2], id="row step"),
+        pytest.param(unaligned, id="unaligned"),
+        pytest.param(lambda x: x[:1].expand_as(x), id="expanded rows"),
+        pytest.param(lambda x: x[:, :1].expand_as(x), id="expanded classes"),
+    ],
+)
+def test_losses_of_small_values_with_any_strides(view: Callable[[Tensor], Tensor], classes: int, targets: str) -> None:
+    sample = cross_entropy_sample(6, classes, dtype=torch.bfloat16, targets=targets, weighted=True)
+    logits, target = sample.arguments["input"], sample.arguments["target"]
+    check(sample.with_arguments(input=view(logits)))
+    if targets == "probabilities":
+        check(sample.with_arguments(target=view(target)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize("targets", ["indices", "probabilities"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_losses_of_wide_rows_with_minus_infinity(label_smoothing: float, targets: str, dtype: torch.dtype) -> None:
+    sample = cross_entropy_sample(
+        5, 601, dtype=dtype, targets=targets, label_smoothing=label_smoothing, reduction="none"
+    )
+    logits = sample.arguments["input"].clone()
+    logits[0, 20:] = -torch.inf
+    logits[1, :600] = -torch.inf
+    logits[2, 0] = -torch.inf
+    logits[3] = -torch.inf
+    sample = sample.with_arguments(input=logits)
+    if targets == "indices":
+        sample = sample.with_arguments(target=torch.tensor([3, 600, 0, 1, 2], device=device))
+    check(sample)
+    check(sample.with_arguments(softcap=3.0))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_nan_and_infinity_stay_in_their_wide_row(bad: float) -> None:
+    sample = cross_entropy_sample(5, 601, dtype=torch.float32, reduction="none")
+    logits = sample.arguments["input"].clone()
+    logits[2, 17] = bad
+    values = evaluate(sample.with_arguments(input=logits))
+    assert values["result"].isnan().tolist() == [False, False, True, False, False]
+    assert values["gradient of input"].isnan().any(dim=1).tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("classes", "bad"), [(27, -1), (27, 27), (27, -(2**40)), (600, 600), (600, 2**40), (33000, -1)]
+)
+def test_a_target_out_of_range_makes_its_row_nan(classes: int, bad: int) -> None:
+    sample = cross_entropy_sample(5, classes, dtype=torch.float32, reduction="none", weighted=True)
+    target = sample.arguments["target"].clone()
+    target[2] = bad
+    sample = sample.with_arguments(target=target)
+    values = evaluate(sample)
+    assert values["result"].isnan().tolist() == [False, False, True, False, False]
+    assert values["gradient of input"][2].isnan().all()
+
+    # The other rows share a mean among themselves.
+    mean = evaluate(sample.with_arguments(reduction="mean"))
+    assert mean["result"].isnan()
+    target = target.clone()
+    target[2] = -100
+    expected = evaluate(sample.with_arguments(reduction="mean", target=target))["gradient of input"]
+    assert same_bits(mean["gradient of input"][[0, 1, 3, 4]], expected[[0, 1, 3, 4]])
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_losses_of_wide_rows_that_are_all_ignored(reduction: str) -> None:
+    sample = cross_entropy_sample(6, 600, reduction=reduction, **ALL_LOSS_OPTIONS)
+    check(sample.with_arguments(target=torch.full((6,), -100, device=device)))
+
+
+def test_more_than_two_to_the_eighteenth_classes() -> None:
+    check(cross_entropy_sample(1, 2**18 + 3, dtype=torch.bfloat16))
+
+
+# embedding_linear: the table is projected, and its gradient fits into shared memory or is sorted into rows; or rows are
+# gathered.
+
+PROJECTED: dict[str, Any] = {"rows": 123, "vocab_size": 27}
+SORTED: dict[str, Any] = {"rows": 700, "vocab_size": 500}
+GATHERED: dict[str, Any] = {"rows": 5, "vocab_size": 400}
+every_way = pytest.mark.parametrize("sizes", [PROJECTED, SORTED, GATHERED], ids=["projected", "sorted", "gathered"])
+
+
+@pytest.mark.parametrize(("sizes", "way"), [(PROJECTED, "project"), (SORTED, "project"), (GATHERED, "gather")])
+def test_the_way_follows_from_the_shape(sizes: dict[str, Any], way: str) -> None:
+    sample = embedding_linear_sample(**sizes)
+    leaves = sample.leaves()
+    result = ops.embedding_linear(**{**sample.arguments, **leaves})
+    assert _C.last_branch() == f"embedding_linear_forward/{way}"
+    torch.autograd.grad(result.sum(), list(leaves.values()))
+    assert _C.last_branch() == f"embedding_linear_backward/{way}"
+
+
+# Several blocks of rows, several columns of blocks, rows that vectors of 16 bytes fit or do not, long and short runs.
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape",
+    [(300, 3, 27, 10, 40), (260, 2, 27, 8, 64), (9, 2, 40, 16, 24), (700, 3, 200, 4, 24), (300, 2, 299, 3, 40)],
+)
+def test_layers_of_every_shape(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    check(embedding_linear_sample(*shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_sorted_rows_with_every_activation(activation: str, bias: bool, dtype: torch.dtype) -> None:
+    check(embedding_linear_sample(**SORTED, hidden_dim=16, dtype=dtype, bias=bias, activation=activation))
+
+
+@every_way
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_anywhere_in_memory(dtype: torch.dtype, sizes: dict[str, Any]) -> None:
+    sample = embedding_linear_sample(**sizes, embedding_dim=8, hidden_dim=16, dtype=dtype)
+    for name in ("embedding", "weight", "bias"):
+        values = sample.arguments[name]
+        check(sample.with_arguments(**{name: unaligned(values)}))
+        check(sample.with_arguments(**{name: torch.stack([values, values], -1)[..., 0]}))
+
+
+@every_way
+def test_one_token_in_half_of_the_rows_or_all(sizes: dict[str, Any]) -> None:
+    sample = embedding_linear_sample(**sizes)
+    ids = sample.arguments["ids"]
+    check(sample.with_arguments(ids=torch.full_like(ids, 2)))
+    half = ids.clone()
+    half[: len(ids) // 2] = 2
+    check(sample.with_arguments(ids=half))
+
+
+@every_way
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nan_reaches_the_contexts_that_hold_its_token_and_no_others(activation: str, sizes: dict[str, Any]) -> None:
+    sample = embedding_linear_sample(**sizes, activation=activation)
+    embedding = sample.arguments["embedding"].clone()
+    embedding[sample.arguments["ids"][1, 1]] = torch.nan
+    result = ops.embedding_linear(**{**sample.arguments, "embedding": embedding})
+    holds = (sample.arguments["ids"] == sample.arguments["ids"][1, 1]).any(1)
+    assert torch.equal(result.isnan().all(1), holds)
+    assert torch.equal(result.isnan().any(1), holds)
+
+
+@every_way
+@pytest.mark.parametrize("bad", ["vocab_size", -(2**63)])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_id_out_of_range_makes_its_row_nan(activation: str, bad: int | str, sizes: dict[str, Any]) -> None:
+    sample = embedding_linear_sample(**sizes, dtype=torch.float32, activation=activation)
+    ids = sample.arguments["ids"].clone()
+    ids[2, 1] = sizes["vocab_size"] if isinstance(bad, str) else bad
+    others = torch.arange(len(ids), device=device) != 2
+    leaves = sample.leaves()
+    result = ops.embedding_linear(**{**sample.arguments, **leaves, "ids": ids})
+    expected = evaluate(sample)["result"]
+    assert result[2].isnan().all()
+    assert same_bits(result[others].detach(), expected[others])
+
+    # As if the row was not there: its own gradient, which is NaN in a model, reaches nothing.
+    upstream = normal(*result.shape, dtype=torch.float32)
+    upstream[2] = torch.nan
+    gradients = torch.autograd.grad(result, list(leaves.values()), upstream)
+    short = sample.with_arguments(ids=ids[others]).leaves()
+    rest = ops.embedding_linear(**{**sample.arguments, **short, "ids": ids[others]})
+    for actual, truth in zip(gradients, torch.autograd.grad(rest, list(short.values()), upstream[others]), strict=True):
+        torch.testing.assert_close(actual, truth)
+
+
+@every_way
+def test_only_the_gradients_that_are_wanted(sizes: dict[str, Any]) -> None:
+    sample = embedding_linear_sample(**sizes)
+    everything = evaluate(sample)
+    for name in sample.differentiable:
+        leaf = sample.arguments[name].clone().requires_grad_()
+        result = ops.embedding_linear(**{**sample.arguments, name: leaf})
+        (gradient,) = torch.autograd.grad(result, leaf, normal(*result.shape, seed=99))
+        assert same_bits(gradient, everything[f"gradient of {name}"]), name
+
+
+# linear_cross_entropy: chunks of 2,048 rows, unless all logits take no more than sums in float32.
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("rows", [2047, 2048, 2049, 2300, 4096, 4200])
+def test_chunks_of_any_length(rows: int, reduction: str, dtype: torch.dtype) -> None:
+    sample = linear_cross_entropy_sample(rows, 2, 3, dtype=dtype, targets="ignored", reduction=reduction)
+    ops.linear_cross_entropy(**sample.arguments)
+    assert _C.last_branch() == f"linear_cross_entropy_forward/{'in_chunks' if rows > 2048 else 'at_once'}"
+    check(sample)
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_chunks_with_every_option(reduction: str, targets: str) -> None:
+    options = {**ALL_LOSS_OPTIONS, "targets": targets, "reduction": reduction, "bias": reduction != "sum"}
+    check(linear_cross_entropy_sample(2100, 2, 3, dtype=torch.float32, **options))
+
+
+def test_chunks_of_wide_rows() -> None:
+    check(linear_cross_entropy_sample(2050, 2, 530, dtype=torch.float32, targets="ignored", **ALL_LOSS_OPTIONS))
+
+
+def test_a_weight_gradient_of_many_chunks_is_added_up_in_float32() -> None:
+    """Each chunk after the first adds less than bfloat16 can add to the first's, and all of them three times as much
+    as it may be wrong."""
+    sample = linear_cross_entropy_sample(1, 1, 3, dtype=torch.bfloat16, reduction="sum")
+    rows = 16 * 2048
+    features = torch.full((rows, 1), 0.0018, dtype=torch.bfloat16, device=device)
+    features[:2048] = 1.0
+    check(sample.with_arguments(input=features, target=sample.arguments["target"].expand(rows)))
+
+
+@pytest.mark.parametrize("bad", [-1, 3, 2**40])
+def test_a_target_out_of_range_makes_its_row_of_a_chunk_nan(bad: int) -> None:
+    sample = linear_cross_entropy_sample(2100, 2, 3, dtype=torch.float32, reduction="none")
+    target = sample.arguments["target"].clone()
+    target[2060] = bad
+    values = evaluate(sample.with_arguments(target=target))
+    expected = evaluate(sample)
+    others = torch.arange(2100, device=device) != 2060
+    assert torch.equal(values["result"].isnan(), ~others)
+    assert torch.equal(values["gradient of input"].isnan().all(1), ~others)
+    for name in ("result", "gradient of input"):
+        assert same_bits(values[name][others], expected[name][others])
+
+
+# mlp_cross_entropy, (N, T, V, D, H): vocabularies around the widths of vectors, rows and hidden units beyond one block
+# of each; models whose dP fits into shared memory, models whose dP does not, and too large ones, the last in chunks.
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1, 1, 1, 1),
+        (7, 3, 27, 4, 9),
+        (65, 3, 27, 10, 40),
+        (33, 8, 28, 3, 33),
+        (150, 2, 65, 5, 16),
+        (5, 3, 300, 4, 24),
+        (70, 1, 33, 2, 70),
+        (700, 4, 27, 3, 130),
+        (40, 8, 27, 3, 300),
+        (35, 3, 65, 4, 220),
+        (2100, 1, 80, 2, 3),
+    ],
+)
+def test_models_of_every_shape(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    check(mlp_cross_entropy_sample(*shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_large_model_is_computed_as_it_is_stored(reduction: str, dtype: torch.dtype) -> None:
+    check(mlp_cross_entropy_sample(5, 2, 2050, 3, 520, dtype=dtype, reduction=reduction))
+
+
+@pytest.mark.parametrize("targets", ["indices", "ignored"])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_models_with_every_reduction(dtype: torch.dtype, reduction: str, softcap: float | None, targets: str) -> None:
+    options = {"targets": targets, "reduction": reduction, "softcap": softcap}
+    for classes in (27, 80):  # in tiles; one layer after the other
+        check(mlp_cross_entropy_sample(9, 3, classes, dtype=dtype, **options))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("missing", [("bias1",), ("bias2",), ("bias1", "bias2")])
+def test_models_without_biases(missing: tuple[str, ...], reduction: str) -> None:
+    sample = mlp_cross_entropy_sample(9, reduction=reduction).with_arguments(**dict.fromkeys(missing))
+    check(replace(sample, differentiable=tuple(n for n in sample.differentiable if n not in missing)))
+
+
+@pytest.mark.parametrize("name", ["ids", "target"])
+@pytest.mark.parametrize("bad", [-1, -99, 27, 2**40])
+def test_a_value_out_of_range_makes_the_loss_of_its_row_nan(bad: int, name: str) -> None:
+    sample = mlp_cross_entropy_sample(9, dtype=torch.float32, reduction="none")
+    values = sample.arguments[name].clone()
+    values[5] = bad
+    losses = evaluate(sample.with_arguments(**{name: values}))["result"]
+    expected = evaluate(sample)["result"]
+    assert losses.isnan().tolist() == [n == 5 for n in range(9)]
+    assert same_bits(losses[:5], expected[:5])
+    assert evaluate(sample.with_arguments(**{name: values, "reduction": "mean"}))["result"].isnan()
+
+
+# In any order.
+
+IN_ANY_ORDER = {
+    "narrow losses": cross_entropy_sample(300, 27, dtype=torch.float32, targets="ignored", **ALL_LOSS_OPTIONS),
+    "wide losses": cross_entropy_sample(5, 600, dtype=torch.float32, targets="ignored", **ALL_LOSS_OPTIONS),
+    "losses in parts": cross_entropy_sample(2, 33000, dtype=torch.float32, targets="ignored", **ALL_LOSS_OPTIONS),
+    "pixels": cross_entropy_sample(40, 7, 5, dtype=torch.float32, targets="ignored", **ALL_LOSS_OPTIONS),
+    "a projected table": embedding_linear_sample(**PROJECTED, dtype=torch.float32),
+    "sorted rows": embedding_linear_sample(**SORTED, dtype=torch.float32),
+    "gathered rows": embedding_linear_sample(**GATHERED, dtype=torch.float32),
+    "an output layer": linear_cross_entropy_sample(
+        9, 5, 600, dtype=torch.float32, targets="ignored", **ALL_LOSS_OPTIONS
+    ),
+    "chunks": linear_cross_entropy_sample(2100, 2, 3, dtype=torch.float32, targets="ignored", **ALL_LOSS_OPTIONS),
+    "a model": mlp_cross_entropy_sample(150, dtype=torch.float32),
+}
+
+
+@pytest.mark.parametrize("sample", IN_ANY_ORDER.values(), ids=IN_ANY_ORDER)
+def test_the_same_bits_in_any_order_of_threads(sample: Sample, reorder: Callable[[int], None]) -> None:
+    first = evaluate(sample)
+    reorder(1)
+    for name, value in evaluate(sample).items():
+        assert same_bits(value, first[name]), name
