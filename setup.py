@@ -17,10 +17,10 @@ import os
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 from building import cuda, description, instruction_sets, prerequisites
-from building.compile import BuildModules, Module, Objects
+from building.compile import BuildModules, Objects, module
 from charlm._version import OLDEST_TORCH
 
 # The oldest libtorch whose stable ABI, and the oldest Python whose limited API, the bindings may call.
@@ -60,7 +60,7 @@ def sources(*patterns: str) -> list[str]:
     return [str(path) for pattern in patterns for path in sorted(SOURCES.glob(pattern))]
 
 
-def modules() -> list[Module]:
+def modules() -> list[Extension]:
     """What is compiled, and by what: asked for when something is to be compiled, and stops where that cannot be."""
     prerequisites.check_tools()
     prerequisites.check_torch()
@@ -71,40 +71,40 @@ def modules() -> list[Module]:
     only = [f"-DCHARLM_ONLY_ISA={name}" for name in sets] if len(sets) == 1 else []
     nvcc = cuda.find_nvcc()
 
-    import pybind11
-    from torch.utils.cpp_extension import include_paths, library_paths
+    from pybind11.setup_helpers import Pybind11Extension
+    from torch.utils.cpp_extension import CppExtension
 
     bindings = sources("bindings/*.cpp")
     if nvcc:
         bindings.remove(str(SOURCES / "bindings/without_cuda.cpp"))
         bindings += sources("bindings/cuda/*.cpp")
         BINDING_FLAGS.append(f'-DCHARLM_CUDA_ARCHITECTURES="{" ".join(cuda.TARGETS)}"')
-    BINDING_FLAGS.extend(f"-I{folder}" for folder in include_paths())
 
     text = sources("text/*.cpp")
     text_bindings = [text.pop(text.index(str(SOURCES / "text/bindings.cpp")))]
     # In the order in which they are compiled: what takes longest comes first, and the many short ones last.
     text_objects = [
-        Objects("text_bindings", text_bindings, [*CXX_FLAGS, *TEXT_BINDING_FLAGS, f"-I{pybind11.get_include()}"]),
+        Objects("text_bindings", text_bindings, [*CXX_FLAGS, *TEXT_BINDING_FLAGS]),
         Objects("text", text, CXX_FLAGS),
     ]
     objects = [Objects("cuda", sources("kernels/cuda/*.cu"), [*cuda.FLAGS, f"-I{SOURCES}"], nvcc=nvcc)] if nvcc else []
     for name, flags in sets.items():
         flags = [*CXX_FLAGS, *KERNEL_FLAGS, *flags, *only, f"-DCHARLM_ISA={name}"]
-        objects.append(Objects(name, sources("kernels/cpu/*.cpp"), flags))
+        objects.append(Objects(name, sources("kernels/cpu/*.cpp")[::-1], flags))  # the last takes longest
     # clang has other rules for headers that are compiled beforehand, and takes less time to read them.
-    header = "bindings/check.h" if is_gcc else None
+    header = "bindings/checks.h" if is_gcc else None
     objects.append(Objects("bindings", bindings, [*CXX_FLAGS, *BINDING_FLAGS, *only], header))
     objects.append(Objects("shared", sources("kernels/*.cpp"), [*CXX_FLAGS, "-O2", *only]))
     return [
-        Module("charlm._text", text_objects, extra_link_args=SANITIZE_FLAGS),
-        Module(
-            "charlm._C",
+        module(Pybind11Extension("charlm._text", [], extra_link_args=SANITIZE_FLAGS), text_objects),
+        module(
+            CppExtension(
+                "charlm._C",
+                [],
+                extra_link_args=[*SANITIZE_FLAGS, *(cuda.runtime(nvcc) if nvcc else [])],
+                py_limited_api=True,
+            ),
             objects,
-            library_dirs=library_paths(),
-            libraries=["c10", "torch", "torch_cpu"],
-            extra_link_args=[*SANITIZE_FLAGS, *(cuda.runtime(nvcc) if nvcc else [])],
-            py_limited_api=True,
         ),
     ]
 

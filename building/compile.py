@@ -12,7 +12,6 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
@@ -53,23 +52,20 @@ class Objects:
     nvcc: list[str] = field(default_factory=list)
 
 
-class Module(Extension):
-    """An extension module, made of objects that differ in their flags."""
-
-    def __init__(self, name: str, objects: list[Objects], **options: Any) -> None:
-        super().__init__(name, [source for group in objects for source in group.sources], language="c++", **options)
-        self.objects = objects
+def module(extension: Extension, objects: list[Objects]) -> Extension:
+    """An extension module made of objects that differ in their flags; what it includes and links is the extension's."""
+    extension.sources = [source for group in objects for source in group.sources]
+    extension.groups = objects
+    return extension
 
 
 class BuildModules(build_ext):
-    extensions: list[Module]
-
     def build_extensions(self) -> None:
         folder = Path(self.get_finalized_command("build").build_base) / "objects"
         folder.mkdir(parents=True, exist_ok=True)
         plan = folder / "build.ninja"
-        groups = [group for module in self.extensions for group in module.objects]
-        plan.write_text(f"builddir = {folder}\n{_RULES}{''.join(self._edges(folder, group) for group in groups)}")
+        edges = [self._edges(folder, module, group) for module in self.extensions for group in module.groups]
+        plan.write_text(f"builddir = {folder}\n{_RULES}{''.join(edges)}")
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         # Without flushing, what has been printed before appears after what ninja prints.
         sys.stdout.flush()
@@ -77,7 +73,7 @@ class BuildModules(build_ext):
         if result.returncode != 0:
             sys.exit(result.returncode)
         for module in self.extensions:
-            objects = [str(_object(folder, group, source)) for group in module.objects for source in group.sources]
+            objects = [str(_object(folder, group, source)) for group in module.groups for source in group.sources]
             self.compiler.link_shared_object(
                 objects,
                 self.get_ext_fullpath(module.name),
@@ -87,9 +83,10 @@ class BuildModules(build_ext):
                 target_lang="c++",
             )
 
-    def _edges(self, folder: Path, group: Objects) -> str:
+    def _edges(self, folder: Path, module: Extension, group: Objects) -> str:
         """The lines of a plan for ninja that make a group of objects."""
-        compiler = group.nvcc or [*self.compiler.compiler_so_cxx, *(f"-I{path}" for path in self.include_dirs)]
+        include_dirs = [*module.include_dirs, *self.include_dirs]
+        compiler = group.nvcc or [*self.compiler.compiler_so_cxx, *(f"-I{path}" for path in include_dirs)]
         flags, needs, lines = group.flags, "", ""
         if group.precompiled is not None:
             header = folder / group.name / "precompiled.h"

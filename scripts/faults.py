@@ -133,7 +133,7 @@ KERNELS = [
     ),
     Fault(
         "the output bias is not clipped",
-        "csrc/kernels/cpu/mlp_cross_entropy.cpp",
+        "csrc/kernels/cpu/mlp_step.cpp",
         "update(bias2, layout_.size(), scale);",
         "update(bias2, layout_.size(), 1);",
         (ENGINE + "options_equal_eager",),
@@ -154,7 +154,7 @@ KERNELS = [
     ),
     Fault(
         "the last tile of a batch is left out",
-        "csrc/kernels/mlp_cross_entropy.cpp",
+        "csrc/kernels/mlp_step.cpp",
         "tiles = (rows + tile_rows - 1) / tile_rows;",
         "tiles = rows / tile_rows;",
         (ENGINE + "steps_equal_eager",),
@@ -162,8 +162,8 @@ KERNELS = [
     Fault(
         "a token takes the table row of another position",
         "csrc/kernels/batch.cpp",
-        "if (slot < begin || slot >= table_row || tokens_[slot] != token) {",
-        "if (slot >= table_row || tokens_[slot] != token) {",
+        "if (known < begin || known >= table_row || tokens_[known] != token) {",
+        "if (known >= table_row || tokens_[known] != token) {",
         (ENGINE + "steps_equal_eager",),
     ),
     Fault(
@@ -178,30 +178,30 @@ KERNELS = [
 BINDINGS = [
     Fault(
         "a mean counts rows in the place of class weights",
-        "csrc/bindings/cross_entropy_options.cpp",
+        "csrc/kernels/cross_entropy.cpp",
         "total += problem.weight[problem.target[n]];",
         "total += 1;",
         (CE + "every_combination_of_options",),
     ),
     Fault(
         "threads share one scratch",  # a race
-        "csrc/bindings/cross_entropy_options.cpp",
+        "csrc/kernels/cross_entropy.cpp",
         "  parallel_for(tiles, grain, [&](int64_t first, int64_t last) {\n"
-        "    const Workspace<T> scratch(cpu::cross_entropy_scratch(problem));\n",
-        "  const Workspace<T> scratch(cpu::cross_entropy_scratch(problem));\n"
+        "    const Workspace<T> scratch(cross_entropy_scratch(problem));\n",
+        "  const Workspace<T> scratch(cross_entropy_scratch(problem));\n"
         "  parallel_for(tiles, grain, [&](int64_t first, int64_t last) {\n",
         (CE + "threads_have_memory_of_their_own",),
     ),
     Fault(
         "float16 is read as float32",
-        "csrc/bindings/check.cpp",
+        "csrc/bindings/tensors.cpp",
         "    case ScalarType::Half:\n      return Storage::kFloat16;\n",
         "",
         (CE + "every_shape_in_every_dtype",),
     ),
     Fault(
         "errors of other threads are swallowed",
-        "csrc/bindings/check.h",
+        "csrc/bindings/host_library.cpp",
         "  if (error) std::rethrow_exception(error);\n",
         "",
         ("tests/test_memory.py::test_memory_that_runs_out_in_a_thread",),

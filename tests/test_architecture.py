@@ -135,6 +135,17 @@ def test_bindings_use_the_stable_interface_of_torch_only() -> None:
                 assert header.startswith(stable), f"{path}: {header}"
 
 
+def test_bindings_check_allocate_and_dispatch() -> None:
+    """What shares out work or multiplies is an algorithm: its place is csrc/kernels, with namespace host for torch."""
+    algorithm = re.compile(r"parallel_for|select<|get_num_threads|c_shim_cpu|c_shim_cuda|_(mm|addmm|bmm)_out")
+    for path in sources("csrc/bindings", CXX_SUFFIXES):
+        found = set(algorithm.findall(path.read_text()))
+        assert not found or path.name in ("host_library.cpp", "training.h"), f"{path} has {found}"
+    for op in ops.__all__:
+        for path in (ROOT / "csrc/bindings" / f"{op}.cpp", ROOT / "csrc/bindings/cuda" / f"{op}.cpp"):
+            assert len(path.read_text().splitlines()) <= 200, f"{path} does more than check, allocate and dispatch"
+
+
 @pytest.mark.parametrize("op", ops.__all__)
 def test_one_name_runs_through_every_layer(op: str) -> None:
     for path in (
@@ -147,7 +158,7 @@ def test_one_name_runs_through_every_layer(op: str) -> None:
     assert callable(getattr(ops, op))
     assert callable(getattr(reference, op))
     assert callable(getattr(dtensor, op))
-    schemas = (ROOT / "csrc/bindings/library.cpp").read_text()
+    schemas = (ROOT / "csrc/bindings/schemas.cpp").read_text()
     for direction in ("forward", "backward"):
         assert f'"{op}_{direction}(' in schemas
 

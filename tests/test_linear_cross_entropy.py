@@ -73,6 +73,11 @@ def test_a_large_weight_in_half_precision(differentiable: tuple[str, ...], dtype
     check(replace(sample, differentiable=differentiable))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_of_a_weight_too_long_to_convert_a_block_at_a_time(dtype: torch.dtype) -> None:
+    check(linear_cross_entropy_sample(2, 16384, 300, dtype=dtype))
+
+
 @pytest.mark.parametrize("leading", [(), (1,), (2, 3), (2, 1, 5), (2, 0, 3)])
 @pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)

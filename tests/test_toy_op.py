@@ -25,7 +25,7 @@ COMPILER += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 # The rest of the bindings is in charlm._C, which is loaded as it is: the toy has a library of its own.
 LIBRARY = """
 #include <torch/csrc/stable/library.h>
-STABLE_TORCH_LIBRARY_FRAGMENT(charlm, library) {{
+STABLE_TORCH_LIBRARY_FRAGMENT(charlm, ops) {{
 {schemas}}}
 """
 # At the root of the copy; that of the tests goes with them.
@@ -60,14 +60,14 @@ def tree(tmp_path: Path) -> Path:
         shutil.copy(path, tmp_path / path.relative_to(ROOT))
     for _, name, text in blocks():
         with (tmp_path / name).open("a") as file:
-            file.write(f"\n\n{text}" if name != "csrc/bindings/library.cpp" else "")
+            file.write(f"\n\n{text}" if name != "csrc/bindings/schemas.cpp" else "")
     return tmp_path
 
 
 def compile_toy(tree: Path) -> Path:
     """The library of the toy: its binding with those that this includes, and its kernel."""
-    (schemas,) = (text for _, name, text in blocks() if name == "csrc/bindings/library.cpp")
-    assert "STABLE_TORCH_LIBRARY(charlm, library) {" in (ROOT / "csrc/bindings/library.cpp").read_text()
+    (schemas,) = (text for _, name, text in blocks() if name == "csrc/bindings/schemas.cpp")
+    assert "STABLE_TORCH_LIBRARY(charlm, ops) {" in (ROOT / "csrc/bindings/schemas.cpp").read_text()
     csrc = tree / "csrc"
     (tree / "toy.cpp").write_text(
         "".join(f'#include "{path.relative_to(csrc)}"\n' for path in needed(csrc, csrc / "bindings/scale.cpp"))

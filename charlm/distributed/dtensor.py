@@ -35,7 +35,6 @@ from charlm.ops.embedding_linear import _ACTIVATIONS
 from charlm.ops.embedding_linear import _OP as EMBEDDING_LINEAR
 from charlm.ops.linear_cross_entropy import _OP as LINEAR_CROSS_ENTROPY
 from charlm.ops.mlp_cross_entropy import _OP as MLP_CROSS_ENTROPY
-from charlm.ops.mlp_cross_entropy import MlpOptions
 
 _NONE, _MEAN, _SUM = (REDUCTIONS[name] for name in ("none", "mean", "sum"))
 
@@ -119,13 +118,12 @@ def mlp_cross_entropy(
     bias1: Tensor | None,
     weight2: Tensor,
     bias2: Tensor | None,
-    options: MlpOptions,
+    options: LossOptions,
 ) -> Tensor:
     """:func:`charlm.ops.mlp_cross_entropy`; where a weight is sharded by its rows, the two ops that it is equal to."""
     if _shards(weight1, 0) or _shards(weight2, 0):
         hidden: Any = embedding_linear(ids, embedding, weight1, bias1, _ACTIVATIONS["tanh"])
-        of_layer = LossOptions(options.ignore_index, options.reduction, 0.0, options.softcap, 0.0)
-        return linear_cross_entropy(hidden, weight2, target, bias2, None, of_layer)
+        return linear_cross_entropy(hidden, weight2, target, bias2, None, options)
     split = _Split.of(ids, range(ids.ndim - 1))
     target, *parameters = split.joined(
         target=target, embedding=embedding, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2
@@ -293,7 +291,7 @@ def _may_split_classes(target: Tensor, weight: Tensor | None) -> bool:
     return not target.is_floating_point() and (weight is None or not weight.requires_grad)
 
 
-def _by_kernel(op: Op, tensors: Sequence[Any], options: LossOptions | MlpOptions) -> Callable[[int], Tensor]:
+def _by_kernel(op: Op, tensors: Sequence[Any], options: LossOptions) -> Callable[[int], Tensor]:
     """This rank's loss by the op itself, as a function of the reduction."""
 
     def loss(reduction: int) -> Tensor:

@@ -1,28 +1,20 @@
 """The Bengio/makemore network and its loss as one op: each distinct context is computed once."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from charlm.ops import _dtensor, _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
-from charlm.ops._arguments import HALF, check_output_dtype, complain, keywords, loss_options
+from charlm.ops._arguments import HALF, LossOptions, check_output_dtype, complain, keywords, loss_options
 from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
 from charlm.ops._saved import Unread, wanted_gradients
 from charlm.ops._scaling import SUMS, scale_saved
 
 _forward = torch.ops.charlm.mlp_cross_entropy_forward.default
 _backward = torch.ops.charlm.mlp_cross_entropy_backward.default
-
-
-class MlpOptions(NamedTuple):
-    """As the op schemas have them, in their order."""
-
-    ignore_index: int
-    reduction: int
-    softcap: float
 
 
 def mlp_cross_entropy(
@@ -84,8 +76,7 @@ def mlp_cross_entropy(
             output_dtype=output_dtype,
         )
     try:
-        ignored, code, _, cap, _ = loss_options(ignore_index, reduction, 0.0, softcap, 0.0)
-        options = MlpOptions(ignored, code, cap)
+        options = loss_options(ignore_index, reduction, 0.0, softcap, 0.0)
         if output_dtype is not None:
             check_output_dtype(output_dtype)
         lower = autocast_dtype(embedding)
@@ -112,7 +103,7 @@ def _call(
     bias1: Tensor | None,
     weight2: Tensor,
     bias2: Tensor | None,
-    options: MlpOptions,
+    options: LossOptions,
 ) -> Tensor:
     """The loss in the dtype that is computed in."""
     tensors = (ids, target, embedding, weight1, bias1, weight2, bias2)
@@ -123,15 +114,21 @@ def _call(
     if needs_gradient(embedding, weight1, bias1, weight2, bias2):
         loss: Tensor = apply(_MlpCrossEntropy, *tensors, options)
         return loss
-    return _forward(*tensors, *options, False)[0]
+    return _forward(*tensors, *_of_schema(options), False)[0]
+
+
+def _of_schema(options: LossOptions) -> tuple[int, int, float]:
+    return options.ignore_index, options.reduction, options.softcap
 
 
 def _reference(*arguments: Any) -> Tensor:
     *tensors, options = arguments
-    return reference.mlp_cross_entropy(*tensors, **keywords(options))
+    named = keywords(options)
+    del named["label_smoothing"], named["z_loss"]
+    return reference.mlp_cross_entropy(*tensors, **named)
 
 
-def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, options: MlpOptions) -> Tensor | None:
+def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, options: LossOptions) -> Tensor | None:
     """The samples as further examples, where they share the parameters."""
     ids, target, *parameters = tensors
     if any(mapped[2:]):
@@ -156,13 +153,13 @@ class _MlpCrossEntropy(torch.autograd.Function):
         bias1: Tensor | None,
         weight2: Tensor,
         bias2: Tensor | None,
-        options: MlpOptions,
+        options: LossOptions,
     ) -> Tensor:
         # A single loss has gradients that only its upstream gradient scales: they come with the one forward pass. Not
         # in float16, where a loss scale must multiply them before they are rounded.
         ctx.in_forward = options.reduction != 0 and embedding.dtype != torch.float16
         arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
-        loss, *gradients = _forward(*arguments, *options, ctx.in_forward)
+        loss, *gradients = _forward(*arguments, *_of_schema(options), ctx.in_forward)
         ctx.unread = None
         if not torch.compiler.is_compiling():
             ctx.unread = Unread(embedding=embedding, bias1=bias1, bias2=bias2)
@@ -186,7 +183,7 @@ class _MlpCrossEntropy(torch.autograd.Function):
             return None, None, *(g if need else None for g, need in zip(gradients, needed, strict=True)), None
         embedding, bias1, bias2 = saved
         arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
-        gradients = _backward(grad_output, *arguments, *ctx.options)
+        gradients = _backward(grad_output, *arguments, *_of_schema(ctx.options))
         return None, None, *(g if need else None for g, need in zip(gradients, needed, strict=True)), None
 
 
@@ -201,11 +198,11 @@ def _(
     bias2: Tensor | None,
     *others: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *options, compute_gradient = others
+    _, reduction, _, compute_gradient = others
     parameters = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
     check_devices(embedding=embedding, ids=ids, target=target, **parameters)
     compute_dtype = torch.float64 if embedding.dtype == torch.float64 else torch.float32
-    loss = embedding.new_empty(target.shape if MlpOptions(*options).reduction == 0 else (), dtype=compute_dtype)
+    loss = embedding.new_empty(target.shape if reduction == 0 else (), dtype=compute_dtype)
     shapes = _gradient_shapes(embedding, weight1, weight2) if compute_gradient else [(0,)] * 5
     return loss, *(embedding.new_empty(shape) for shape in shapes)  # type: ignore[return-value]
 

@@ -7,26 +7,17 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor targ
                                            int64_t ignore_index, int64_t reduction, double label_smoothing,
                                            double softcap, double z_loss, bool compute_gradient) {
   const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
-  std::optional<std::tuple<Tensor, Tensor, Tensor>> result;
-  dispatch_compute_type(input, [&](auto type) {
+  return dispatch_compute_type(input, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(type);
     CrossEntropyArguments<T> arguments = read_cross_entropy_arguments<T>(input, target, weight, options);
     CrossEntropy<T>& problem = arguments.problem;
     check_targets(problem, target.sizes());
-    const Tensor row_loss = allocate({problem.rows}, compute_type(input));
-    const Tensor lse = allocate({2, problem.rows}, compute_type(input));
-    problem.loss = row_loss.template mutable_data_ptr<T>();
-    set_lse(lse, &problem);
-    Tensor gradient = compute_gradient ? empty_gradient(input) : allocate({0}, input.scalar_type());
-    const T denominator = denominator_of(problem, options.reduction);
-    if (compute_gradient) {
-      problem.input_gradient = class_matrix(gradient);
-      problem.scale = 1 / denominator;
-    }
-    run_tiles(problem);
-    result.emplace(reduce(problem, options.reduction, denominator, row_loss, row_shape(input)), lse, gradient);
+    const Losses<T> losses(options.reduction, arguments.row_shape, &problem);
+    const Tensor gradient = compute_gradient ? empty_gradient(input) : allocate({0}, input.scalar_type());
+    if (compute_gradient) problem.input_gradient = class_matrix(gradient);
+    cpu::cross_entropy(problem);
+    return {losses.reduced(problem), losses.lse(), gradient};
   });
-  return *result;
 }
 
 std::tuple<Tensor, Tensor> backward(const Tensor grad_output, const Tensor input, const Tensor target,
@@ -50,16 +41,16 @@ std::tuple<Tensor, Tensor> backward(const Tensor grad_output, const Tensor input
     }
     OptionalTensor upstream;
     set_upstream(grad_output, options.reduction, &upstream, &problem);
-    run_tiles(problem);
+    cpu::cross_entropy(problem);
   });
   return {grad_input, grad_target};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) {
-  library.impl("cross_entropy_forward", TORCH_BOX(&forward));
-  library.impl("cross_entropy_backward", TORCH_BOX(&backward));
+STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, ops) {
+  ops.impl("cross_entropy_forward", TORCH_BOX(&forward));
+  ops.impl("cross_entropy_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace charlm

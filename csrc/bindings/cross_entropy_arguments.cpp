@@ -19,30 +19,22 @@ bool inner_is_flat(const Tensor& tensor) {
 
 Tensor with_flat_inner(const Tensor& tensor) { return inner_is_flat(tensor) ? tensor : as_contiguous(tensor); }
 
-void check_target(const Tensor& input, const Tensor& target, bool probabilities) {
-  if (probabilities) {
-    check_matches("target", target, "input", input);
-    return;
-  }
-  const int64_t dim = input.dim();
-  bool matches = target.dim() == dim - 1;
-  for (int64_t d = 0, t = 0; matches && d < dim; ++d) {
-    if (d != class_dim(input)) matches = target.size(t++) == input.size(d);
-  }
-  matches |= dim == 1 && target.dim() == 1 && target.size(0) == 1;  // one row's class, as torch takes it
-  check(matches, "target must have the shape of input ", ShapeString(input),
-        " without its class dimension (class indices) or the same shape (class probabilities), got ",
-        ShapeString(target));
-  check_same_device("target", target, "input", input);
-  check_integral("target", target);
+// The shape of class indices: that of the input without its class dimension.
+std::vector<int64_t> row_shape(const Tensor& input) {
+  const Shape sizes = input.sizes();
+  std::vector<int64_t> shape(sizes.begin(), sizes.end());
+  shape.erase(shape.begin() + class_dim(input));
+  return shape;
 }
 
-bool same_shape(const Tensor& a, const Tensor& b) {
-  if (a.dim() != b.dim()) return false;
-  for (int64_t d = 0; d < a.dim(); ++d) {
-    if (a.size(d) != b.size(d)) return false;
-  }
-  return true;
+void check_target(const Tensor& input, Shape row_shape, const Tensor& target) {
+  const Shape shape = target.sizes();
+  const bool is_one_class = input.dim() == 1 && shape.equals({1});  // one row's class, as torch takes it
+  check(shape.equals(row_shape) || is_one_class, "target must have the shape of input ", ShapeString(input),
+        " without its class dimension (class indices) or the same shape (class probabilities), got ",
+        ShapeString(shape));
+  check_same_device("target", target, "input", input);
+  check_integral("target", target);
 }
 
 }  // namespace
@@ -69,27 +61,24 @@ Tensor empty_gradient(const Tensor& like) {
   return inner_is_flat(gradient) ? gradient : allocate(like.sizes(), like.scalar_type(), like.device());
 }
 
-std::vector<int64_t> row_shape(const Tensor& input) {
-  std::vector<int64_t> shape;
-  for (int64_t d = 0; d < input.dim(); ++d) {
-    if (d != class_dim(input)) shape.push_back(input.size(d));
-  }
-  return shape;
-}
-
 template <typename T>
 CrossEntropyArguments<T> read_cross_entropy_arguments(const Tensor& input, const Tensor& target,
                                                       const OptionalTensor& weight,
                                                       const CrossEntropyOptions& options) {
   check(input.dim() >= 1, "input must have shape (C,), (N, C) or (N, C, d1, ...), got ()");
   check_floating("input", input);
-  const bool probabilities = same_shape(input, target);
-  check_target(input, target, probabilities);
-  if (probabilities) check_ignores_nothing(options);
-  const int64_t classes = input.size(class_dim(input)), rows = product("input", row_shape(input));
+  CrossEntropyArguments<T> arguments{input, target, std::nullopt, row_shape(input), {}};
+  const bool probabilities = target.sizes().equals(input.sizes());
+  if (probabilities) {
+    check_matches("target", target, "input", input);
+    check_ignores_nothing(options);
+  } else {
+    check_target(input, arguments.row_shape, target);
+  }
+  const int64_t classes = input.size(class_dim(input)), rows = product("input", arguments.row_shape);
   check_sizes({{"N", rows}, {"C", classes}});
 
-  CrossEntropyArguments<T> arguments{with_flat_inner(input), target, std::nullopt, {}};
+  arguments.input = with_flat_inner(input);
   CrossEntropy<T>& problem = arguments.problem;
   problem.classes = classes;
   problem.rows = rows;

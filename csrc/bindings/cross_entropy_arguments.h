@@ -2,7 +2,7 @@
 // share.
 #pragma once
 
-#include "bindings/cross_entropy.h"
+#include "bindings/cross_entropy_options.h"
 
 namespace charlm {
 
@@ -11,6 +11,7 @@ template <typename T>
 struct CrossEntropyArguments {
   Tensor input, target;
   OptionalTensor weight;
+  std::vector<int64_t> row_shape;  // of the input, without its class dimension
   CrossEntropy<T> problem;
 };
 
@@ -23,7 +24,5 @@ CrossEntropyArguments<T> read_cross_entropy_arguments(const Tensor& input, const
 // in the arguments above and in an empty gradient.
 ClassMatrix class_matrix(const Tensor& tensor);
 Tensor empty_gradient(const Tensor& like);
-// The shape of class indices: that of the input without its class dimension.
-std::vector<int64_t> row_shape(const Tensor& input);
 
 }  // namespace charlm

@@ -51,12 +51,10 @@ void check_embedding_linear(const Tensor& ids, const Tensor& embedding, const Te
   check_sizes({rows, length, hidden});
   check_sizes({vocab, length, hidden});
   const int64_t width = context_length * embedding.size(1);
-  check(weight.size(1) == width, "weight must have shape (H=", weight.size(0), ", T*D=", width, "), got ",
-        ShapeString(weight));
+  check_shape("weight", weight, {hidden, {"T*D", width}});
   if (!bias.has_value()) return;
   check_matches("bias", *bias, "embedding", embedding);
-  check(bias->dim() == 1 && bias->size(0) == weight.size(0), "bias must have shape (H=", weight.size(0), ",), got ",
-        ShapeString(*bias));
+  check_shape("bias", *bias, {hidden});
 }
 
 bool keeps_picked_rows(const Tensor& ids, int64_t vocab_size) { return vocab_size > ids.numel(); }
@@ -75,10 +73,8 @@ void check_embedding_linear_backward(const Tensor& grad_output, const Tensor& ou
   check_matches("grad_output", grad_output, "rows", rows);
   check_matches("output", output, "rows", rows);
   const std::vector<int64_t> output_shape = layer_shape(ids, weight);
-  const auto shape = torch::headeronly::IntHeaderOnlyArrayRef(output_shape);
-  check(grad_output.sizes().equals(shape), "grad_output must have shape ", ShapeString(shape), ", got ",
-        ShapeString(grad_output));
-  check(output.sizes().equals(shape), "output must have shape ", ShapeString(shape), ", got ", ShapeString(output));
+  check_shape("grad_output", grad_output, output_shape);
+  check_shape("output", output, output_shape);
 }
 
 std::vector<int64_t> layer_shape(const Tensor& ids, const Tensor& weight) {
@@ -87,7 +83,7 @@ std::vector<int64_t> layer_shape(const Tensor& ids, const Tensor& weight) {
   return shape;
 }
 
-int64_t context_rows(const Tensor& ids) { return product("ids", {ids.sizes().data(), ids.sizes().size() - 1}); }
+int64_t context_rows(const Tensor& ids) { return product("ids", leading_sizes(ids)); }
 
 std::optional<int64_t> row_stride(const Tensor& tensor) {
   if (tensor.numel() == 0) return 0;

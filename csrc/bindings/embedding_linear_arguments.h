@@ -1,7 +1,7 @@
 // The arguments of embedding_linear, checked: what its bindings for the CPU and for CUDA share.
 #pragma once
 
-#include "bindings/check.h"
+#include "bindings/checks.h"
 #include "kernels/embedding_linear.h"
 
 namespace charlm {

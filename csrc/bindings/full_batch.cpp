@@ -19,13 +19,12 @@ class FullBatch {
     check_table_rows(shape, rows_);
     check(targets.dim() == 1 && entries_ < kLimit, "targets must have shape (entries,), fewer than 2^31, got ",
           ShapeString(targets));
-    check(counts.dim() == 1 && counts.size(0) == entries_, "counts must have the shape of targets ",
-          ShapeString(targets), ", got ", ShapeString(counts));
-    check(row_ptr.dim() == 1 && row_ptr.size(0) == rows_ + 1, "row_ptr must have shape (U+1=", rows_ + 1, ",), got ",
-          ShapeString(row_ptr));
-    contexts_ = checked_int32("contexts", contexts, contexts.size(1), shape.vocab_size, "tokens");
-    targets_ = checked_int32("targets", targets, 0, shape.vocab_size, "classes");
-    row_ptr_ = checked_int32("row_ptr", row_ptr, 0, entries_ + 1, "entries");
+    check(counts.sizes().equals(targets.sizes()), "counts must have the shape of targets ", ShapeString(targets),
+          ", got ", ShapeString(counts));
+    check_shape("row_ptr", row_ptr, {{"U+1", rows_ + 1}});
+    contexts_ = checked_int32("contexts", contexts, shape.vocab_size, "tokens");
+    targets_ = checked_int32("targets", targets, shape.vocab_size, "classes");
+    row_ptr_ = checked_int32("row_ptr", row_ptr, entries_ + 1, "entries");
     const int32_t* begin = row_ptr_.const_data_ptr<int32_t>();
     bool ascends = begin[0] == 0 && begin[rows_] == entries_;
     for (int64_t u = 0; ascends && u < rows_; ++u) ascends = begin[u] <= begin[u + 1];
@@ -116,9 +115,9 @@ Tensor evaluate_full(std::vector<Tensor> parameters, const Tensor contexts, cons
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) {
-  library.impl("train_full_steps", TORCH_BOX(&train_full_steps));
-  library.impl("evaluate_full", TORCH_BOX(&evaluate_full));
+STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, ops) {
+  ops.impl("train_full_steps", TORCH_BOX(&train_full_steps));
+  ops.impl("evaluate_full", TORCH_BOX(&evaluate_full));
 }
 
 }  // namespace charlm

@@ -1,9 +1,9 @@
-// The CPU's ops on layers as functions, for an op that is made of them. Arguments and results: see library.cpp.
+// The CPU's ops on layers as functions, for an op that is made of them. Arguments and results: see schemas.cpp.
 #pragma once
 
 #include <tuple>
 
-#include "bindings/check.h"
+#include "bindings/tensors.h"
 
 namespace charlm {
 

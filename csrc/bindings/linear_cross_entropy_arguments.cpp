@@ -1,17 +1,6 @@
 #include "bindings/linear_cross_entropy_arguments.h"
 
 namespace charlm {
-namespace {
-
-bool has_suffix(const Tensor& target, const Tensor& input, int64_t last) {
-  for (int64_t d = 0; d + 1 < input.dim(); ++d) {
-    if (target.size(d) != input.size(d)) return false;
-  }
-  return last < 0 || target.size(target.dim() - 1) == last;
-}
-
-}  // namespace
-
 template <typename T>
 LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
     const Tensor& input, const Tensor& linear_weight, const Tensor& target, const OptionalTensor& linear_bias,
@@ -23,47 +12,43 @@ LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
   check(linear_weight.dim() == 2 && linear_weight.size(1) == features, "linear_weight must have shape (C, D=", features,
         "), got ", ShapeString(linear_weight));
   const int64_t classes = linear_weight.size(0);
-  const torch::headeronly::IntHeaderOnlyArrayRef row_shape(input.sizes().data(), input.dim() - 1);
+  const Shape row_shape = leading_sizes(input), target_shape = target.sizes();
   const int64_t rows = product("input", row_shape);
   check_sizes({{"N", rows}, {"C", classes}});
   check_sizes({{"N", rows}, {"D", features}});
   check_sizes({{"C", classes}, {"D", features}});
 
   // Integers in the shape of probabilities are probabilities of the wrong dtype, unless one index may have that shape.
-  const bool probabilities = target.dim() == input.dim() && (!is_integral(target.scalar_type()) ||
-                                                             (input.dim() > 1 && has_suffix(target, input, classes)));
+  const bool has_dims = target.dim() == input.dim();
+  const bool has_shape = has_dims && leading_sizes(target).equals(row_shape) && target_shape.back() == classes;
+  const bool probabilities = has_dims && (!is_integral(target.scalar_type()) || (input.dim() > 1 && has_shape));
   if (probabilities) {
     check_ignores_nothing(options);
     check_matches("target", target, "input", input);
-    check(has_suffix(target, input, classes), "target must have shape (..., C=", classes,
-          ") with the leading dimensions of input ", ShapeString(input), ", got ", ShapeString(target));
+    check(has_shape, "target must have shape (..., C=", classes, ") with the leading dimensions of input ",
+          ShapeString(input), ", got ", ShapeString(target));
   } else {
-    const bool is_one_class = input.dim() == 1 && target.dim() == 1 && target.size(0) == 1;  // as torch takes it
-    check(is_one_class || (target.dim() == input.dim() - 1 && has_suffix(target, input, -1)),
-          "target must have the shape of input ", ShapeString(input),
+    const bool is_one_class = input.dim() == 1 && target_shape.equals({1});  // as torch takes it
+    check(is_one_class || target_shape.equals(row_shape), "target must have the shape of input ", ShapeString(input),
           " without its last dimension (class indices), or with C=", classes,
           " in its place (class probabilities), got ", ShapeString(target));
     check_same_device("target", target, "input", input);
     check_integral("target", target);
   }
-
-  const Tensor flat = contiguous_as(input, type);
-  LinearCrossEntropyArguments<T> problem{
-      matrix_view(flat, 0, rows, features, features),
-      linear_weight,
-      std::nullopt,
-      probabilities ? contiguous_as(target, input.scalar_type()) : contiguous_as(target, ScalarType::Long),
-      std::nullopt,
-      {},
-      rows,
-      features,
-      classes};
   if (linear_bias.has_value()) {
     check_matches("linear_bias", *linear_bias, "input", input);
-    check(linear_bias->dim() == 1 && linear_bias->size(0) == classes, "linear_bias must have shape (C=", classes,
-          ",), got ", ShapeString(*linear_bias));
-    problem.bias = contiguous_as(*linear_bias, type);
+    check_shape("linear_bias", *linear_bias, {{"C", classes}});
   }
+
+  LinearCrossEntropyArguments<T> problem{
+      .input = contiguous_as(input, type),
+      .target = contiguous_as(target, probabilities ? input.scalar_type() : ScalarType::Long),
+      .bias = contiguous_as(linear_bias, type)};
+  problem.input_rows = Matrix(problem.input.const_data_ptr(), storage_of(problem.input), rows, features);
+  problem.weight = matrix_of(linear_weight);
+  problem.rows = rows;
+  problem.features = features;
+  problem.classes = classes;
   problem.loss.rows = rows;
   problem.loss.classes = classes;
   if (probabilities) {

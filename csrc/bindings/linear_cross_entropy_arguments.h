@@ -1,21 +1,21 @@
 // The arguments of linear_cross_entropy, checked: what its bindings for the CPU and for CUDA share.
 #pragma once
 
-#include "bindings/cross_entropy.h"
-#include "bindings/matrix.h"
+#include "bindings/cross_entropy_options.h"
 
 namespace charlm {
 
-// The checked arguments, rows flattened to (N, D).
+// The checked arguments, converted, and what points into them. In rows, (..., D) is (N, D).
 template <typename T>
 struct LinearCrossEntropyArguments {
-  Tensor input;         // (N, D) in the dtype of products
-  Tensor weight;        // (C, D) in its own dtype
-  OptionalTensor bias;  // (C,) in the dtype of products
-  Tensor target;
-  OptionalTensor class_weight;
-  CrossEntropy<T> loss;
-  int64_t rows, features, classes;
+  Tensor input, target;
+  OptionalTensor bias = std::nullopt, class_weight = std::nullopt;
+  Matrix input_rows = {};  // (N, D) in the dtype of products
+  Matrix weight = {};      // (C, D) in its own dtype
+  CrossEntropy<T> loss = {};
+  int64_t rows = 0, features = 0, classes = 0;
+  // (C,) in the dtype of products; null: none
+  const void* bias_values() const { return bias.has_value() ? bias->const_data_ptr() : nullptr; }
 };
 
 // Everything but the values of the targets is checked, for which see check_targets. Input and bias are converted to

@@ -1,6 +1,7 @@
 #include "bindings/layers.h"
 #include "bindings/mlp_cross_entropy_arguments.h"
 #include "bindings/tokens.h"
+#include "kernels/embedding_linear.h"
 
 namespace charlm {
 namespace {
@@ -10,7 +11,7 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 // `tensor` with all dimensions of examples in one.
 Tensor flat(const Tensor& tensor, std::initializer_list<int64_t> shape) {
   if (tensor.dim() == static_cast<int64_t>(shape.size())) return tensor;
-  return torch::stable::view(as_contiguous(tensor), {shape.begin(), shape.size()});
+  return torch::stable::view(as_contiguous(tensor), shape);
 }
 Tensor flat_ids(const MlpArguments& arguments) {
   return flat(arguments.ids, {arguments.examples, arguments.shape.context_length});
@@ -29,8 +30,8 @@ class Evaluation {
         example_(arguments.examples),
         memory_(batch_memory(data_.contexts, arguments.examples)),
         builder_(data_.contexts, arguments.examples, memory_.data()),
-        parameters_(allocated(model_.size())) {
-    model_.pack(arguments.parameters, parameters_.template mutable_data_ptr<T>());
+        parameters_(model_.size()) {
+    model_.pack(arguments.parameters, parameters_.data());
     Example* pairs = data_.pairs.data();
     for (int64_t n = 0; n < arguments.examples; ++n) {
       if (pairs[n].target == kIgnored) continue;
@@ -53,27 +54,22 @@ class Evaluation {
     } else if (upstream != nullptr) {
       batch_.weight *= *upstream;
     }
-    const Tensor workspace =
-        allocated(model_.workspace(batch_.rows, batch_.table_rows(arguments_.shape.context_length), count_));
-    const Tensor gradient = allocated(gradients != nullptr ? model_.size() : 0);
-    T* packed = gradients != nullptr ? gradient.template mutable_data_ptr<T>() : nullptr;
-    fill_zero(packed, gradient.numel() * sizeof(T));
+    const Workspace<T> workspace(
+        model_.workspace(batch_.rows, batch_.table_rows(arguments_.shape.context_length), count_));
+    const ZeroedWorkspace<T> gradient(gradients != nullptr ? model_.size() : 0);
     model_.set_entry_losses(entry_losses);
-    const double loss = model_.step(batch_, parameters_.template mutable_data_ptr<T>(), packed, nullptr,
-                                    workspace.template mutable_data_ptr<T>());
+    const double loss = model_.step(batch_, parameters_.data(), gradients != nullptr ? gradient.data() : nullptr,
+                                    nullptr, workspace.data());
     if (example_losses != nullptr) {
       fill_zero(example_losses, arguments_.examples * sizeof(T));
       for (int64_t i = 0; i < count_; ++i) example_losses[example_.data()[i]] = entry_losses[entry[i]];
     }
-    if (gradients != nullptr) model_.unpack(packed, *gradients);
+    if (gradients != nullptr) model_.unpack(gradient.data(), *gradients);
     const bool is_empty_mean = count_ == 0 && arguments_.reduction == Reduction::kMean;
     return is_empty_mean ? static_cast<double>(NAN) : loss;
   }
 
  private:
-  // Not a Workspace: a large tensor is in huge pages, and what is touched but once or twice takes longer to be given.
-  Tensor allocated(int64_t count) const { return allocate({count}, arguments_.parameters[0].scalar_type()); }
-
   const MlpArguments& arguments_;
   MlpModel<T> model_;
   Examples data_;
@@ -81,7 +77,7 @@ class Evaluation {
   int64_t count_ = 0;
   Workspace<int32_t> memory_;
   BatchBuilder builder_;
-  Tensor parameters_;
+  Workspace<T> parameters_;
   ContextBatch<T> batch_;
 };
 
@@ -173,9 +169,9 @@ Gradients backward(const Tensor grad_output, const Tensor ids, const Tensor targ
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) {
-  library.impl("mlp_cross_entropy_forward", TORCH_BOX(&forward));
-  library.impl("mlp_cross_entropy_backward", TORCH_BOX(&backward));
+STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, ops) {
+  ops.impl("mlp_cross_entropy_forward", TORCH_BOX(&forward));
+  ops.impl("mlp_cross_entropy_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace charlm

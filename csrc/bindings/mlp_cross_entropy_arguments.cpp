@@ -11,11 +11,9 @@ MlpArguments read_mlp_arguments(const Tensor& ids, const Tensor& target, const T
   check(ids.dim() >= 1, "ids must have shape (..., T), got ()");
   check_same_device("target", target, "embedding", embedding);
   check_integral("target", target);
-  bool matches = target.dim() == ids.dim() - 1;
-  for (int64_t d = 0; matches && d < target.dim(); ++d) matches = target.size(d) == ids.size(d);
-  check(matches, "target must have the shape of ids without its last dimension, ",
-        ShapeString(torch::headeronly::IntHeaderOnlyArrayRef(ids.sizes().data(), ids.dim() - 1)), ", got ",
-        ShapeString(target));
+  const Shape row_shape = leading_sizes(ids);
+  check(target.sizes().equals(row_shape), "target must have the shape of ids without its last dimension, ",
+        ShapeString(row_shape), ", got ", ShapeString(target));
   check_floating("embedding", embedding);
   check(embedding.dim() == 2, "embedding must have shape (V, D), got ", ShapeString(embedding));
   check(embedding.size(0) > 0 || target.numel() == 0, "embedding must have at least one row, got shape ",
@@ -31,46 +29,41 @@ MlpArguments read_mlp_arguments(const Tensor& ids, const Tensor& target, const T
   check_sizes({v, t, h});
   check_sizes({n, v});
 
-  const std::initializer_list<int64_t> one_token = {examples, 1};
   const auto at_least_one = [](int64_t size) { return size > 0 ? size : 1; };
   MlpArguments arguments{
       {at_least_one(vocab_size), at_least_one(length), at_least_one(embedding_dim), at_least_one(hidden_dim), false},
       {},
       {},
-      length > 0 ? ids : zeros({one_token.begin(), 2}, ScalarType::Int, ids.device()),
+      length > 0 ? ids : zeros({examples, 1}, ScalarType::Int, ids.device()),
       examples,
       ignore_index,
       options.reduction,
       softcap};
   const auto add = [&](int i, const OptionalTensor& tensor, std::initializer_list<int64_t> expected,
                        std::initializer_list<int64_t> computed, const char* meaning) {
-    const torch::headeronly::IntHeaderOnlyArrayRef shape(expected.begin(), expected.size());
     if (tensor.has_value()) {
       check_matches(kMlpNames[i], *tensor, "embedding", embedding);
-      check(tensor->sizes().equals(shape), kMlpNames[i], " must have shape ", meaning, " = ", ShapeString(shape),
-            ", got ", ShapeString(*tensor));
+      check_shape(kMlpNames[i], *tensor, expected, meaning);
     }
     arguments.sizes.emplace_back(expected);
     arguments.parameters.push_back(tensor.has_value() && tensor->numel() > 0
                                        ? contiguous_as(*tensor, type)
-                                       : zeros({computed.begin(), computed.size()}, type, embedding.device()));
+                                       : zeros(computed, type, embedding.device()));
   };
   const ModelShape& shape = arguments.shape;
-  add(0, embedding, {vocab_size, embedding_dim}, {shape.vocab_size, shape.embedding_dim}, "(V, D)");
+  add(0, embedding, {vocab_size, embedding_dim}, {shape.vocab_size, shape.embedding_dim}, "(V, D) = ");
   add(1, weight1, {hidden_dim, length * embedding_dim}, {shape.hidden_dim, shape.context_length * shape.embedding_dim},
-      "(H, T*D)");
-  add(2, bias1, {hidden_dim}, {shape.hidden_dim}, "(H,)");
-  add(3, weight2, {vocab_size, hidden_dim}, {shape.vocab_size, shape.hidden_dim}, "(V, H)");
-  add(4, bias2, {vocab_size}, {shape.vocab_size}, "(V,)");
+      "(H, T*D) = ");
+  add(2, bias1, {hidden_dim}, {shape.hidden_dim}, "(H,) = ");
+  add(3, weight2, {vocab_size, hidden_dim}, {shape.vocab_size, shape.hidden_dim}, "(V, H) = ");
+  add(4, bias2, {vocab_size}, {shape.vocab_size}, "(V,) = ");
   return arguments;
 }
 
 void check_mlp_upstream(const MlpArguments& arguments, const Tensor& grad_output, const Tensor& embedding) {
   const int64_t expected = arguments.reduction == Reduction::kNone ? arguments.examples : 1;
-  check(grad_output.numel() == expected, "grad_output must have ", expected, " elements, got shape ",
-        ShapeString(grad_output));
   check_same_device("grad_output", grad_output, "embedding", embedding);
-  check_memory("grad_output", grad_output);
+  check_elements("grad_output", grad_output, expected);
 }
 
 Tensor mlp_gradient(const MlpArguments& arguments, int i, const Tensor& gradient, ScalarType type) {

@@ -1,7 +1,7 @@
 // The arguments of mlp_cross_entropy, checked: what its bindings for the CPU and for CUDA share.
 #pragma once
 
-#include "bindings/cross_entropy.h"
+#include "bindings/cross_entropy_options.h"
 #include "bindings/training.h"
 
 namespace charlm {

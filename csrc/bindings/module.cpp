@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "bindings/architectures.h"
-#include "bindings/check.h"
+#include "bindings/branches.h"
 #include "kernels/isa.h"
 
 namespace charlm {

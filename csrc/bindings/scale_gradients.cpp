@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "bindings/check.h"
+#include "bindings/checks.h"
 
 namespace charlm {
 namespace {
@@ -86,6 +86,6 @@ void scale_gradients(const std::vector<Tensor> gradients, const Tensor scale, co
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) { library.impl("scale_gradients_", TORCH_BOX(&scale_gradients)); }
+STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, ops) { ops.impl("scale_gradients_", TORCH_BOX(&scale_gradients)); }
 
 }  // namespace charlm

@@ -2,17 +2,40 @@
 
 namespace charlm {
 
-Tensor checked_int32(const char* name, const Tensor& tensor, int64_t columns, int64_t limit, const char* what) {
+namespace {
+
+template <typename Value>
+void check_range(const char* name, const Value* values, Shape shape, int64_t count, int64_t limit, const char* what) {
+  int64_t bad = 0;  // counted without a branch, so that the loop vectorises
+  for (int64_t i = 0; i < count; ++i) bad += values[i] < 0 || values[i] >= limit;
+  if (bad == 0) [[likely]] {
+    return;
+  }
+  int64_t i = 0;
+  while (values[i] >= 0 && values[i] < limit) ++i;
+  out_of_range(name, i, shape, std::to_string(values[i]), limit, what);
+}
+
+template <typename Value>
+Tensor checked_as(const char* name, const Tensor& tensor, ScalarType type, int64_t limit, const char* what) {
+  const Tensor values = contiguous_as(tensor, type);
+  check_range(name, values.const_data_ptr<Value>(), tensor.sizes(), values.numel(), limit, what);
+  return values;
+}
+
+}  // namespace
+
+Tensor checked_int64(const char* name, const Tensor& tensor, int64_t limit, const char* what) {
   check_integral(name, tensor);
   check_on_cpu(name, tensor);
-  if (tensor.scalar_type() == ScalarType::Int) {
-    const Tensor same = contiguous_as(tensor, ScalarType::Int);
-    check_range(name, same.const_data_ptr<int32_t>(), same.numel(), columns, limit, what);
-    return same;
-  }
-  const Tensor wide = contiguous_as(tensor, ScalarType::Long);
-  check_range(name, wide.const_data_ptr<int64_t>(), wide.numel(), columns, limit, what);
-  return contiguous_as(wide, ScalarType::Int);
+  return checked_as<int64_t>(name, tensor, ScalarType::Long, limit, what);
+}
+
+Tensor checked_int32(const char* name, const Tensor& tensor, int64_t limit, const char* what) {
+  check_integral(name, tensor);
+  check_on_cpu(name, tensor);
+  if (tensor.scalar_type() == ScalarType::Int) return checked_as<int32_t>(name, tensor, ScalarType::Int, limit, what);
+  return contiguous_as(checked_as<int64_t>(name, tensor, ScalarType::Long, limit, what), ScalarType::Int);
 }
 
 namespace {
@@ -60,9 +83,7 @@ void gather_int32(const char* name, const Tensor& tensor, const int64_t* indices
           continue;
         }
         if (static_cast<uint64_t>(value) >= bound) [[unlikely]] {  // a negative one is huge
-          const std::string position = is_matrix ? concatenate('[', row, ", ", c, ']') : concatenate('[', row, ']');
-          throw std::out_of_range(
-              concatenate(name, position, " = ", +value, " is out of range for ", limit, " ", what));
+          out_of_range(name, row * columns + c, tensor.sizes(), std::to_string(value), limit, what);
         }
         *out++ = static_cast<int32_t>(value);
       }
@@ -74,7 +95,7 @@ void gather_int32(const char* name, const Tensor& tensor, const int64_t* indices
 Tensor contiguous_int32(const char* name, const Tensor& contexts, int64_t limit, const int32_t* used, int64_t count) {
   const int64_t length = contexts.size(1);
   if (contexts.scalar_type() != ScalarType::Int || !contexts.is_contiguous()) {
-    return checked_int32(name, contexts, length, limit, "tokens");
+    return checked_int32(name, contexts, limit, "tokens");
   }
   check_on_cpu(name, contexts);
   const int32_t* tokens = contexts.const_data_ptr<int32_t>();
@@ -85,7 +106,9 @@ Tensor contiguous_int32(const char* name, const Tensor& contexts, int64_t limit,
       largest = static_cast<uint32_t>(context[t]) > largest ? static_cast<uint32_t>(context[t]) : largest;
     }
   }
-  if (largest >= static_cast<uint64_t>(limit)) check_range(name, tokens, contexts.numel(), length, limit, "tokens");
+  if (largest >= static_cast<uint64_t>(limit)) {
+    check_range(name, tokens, contexts.sizes(), contexts.numel(), limit, "tokens");
+  }
   return contexts;
 }
 
@@ -102,8 +125,7 @@ Examples read_examples(const char* contexts_name, const Tensor& contexts, const 
   check(!context_index.has_value() || context_index->dim() == 1, "context_index must have shape (N,), got ",
         context_index.has_value() ? ShapeString(*context_index) : ShapeString(contexts));
   const int64_t examples = context_index.has_value() ? context_index->numel() : rows;
-  check(targets.dim() == 1 && targets.size(0) == examples, targets_name, " must have shape (N=", examples, ",), got ",
-        ShapeString(targets));
+  check_shape(targets_name, targets, {{"N", examples}});
 
   const Workspace<int32_t> context(count), target(count);
   gather_int32(targets_name, targets, indices, count, vocab_size, "classes", ignore_index, target.data());

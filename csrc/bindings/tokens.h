@@ -1,29 +1,17 @@
 // Contexts, targets and other integer tensors, checked and as int32.
 #pragma once
 
-#include "bindings/check.h"
+#include "bindings/checks.h"
 #include "kernels/batch.h"
+#include "kernels/host_library.h"
 
 namespace charlm {
 
-// Throws IndexError at the first value outside [0, limit). `columns` > 0: `values` is a matrix with so many columns.
-template <typename Value>
-void check_range(const char* name, const Value* values, int64_t count, int64_t columns, int64_t limit,
-                 const char* what) {
-  int64_t bad = 0;  // counted without a branch, so that the loop vectorises
-  for (int64_t i = 0; i < count; ++i) bad += values[i] < 0 || values[i] >= limit;
-  if (bad == 0) [[likely]] {
-    return;
-  }
-  int64_t i = 0;
-  while (values[i] >= 0 && values[i] < limit) ++i;
-  const std::string position =
-      columns > 0 ? concatenate('[', i / columns, ", ", i % columns, ']') : concatenate('[', i, ']');
-  throw std::out_of_range(concatenate(name, position, " = ", values[i], " is out of range for ", limit, " ", what));
-}
-
-// `tensor`, of any integer dtype and strides, as contiguous int32. Checked before the conversion could wrap a value.
-Tensor checked_int32(const char* name, const Tensor& tensor, int64_t columns, int64_t limit, const char* what);
+// `tensor`, of any integer dtype and strides, as contiguous int32. Throws IndexError at the first value outside
+// [0, limit), before the conversion could wrap it.
+Tensor checked_int32(const char* name, const Tensor& tensor, int64_t limit, const char* what);
+// The same as int64.
+Tensor checked_int64(const char* name, const Tensor& tensor, int64_t limit, const char* what);
 
 // Examples with the memory that they point to.
 struct Examples {

@@ -28,13 +28,10 @@ Tensor train_steps(std::vector<Tensor> parameters, std::vector<Tensor> state, co
   const int64_t steps = rates.size(0);
   check(batch_indices.dim() == 2 && batch_indices.size(0) == steps && batch_indices.size(1) > 0,
         "batch_indices must have shape (S=", steps, ", B), got ", ShapeString(batch_indices));
-  check_integral("batch_indices", batch_indices);
-  check_on_cpu("batch_indices", batch_indices);
   const int64_t size = batch_indices.size(1), count = batch_indices.numel();
-  const Tensor indices = contiguous_as(batch_indices, ScalarType::Long);
+  const int64_t limit = context_index.has_value() ? context_index->numel() : contexts.size(0);
+  const Tensor indices = checked_int64("batch_indices", batch_indices, limit, "examples");
   const auto* examples = indices.const_data_ptr<int64_t>();
-  check_range("batch_indices", examples, count, size,
-              context_index.has_value() ? context_index->numel() : contexts.size(0), "examples");
   Examples data =
       read_examples("contexts", contexts, "targets", targets, context_index, shape.vocab_size, examples, count);
   if (shape.is_bigram()) number_by_token(&data, count);
@@ -54,6 +51,6 @@ Tensor train_steps(std::vector<Tensor> parameters, std::vector<Tensor> state, co
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, library) { library.impl("train_steps", TORCH_BOX(&train_steps)); }
+STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, ops) { ops.impl("train_steps", TORCH_BOX(&train_steps)); }
 
 }  // namespace charlm

@@ -5,18 +5,11 @@ namespace {
 
 constexpr const char* kNames[] = {"embedding", "weight1", "bias1", "weight2", "bias2", "direct_weight"};
 
-void check_shape(const char* name, const Tensor& tensor, torch::headeronly::IntHeaderOnlyArrayRef shape,
-                 const char* meaning) {
-  bool matches = tensor.dim() == static_cast<int64_t>(shape.size());
-  for (size_t d = 0; matches && d < shape.size(); ++d) matches = tensor.size(d) == shape[d];
-  check(matches, name, " must have shape ", meaning, " = ", ShapeString(shape), ", got ", ShapeString(tensor));
-}
-
 // Updated in place: its memory must be exactly the tensor.
 void check_updatable(const char* name, const Tensor& tensor, const char* first_name, const Tensor& first) {
   check_matches(name, tensor, first_name, first);
   check(tensor.scalar_type() == ScalarType::Float || tensor.scalar_type() == ScalarType::Double, name,
-        " must have dtype float32 or float64, got ", DtypeString(tensor.scalar_type()));
+        " must have dtype float32 or float64, got ", DtypeString(tensor));
   check(tensor.is_contiguous(), name, " must be contiguous, since it is updated in place");
 }
 
@@ -46,12 +39,12 @@ ModelShape mlp_shape(Tensors parameters, int64_t context_length) {
   check_sizes({length, {"D", shape.embedding_dim}, {"H", shape.hidden_dim}});
   const int64_t inputs = context_length * shape.embedding_dim;
   const auto expect = [&](size_t i, std::initializer_list<int64_t> sizes, const char* meaning) {
-    check_shape(kNames[i], parameters[i], {sizes.begin(), sizes.size()}, meaning);
+    check_shape(kNames[i], parameters[i], sizes, meaning);
   };
-  expect(1, {shape.hidden_dim, inputs}, "(H, T*D)");
-  expect(3, {shape.vocab_size, shape.hidden_dim}, "(V, H)");
-  expect(4, {shape.vocab_size}, "(V,)");
-  if (shape.direct) expect(5, {shape.vocab_size, inputs}, "(V, T*D)");
+  expect(1, {shape.hidden_dim, inputs}, "(H, T*D) = ");
+  expect(3, {shape.vocab_size, shape.hidden_dim}, "(V, H) = ");
+  expect(4, {shape.vocab_size}, "(V,) = ");
+  if (shape.direct) expect(5, {shape.vocab_size, inputs}, "(V, T*D) = ");
   return shape;
 }
 
@@ -95,7 +88,7 @@ ModelShape check_parameters(Tensors parameters, Tensors state, const TrainingOpt
   for (size_t i = 0; i < state.size(); ++i) {
     const std::string name = concatenate("optimizer_state[", i, "]");
     check_updatable(name.c_str(), state[i], "the parameters", parameters[0]);
-    check_shape(name.c_str(), state[i], parameters[i % parameters.size()].sizes(), "of its parameter");
+    check_shape(name.c_str(), state[i], parameters[i % parameters.size()].sizes(), "of its parameter = ");
   }
   return shape;
 }

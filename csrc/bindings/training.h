@@ -4,9 +4,12 @@
 #include <cmath>
 #include <span>
 
-#include "bindings/workspace.h"
+#include "bindings/branches.h"
+#include "bindings/checks.h"
 #include "kernels/bigram.h"
-#include "kernels/mlp_cross_entropy.h"
+#include "kernels/denormals.h"
+#include "kernels/host_library.h"
+#include "kernels/mlp_step.h"
 
 namespace charlm {
 
@@ -48,6 +51,14 @@ template <typename T>
 MlpTensors<T> mlp_pointers(Tensors tensors) {
   const auto at = [&](size_t i) { return static_cast<T*>(const_cast<void*>(tensors[i].const_data_ptr())); };
   return {at(0), at(1), at(2), at(3), at(4), tensors.size() > 5 ? at(5) : nullptr};
+}
+
+// Runs the parts of a kernel on torch's threads.
+inline void run_parallel(int64_t count, Parallel::Body body, const void* context) {
+  parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+    const FlushDenormals flush;
+    for (int64_t i = begin; i < end; ++i) body(context, i);
+  });
 }
 
 template <typename T>

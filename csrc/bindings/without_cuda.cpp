@@ -32,8 +32,8 @@ void refuse(StableIValue*, uint64_t, uint64_t) {
 
 const char* cuda_architectures() { return nullptr; }
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, library) {
-  for (const char* op : kOps) library.impl(op, refuse);
+STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, ops) {
+  for (const char* op : kOps) ops.impl(op, refuse);
 }
 
 }  // namespace charlm

@@ -24,15 +24,15 @@ int64_t number_contexts(const int32_t* contexts, int64_t rows, int64_t context_l
       hash = (hash ^ static_cast<uint32_t>(context[t])) * 0x9e3779b97f4a7c15u;
       hash ^= hash >> 32;
     }
-    uint64_t slot = hash & mask;
-    while (table[slot] >= 0 && std::memcmp(distinct + table[slot] * context_length, context, bytes) != 0) {
-      slot = (slot + 1) & mask;
+    uint64_t bucket = hash & mask;
+    while (table[bucket] >= 0 && std::memcmp(distinct + table[bucket] * context_length, context, bytes) != 0) {
+      bucket = (bucket + 1) & mask;
     }
-    if (table[slot] < 0) {
+    if (table[bucket] < 0) {
       std::memcpy(distinct + count * context_length, context, bytes);
-      table[slot] = count++;
+      table[bucket] = count++;
     }
-    index[row] = table[slot];
+    index[row] = table[bucket];
   }
   return count;
 }
@@ -48,8 +48,8 @@ BatchBuilder::BatchBuilder(const ContextTable& contexts, int64_t max_size, int32
     memory += count;
     return piece;
   };
-  slot_of_context_ = take(contexts.rows);
-  slot_of_token_ = take(contexts.vocab_size);
+  row_of_context_ = take(contexts.rows);
+  table_row_of_token_ = take(contexts.vocab_size);
   context_of_row_ = take(max_size);
   entry_of_example_ = take(max_size);
   entry_begin_ = take(max_size + 1);
@@ -58,9 +58,9 @@ BatchBuilder::BatchBuilder(const ContextTable& contexts, int64_t max_size, int32
   context_rows_ = take(max_size * contexts.context_length);
   position_begin_ = take(contexts.context_length + 1);
   tokens_ = take(max_size * contexts.context_length);
-  // Sparse sets: an element is in the set if its slot points back at it. Nothing is cleared between batches.
-  std::memset(slot_of_context_, 0, contexts.rows * sizeof(int32_t));
-  std::memset(slot_of_token_, 0, contexts.vocab_size * sizeof(int32_t));
+  // Sparse sets: an element is in the set if its row points back at it. Nothing is cleared between batches.
+  std::memset(row_of_context_, 0, contexts.rows * sizeof(int32_t));
+  std::memset(table_row_of_token_, 0, contexts.vocab_size * sizeof(int32_t));
 }
 
 void BatchBuilder::number_tokens(int64_t rows, const int32_t* context_of_row) {
@@ -72,13 +72,13 @@ void BatchBuilder::number_tokens(int64_t rows, const int32_t* context_of_row) {
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t context = context_of_row != nullptr ? context_of_row[row] : row;
       const int32_t token = contexts_.tokens[context * length + t];
-      int32_t slot = slot_of_token_[token];
-      if (slot < begin || slot >= table_row || tokens_[slot] != token) {
-        slot = table_row++;
-        slot_of_token_[token] = slot;
-        tokens_[slot] = token;
+      int32_t known = table_row_of_token_[token];
+      if (known < begin || known >= table_row || tokens_[known] != token) {
+        known = table_row++;
+        table_row_of_token_[token] = known;
+        tokens_[known] = token;
       }
-      context_rows_[row * length + t] = slot;
+      context_rows_[row * length + t] = known;
     }
   }
   position_begin_[length] = table_row;
@@ -90,11 +90,11 @@ ContextBatch<T> BatchBuilder::build(const Example* examples, int64_t size) {
   int32_t* count = entry_begin_ + 1;
   for (int64_t b = 0; b < size; ++b) {
     const int32_t context = examples[b].context;
-    const int32_t slot = slot_of_context_[context];
+    const int32_t known = row_of_context_[context];
     // Without a branch: whether a context is new is what no predictor can know.
-    const bool is_new = slot >= rows || context_of_row_[slot] != context;
-    const int32_t row = is_new ? rows : slot;
-    slot_of_context_[context] = row;
+    const bool is_new = known >= rows || context_of_row_[known] != context;
+    const int32_t row = is_new ? rows : known;
+    row_of_context_[context] = row;
     context_of_row_[row] = context;
     count[row] = (is_new ? 0 : count[row]) + 1;
     entry_of_example_[b] = row;  // for now

@@ -3,7 +3,7 @@
 
 #include <stdint.h>
 
-#include "kernels/mlp_cross_entropy.h"
+#include "kernels/isa.h"
 
 namespace charlm {
 
@@ -16,6 +16,23 @@ struct ContextTable {
   int64_t context_length = 0, vocab_size = 0;
   int64_t rows = 0;                 // U
   const int32_t* tokens = nullptr;  // (U, T)
+};
+
+// Distinct contexts and their targets. A table row is a token at a position: position t has the rows from
+// position_begin[t] on of the projected tables.
+template <typename T>
+struct ContextBatch {
+  int64_t rows = 0;                         // U, distinct contexts
+  const int32_t* context_rows = nullptr;    // (U, T) the table row of each token of each context
+  const int32_t* position_begin = nullptr;  // (T + 1,) first table row of each position
+  const int32_t* tokens = nullptr;          // (P,) the token of each table row
+  const int32_t* entry_begin = nullptr;     // (U + 1,) first entry of each context
+  const int32_t* entry_rows = nullptr;      // (entries,) the context of each entry, ascending
+  const int32_t* targets = nullptr;         // (entries,)
+  const T* weights = nullptr;               // (entries,), null: all `weight`
+  T weight = 1;
+
+  CHARLM_SHARED_INLINE int64_t table_rows(int64_t context_length) const { return position_begin[context_length]; }
 };
 
 // Numbers equal rows of `contexts` (N, T) alike, by first appearance: index[i] is the number of row i, and the first U
@@ -44,7 +61,7 @@ class BatchBuilder {
   void number_tokens(int64_t rows, const int32_t* context_of_row);
 
   ContextTable contexts_;
-  int32_t *slot_of_context_, *slot_of_token_;
+  int32_t *row_of_context_, *table_row_of_token_;
   int32_t *context_of_row_, *entry_of_example_, *entry_begin_, *entry_rows_, *targets_;
   int32_t *context_rows_, *position_begin_, *tokens_;
 };

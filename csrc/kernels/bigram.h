@@ -1,8 +1,11 @@
 // Whole training steps of the bigram model: logits = weight[x], weight (V, V); loss and gradient as in
-// kernels/mlp_cross_entropy.h.
+// kernels/mlp_step.h.
 #pragma once
 
-#include "kernels/mlp_cross_entropy.h"
+#include "kernels/batch.h"
+#include "kernels/blocks.h"
+#include "kernels/isa.h"
+#include "kernels/update.h"
 
 namespace charlm {
 

@@ -81,6 +81,23 @@ template <typename T>
 int64_t cross_entropy_scratch(const CrossEntropy<T>& problem) {
   return 4 * cross_entropy_tile_rows(problem.classes) * problem.classes;
 }
+
+// Losses and lse of all rows, and the gradients whose data is not null; where lse_is_known, the gradients alone.
+template <typename T>
+void cross_entropy(const CrossEntropy<T>& problem);
+
+// The first row whose target is neither a class nor ignore_index; -1 if there is none.
+template <typename T>
+int64_t first_bad_target(const CrossEntropy<T>& problem);
+
+// What a mean over rows divides by: the weights of the targets that count, or the number of rows of probabilities. It
+// walks all targets, so callers keep it.
+template <typename T>
+T mean_denominator(const CrossEntropy<T>& problem);
+
+// The sum of the row losses, in a fixed order, over partial sums that let the additions overlap.
+template <typename T>
+double total_loss(const CrossEntropy<T>& problem);
 }  // namespace cpu
 
 // On a GPU a target that is neither a class nor ignore_index makes the loss and the gradient of its row NaN, and its

@@ -37,14 +37,19 @@ template <typename T>  // the type computed in: float for all storage types but 
 struct EmbeddingLinear {
   int64_t rows = 0;            // N
   int64_t context_length = 0;  // T
+  int64_t vocab_size = 0;      // V
   int64_t embedding_dim = 0;   // D
   int64_t hidden_dim = 0;      // H
   Activation activation = Activation::kTanh;
   const int32_t* tokens = nullptr;  // (N, T), all in [0, V)
   StoredMatrix embedding;           // (V, D)
+  const T* weight = nullptr;        // (H, T*D)
   const T* bias = nullptr;          // (H,), null: none
   StoredMatrix output;              // (N, H), written by forward, read by backward
   StoredMatrix grad_output;         // (N, H)
+  // (N, T, D), the embedding of each token, where backward is not to read the table, which may have changed: written by
+  // forward, null where it is not to; for backward it is what `embedding` is.
+  void* picked_rows = nullptr;
   T* embedding_gradient = nullptr;  // (V, D), zero at first; like the next two null where not wanted
   T* weight_gradient = nullptr;     // (H, T*D)
   T* bias_gradient = nullptr;       // (H,)
@@ -59,7 +64,7 @@ template <typename T>
 struct ProjectedTable {
   const int64_t* first_pair = nullptr;  // (T + 1,): pairs of position t are first_pair[t] ... first_pair[t + 1]
   const int32_t* pair_token = nullptr;  // (U,)
-  const int32_t* slots = nullptr;       // (N, T): row n's pair at position t is first_pair[t] + slots[n * T + t]
+  const int32_t* numbers = nullptr;     // (N, T): row n's pair at position t is first_pair[t] + numbers[n * T + t]
   int64_t stride = 0;                   // of the two tables
   int64_t embedding_stride = 0;         // of embeddings
   T* embeddings = nullptr;              // (U, D): E[pair_token[u]]
@@ -151,6 +156,12 @@ struct EmbeddingLinearKernels {
 };
 CHARLM_DECLARE_KERNELS(EmbeddingLinearKernels<float>)
 CHARLM_DECLARE_KERNELS(EmbeddingLinearKernels<double>)
+
+// All of it, the cheaper way. Return whether that was "project".
+template <typename T>
+bool embedding_linear_forward(const EmbeddingLinear<T>& problem);
+template <typename T>
+bool embedding_linear_backward(const EmbeddingLinear<T>& problem);
 }  // namespace cpu
 
 // On a GPU an id outside [0, V) makes the output of its row NaN, and its row adds nothing to any gradient. Everything

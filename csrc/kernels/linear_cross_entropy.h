@@ -1,16 +1,44 @@
-// cross_entropy(input weight^T + bias) on a GPU, a chunk of rows at a time: the logits of a chunk, their gradient in
-// the same place, and from it
+// cross_entropy(input weight^T + bias) without its (N, C) logits: products by a library, the loss and its gradient by
+// the kernel of cross_entropy, on a bounded piece of the logits at a time. The gradient takes the place of its logits,
+// and from it follow
 //
 //   d input = dz weight      d weight += dz^T input      d bias += column sums of dz
-//
-// Everything is memory of the device; nothing waits for it. Out-of-range targets: see kernels/cross_entropy.h; the NaN
-// of such a row reaches the gradients of weight and bias.
 #pragma once
 
 #include "kernels/cross_entropy.h"
 #include "kernels/device_library.h"
 
-namespace charlm::cuda {
+namespace charlm {
+
+namespace cpu {
+
+template <typename T>
+struct LinearCrossEntropy {
+  Matrix input;                  // (N, D) of T
+  Matrix weight;                 // (C, D)
+  const T* bias = nullptr;       // (C,), null: none
+  CrossEntropy<T> loss;          // its input and input_gradient are not read, the pieces' take their place
+  T* input_gradient = nullptr;   // (N, D) contiguous, like the next two null where not wanted
+  T* weight_gradient = nullptr;  // (C, D)
+  T* bias_gradient = nullptr;    // (C,)
+};
+
+// Two ways to bound the piece. Where the weight's gradient is wanted and has room for all logits (N <= D), they are
+// computed into its memory, a block of classes at a time, and each block's gradient replaces them at the end: three
+// full products, and extra memory for one block. Otherwise rows go in chunks.
+template <typename T>
+bool linear_cross_entropy_in_weight_gradient(const LinearCrossEntropy<T>& problem) {
+  return problem.weight_gradient != nullptr && problem.input.rows <= problem.input.columns;
+}
+
+template <typename T>
+void linear_cross_entropy(const LinearCrossEntropy<T>& problem);
+
+}  // namespace cpu
+
+// On a GPU a chunk of rows at a time. Everything is memory of the device; nothing waits for it. Out-of-range targets:
+// see kernels/cross_entropy.h; the NaN of such a row reaches the gradients of weight and bias.
+namespace cuda {
 
 template <typename T>
 struct LinearCrossEntropy {
@@ -56,4 +84,6 @@ int64_t linear_cross_entropy_chunk_rows(const LinearCrossEntropy<T>& problem) {
 template <typename T>
 Error linear_cross_entropy(const LinearCrossEntropy<T>& problem, DeviceLibrary& library, Stream stream);
 
-}  // namespace charlm::cuda
+}  // namespace cuda
+
+}  // namespace charlm

@@ -1,6 +1,9 @@
 #include "kernels/token_index.h"
 
 #include <algorithm>
+#include <atomic>
+
+#include "kernels/host_library.h"
 
 namespace charlm {
 namespace {
@@ -35,9 +38,8 @@ int64_t out_of_range(Id id, int64_t limit) {
   return static_cast<int64_t>(id) | (limit - static_cast<int64_t>(static_cast<uint64_t>(id) & INT64_MAX));
 }
 
-}  // namespace
-
-bool read_tokens(const TokenIds& ids, int64_t vocab_size, int64_t first, int64_t last, int32_t* tokens) {
+// Rows [first, last).
+bool read_rows(const TokenIds& ids, int64_t vocab_size, int64_t first, int64_t last, int32_t* tokens) {
   const int64_t length = ids.context_length, limit = vocab_size - 1;
   return with_type(ids, [&](const auto* data) {
     int64_t bad = 0;  // gathered without a branch, so that the loops vectorise
@@ -60,6 +62,17 @@ bool read_tokens(const TokenIds& ids, int64_t vocab_size, int64_t first, int64_t
   });
 }
 
+}  // namespace
+
+bool read_tokens(const TokenIds& ids, int64_t vocab_size, int32_t* tokens) {
+  constexpr int64_t kGrain = 1 << 15;  // tokens that are worth waking a thread for
+  std::atomic<bool> good{true};
+  parallel_for(ids.rows, 1 + kGrain / ids.context_length, [&](int64_t first, int64_t last) {
+    if (!read_rows(ids, vocab_size, first, last, tokens)) good = false;
+  });
+  return good;
+}
+
 int64_t first_bad_id(const TokenIds& ids, int64_t vocab_size) {
   return with_type(ids, [&](const auto* data) -> int64_t {
     for (int64_t n = 0; n < ids.rows; ++n) {
@@ -80,16 +93,16 @@ int64_t id_at(const TokenIds& ids, int64_t row, int64_t position) {
 }
 
 int64_t index_position(const int32_t* tokens, int64_t rows, int64_t context_length, int64_t position,
-                       int64_t vocab_size, int32_t* seen, int32_t* slots, int32_t* distinct) {
+                       int64_t vocab_size, int32_t* seen, int32_t* numbers, int32_t* distinct) {
   std::fill(seen, seen + vocab_size, -1);
   int32_t count = 0;
   for (int64_t i = position; i < rows * context_length; i += context_length) {
-    int32_t& slot = seen[tokens[i]];
-    if (slot < 0) {
-      slot = count;
+    int32_t& number = seen[tokens[i]];
+    if (number < 0) {
+      number = count;
       distinct[count++] = tokens[i];
     }
-    slots[i] = slot;
+    numbers[i] = number;
   }
   return count;
 }

@@ -10,7 +10,7 @@ namespace charlm::text {
 namespace {
 
 // Contexts by their tokens, numbered in order of insertion. Open addressing with linear probing, at most half full. A
-// slot keeps a 64-bit key: the tokens themselves where they fit, which settles every comparison, and otherwise their
+// bucket keeps a 64-bit key: the tokens themselves where they fit, which settles every comparison, and otherwise their
 // hash.
 template <typename Token>
 class ContextTable {
@@ -21,21 +21,22 @@ class ContextTable {
   // The number of the context that starts at tokens[start].
   int64_t number(int64_t start) {
     const uint64_t key = key_of(start);
-    size_t i = first_slot(key);
-    for (; slots_[i].number >= 0; i = (i + 1) & (slots_.size() - 1)) {
-      if (slots_[i].key == key && (tokens_fit_ || equal(start, starts_[slots_[i].number]))) return slots_[i].number;
+    size_t i = first_bucket(key);
+    for (; buckets_[i].number >= 0; i = (i + 1) & (buckets_.size() - 1)) {
+      if (buckets_[i].key == key && (tokens_fit_ || equal(start, starts_[buckets_[i].number])))
+        return buckets_[i].number;
     }
     const auto number = static_cast<int64_t>(starts_.size());
-    slots_[i] = {key, number};
+    buckets_[i] = {key, number};
     starts_.push_back(start);
-    if (2 * starts_.size() > slots_.size()) grow();
+    if (2 * starts_.size() > buckets_.size()) grow();
     return number;
   }
 
   std::vector<int64_t>& starts() { return starts_; }
 
  private:
-  struct Slot {
+  struct Bucket {
     uint64_t key = 0;
     int64_t number = -1;
   };
@@ -57,29 +58,29 @@ class ContextTable {
     return key;
   }
 
-  size_t first_slot(uint64_t key) const { return (key * kGoldenRatio) >> (64 - slot_bits_); }
+  size_t first_bucket(uint64_t key) const { return (key * kGoldenRatio) >> (64 - bucket_bits_); }
 
   bool equal(int64_t a, int64_t b) const {
     return std::equal(tokens_.data() + a, tokens_.data() + a + context_length_, tokens_.data() + b);
   }
 
   void grow() {
-    std::vector<Slot> old(2 * slots_.size());
-    old.swap(slots_);
-    ++slot_bits_;
-    for (const Slot& slot : old) {
-      if (slot.number < 0) continue;
-      size_t i = first_slot(slot.key);
-      while (slots_[i].number >= 0) i = (i + 1) & (slots_.size() - 1);
-      slots_[i] = slot;
+    std::vector<Bucket> old(2 * buckets_.size());
+    old.swap(buckets_);
+    ++bucket_bits_;
+    for (const Bucket& bucket : old) {
+      if (bucket.number < 0) continue;
+      size_t i = first_bucket(bucket.key);
+      while (buckets_[i].number >= 0) i = (i + 1) & (buckets_.size() - 1);
+      buckets_[i] = bucket;
     }
   }
 
   std::span<const Token> tokens_;
   int64_t context_length_;
   bool tokens_fit_;
-  int slot_bits_ = 10;
-  std::vector<Slot> slots_ = std::vector<Slot>(size_t{1} << slot_bits_);
+  int bucket_bits_ = 10;
+  std::vector<Bucket> buckets_ = std::vector<Bucket>(size_t{1} << bucket_bits_);
   std::vector<int64_t> starts_;
 };
 

@@ -13,7 +13,7 @@
 #include <string>
 #include <string_view>
 
-#include "bindings/check.h"
+#include "bindings/branches.h"
 #include "watch.h"
 
 // Exported by the torch builds that contain MKL; null in the others.

@@ -34,15 +34,18 @@ CSRC = ROOT / "csrc"
 # Named after what they were made of, files in it stay right.
 FOLDER = ROOT / "build" / "cuda_on_cpu"
 
-_COMPILER = ["g++", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fno-strict-aliasing", "-g1"]
+_COMPILER = ["g++", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fno-strict-aliasing"]
 _COMPILER += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 # Every access of a kernel becomes a call of a function, which watch.cpp defines.
-_KERNELS, _OTHERS = ["-O1", "-fsanitize=thread"], ["-O2"]
+_KERNELS, _SIMULATOR = ["-O1", "-fsanitize=thread"], ["-O2"]
+# They take longer to compile than they run.
+_BINDINGS = ["-O0"]
 # `make sanitize` has AddressSanitizer in the place of that watch. It knows where each array of a thread, and each
 # static one of shared memory, ends.
-_SANITIZE = ["-fsanitize=address"] if os.environ.get("CHARLM_SANITIZE") else []
+_SANITIZE = ["-fsanitize=address", "-g1"] if os.environ.get("CHARLM_SANITIZE") else []
 if _SANITIZE:
-    _KERNELS = _OTHERS = ["-O1", *_SANITIZE]
+    _KERNELS = _SIMULATOR = ["-O1", *_SANITIZE]
+    _BINDINGS = [*_BINDINGS, *_SANITIZE]
 _SUPPORT = [HERE / name for name in ("threads.cpp", "watch.cpp", "device.cpp")]
 _SUFFIXES = (".h", ".cpp", ".cu", ".cuh")
 
@@ -160,7 +163,8 @@ def _compile(source: Path, csrc: Path) -> Path:
     # The version of the stable interface that the extension itself is built for.
     version = int(str(_C.build_info()["torch_target_version"])) << 48
     macros = [f"-DTORCH_TARGET_VERSION={version:#x}", '-DCHARLM_CUDA_ARCHITECTURES="simulated"']
-    options = [*_COMPILER, *(_KERNELS if source.suffix == ".cu" else _OTHERS)]
+    kind = _KERNELS if source.suffix == ".cu" else _SIMULATOR if source.parent == HERE else _BINDINGS
+    options = [*_COMPILER, *kind]
     command = [*options, *includes, *macros]
     preprocessed = subprocess.run([*command, "-E", "-P", "-x", "c++", str(source)], check=True, stdout=subprocess.PIPE)
     result = FOLDER / f"{source.stem}-{_digest([preprocessed.stdout, ' '.join(options).encode()])}.o"

@@ -18,15 +18,14 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor targ
                                            double softcap, double z_loss, bool compute_gradient) {
   const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
   const DeviceCall device("input", input);
-  std::optional<std::tuple<Tensor, Tensor, Tensor>> result;
-  dispatch_compute_type(input, [&](auto type) {
+  return dispatch_compute_type(input, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(type);
     const CrossEntropyArguments<T> arguments = read_arguments<T>(input, target, weight, options);
     cuda::CrossEntropyCall<T> call;
     call.problem = arguments.problem;
     call.mean = options.reduction == Reduction::kMean;
     const bool per_row = options.reduction == Reduction::kNone;
-    const Tensor loss = per_row ? allocate(row_shape(input), compute_type(input), device.device)
+    const Tensor loss = per_row ? allocate(arguments.row_shape, compute_type(input), device.device)
                                 : allocate({}, compute_type(input), device.device);
     (per_row ? call.row_loss : call.total_loss) = loss.template mutable_data_ptr<T>();
     const Tensor lse = allocate({2, call.problem.rows}, compute_type(input), device.device);
@@ -37,9 +36,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor targ
     TorchLibrary library(device);
     device.check(cuda::cross_entropy(call, library, device.stream()));
     if (call.problem.classes == 0) finish_without_classes(options.reduction, target, loss);
-    result.emplace(loss, lse, gradient);
+    return {loss, lse, gradient};
   });
-  return *result;
 }
 
 std::tuple<Tensor, Tensor> backward(const Tensor grad_output, const Tensor input, const Tensor target,
@@ -74,9 +72,9 @@ std::tuple<Tensor, Tensor> backward(const Tensor grad_output, const Tensor input
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, library) {
-  library.impl("cross_entropy_forward", TORCH_BOX(&forward));
-  library.impl("cross_entropy_backward", TORCH_BOX(&backward));
+STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, ops) {
+  ops.impl("cross_entropy_forward", TORCH_BOX(&forward));
+  ops.impl("cross_entropy_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace charlm

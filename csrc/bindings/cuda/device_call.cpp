@@ -10,9 +10,9 @@ using GetStream = int32_t (*)(int32_t device, void** stream);
 // Libtorch's stable interface has streams as CUDA knows them from 2.13 on; before, only torch's CUDA library has. It is
 // looked up, not linked, so that this binary also loads where torch has none.
 GetStream find_get_stream() {
-  void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
-  return library == nullptr ? nullptr
-                            : reinterpret_cast<GetStream>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
+  void* torch_cuda = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+  return torch_cuda == nullptr ? nullptr
+                               : reinterpret_cast<GetStream>(dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream"));
 }
 
 cuda::Stream current_stream(int32_t device) {

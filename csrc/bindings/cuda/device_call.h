@@ -1,9 +1,10 @@
-// What a binding for CUDA needs beside check.h: the right device and stream for its launches.
+// What a binding for CUDA needs beside checks.h: the right device and stream for its launches.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
 
-#include "bindings/check.h"
+#include "bindings/branches.h"
+#include "bindings/checks.h"
 #include "kernels/device.h"
 
 namespace charlm {

@@ -14,7 +14,7 @@ struct Arguments {
             int64_t embedding_dim)
       : ids(ids.size(ids.dim() - 1) > 0 ? with_rows(ids) : one_token_each(ids)),
         weight(as_contiguous(weight)),
-        bias(bias.has_value() ? OptionalTensor(as_contiguous(*bias)) : std::nullopt) {
+        bias(contiguous_as(bias, weight.scalar_type())) {
     call.ids = token_ids(this->ids);
     // Contexts of no tokens are computed as contexts of one token, which has no dimensions.
     const bool has_tokens = ids.size(ids.dim() - 1) > 0;
@@ -30,8 +30,7 @@ struct Arguments {
  private:
   static Tensor one_token_each(const Tensor& ids) {
     const int64_t rows = context_rows(ids);
-    const int64_t sizes[] = {rows, 1};
-    return zeros({sizes, 2}, ScalarType::Int, ids.device());
+    return zeros({rows, 1}, ScalarType::Int, ids.device());
   }
 };
 
@@ -98,9 +97,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tens
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, library) {
-  library.impl("embedding_linear_forward", TORCH_BOX(&forward));
-  library.impl("embedding_linear_backward", TORCH_BOX(&backward));
+STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, ops) {
+  ops.impl("embedding_linear_forward", TORCH_BOX(&forward));
+  ops.impl("embedding_linear_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace charlm

@@ -15,19 +15,14 @@ struct Gradients {
   Tensor input, weight, bias, target;
 };
 
-cuda::Matrix matrix(const Tensor& tensor) {
-  return {tensor.const_data_ptr(), storage_of(tensor), tensor.size(0),
-          tensor.size(1),          tensor.stride(0),   tensor.stride(1)};
-}
-
 template <typename T>
 cuda::LinearCrossEntropy<T> problem_of(const LinearCrossEntropyArguments<T>& arguments,
                                        const CrossEntropyOptions& options) {
   check_class_count(arguments.classes);
   cuda::LinearCrossEntropy<T> problem;
-  problem.input = matrix(arguments.input);
-  problem.weight = matrix(arguments.weight);
-  problem.bias = arguments.bias.has_value() ? arguments.bias->const_data_ptr() : nullptr;
+  problem.input = arguments.input_rows;
+  problem.weight = arguments.weight;
+  problem.bias = arguments.bias_values();
   problem.loss = arguments.loss;
   problem.mean = options.reduction == Reduction::kMean;
   return problem;
@@ -69,15 +64,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, c
                                                            bool bias_gradient) {
   const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
   const DeviceCall call("input", input);
-  std::optional<std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>> result;
-  dispatch_compute_type(input, [&](auto compute) {
+  return dispatch_compute_type(input, [&](auto compute) -> std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> {
     using T = decltype(compute);
     const auto arguments = read_linear_cross_entropy_arguments<T>(input, linear_weight, target, linear_bias, weight,
                                                                   options, input.scalar_type());
     cuda::LinearCrossEntropy<T> problem = problem_of(arguments, options);
     const bool per_row = options.reduction == Reduction::kNone;
-    const torch::headeronly::IntHeaderOnlyArrayRef row_shape(input.sizes().data(), input.dim() - 1);
-    const Tensor loss = per_row ? allocate(row_shape, compute_type(input), call.device)
+    const Tensor loss = per_row ? allocate(leading_sizes(input), compute_type(input), call.device)
                                 : allocate({}, compute_type(input), call.device);
     (per_row ? problem.row_loss : problem.total_loss) = loss.template mutable_data_ptr<T>();
     const Tensor lse = allocate({2, arguments.rows}, compute_type(input), call.device);
@@ -86,9 +79,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, c
                                                    {input_gradient, weight_gradient, bias_gradient, false}, &problem);
     run("linear_cross_entropy_forward/in_chunks", "linear_cross_entropy_forward/at_once", call, problem);
     if (arguments.classes == 0) finish_without_classes(options.reduction, target, loss);
-    result.emplace(loss, lse, gradients.input, gradients.weight, gradients.bias);
+    return {loss, lse, gradients.input, gradients.weight, gradients.bias};
   });
-  return *result;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tensor input,
@@ -100,8 +92,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor grad_output, co
                                                     bool target_gradient) {
   const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
   const DeviceCall call("input", input);
-  std::optional<std::tuple<Tensor, Tensor, Tensor, Tensor>> result;
-  dispatch_compute_type(input, [&](auto compute) {
+  return dispatch_compute_type(input, [&](auto compute) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
     using T = decltype(compute);
     const auto arguments = read_linear_cross_entropy_arguments<T>(input, linear_weight, target, linear_bias, weight,
                                                                   options, input.scalar_type());
@@ -115,16 +106,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor grad_output, co
     const Gradients gradients = allocate_gradients(
         input, linear_weight, target, {input_gradient, weight_gradient, bias_gradient, target_gradient}, &problem);
     run("linear_cross_entropy_backward/in_chunks", "linear_cross_entropy_backward/at_once", call, problem);
-    result.emplace(gradients.input, gradients.weight, gradients.bias, gradients.target);
+    return {gradients.input, gradients.weight, gradients.bias, gradients.target};
   });
-  return *result;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, library) {
-  library.impl("linear_cross_entropy_forward", TORCH_BOX(&forward));
-  library.impl("linear_cross_entropy_backward", TORCH_BOX(&backward));
+STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, ops) {
+  ops.impl("linear_cross_entropy_forward", TORCH_BOX(&forward));
+  ops.impl("linear_cross_entropy_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace charlm

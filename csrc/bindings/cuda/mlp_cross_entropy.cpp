@@ -1,3 +1,5 @@
+#include "kernels/mlp_cross_entropy.h"
+
 #include "bindings/cuda/torch_library.h"
 #include "bindings/embedding_linear_arguments.h"
 #include "bindings/mlp_cross_entropy_arguments.h"
@@ -125,9 +127,9 @@ Gradients backward(const Tensor grad_output, const Tensor ids, const Tensor targ
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, library) {
-  library.impl("mlp_cross_entropy_forward", TORCH_BOX(&forward));
-  library.impl("mlp_cross_entropy_backward", TORCH_BOX(&backward));
+STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, ops) {
+  ops.impl("mlp_cross_entropy_forward", TORCH_BOX(&forward));
+  ops.impl("mlp_cross_entropy_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace charlm

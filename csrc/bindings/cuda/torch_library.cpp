@@ -15,19 +15,6 @@ void call(const char* op, const char* overload, std::array<StableIValue, kCount>
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack->data(), TORCH_ABI_VERSION));
 }
 
-ScalarType scalar_type(Storage storage) {
-  switch (storage) {
-    case Storage::kFloat64:
-      return ScalarType::Double;
-    case Storage::kBFloat16:
-      return ScalarType::BFloat16;
-    case Storage::kFloat16:
-      return ScalarType::Half;
-    default:
-      return ScalarType::Float;
-  }
-}
-
 }  // namespace
 
 void* TorchLibrary::allocate(int64_t bytes) {
@@ -35,29 +22,16 @@ void* TorchLibrary::allocate(int64_t bytes) {
   return memory_.back().mutable_data_ptr();
 }
 
-Tensor TorchLibrary::tensor_at(const void* data, ScalarType type, std::initializer_list<int64_t> sizes,
-                               std::initializer_list<int64_t> strides) const {
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
-      const_cast<void*>(data), static_cast<int64_t>(sizes.size()), sizes.begin(), strides.begin(), 0,
-      to<int32_t>(from(type)), static_cast<int32_t>(call_.device.type()), call_.device.index(), &handle));
-  return Tensor(handle);
-}
-
-Tensor TorchLibrary::tensor(const cuda::Matrix& matrix) const {
-  return tensor_at(matrix.data, scalar_type(matrix.storage), {matrix.rows, matrix.columns},
-                   {matrix.row_stride, matrix.column_stride});
-}
-
 void TorchLibrary::multiply(const cuda::Matrix& out, const cuda::Matrix& a, const cuda::Matrix& b) {
   if (out.rows == 0 || out.columns == 0) return;
   if (out.storage == a.storage) {
-    std::array<StableIValue, 3> stack{from(tensor(a)), from(tensor(b)), from(tensor(out))};
+    std::array<StableIValue, 3> stack{from(tensor_at(a, call_.device)), from(tensor_at(b, call_.device)),
+                                      from(tensor_at(out, call_.device))};
     call("aten::mm", "out", &stack);
     to<Tensor>(stack[0]);
   } else {
-    std::array<StableIValue, 4> stack{from(tensor(a)), from(tensor(b)), from(scalar_type(out.storage)),
-                                      from(tensor(out))};
+    std::array<StableIValue, 4> stack{from(tensor_at(a, call_.device)), from(tensor_at(b, call_.device)),
+                                      from(scalar_type(out.storage)), from(tensor_at(out, call_.device))};
     call("aten::mm", "dtype_out", &stack);
     to<Tensor>(stack[0]);
   }
@@ -68,16 +42,18 @@ void TorchLibrary::multiply(const cuda::Matrix& out, const cuda::Matrix& a, cons
 void TorchLibrary::multiply_add(const cuda::Matrix& out, const cuda::Matrix& addend, const cuda::Matrix& a,
                                 const cuda::Matrix& b) {
   if (out.rows == 0 || out.columns == 0) return;
-  const Tensor result = tensor(out);
+  const Tensor result = tensor_at(out, call_.device);
   // As a vector a row becomes part of cuBLAS's product.
-  const Tensor added =
-      addend.data == out.data ? result : tensor_at(addend.data, scalar_type(addend.storage), {addend.columns}, {1});
-  std::array<StableIValue, 4> stack{from(added), from(tensor(a)), from(tensor(b)), from(result)};
+  const Tensor added = addend.data == out.data
+                           ? result
+                           : tensor_at(addend.data, scalar_type(addend.storage), {addend.columns}, {1}, call_.device);
+  std::array<StableIValue, 4> stack{from(added), from(tensor_at(a, call_.device)), from(tensor_at(b, call_.device)),
+                                    from(result)};
   call("charlm::multiply_add", "", &stack);
 }
 
 cuda::DeviceLibrary::Sorted TorchLibrary::sort(const int32_t* keys, int64_t count) {
-  const Tensor unsorted = tensor_at(keys, ScalarType::Int, {count}, {1});
+  const Tensor unsorted = tensor_at(keys, ScalarType::Int, {count}, {1}, call_.device);
   std::array<StableIValue, 4> stack{from(unsorted), from(std::optional<bool>(true)), from(int64_t{0}), from(false)};
   call("aten::sort", "stable", &stack);
   const Tensor sorted = to<Tensor>(stack[0]), order = to<Tensor>(stack[1]);

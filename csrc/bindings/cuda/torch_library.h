@@ -18,10 +18,6 @@ class TorchLibrary final : public cuda::DeviceLibrary {
   Sorted sort(const int32_t* keys, int64_t count) override;
 
  private:
-  Tensor tensor_at(const void* data, ScalarType type, std::initializer_list<int64_t> sizes,
-                   std::initializer_list<int64_t> strides) const;
-  Tensor tensor(const cuda::Matrix& matrix) const;
-
   const DeviceCall& call_;
   std::vector<Tensor> memory_;
 };

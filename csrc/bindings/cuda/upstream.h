@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "bindings/cross_entropy.h"
+#include "bindings/cross_entropy_options.h"
 #include "bindings/cuda/device_call.h"
 
 namespace charlm {
@@ -27,9 +27,7 @@ Tensor read_upstream(const Tensor& grad_output, const Tensor& input, Reduction r
   check_same_device("grad_output", grad_output, "input", input);
   const bool per_row = reduction == Reduction::kNone;
   const int64_t expected = per_row ? problem->rows : 1;
-  check(grad_output.numel() == expected, "grad_output must have ", expected, " elements, got shape ",
-        ShapeString(grad_output));
-  check_memory("grad_output", grad_output);
+  check_elements("grad_output", grad_output, expected);
   const Tensor upstream = contiguous_as(grad_output, compute_type(input));
   if (per_row) {
     problem->row_scale = upstream.template const_data_ptr<T>();

@@ -72,8 +72,8 @@ void write_output_row(const EmbeddingLinear<T>& p, int64_t row, const T* values)
 template <typename T>
 CHARLM_INLINE void table_offsets(const EmbeddingLinear<T>& p, const ProjectedTable<T>& table, int64_t row,
                                  int64_t row_stride, int64_t* offsets) {
-  const int32_t* slot = table.slots + row * p.context_length;
-  for (int64_t t = 0; t < p.context_length; ++t) offsets[t] = (table.first_pair[t] + slot[t]) * row_stride;
+  const int32_t* number = table.numbers + row * p.context_length;
+  for (int64_t t = 0; t < p.context_length; ++t) offsets[t] = (table.first_pair[t] + number[t]) * row_stride;
 }
 
 // kVectors vectors, from `column` on, of the sum of the rows at `offsets`.

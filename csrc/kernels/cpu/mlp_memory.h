@@ -7,7 +7,7 @@
 
 #include "kernels/cpu/block_gemm.h"
 #include "kernels/cpu/softmax_rows.h"
-#include "kernels/mlp_cross_entropy.h"
+#include "kernels/mlp_step.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
 

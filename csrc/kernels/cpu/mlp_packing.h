@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels/cpu/transpose.h"
-#include "kernels/mlp_cross_entropy.h"
+#include "kernels/mlp_step.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
 

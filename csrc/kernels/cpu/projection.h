@@ -5,9 +5,10 @@
 // row, so that a bias is one more input of the first position.
 #pragma once
 
+#include "kernels/batch.h"
+#include "kernels/blocks.h"
 #include "kernels/cpu/block_gemm.h"
 #include "kernels/cpu/transpose.h"
-#include "kernels/mlp_cross_entropy.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
 

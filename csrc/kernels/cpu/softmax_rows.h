@@ -2,8 +2,9 @@
 // time: several ranges of one tile may be worked on at once, and what they share is passed between the stages.
 #pragma once
 
+#include "kernels/batch.h"
+#include "kernels/blocks.h"
 #include "kernels/cpu/math.h"
-#include "kernels/mlp_cross_entropy.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
 

@@ -1,8 +1,9 @@
-// The options and the reduction that cross_entropy and linear_cross_entropy share.
+// The options of cross_entropy, and what else the losses that have them do with torch's tensors.
 #pragma once
 
-#include "bindings/check.h"
+#include "bindings/checks.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/host_library.h"
 
 namespace charlm {
 
@@ -28,28 +29,31 @@ void set_options(const CrossEntropyOptions& options, const OptionalTensor& weigh
 
 // Throws IndexError at the first target that is neither a class nor ignore_index. `shape` is the shape to name it in.
 template <typename T>
-void check_targets(const CrossEntropy<T>& problem, torch::headeronly::IntHeaderOnlyArrayRef shape);
-
-// What the sum over rows is divided by: under "mean" the weights of the targets that count, or the number of rows of
-// probabilities; otherwise 1. It walks all targets, so callers keep it.
-template <typename T>
-T denominator_of(const CrossEntropy<T>& problem, Reduction reduction);
-
-// Row losses (N,) to the op's result: `shape` for "none", otherwise a scalar; in the compute dtype.
-template <typename T>
-Tensor reduce(const CrossEntropy<T>& problem, Reduction reduction, T denominator, const Tensor& row_loss,
-              torch::headeronly::IntHeaderOnlyArrayRef shape);
+void check_targets(const CrossEntropy<T>& problem, Shape shape);
 
 // The (2, N) tensor that forward hands to backward: shift, then log_sum, of every row.
 template <typename T>
 void set_lse(const Tensor& lse, CrossEntropy<T>* problem);
 
+// What forward returns beside gradients: the problem's row losses and lse are its memory.
+template <typename T>
+class Losses {
+ public:
+  // `shape` is that of row losses, which "none" returns. Gradients are divided by the mean's denominator.
+  Losses(Reduction reduction, Shape shape, CrossEntropy<T>* problem);
+  // In the compute dtype: of `shape` for "none", otherwise a scalar. For a problem whose losses are known.
+  Tensor reduced(const CrossEntropy<T>& problem) const;
+  const Tensor& lse() const { return lse_; }
+
+ private:
+  Reduction reduction_;
+  Tensor result_, lse_;
+  Workspace<T> rows_;  // (N,) where the result has no room for them
+  T denominator_;
+};
+
 // Sets the upstream gradient: per row under "none" (converted into `holder`), folded into the scale otherwise.
 template <typename T>
 void set_upstream(const Tensor& grad_output, Reduction reduction, OptionalTensor* holder, CrossEntropy<T>* problem);
-
-// All tiles of the problem, in parallel.
-template <typename T>
-void run_tiles(const CrossEntropy<T>& problem);
 
 }  // namespace charlm

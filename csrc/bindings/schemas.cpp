@@ -8,28 +8,28 @@
 // picked from it, one row each, where that is less.
 #include <torch/csrc/stable/library.h>
 
-STABLE_TORCH_LIBRARY(charlm, library) {
-  library.def(
+STABLE_TORCH_LIBRARY(charlm, ops) {
+  ops.def(
       "cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int ignore_index, int reduction, "
       "float label_smoothing, float softcap, float z_loss, bool compute_gradient) "
       "-> (Tensor loss, Tensor lse, Tensor input_gradient)");
-  library.def(
+  ops.def(
       "cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor lse, "
       "int ignore_index, int reduction, float label_smoothing, float softcap, float z_loss, bool input_gradient, "
       "bool target_gradient) -> (Tensor input_gradient, Tensor target_gradient)");
-  library.def(
+  ops.def(
       "embedding_linear_forward(Tensor ids, Tensor embedding, Tensor weight, Tensor? bias, int activation, "
       "bool keep_rows) -> (Tensor output, Tensor rows)");
-  library.def(
+  ops.def(
       "embedding_linear_backward(Tensor grad_output, Tensor output, Tensor ids, Tensor rows, Tensor weight, "
       "Tensor? bias, int activation, SymInt vocab_size, bool embedding_gradient, bool weight_gradient, "
       "bool bias_gradient) -> (Tensor embedding_gradient, Tensor weight_gradient, Tensor bias_gradient)");
-  library.def(
+  ops.def(
       "linear_cross_entropy_forward(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, "
       "Tensor? weight, int ignore_index, int reduction, float label_smoothing, float softcap, float z_loss, "
       "bool input_gradient, bool weight_gradient, bool bias_gradient) "
       "-> (Tensor loss, Tensor lse, Tensor input_gradient, Tensor weight_gradient, Tensor bias_gradient)");
-  library.def(
+  ops.def(
       "linear_cross_entropy_backward(Tensor grad_output, Tensor input, Tensor linear_weight, Tensor target, "
       "Tensor? linear_bias, Tensor? weight, Tensor lse, int ignore_index, int reduction, float label_smoothing, "
       "float softcap, float z_loss, bool input_gradient, bool weight_gradient, bool bias_gradient, "
@@ -38,31 +38,31 @@ STABLE_TORCH_LIBRARY(charlm, library) {
   // Each gradient = scale * gradient, of those that forward computed. Where the scale is no finite number, the rows of
   // the first that target names ignore_index stay 0, and all of it does where no row counts. class_dim is the dimension
   // of the first that is not one of rows, the others are sums over rows; -1 where all are. target null: all rows count.
-  library.def(
+  ops.def(
       "scale_gradients_(Tensor(a!)[] gradients, Tensor scale, Tensor? target, int ignore_index, int class_dim) -> ()");
   // out = addend + a b; the addend is out itself or one row. For the other ops, on CUDA only: see bindings/cuda.
-  library.def("multiply_add(Tensor addend, Tensor a, Tensor b, Tensor(a!) out) -> ()");
+  ops.def("multiply_add(Tensor addend, Tensor a, Tensor b, Tensor(a!) out) -> ()");
   // parameters: embedding, weight1, bias1, weight2, bias2[, direct_weight]. optimizer 0 is SGD, whose state with
   // momentum is one tensor a parameter; 1 is AdamW, with the first moments of all parameters, then the second.
-  library.def(
+  ops.def(
       "train_steps(Tensor(a!)[] parameters, Tensor(b!)[] optimizer_state, Tensor contexts, Tensor targets, "
       "Tensor? context_index, Tensor batch_indices, Tensor learning_rates, int optimizer, float momentum, float beta1, "
       "float beta2, float eps, float weight_decay, float max_grad_norm, float softcap, int first_step) -> Tensor");
   // Every step on the same distinct contexts, whose targets and counts are compressed rows: the whole data set.
-  library.def(
+  ops.def(
       "train_full_steps(Tensor(a!)[] parameters, Tensor(b!)[] optimizer_state, Tensor contexts, Tensor row_ptr, "
       "Tensor targets, Tensor counts, Tensor learning_rates, int optimizer, float momentum, float beta1, float beta2, "
       "float eps, float weight_decay, float max_grad_norm, float softcap, int first_step) -> Tensor");
   // The mean loss of the same, in float64.
-  library.def(
+  ops.def(
       "evaluate_full(Tensor[] parameters, Tensor contexts, Tensor row_ptr, Tensor targets, Tensor counts, "
       "float softcap) -> Tensor");
-  library.def(
+  ops.def(
       "mlp_cross_entropy_forward(Tensor ids, Tensor target, Tensor embedding, Tensor weight1, Tensor? bias1, "
       "Tensor weight2, Tensor? bias2, int ignore_index, int reduction, float softcap, bool compute_gradient) "
       "-> (Tensor loss, Tensor embedding_gradient, Tensor weight1_gradient, Tensor bias1_gradient, "
       "Tensor weight2_gradient, Tensor bias2_gradient)");
-  library.def(
+  ops.def(
       "mlp_cross_entropy_backward(Tensor grad_output, Tensor ids, Tensor target, Tensor embedding, Tensor weight1, "
       "Tensor? bias1, Tensor weight2, Tensor? bias2, int ignore_index, int reduction, float softcap) "
       "-> (Tensor embedding_gradient, Tensor weight1_gradient, Tensor bias1_gradient, Tensor weight2_gradient, "

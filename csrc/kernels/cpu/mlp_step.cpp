@@ -1,6 +1,6 @@
 // The order of a training step. What it works on is in cpu/mlp_memory.h, its layers are in cpu/mlp_input_layers.h and
 // cpu/mlp_output_layer.h.
-#include "kernels/mlp_cross_entropy.h"
+#include "kernels/mlp_step.h"
 
 #include "kernels/cpu/mlp_input_layers.h"
 #include "kernels/cpu/mlp_memory.h"

@@ -1,4 +1,4 @@
-#include "kernels/mlp_cross_entropy.h"
+#include "kernels/mlp_step.h"
 
 namespace charlm {
 namespace {

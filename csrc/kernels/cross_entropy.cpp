@@ -1,0 +1,92 @@
+#include "kernels/cross_entropy.h"
+
+#include <cmath>
+#include <limits>
+
+#include "kernels/host_library.h"
+
+namespace charlm::cpu {
+namespace {
+
+// Rows without classes: logsumexp is -inf, and there is no gradient to write.
+template <typename T>
+void write_rows_without_classes(const CrossEntropy<T>& problem) {
+  if (problem.lse_is_known) return;
+  for (int64_t n = 0; n < problem.rows; ++n) {
+    const bool counts = problem.target == nullptr;  // no class index is one of none
+    problem.loss[n] = counts && problem.z_loss != 0 ? std::numeric_limits<T>::infinity() : 0;
+    problem.shift[n] = -std::numeric_limits<T>::infinity();
+    problem.log_sum[n] = 0;
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void cross_entropy(const CrossEntropy<T>& problem) {
+  if (problem.classes == 0) return write_rows_without_classes(problem);
+  const int64_t tile_rows = cross_entropy_tile_rows(problem.classes);
+  const int64_t tiles = (problem.rows + tile_rows - 1) / tile_rows;
+  const auto run = select<CrossEntropyKernels<T>>().tiles;
+  // About 64K exponentials are worth waking a thread for.
+  const int64_t grain = 1 + 65536 / (tile_rows * problem.classes);
+  parallel_for(tiles, grain, [&](int64_t first, int64_t last) {
+    const Workspace<T> scratch(cross_entropy_scratch(problem));
+    run(problem, first, last, scratch.data());
+  });
+}
+
+template <typename T>
+int64_t first_bad_target(const CrossEntropy<T>& problem) {
+  // As unsigned numbers, negative classes are too large as well.
+  const auto classes = static_cast<uint64_t>(problem.classes);
+  const auto is_bad = [&](int64_t y) { return (static_cast<uint64_t>(y) >= classes) & (y != problem.ignore_index); };
+  int64_t bad = 0;  // counted without a branch
+  for (int64_t n = 0; n < problem.rows; ++n) bad += is_bad(problem.target[n]);
+  if (bad == 0) [[likely]] {
+    return -1;
+  }
+  int64_t n = 0;
+  while (!is_bad(problem.target[n])) ++n;
+  return n;
+}
+
+template <typename T>
+T mean_denominator(const CrossEntropy<T>& problem) {
+  // Counted as torch counts them, by elements: 0 / 0 without classes.
+  if (problem.target == nullptr) return problem.classes > 0 ? static_cast<T>(problem.rows) : static_cast<T>(NAN);
+  if (problem.weight == nullptr) {
+    int64_t count = 0;
+    for (int64_t n = 0; n < problem.rows; ++n) count += problem.target[n] != problem.ignore_index;
+    return static_cast<T>(count);
+  }
+  double total = 0;
+  for (int64_t n = 0; n < problem.rows; ++n) {
+    if (problem.target[n] != problem.ignore_index) total += problem.weight[problem.target[n]];
+  }
+  return static_cast<T>(total);
+}
+
+template <typename T>
+double total_loss(const CrossEntropy<T>& problem) {
+  double partial[8] = {};
+  int64_t n = 0;
+  for (; n + 8 <= problem.rows; n += 8) {
+    for (int lane = 0; lane < 8; ++lane) partial[lane] += problem.loss[n + lane];
+  }
+  for (; n < problem.rows; ++n) partial[n % 8] += problem.loss[n];
+  double total = 0;
+  for (double value : partial) total += value;
+  return total;
+}
+
+template void cross_entropy(const CrossEntropy<float>&);
+template void cross_entropy(const CrossEntropy<double>&);
+template int64_t first_bad_target(const CrossEntropy<float>&);
+template int64_t first_bad_target(const CrossEntropy<double>&);
+template float mean_denominator(const CrossEntropy<float>&);
+template double mean_denominator(const CrossEntropy<double>&);
+template double total_loss(const CrossEntropy<float>&);
+template double total_loss(const CrossEntropy<double>&);
+
+}  // namespace charlm::cpu
