@@ -119,8 +119,8 @@ def _build(edits: Mapping[str, Edit]) -> Path:
         inputs = [
             path for folder in (sources, HERE) for path in sorted(folder.rglob("*.*")) if path.suffix in _SUFFIXES
         ]
-        parts = [torch.__version__.encode(), *(path.read_bytes() for path in [Path(__file__), *inputs])]
-        library = FOLDER / f"simulator-{_digest(parts)}.so"
+        made_by = [torch.__version__.encode(), *map(str.encode, _SANITIZE), Path(__file__).read_bytes()]
+        library = FOLDER / f"simulator-{_digest([*made_by, *(path.read_bytes() for path in inputs)])}.so"
         if not library.exists():
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 objects = list(pool.map(lambda path: _compile(path, sources), _sources(sources)))
