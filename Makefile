@@ -18,6 +18,7 @@ ASKED_LAST := $(shell cat $(VENV)/.asked 2> /dev/null)
 CHARLM_CUDA ?= $(or $(word 1,$(ASKED_LAST)),auto)
 CHARLM_ISA ?= $(or $(word 2,$(ASKED_LAST)),auto)
 export CHARLM_CUDA CHARLM_ISA
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # pip leaves it to Python to compile what is imported, a small part of torch, and Python keeps that.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
