@@ -1,10 +1,11 @@
 // The watch over every access, by the functions that g++ calls at each.
 #include "watch.h"
 
-#include <stdlib.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <array>
+#include <new>
 
 #include "simulator.h"
 
@@ -26,7 +27,17 @@ constexpr int16_t several_of(int warp) { return static_cast<int16_t>(-2 - warp);
 int warp_of(int16_t thread) { return thread >= 0 ? thread / kWarp : -2 - thread; }
 
 uintptr_t address_of(const void* data) { return reinterpret_cast<uintptr_t>(data); }
-Byte* untouched(size_t bytes) { return static_cast<Byte*>(calloc(bytes, sizeof(Byte))); }
+
+// What is known of so many bytes, of which threads have touched none; it takes memory as they do, so that rows may be
+// far apart. Null where there is none.
+Byte* untouched(size_t bytes) {
+  constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  void* memory = mmap(nullptr, bytes * sizeof(Byte), PROT_READ | PROT_WRITE, kFlags, -1, 0);
+  return memory == MAP_FAILED ? nullptr : static_cast<Byte*>(memory);
+}
+void forget(const Range& range) {
+  if (range.bytes != nullptr) munmap(range.bytes, range.size * sizeof(Byte));
+}
 
 bool is_watched = false;         // the launch at hand
 bool is_atomic = false;          // the access at hand
@@ -49,7 +60,10 @@ Range& range_of(uintptr_t address, size_t size, bool is_write) {
                                         [](uintptr_t at, const Range* range) { return at < range->begin; });
     Range* range = after == known.begin() ? nullptr : *(after - 1);
     if (range == nullptr || !range->has(address, size)) fail("a %s of %zu bytes out of bounds", name(is_write), size);
-    if (range->bytes == nullptr && range->kind == Kind::kGlobal) range->bytes = untouched(range->size);
+    if (range->bytes == nullptr && range->kind == Kind::kGlobal) {
+      range->bytes = untouched(range->size);
+      if (range->bytes == nullptr) fail("no memory to watch %zu bytes", range->size);
+    }
     slot = range;
   }
   if (is_write && slot->kind == Kind::kConstant) fail("a write of %zu bytes out of bounds, to constants", size);
@@ -123,7 +137,7 @@ inline void on_access(uintptr_t address, size_t size, bool is_write) {
 void DeviceMemory::remove_what_overlaps(uintptr_t begin, uintptr_t end) {
   std::erase_if(ranges, [&](const Range& range) {
     const bool overlaps = range.begin < end && begin < range.end();
-    if (overlaps) free(range.bytes);
+    if (overlaps) forget(range);
     return overlaps;
   });
 }
@@ -154,12 +168,13 @@ void DeviceMemory::mark_written(const void* data, size_t bytes) {
   range->written = range->size == bytes;
   if (range->written) return;
   if (range->bytes == nullptr) range->bytes = untouched(range->size);
+  if (range->bytes == nullptr) throw std::bad_alloc();
   Byte* first = range->bytes + (address_of(data) - range->begin);
   std::for_each(first, first + bytes, [](Byte& byte) { byte.write = {running.now, 0, 0}; });
 }
 
 void DeviceMemory::clear() {
-  for (Range& range : ranges) free(range.bytes);
+  for (const Range& range : ranges) forget(range);
   ranges.clear();
 }
 
