@@ -260,11 +260,13 @@ def test_no_rows_at_all(dtype: torch.dtype, reduction: str) -> None:
             assert_zero(*torch.autograd.grad(output, parameters[:3], torch.full_like(output, value), **way))
 
 
-def test_what_is_not_a_number_in_an_ignored_row_of_logits() -> None:
+@every_dtype
+def test_what_is_not_a_number_in_an_ignored_row_of_logits(dtype: torch.dtype) -> None:
     for value in (math.nan, math.inf, -math.inf):
         for options in ({}, {"softcap": 2.0}, {"z_loss": 0.1}, {"label_smoothing": 0.1}):
             target = targets(True)
-            logits = normal(ROWS, CLASSES).masked_fill((target == -100)[:, None], value).requires_grad_()
+            logits = normal(ROWS, CLASSES, dtype=dtype)
+            logits = logits.masked_fill((target == -100)[:, None], value).requires_grad_()
             loss = ops.cross_entropy(logits, target, **options)
             for way in ({"create_graph": True}, {}):
                 (gradient,) = torch.autograd.grad(loss, logits, **way)

@@ -109,6 +109,10 @@ def _call(input: Tensor, target: Tensor, weight: Tensor | None, options: LossOpt
 
 
 def _reference(input: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Tensor:
+    if not target.is_floating_point():  # PyTorch's derivatives of an ignored row are 0 times what is there
+        ignored = target == options.ignore_index
+        ignored = ignored.unsqueeze(1) if input.ndim > 1 else ignored.reshape(1)
+        input = input.masked_fill(ignored, 0.0)
     return reference.cross_entropy(input, target, weight, **keywords(options))
 
 
