@@ -47,7 +47,7 @@ SANITIZED_TESTS := $(patsubst %,tests/test_%.py,$(OPS) bad_input data_errors eng
   text text_sampler uncounted_rows zero_sizes)
 
 sanitize: $(VENV)/.tools
-	CHARLM_SANITIZE=1 CHARLM_CUDA=0 $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	CHARLM_SANITIZE=1 CHARLM_CUDA=0 CHARLM_ISA=auto $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	rm -f $(SANITIZED)/report.*
 	LD_PRELOAD="$(SANITIZERS)" OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
 	  UBSAN_OPTIONS=print_stacktrace=1:log_path=$(SANITIZED)/report \

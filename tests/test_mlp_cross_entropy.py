@@ -127,6 +127,7 @@ def test_gradcheck(reduction: str, softcap: float | None) -> None:
     assert torch.autograd.gradcheck(
         lambda *values: sample.call(ops.mlp_cross_entropy, dict(zip(leaves, values, strict=True))),
         tuple(leaves.values()),
+        fast_mode=cases.on_cuda,
     )
 
 
