@@ -101,7 +101,7 @@ KERNELS = [
         "csrc/kernels/cpu/convert.h",
         "const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;",
         "const uint32_t rounded = bits >> 16;",
-        (EL + "every_shape_in_every_dtype",),
+        (EL + "half_precision_is_rounded_to_the_nearest",),
     ),
     Fault(
         "later partial sums take the place of earlier ones",

@@ -139,6 +139,18 @@ def test_nan_reaches_the_contexts_that_hold_its_token_and_no_others(activation: 
     check(clean)
 
 
+@pytest.mark.parametrize("vocab_size", [64, 5000])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_to_the_nearest(dtype: torch.dtype, vocab_size: int) -> None:
+    """Sums of two numbers not far apart are exact in float32, and often halfway between two of half precision."""
+    fractions, exponents = 1.0 + integers(128, (vocab_size, 1)) / 128.0, integers(13, (vocab_size, 1), seed=1) - 6
+    embedding = torch.ldexp(fractions, exponents).to(dtype)
+    embedding[::2] *= -1.0
+    ids = integers(vocab_size, (4096, 2), seed=2)
+    result = ops.embedding_linear(ids, embedding, torch.ones(1, 2, dtype=dtype, device=device), activation="none")
+    assert torch.equal(result, embedding.float()[ids].sum(1).to(dtype))
+
+
 @pytest.mark.parametrize("sizes", [{"rows": 24, "vocab_size": 4}, {"rows": 3, "vocab_size": 9}])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
