@@ -23,12 +23,14 @@ from scripts.interpreters import ROOT, Interpreter
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder")
-    out = parser.parse_args(arguments).out.resolve()
+    parser.add_argument("--this-python", action="store_true", help="a wheel for the Python that runs this alone")
+    options = parser.parse_args(arguments)
+    out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     wheel = build_wheel(build_sdist(out), out)
     print(wheel)
     own = interpreters.ask(sys.executable)
-    for interpreter in interpreters.find():
+    for interpreter in [] if options.this_python else interpreters.find():
         if interpreter.version == own.version:
             continue
         if interpreter.has_headers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -131,8 +132,12 @@ def test_one_command_makes_all_of_them(
     monkeypatch.setattr(build_wheels, "build_wheel", lambda sdist, out: wheel.replace(out / wheel.name))
     a_python(home / "bin", "python3.77", (3, 77))
     without = a_python(home / "bin", "python3.78", (3, 78), headers=False)
-    build_wheels.main(["--out", str(home / "dist")])
     names = [f"charlm_ops-0.1.0-{tag}-{tag}-linux_x86_64.whl" for tag in (TAG, "cp377")]
+    copy = shutil.copy(wheel, home / "copy.whl")
+    build_wheels.main(["--this-python", "--out", str(home / "own")])
+    assert capsys.readouterr().out.splitlines() == [str(home / "own" / names[0])]
+    shutil.move(copy, wheel)
+    build_wheels.main(["--out", str(home / "dist")])
     assert capsys.readouterr().out.splitlines() == [
         *(str(home / "dist" / name) for name in names),
         f"none for {without}, which has no {home}/bin/include-python3.78/Python.h",
