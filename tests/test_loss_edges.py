@@ -167,7 +167,9 @@ def error_of(loss: Tensor, truth: Tensor) -> float:
 @pytest.mark.parametrize("options", SMOOTHING, ids=cases.names_of)
 def test_long_rows_lose_no_digits(classes: int, options: dict[str, Any], instruction_set: str) -> None:
     uniform = torch.full((1, classes), 1 / classes)
-    for logits in (torch.zeros(1, classes), torch.full((1, classes), 0.3), 3 * torch.randn(1, classes)):
+    below_one = torch.full((1, classes), 0.3)  # exponentials that are equal, and of which no sum is exact
+    below_one[0, 0] = 1.0
+    for logits in (torch.zeros(1, classes), torch.full((1, classes), 0.3), below_one, 3 * torch.randn(1, classes)):
         sample = cross_entropy_sample(1, classes, dtype=torch.float32, **options).with_arguments(input=logits)
         if "targets" in options:
             sample = sample.with_arguments(target=uniform)
