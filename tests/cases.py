@@ -224,6 +224,21 @@ def cross_entropy_sample(
     return Sample("cross_entropy", arguments, ("input", *(("target",) if targets == "probabilities" else ())))
 
 
+def minus_infinity_sample(classes: int, *, dtype: torch.dtype, targets: str, label_smoothing: float) -> Sample:
+    """Five rows of logits: of many, of all but the last, of the first, of all and of none of them minus infinity."""
+    options: dict[str, Any] = {"label_smoothing": label_smoothing, "reduction": "none"}
+    sample = cross_entropy_sample(5, classes, dtype=dtype, targets=targets, **options)
+    logits = sample.arguments["input"].clone()
+    logits[0, 20:] = -torch.inf
+    logits[1, : classes - 1] = -torch.inf
+    logits[2, 0] = -torch.inf
+    logits[3] = -torch.inf
+    sample = sample.with_arguments(input=logits)
+    if targets == "indices":
+        sample = sample.with_arguments(target=torch.tensor([3, classes - 1, 0, 1, 2], device=device))
+    return sample
+
+
 def linear_cross_entropy_sample(
     rows: int | tuple[int, ...],
     in_features: int = 5,

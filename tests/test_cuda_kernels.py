@@ -26,6 +26,7 @@ from cases import (
     embedding_linear_sample,
     evaluate,
     linear_cross_entropy_sample,
+    minus_infinity_sample,
     mlp_cross_entropy_sample,
     names_of,
     normal,
@@ -113,17 +114,7 @@ def test_losses_of_small_values_with_any_strides(view: Callable[[Tensor], Tensor
 @pytest.mark.parametrize("targets", ["indices", "probabilities"])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_losses_of_wide_rows_with_minus_infinity(label_smoothing: float, targets: str, dtype: torch.dtype) -> None:
-    sample = cross_entropy_sample(
-        5, 601, dtype=dtype, targets=targets, label_smoothing=label_smoothing, reduction="none"
-    )
-    logits = sample.arguments["input"].clone()
-    logits[0, 20:] = -torch.inf
-    logits[1, :600] = -torch.inf
-    logits[2, 0] = -torch.inf
-    logits[3] = -torch.inf
-    sample = sample.with_arguments(input=logits)
-    if targets == "indices":
-        sample = sample.with_arguments(target=torch.tensor([3, 600, 0, 1, 2], device=device))
+    sample = minus_infinity_sample(601, dtype=dtype, targets=targets, label_smoothing=label_smoothing)
     check(sample)
     check(sample.with_arguments(softcap=3.0))
 
