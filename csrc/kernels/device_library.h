@@ -8,8 +8,6 @@
 
 namespace charlm::cuda {
 
-using charlm::Matrix;
-
 // Everything is enqueued on the stream of the launches; nothing waits for it.
 class DeviceLibrary {
  public:

@@ -55,7 +55,7 @@ struct Call {
     hidden.weight = parameter(1);
     hidden.bias = parameter(2);
     cuda::LinearCrossEntropy<T>& output = problem.output;
-    output.weight = cuda::Matrix(parameter(3), hidden.storage, hidden.vocab_size, hidden.hidden_dim);
+    output.weight = Matrix(parameter(3), hidden.storage, hidden.vocab_size, hidden.hidden_dim);
     output.bias = parameter(4);
     output.loss.rows = arguments.examples;
     output.loss.classes = hidden.vocab_size;

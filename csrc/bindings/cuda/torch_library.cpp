@@ -22,7 +22,7 @@ void* TorchLibrary::allocate(int64_t bytes) {
   return memory_.back().mutable_data_ptr();
 }
 
-void TorchLibrary::multiply(const cuda::Matrix& out, const cuda::Matrix& a, const cuda::Matrix& b) {
+void TorchLibrary::multiply(const Matrix& out, const Matrix& a, const Matrix& b) {
   if (out.rows == 0 || out.columns == 0) return;
   if (out.storage == a.storage) {
     std::array<StableIValue, 3> stack{from(tensor_at(a, call_.device)), from(tensor_at(b, call_.device)),
@@ -39,8 +39,7 @@ void TorchLibrary::multiply(const cuda::Matrix& out, const cuda::Matrix& a, cons
 
 // Numbers that may be of any type, as beta is, cannot pass through the stable interface: charlm/ops/_products.py, which
 // implements this op for CUDA, makes the call.
-void TorchLibrary::multiply_add(const cuda::Matrix& out, const cuda::Matrix& addend, const cuda::Matrix& a,
-                                const cuda::Matrix& b) {
+void TorchLibrary::multiply_add(const Matrix& out, const Matrix& addend, const Matrix& a, const Matrix& b) {
   if (out.rows == 0 || out.columns == 0) return;
   const Tensor result = tensor_at(out, call_.device);
   // As a vector a row becomes part of cuBLAS's product.

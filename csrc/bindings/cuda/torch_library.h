@@ -12,9 +12,8 @@ class TorchLibrary final : public cuda::DeviceLibrary {
   explicit TorchLibrary(const DeviceCall& call) : call_(call) {}
 
   void* allocate(int64_t bytes) override;
-  void multiply(const cuda::Matrix& out, const cuda::Matrix& a, const cuda::Matrix& b) override;
-  void multiply_add(const cuda::Matrix& out, const cuda::Matrix& addend, const cuda::Matrix& a,
-                    const cuda::Matrix& b) override;
+  void multiply(const Matrix& out, const Matrix& a, const Matrix& b) override;
+  void multiply_add(const Matrix& out, const Matrix& addend, const Matrix& a, const Matrix& b) override;
   Sorted sort(const int32_t* keys, int64_t count) override;
 
  private:
