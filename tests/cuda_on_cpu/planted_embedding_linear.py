@@ -39,7 +39,12 @@ MISTAKES = [
     ),
     Fault(SEGMENTS, "last && ends_later", "last && ends_later && !FAULT", "nothing has written"),
     Fault(SEGMENTS, "other = tile + 1; other <= last;", "other = tile + 1; other < last + 1 - FAULT;", WRONG_NUMBERS),
-    Fault(SUMS, "row < last; row += kSumRows", "row < last + FAULT; row += kSumRows", "out of bounds|" + WRONG_NUMBERS),
+    Fault(  # behind the last row may be any other memory
+        SUMS,
+        "row < last; row += kSumRows",
+        "row < last + FAULT; row += kSumRows",
+        "out of bounds|nothing has written|a race|" + WRONG_NUMBERS,
+    ),
     Fault(SUMS, "int i = 1; i < kSumRows;", "int i = 1; i < kSumRows - FAULT;", WRONG_NUMBERS),
 ]
 

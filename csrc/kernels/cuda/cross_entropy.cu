@@ -7,13 +7,19 @@ namespace {
 
 constexpr int kReduceThreads = 1024;
 
-// Block i sums the rows i, i + kDenominatorParts, ... of blocks of threads.
+// The threads of a block that adds up so many values: whole warps, and no more than have a value.
+unsigned reduce_threads(int64_t values) {
+  const int64_t threads = (values + kWarp - 1) / kWarp * kWarp;
+  return static_cast<unsigned>(threads < kWarp ? kWarp : threads > kReduceThreads ? kReduceThreads : threads);
+}
+
+// Sums over the rows of a block of threads, and of the same block of every later grid.
 template <typename T>
 __global__ void __launch_bounds__(kReduceThreads) sum_mean_weights(const CrossEntropy<T> p, T* denominators) {
   __shared__ T scratch[kWarp];
   T sum = 0;
-  const int64_t step = kDenominatorParts * kReduceThreads;
-  for (int64_t row = blockIdx.x * kReduceThreads + threadIdx.x; row < p.rows; row += step) {
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t row = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; row < p.rows; row += step) {
     sum += row_target(p, row).mean_weight;
   }
   sum = block_sum(sum, scratch);
@@ -26,7 +32,7 @@ __global__ void __launch_bounds__(kReduceThreads)
     reduce_parts(const T* loss_parts, const T* weight_parts, int64_t parts, T* result) {
   __shared__ double scratch[kWarp];
   double loss = 0, weight = 0;
-  for (int64_t i = threadIdx.x; i < parts; i += kReduceThreads) {
+  for (int64_t i = threadIdx.x; i < parts; i += blockDim.x) {
     loss += loss_parts[i];
     if (weight_parts != nullptr) weight += weight_parts[i];
   }
@@ -102,14 +108,17 @@ Error divide_by_denominator(CrossEntropy<T>* problem, CrossEntropyRun<T>* run, D
     problem->scale /= static_cast<T>(problem->rows);
     return cudaSuccess;
   }
-  T* denominators = library.allocate_values<T>(kDenominatorParts);
+  const int64_t blocks = (problem->rows + kReduceThreads - 1) / kReduceThreads;
+  run->denominator_parts = static_cast<int>(blocks < 1 ? 1 : blocks > kWarp ? kWarp : blocks);
+  T* denominators = library.allocate_values<T>(run->denominator_parts);
   run->denominators = denominators;
-  return launch(sum_mean_weights<T>, kDenominatorParts, dim3(kReduceThreads), 0, stream, *problem, denominators);
+  return launch(sum_mean_weights<T>, run->denominator_parts, dim3(reduce_threads(problem->rows)), 0, stream, *problem,
+                denominators);
 }
 
 template <typename T>
 Error reduce_cross_entropy(const T* loss_parts, const T* weight_parts, int64_t parts, T* result, Stream stream) {
-  return launch(reduce_parts<T>, 1, dim3(kReduceThreads), 0, stream, loss_parts, weight_parts, parts, result);
+  return launch(reduce_parts<T>, 1, dim3(reduce_threads(parts)), 0, stream, loss_parts, weight_parts, parts, result);
 }
 
 template <typename T>
