@@ -82,16 +82,12 @@ Tensor train_full_steps(std::vector<Tensor> parameters, std::vector<Tensor> stat
   const Tensor rates = checked_learning_rates(learning_rates);
   FullBatch full(contexts, row_ptr, targets, counts, shape);
   if (shape.is_bigram()) full.check_distinct_tokens(shape.vocab_size);
-  const Tensor losses = allocate({rates.size(0)}, parameters[0].scalar_type());
-  with_model(parameters, shape, softcap, [&](auto& model, auto type) {
-    using T = decltype(type);
-    const Workspace<T> weights(full.entries());
-    const ContextBatch<T> batch = full.build(weights.data());
-    Training<T, std::decay_t<decltype(model)>> training(&model, parameters, state, options);
-    training.run(rates, losses, full.rows(), batch.table_rows(shape.context_length), full.entries(),
-                 [&](int64_t) { return batch; });
+  return with_model(parameters, shape, softcap, [&](auto* model) {
+    const Workspace<typename std::decay_t<decltype(*model)>::Value> weights(full.entries());
+    const auto batch = full.build(weights.data());
+    const cpu::BatchSizes sizes{full.rows(), batch.table_rows(shape.context_length), full.entries()};
+    return train_in_place(model, parameters, state, options, rates, sizes, [&](int64_t) { return batch; });
   });
-  return losses;
 }
 
 Tensor evaluate_full(std::vector<Tensor> parameters, const Tensor contexts, const Tensor row_ptr, const Tensor targets,
@@ -101,14 +97,15 @@ Tensor evaluate_full(std::vector<Tensor> parameters, const Tensor contexts, cons
   const ModelShape shape = check_parameters(parameters, {}, options, contexts.size(1));
   FullBatch full(contexts, row_ptr, targets, counts, shape);
   const Tensor loss = allocate({}, ScalarType::Double);
-  with_model(parameters, shape, softcap, [&](auto& model, auto type) {
-    using T = decltype(type);
-    const Workspace<T> weights(full.entries());
+  with_model(parameters, shape, softcap, [&](auto* model) {
+    using T = typename std::decay_t<decltype(*model)>::Value;
+    const Workspace<T> weights(full.entries()), packed(model->size());
     const ContextBatch<T> batch = full.build(weights.data());
-    const ZeroedWorkspace<T> packed(model.size());
-    model.pack(parameters, packed.data());
-    const Workspace<T> workspace(model.workspace(batch.rows, batch.table_rows(shape.context_length), full.entries()));
-    *loss.mutable_data_ptr<double>() = model.step(batch, packed.data(), nullptr, nullptr, workspace.data());
+    model->pack(read_pointers<T>(parameters), packed.data());
+    const Workspace<T> workspace(
+        model->workspace({batch.rows, batch.table_rows(shape.context_length), full.entries()}));
+    *loss.mutable_data_ptr<double>() = model->step(batch, packed.data(), nullptr, nullptr, workspace.data());
+    took_branch_of(*model);
   });
   return loss;
 }

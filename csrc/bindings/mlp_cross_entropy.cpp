@@ -1,7 +1,9 @@
+#include "kernels/mlp_cross_entropy.h"
+
+#include "bindings/branches.h"
 #include "bindings/layers.h"
 #include "bindings/mlp_cross_entropy_arguments.h"
 #include "bindings/tokens.h"
-#include "kernels/embedding_linear.h"
 
 namespace charlm {
 namespace {
@@ -17,77 +19,32 @@ Tensor flat_ids(const MlpArguments& arguments) {
   return flat(arguments.ids, {arguments.examples, arguments.shape.context_length});
 }
 
-// One evaluation: each distinct context once, losses per example and, where asked for, all gradients. Examples whose
-// target is ignored are left out.
+// upstream: (N,) for the reduction "none", otherwise (1,); null: all 1. example_losses (N,) and gradients may be null.
 template <typename T>
-class Evaluation {
- public:
-  Evaluation(const MlpArguments& arguments, const Tensor& target)
-      : arguments_(arguments),
-        model_(arguments.shape, arguments.softcap),
-        data_(read_examples("ids", flat_ids(arguments), "target", flat(target, {arguments.examples}), std::nullopt,
-                            arguments.shape.vocab_size, nullptr, arguments.examples, &arguments.ignore_index)),
-        example_(arguments.examples),
-        memory_(batch_memory(data_.contexts, arguments.examples)),
-        builder_(data_.contexts, arguments.examples, memory_.data()),
-        parameters_(model_.size()) {
-    model_.pack(arguments.parameters, parameters_.data());
-    Example* pairs = data_.pairs.data();
-    for (int64_t n = 0; n < arguments.examples; ++n) {
-      if (pairs[n].target == kIgnored) continue;
-      pairs[count_] = pairs[n];
-      example_.data()[count_++] = n;
-    }
-    batch_ = builder_.template build<T>(pairs, count_);
-    if (arguments.reduction != Reduction::kMean) batch_.weight = 1;
+double run_step(const MlpArguments& arguments, const Tensor& target, const T* upstream, T* example_losses,
+                const std::vector<Tensor>* gradients) {
+  const Examples examples =
+      read_examples("ids", flat_ids(arguments), "target", flat(target, {arguments.examples}), std::nullopt,
+                    arguments.shape.vocab_size, nullptr, arguments.examples, &arguments.ignore_index);
+  const std::vector<const T*> parameters = read_pointers<T>(arguments.parameters);
+  const std::vector<T*> gradient_pointers = gradients != nullptr ? write_pointers<T>(*gradients) : std::vector<T*>();
+  cpu::MlpCrossEntropy<T> problem;
+  problem.contexts = examples.contexts;
+  problem.pairs = examples.pairs.data();
+  problem.examples = arguments.examples;
+  problem.parameters = parameters;
+  problem.mean = arguments.reduction == Reduction::kMean;
+  if (upstream != nullptr && arguments.reduction == Reduction::kNone) {
+    problem.row_scale = upstream;
+  } else if (upstream != nullptr) {
+    problem.scale = *upstream;
   }
-
-  // upstream: (N,) for the reduction "none", otherwise (1,); null: all 1. example_losses (N,) and gradients may be
-  // null.
-  double run(const T* upstream, T* example_losses, std::vector<Tensor>* gradients) {
-    const int32_t* entry = builder_.entry_of_example();
-    const Workspace<T> entries(2 * count_);
-    T *entry_losses = entries.data(), *entry_weights = entry_losses + count_;
-    if (upstream != nullptr && arguments_.reduction == Reduction::kNone) {
-      for (int64_t i = 0; i < count_; ++i) entry_weights[entry[i]] = upstream[example_.data()[i]];
-      batch_.weights = entry_weights;
-    } else if (upstream != nullptr) {
-      batch_.weight *= *upstream;
-    }
-    const Workspace<T> workspace(
-        model_.workspace(batch_.rows, batch_.table_rows(arguments_.shape.context_length), count_));
-    const ZeroedWorkspace<T> gradient(gradients != nullptr ? model_.size() : 0);
-    model_.set_entry_losses(entry_losses);
-    const double loss = model_.step(batch_, parameters_.data(), gradients != nullptr ? gradient.data() : nullptr,
-                                    nullptr, workspace.data());
-    if (example_losses != nullptr) {
-      fill_zero(example_losses, arguments_.examples * sizeof(T));
-      for (int64_t i = 0; i < count_; ++i) example_losses[example_.data()[i]] = entry_losses[entry[i]];
-    }
-    if (gradients != nullptr) model_.unpack(gradient.data(), *gradients);
-    const bool is_empty_mean = count_ == 0 && arguments_.reduction == Reduction::kMean;
-    return is_empty_mean ? static_cast<double>(NAN) : loss;
-  }
-
- private:
-  const MlpArguments& arguments_;
-  MlpModel<T> model_;
-  Examples data_;
-  Workspace<int64_t> example_;  // that each of the first `count_` pairs is
-  int64_t count_ = 0;
-  Workspace<int32_t> memory_;
-  BatchBuilder builder_;
-  Workspace<T> parameters_;
-  ContextBatch<T> batch_;
-};
-
-// Where the parameters are many, and few the rows, copying the parameters takes longer than what it saves. By shape
-// alone, so that a result does not depend on anything else.
-bool runs_in_layers(const MlpArguments& arguments) {
-  constexpr int64_t kManyParameters = 1 << 18, kParametersOfRow = 1 << 10;
-  const ModelShape& shape = arguments.shape;
-  const int64_t parameters = shape.hidden_dim * (shape.vocab_size + shape.context_length * shape.embedding_dim);
-  return parameters > kManyParameters && arguments.examples < parameters / kParametersOfRow;
+  problem.row_loss = example_losses;
+  problem.gradients = gradient_pointers;
+  cpu::MlpModel<T> model(arguments.shape, option_as<T>("softcap", arguments.softcap));
+  const double loss = cpu::mlp_cross_entropy(problem, &model);
+  took_branch_of(model);
+  return loss;
 }
 
 // One layer after the other: the loss (N,) or (), and gradients unless that is null.
@@ -134,16 +91,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor 
   const bool per_example = arguments.reduction == Reduction::kNone;
   Tensor loss = per_example ? allocate(target.sizes(), compute) : allocate({}, compute);
   std::vector<Tensor> gradients;
-  if (runs_in_layers(arguments)) {
+  if (cpu::mlp_cross_entropy_in_layers(arguments.shape, arguments.examples)) {
     loss = run_layers(arguments, target, compute_gradient ? &gradients : nullptr);
     if (per_example) loss = torch::stable::view(loss, target.sizes());
   } else {
     if (compute_gradient) gradients = empty_gradients(arguments);
     dispatch_compute_type(embedding, [&](auto kind) {
       using T = decltype(kind);
-      Evaluation<T> evaluation(arguments, target);
-      const double total = evaluation.run(nullptr, per_example ? loss.template mutable_data_ptr<T>() : nullptr,
-                                          compute_gradient ? &gradients : nullptr);
+      const double total =
+          run_step<T>(arguments, target, nullptr, per_example ? loss.template mutable_data_ptr<T>() : nullptr,
+                      compute_gradient ? &gradients : nullptr);
       if (!per_example) *loss.template mutable_data_ptr<T>() = static_cast<T>(total);
     });
   }
@@ -162,7 +119,7 @@ Gradients backward(const Tensor grad_output, const Tensor ids, const Tensor targ
   std::vector<Tensor> gradients = empty_gradients(arguments);
   dispatch_compute_type(embedding, [&](auto kind) {
     using T = decltype(kind);
-    Evaluation<T>(arguments, target).run(upstream.template const_data_ptr<T>(), nullptr, &gradients);
+    run_step<T>(arguments, target, upstream.template const_data_ptr<T>(), nullptr, &gradients);
   });
   return as_tuple(arguments, gradients, embedding.scalar_type());
 }

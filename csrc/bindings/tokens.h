@@ -22,7 +22,6 @@ struct Examples {
 // Example i is number indices[i] of contexts (N, T) and targets (N,); or of contexts (U, T), each once, context_index
 // (N,) and targets (N,). Null: all N. Reads and checks what the indices name, in time proportional to their number.
 // A target that is `ignore_index`, null for none, becomes kIgnored.
-inline constexpr int32_t kIgnored = -1;
 Examples read_examples(const char* contexts_name, const Tensor& contexts, const char* targets_name,
                        const Tensor& targets, const OptionalTensor& context_index, int64_t vocab_size,
                        const int64_t* indices, int64_t count, const int64_t* ignore_index = nullptr);

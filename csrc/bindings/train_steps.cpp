@@ -40,13 +40,12 @@ Tensor train_steps(std::vector<Tensor> parameters, std::vector<Tensor> state, co
   check_table_rows(shape, rows);
   const Workspace<int32_t> memory(batch_memory(data.contexts, size));
   BatchBuilder builder(data.contexts, size, memory.data());
-  const Tensor losses = allocate({steps}, parameters[0].scalar_type());
-  with_model(parameters, shape, softcap, [&](auto& model, auto type) {
-    Training<decltype(type), std::decay_t<decltype(model)>> training(&model, parameters, state, options);
-    training.run(rates, losses, rows, shape.table_rows(rows), size,
-                 [&](int64_t s) { return builder.build<decltype(type)>(data.pairs.data() + s * size, size); });
+  const cpu::BatchSizes most{rows, shape.table_rows(rows), size};
+  return with_model(parameters, shape, softcap, [&](auto* model) {
+    using T = typename std::decay_t<decltype(*model)>::Value;
+    return train_in_place(model, parameters, state, options, rates, most,
+                          [&](int64_t s) { return builder.build<T>(data.pairs.data() + s * size, size); });
   });
-  return losses;
 }
 
 }  // namespace

@@ -1,5 +1,9 @@
 #include "bindings/training.h"
 
+#include <cmath>
+
+#include "bindings/branches.h"
+
 namespace charlm {
 namespace {
 
@@ -104,7 +108,33 @@ Tensor checked_learning_rates(const Tensor& learning_rates) {
   return contiguous_as(learning_rates, ScalarType::Double);
 }
 
-const char* mlp_branch(const MlpTiling& tiling, UpdateTime time, bool wants_gradient, bool is_sparse) {
+template <typename T>
+Update<T> update_as(const TrainingOptions& options) {
+  Update<T> update;
+  update.kind = options.kind;
+  update.weight_decay = option_as<T>("weight_decay", options.weight_decay);
+  update.momentum = fraction_as<T>("momentum", options.momentum);
+  update.beta1 = fraction_as<T>("beta1", options.beta1);
+  update.beta2 = fraction_as<T>("beta2", options.beta2);
+  update.eps = option_as<T>("eps", options.eps);
+  update.max_grad_norm = option_as<T>("max_grad_norm", options.max_grad_norm);
+  return update;
+}
+
+template <typename T>
+void set_learning_rate(const TrainingOptions& options, int64_t s, double rate, Update<T>* update) {
+  const double step = static_cast<double>(options.first_step) + static_cast<double>(s + 1);
+  const double step_size = rate / (1 - std::pow(options.beta1, step));
+  if (!fits<T>(rate) || !fits<T>(step_size)) [[unlikely]] {
+    option_as<T>(concatenate("learning_rates[", s, "]").c_str(), fits<T>(rate) ? step_size : rate);
+  }
+  update->learning_rate = static_cast<T>(rate);
+  update->step_size = static_cast<T>(step_size);
+  update->inverse_second_moment = static_cast<T>(1 / std::sqrt(1 - std::pow(options.beta2, step)));
+}
+
+template <typename T>
+void took_branch_of(const cpu::MlpModel<T>& model) {
   static constexpr const char* kTilings[] = {"one_tile", "tiles", "slots", "class_slots", "tiles_of_class_slots"};
   static constexpr const char* kUpdates[] = {"loss",           "gradient", "in_place",      "at_once",
                                              "at_once_sparse", "clipped",  "clipped_sparse"};
@@ -116,26 +146,39 @@ const char* mlp_branch(const MlpTiling& tiling, UpdateTime time, bool wants_grad
     }
     return result;
   }();
-  const bool many_tiles = tiling.tiles > 1;
+  const MlpStep<T>& step = model.last_step();
+  const MlpTiling tiling(step.layout, step.batch.rows);
+  const bool many_tiles = tiling.tiles > 1, is_sparse = step.update != nullptr && step.update->is_sparse();
   const size_t cut = tiling.class_slots > 1 ? 3 + many_tiles : tiling.slots > 1 ? 2 : many_tiles;
-  size_t update = wants_gradient;
+  const UpdateTime time = tiling.update_time(step.update);
+  size_t update = step.gradient != nullptr;
   if (time == UpdateTime::kInPlace) update = 2;
   if (time == UpdateTime::kAtOnce) update = 3 + is_sparse;
   if (time == UpdateTime::kAfterClipping) update = 5 + is_sparse;
-  return names[cut * kCount + update].c_str();
+  took_branch(names[cut * kCount + update].c_str());
 }
 
-const char* bigram_branch(UpdateTime time) {
-  switch (time) {
+template <typename T>
+void took_branch_of(const cpu::BigramModel<T>& model) {
+  switch (bigram_update_time(model.last_step().update)) {
     case UpdateTime::kNever:
-      return "bigram_step/loss";
+      return took_branch("bigram_step/loss");
     case UpdateTime::kInPlace:
-      return "bigram_step/in_place";
+      return took_branch("bigram_step/in_place");
     case UpdateTime::kAtOnce:
-      return "bigram_step/at_once";
+      return took_branch("bigram_step/at_once");
     default:
-      return "bigram_step/clipped";
+      return took_branch("bigram_step/clipped");
   }
 }
+
+#define CHARLM_TRAINING(T)                                                              \
+  template Update<T> update_as(const TrainingOptions&);                                 \
+  template void set_learning_rate(const TrainingOptions&, int64_t, double, Update<T>*); \
+  template void took_branch_of(const cpu::MlpModel<T>&);                                \
+  template void took_branch_of(const cpu::BigramModel<T>&);
+CHARLM_TRAINING(float)
+CHARLM_TRAINING(double)
+#undef CHARLM_TRAINING
 
 }  // namespace charlm

@@ -10,6 +10,7 @@ namespace charlm {
 struct Example {
   int32_t context, target;  // context: a row of ContextTable::tokens
 };
+inline constexpr int32_t kIgnored = -1;  // as a target: the example is to be left out
 
 // Distinct contexts, which examples refer to.
 struct ContextTable {

@@ -9,8 +9,8 @@
 #include <cstring>
 #include <utility>
 
-#include "kernels/denormals.h"
 #include "kernels/matrix.h"
+#include "kernels/parallel.h"
 
 namespace charlm {
 
@@ -20,11 +20,6 @@ namespace host {
 // Throws where there are not so many.
 void* allocate(unsigned __int128 bytes);
 void release(void* memory, size_t bytes);
-
-// function(context, begin, end) over pieces of [0, count), each of at least `grain` items, on any threads. Throws the
-// first error of one of them.
-using Range = void (*)(const void* context, int64_t begin, int64_t end);
-void parallel_for(int64_t count, int64_t grain, Range function, const void* context);
 
 // out = a b, and out += a b, on the thread that calls; none of them empty. All have one storage type.
 void multiply(const Matrix& out, const Matrix& a, const Matrix& b);
@@ -63,29 +58,5 @@ class ZeroedWorkspace : public Workspace<T> {
  public:
   explicit ZeroedWorkspace(int64_t count) : Workspace<T>(count) { fill_zero(this->data(), count * sizeof(T)); }
 };
-
-// function(begin, end) over pieces of [0, count): one where there are no more than `grain` items.
-template <typename Function>
-void parallel_for(int64_t count, int64_t grain, const Function& function) {
-  if (count <= grain) {
-    if (count > 0) function(int64_t{0}, count);
-    return;
-  }
-  const auto run = [](const void* context, int64_t begin, int64_t end) {
-    (*static_cast<const Function*>(context))(begin, end);
-  };
-  host::parallel_for(count, grain, run, &function);
-}
-
-// The same over columns, cut at multiples of `group` columns; `grain` counts columns. Kernels work on whole vectors, so
-// a bound inside one would have them reach into, or past, what is not theirs.
-template <typename Function>
-void parallel_for_columns(int64_t count, int64_t group, int64_t grain, const Function& function) {
-  const int64_t groups = count / group + (count % group != 0);
-  parallel_for(groups, 1 + grain / group,
-               [&](int64_t first, int64_t last) { function(first * group, last < groups ? last * group : count); });
-}
-// Columns that are whole vectors of any instruction set, and whole cache lines.
-inline constexpr int64_t kVectorColumns = 16;
 
 }  // namespace charlm

@@ -14,7 +14,6 @@
 #include "kernels/batch.h"
 #include "kernels/blocks.h"
 #include "kernels/isa.h"
-#include "kernels/parallel.h"
 #include "kernels/update.h"
 
 namespace charlm {
@@ -85,7 +84,6 @@ struct MlpStep {
   const Update<T>* update = nullptr;  // null: only loss and gradient
   T* workspace = nullptr;             // MlpKernels::workspace values, aligned to 64 bytes
   T* entry_losses = nullptr;          // (entries,) logsumexp - z_y of each entry; null: not wanted
-  Parallel parallel;
 };
 
 namespace cpu {
@@ -94,8 +92,8 @@ struct MlpKernels {
   MlpLayout (*layout)(int64_t vocab_size, int64_t context_length, int64_t embedding_dim, int64_t hidden_dim,
                       bool direct);
   // Tensors to and from MlpLayout::size() values, of which packing writes all, zeros between the parameters.
-  void (*pack)(const MlpLayout& layout, const MlpTensors<T>& tensors, const Parallel& parallel, T* flat);
-  void (*unpack)(const MlpLayout& layout, const T* flat, const Parallel& parallel, const MlpTensors<T>& tensors);
+  void (*pack)(const MlpLayout& layout, const MlpTensors<const T>& tensors, T* flat);
+  void (*unpack)(const MlpLayout& layout, const T* flat, const MlpTensors<T>& tensors);
   // Values of workspace for steps with at most `rows` contexts, `table_rows` table rows and `entries` entries.
   int64_t (*workspace)(const MlpLayout& layout, int64_t rows, int64_t table_rows, int64_t entries);
   // Returns the loss before the update. Plain SGD on a single tile adds its steps to the parameters as it finds them;

@@ -6,6 +6,7 @@
 #include "kernels/cpu/mlp_memory.h"
 #include "kernels/cpu/optimizer.h"
 #include "kernels/cpu/projection.h"
+#include "kernels/parallel.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
 
@@ -79,7 +80,7 @@ class InputLayers {
     });
   }
   void backward_direct(const Slot<T>& slot, const SoftmaxTile<T>& tile, bool is_first) const {
-    step_.parallel(m_.tiling.class_slots, [&](int64_t s) {
+    for_each(m_.tiling.class_slots, [&](int64_t s) {
       for (int64_t c = m_.class_block(s); c < m_.class_block(s + 1); ++c) {
         with_vectors<T>(layout_.classes.width(c), [&]<int N>() {
           T* out = m_.direct_gradient_at(slot, c);
@@ -97,10 +98,10 @@ class InputLayers {
   // From the gradients of the tables, once all tiles have added to them. The embedding's gradient comes before the
   // weights that it reads are updated.
   void backward_hidden_tables() const {
-    step_.parallel(layout_.context_length, [&](int64_t t) {
+    for_each(layout_.context_length, [&](int64_t t) {
       for (int64_t block = 0; block < layout_.hidden.count; ++block) backward_embedding(t, block);
     });
-    step_.parallel(layout_.hidden.count, [&](int64_t block) { backward_weight1(block); });
+    for_each(layout_.hidden.count, [&](int64_t block) { backward_weight1(block); });
   }
   // The same for one block, while it is in cache.
   void backward_hidden_tables_of(int64_t block) const {
@@ -110,14 +111,14 @@ class InputLayers {
   void backward_direct_tables() const {
     const Blocks& classes = layout_.classes;
     const Slot<T>& total = m_.slots[0];
-    step_.parallel(layout_.context_length, [&](int64_t t) {
+    for_each(layout_.context_length, [&](int64_t t) {
       for (int64_t c = 0; c < classes.count; ++c) {
         direct_.backward_embedding(t, classes.width(c), step_.parameters + layout_.direct_weight(c),
                                    m_.direct_gradient_at(total, c), m_.weight1_transposed_at(t), m_.embedded_gradient,
                                    true);
       }
     });
-    step_.parallel(classes.count, [&](int64_t c) {
+    for_each(classes.count, [&](int64_t c) {
       with_vectors<T>(classes.width(c), [&]<int N>() {
         direct_.template backward_weight<N>(m_.direct_gradient_at(total, c), total.gradient + layout_.direct_weight(c),
                                             m_.in_place());

@@ -6,6 +6,7 @@
 #include "kernels/cpu/mlp_memory.h"
 #include "kernels/cpu/softmax_rows.h"
 #include "kernels/cpu/transpose.h"
+#include "kernels/parallel.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
 
@@ -65,8 +66,8 @@ class OutputLayer {
     if (small) {
       fill_zero(slot.shift, tile.rows);
     } else {
-      step_.parallel(
-          slots, [&](int64_t s) { tile.row_maximum(m_.class_block(s), m_.class_block(s + 1), slot.sum + s * stride); });
+      for_each(slots,
+               [&](int64_t s) { tile.row_maximum(m_.class_block(s), m_.class_block(s + 1), slot.sum + s * stride); });
       for (int64_t r = 0; r < tile.rows; ++r) {
         T largest = slot.sum[r];
         for (int64_t s = 1; s < slots; ++s) {
@@ -75,7 +76,7 @@ class OutputLayer {
         slot.shift[r] = largest;
       }
     }
-    step_.parallel(slots, [&](int64_t s) {
+    for_each(slots, [&](int64_t s) {
       tile.exponentials(m_.class_block(s), m_.class_block(s + 1), slot.shift, slot.sum + s * stride);
     });
     for (int64_t r = 0; r < tile.rows; ++r) {

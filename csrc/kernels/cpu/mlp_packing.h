@@ -3,6 +3,7 @@
 
 #include "kernels/cpu/transpose.h"
 #include "kernels/mlp_step.h"
+#include "kernels/parallel.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
 
@@ -17,17 +18,18 @@ CHARLM_INLINE void unpack_row(const T* in, int64_t count, T* out) {
   for_each_vector<T>(count, [&](int64_t i, int lanes) { store_lanes<T>(out + i, load(in + i), lanes); });
 }
 
-// Threads take longer to start than a small model to copy.
-inline Parallel packing_threads(const MlpLayout& layout, const Parallel& parallel) {
+// function(block) for each of so many; threads take longer to start than a small model to copy.
+template <typename Function>
+CHARLM_INLINE void for_each_block(const MlpLayout& layout, int64_t count, const Function& function) {
   constexpr int64_t kSmall = 1 << 16;
-  return layout.size() < kSmall ? Parallel{} : parallel;
+  if (layout.size() >= kSmall) return for_each(count, function);
+  for (int64_t block = 0; block < count; ++block) function(block);
 }
 
 template <typename T>
-void pack(const MlpLayout& layout, const MlpTensors<T>& tensors, const Parallel& parallel, T* flat) {
-  const Parallel threads = packing_threads(layout, parallel);
+void pack(const MlpLayout& layout, const MlpTensors<const T>& tensors, T* flat) {
   const int64_t inputs = layout.inputs();
-  threads(layout.hidden.count, [&](int64_t block) {
+  for_each_block(layout, layout.hidden.count, [&](int64_t block) {
     const int64_t begin = layout.hidden.begin(block), width = layout.hidden.width(block);
     const int64_t used = layout.hidden.used(block);
     T *weight1 = flat + layout.weight1(block), *weight2 = flat + layout.weight2(block);
@@ -40,7 +42,7 @@ void pack(const MlpLayout& layout, const MlpTensors<T>& tensors, const Parallel&
   pack_row(tensors.embedding, layout.vocab_size * layout.embedding_dim, flat + layout.embedding());
   pack_row(tensors.bias2, layout.vocab_size, flat + layout.bias2());
   if (!layout.direct) return;
-  threads(layout.classes.count, [&](int64_t block) {
+  for_each_block(layout, layout.classes.count, [&](int64_t block) {
     const int64_t width = layout.classes.width(block);
     transpose(tensors.direct_weight + layout.classes.begin(block) * inputs, inputs, layout.classes.used(block), inputs,
               flat + layout.direct_weight(block), width, width);
@@ -48,10 +50,9 @@ void pack(const MlpLayout& layout, const MlpTensors<T>& tensors, const Parallel&
 }
 
 template <typename T>
-void unpack(const MlpLayout& layout, const T* flat, const Parallel& parallel, const MlpTensors<T>& tensors) {
-  const Parallel threads = packing_threads(layout, parallel);
+void unpack(const MlpLayout& layout, const T* flat, const MlpTensors<T>& tensors) {
   const int64_t inputs = layout.inputs();
-  threads(layout.hidden.count, [&](int64_t block) {
+  for_each_block(layout, layout.hidden.count, [&](int64_t block) {
     const int64_t begin = layout.hidden.begin(block), width = layout.hidden.width(block);
     const int64_t used = layout.hidden.used(block);
     const T *weight1 = flat + layout.weight1(block), *weight2 = flat + layout.weight2(block);
@@ -64,7 +65,7 @@ void unpack(const MlpLayout& layout, const T* flat, const Parallel& parallel, co
   unpack_row(flat + layout.embedding(), layout.vocab_size * layout.embedding_dim, tensors.embedding);
   unpack_row(flat + layout.bias2(), layout.vocab_size, tensors.bias2);
   if (!layout.direct) return;
-  threads(layout.classes.count, [&](int64_t block) {
+  for_each_block(layout, layout.classes.count, [&](int64_t block) {
     const int64_t width = layout.classes.width(block);
     transpose(flat + layout.direct_weight(block), width, inputs, layout.classes.used(block),
               tensors.direct_weight + layout.classes.begin(block) * inputs, inputs, inputs);

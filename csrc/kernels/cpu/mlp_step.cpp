@@ -7,6 +7,7 @@
 #include "kernels/cpu/mlp_output_layer.h"
 #include "kernels/cpu/mlp_packing.h"
 #include "kernels/cpu/optimizer.h"
+#include "kernels/parallel.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
 namespace {
@@ -25,9 +26,9 @@ class Step {
   double run() {
     const MlpTiling& tiling = m_.tiling;
     inputs_.gather_embeddings();
-    if (!m_.fused()) p_.parallel(layout_.hidden.count, [&](int64_t block) { inputs_.project(block); });
-    if (layout_.direct) p_.parallel(layout_.classes.count, [&](int64_t c) { inputs_.project_direct(c); });
-    p_.parallel(tiling.slots, [&](int64_t s) {
+    if (!m_.fused()) for_each(layout_.hidden.count, [&](int64_t block) { inputs_.project(block); });
+    if (layout_.direct) for_each(layout_.classes.count, [&](int64_t c) { inputs_.project_direct(c); });
+    for_each(tiling.slots, [&](int64_t s) {
       const int64_t first = tiling.tiles * s / tiling.slots, last = tiling.tiles * (s + 1) / tiling.slots;
       m_.slots[s].loss = 0;
       for (int64_t tile = first; tile < last; ++tile) run_tile(&m_.slots[s], tile, tile == first);
@@ -78,8 +79,8 @@ class Step {
 
   // Every class block is done with while it is in cache: the logits of all of them are far larger.
   void forward_class_slots(Slot<T>* slot, const SoftmaxTile<T>& tile) const {
-    p_.parallel(layout_.hidden.count, [&](int64_t block) { inputs_.forward_hidden(*slot, tile, block); });
-    p_.parallel(m_.tiling.class_slots, [&](int64_t s) {
+    for_each(layout_.hidden.count, [&](int64_t block) { inputs_.forward_hidden(*slot, tile, block); });
+    for_each(m_.tiling.class_slots, [&](int64_t s) {
       for (int64_t c = m_.class_block(s); c < m_.class_block(s + 1); ++c) {
         output_.start_logits(tile, c);
         for (int64_t block = 0; block < layout_.hidden.count; ++block) {
@@ -90,7 +91,7 @@ class Step {
     });
   }
   void backward_class_slots(const Slot<T>& slot, const SoftmaxTile<T>& tile, bool is_first) const {
-    p_.parallel(m_.tiling.class_slots, [&](int64_t s) {
+    for_each(m_.tiling.class_slots, [&](int64_t s) {
       for (int64_t c = m_.class_block(s); c < m_.class_block(s + 1); ++c) {
         output_.backward_softmax(slot, tile, c, c + 1, is_first);
         for (int64_t block = 0; block < layout_.hidden.count; ++block) {
@@ -98,12 +99,12 @@ class Step {
         }
       }
     });
-    p_.parallel(layout_.hidden.count, [&](int64_t block) { inputs_.backward_hidden(slot, tile, block, is_first); });
+    for_each(layout_.hidden.count, [&](int64_t block) { inputs_.backward_hidden(slot, tile, block, is_first); });
   }
 
   // Sums the slots' gradients into slot 0's.
   void add_slots() const {
-    p_.parallel(layout_.hidden.count, [&](int64_t block) {
+    for_each(layout_.hidden.count, [&](int64_t block) {
       const int64_t width = layout_.hidden.width(block);
       add_slots_at(&Slot<T>::tables_gradient, m_.table_rows * layout_.hidden.begin(block), m_.table_rows * width);
       add_slots_at(&Slot<T>::gradient, layout_.weight2(block), layout_.vocab_size * width);
@@ -125,8 +126,8 @@ class Step {
     const int64_t embedding = layout_.embedding(), bias2 = layout_.bias2();
     const T scale = clip_scale(*p_.update, p_.gradient, layout_.size());
     if (!m_.at_once()) {
-      p_.parallel(layout_.hidden.count,
-                  [&](int64_t block) { update(layout_.weight1(block), layout_.weight1(block + 1), scale); });
+      for_each(layout_.hidden.count,
+               [&](int64_t block) { update(layout_.weight1(block), layout_.weight1(block + 1), scale); });
     }
     update(bias2, layout_.size(), scale);
     if (p_.update->is_sparse()) return update_embedding_rows(scale);
