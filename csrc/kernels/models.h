@@ -83,6 +83,7 @@ class BigramModel {
   int64_t size() const { return step_.classes.size * step_.classes.padded(); }
   int64_t workspace(const BatchSizes& most) const { return kernels_.workspace(step_.classes, most.entries); }
   void pack(Pointers<const T> tensors, T* flat) const {
+    fill_zero(flat, size() * sizeof(T));  // between the rows
     copy_rows(tensors[0], step_.classes.size, flat, step_.classes.padded());
   }
   void unpack(const T* flat, Pointers<T> tensors) const {

@@ -13,7 +13,8 @@ unsigned reduce_threads(int64_t values) {
   return static_cast<unsigned>(threads < kWarp ? kWarp : threads > kReduceThreads ? kReduceThreads : threads);
 }
 
-// Sums over the rows of a block of threads, and of the same block of every later grid.
+// Sums over the rows of a block of threads, and of the same block of every later grid; zeros for blocks that there are
+// not.
 template <typename T>
 __global__ void __launch_bounds__(kReduceThreads) sum_mean_weights(const CrossEntropy<T> p, T* denominators) {
   __shared__ T scratch[kWarp];
@@ -24,6 +25,8 @@ __global__ void __launch_bounds__(kReduceThreads) sum_mean_weights(const CrossEn
   }
   sum = block_sum(sum, scratch);
   if (threadIdx.x == 0) denominators[blockIdx.x] = sum;
+  const bool is_left = threadIdx.x >= gridDim.x && threadIdx.x < kDenominatorParts;
+  if (blockIdx.x == 0 && is_left) denominators[threadIdx.x] = 0;
 }
 
 // One block; in double, as there may be one part for each of many rows.
@@ -108,12 +111,11 @@ Error divide_by_denominator(CrossEntropy<T>* problem, CrossEntropyRun<T>* run, D
     problem->scale /= static_cast<T>(problem->rows);
     return cudaSuccess;
   }
-  const int64_t blocks = (problem->rows + kReduceThreads - 1) / kReduceThreads;
-  run->denominator_parts = static_cast<int>(blocks < 1 ? 1 : blocks > kWarp ? kWarp : blocks);
-  T* denominators = library.allocate_values<T>(run->denominator_parts);
+  T* denominators = library.allocate_values<T>(kDenominatorParts);
   run->denominators = denominators;
-  return launch(sum_mean_weights<T>, run->denominator_parts, dim3(reduce_threads(problem->rows)), 0, stream, *problem,
-                denominators);
+  int64_t blocks = (problem->rows + kReduceThreads - 1) / kReduceThreads;
+  blocks = blocks < 1 ? 1 : blocks > kDenominatorParts ? kDenominatorParts : blocks;
+  return launch(sum_mean_weights<T>, blocks, dim3(reduce_threads(problem->rows)), 0, stream, *problem, denominators);
 }
 
 template <typename T>

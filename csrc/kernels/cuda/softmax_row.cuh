@@ -174,10 +174,7 @@ template <typename S>
 __device__ inline Compute<S> gradient_scale(const CrossEntropy<Compute<S>>& p, const CrossEntropyRun<Compute<S>>& run) {
   Compute<S> scale = p.scale;
   if (run.upstream != nullptr) scale *= *run.upstream;
-  if (run.denominators != nullptr) {
-    const int lane = thread_in_block() % kWarp;
-    scale /= warp_sum(lane < run.denominator_parts ? run.denominators[lane] : Compute<S>(0));
-  }
+  if (run.denominators != nullptr) scale /= warp_sum(run.denominators[thread_in_block() % kWarp]);
   return scale;
 }
 
