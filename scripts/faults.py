@@ -215,17 +215,24 @@ BINDINGS = [
     ),
     Fault(
         "AdamW counts its steps anew in each call",
-        "csrc/bindings/training.h",
-        "static_cast<double>(options_.first_step) + static_cast<double>(s + 1)",
+        "csrc/bindings/training.cpp",
+        "static_cast<double>(options.first_step) + static_cast<double>(s + 1)",
         "static_cast<double>(s + 1)",
         (ENGINE + "calls_continue_each_other_bit_for_bit",),
     ),
     Fault(
         "the sum of a whole model's losses is their mean",
-        "csrc/bindings/mlp_cross_entropy.cpp",
-        "    if (arguments.reduction != Reduction::kMean) batch_.weight = 1;\n",
+        "csrc/kernels/mlp_cross_entropy.cpp",
+        "  if (!problem.mean) batch.weight = 1;\n",
         "",
         (MLP + "every_option_and_reduction",),
+    ),
+    Fault(
+        "training writes into memory that other tensors share until then",
+        "csrc/bindings/training.h",
+        "result.push_back(tensor.mutable_data_ptr<T>());",
+        "result.push_back(const_cast<T*>(tensor.const_data_ptr<T>()));",
+        (ENGINE + "what_shares_memory_until_it_is_written_to_keeps_its_values",),
     ),
 ]
 

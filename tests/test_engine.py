@@ -101,6 +101,24 @@ def test_integers_of_any_dtype_and_stride(dtype: torch.dtype) -> None:
     assert torch.equal(plain.fused(batches, rates), other.fused(batches.int(), rates))
 
 
+@pytest.mark.parametrize("full_batch", [False, True])
+def test_what_shares_memory_until_it_is_written_to_keeps_its_values(full_batch: bool) -> None:
+    """A lazy clone, as torch makes them, is a copy of its own from the first write on."""
+    run = make_run((27, 3, 4, 16, 20), torch.float32, momentum=0.9)
+    originals = [*run.parameters, *run.new_state()]
+    before = [tensor.detach().clone() for tensor in originals]
+    clones = [torch._lazy_clone(tensor.detach()) for tensor in originals]
+    parameters, state = clones[: len(run.parameters)], clones[len(run.parameters) :]
+    batches, rates = make_batches(3, 20)
+    if full_batch:
+        engine.train_full_steps(parameters, state, *run.counts(), rates, **run.options)
+    else:
+        engine.train_steps(parameters, state, run.contexts, run.targets, batches, rates, **run.options)
+    for clone, original, expected in zip(clones, originals, before, strict=True):
+        assert torch.equal(original, expected)
+        assert not torch.equal(clone, expected)
+
+
 def test_context_index_names_the_context_of_each_example() -> None:
     batches, rates = make_batches(3, 50)
     plain, indexed = (make_run((27, 3, 4, 16, 50), torch.float64) for _ in range(2))

@@ -4,6 +4,7 @@
 #include "bindings/layers.h"
 #include "bindings/mlp_cross_entropy_arguments.h"
 #include "bindings/tokens.h"
+#include "bindings/training.h"
 
 namespace charlm {
 namespace {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "bindings/cross_entropy_options.h"
-#include "bindings/training.h"
+#include "kernels/models.h"
 
 namespace charlm {
 

@@ -45,11 +45,15 @@ inline constexpr int64_t kVectorColumns = 16;
 // function(i) for every i in [0, count), in any order; threads that take part flush denormals, as the one that calls.
 template <typename Function>
 CHARLM_SHARED_INLINE void for_each(int64_t count, const Function& function) {
+  if (count <= 1) {
+    if (count == 1) function(int64_t{0});
+    return;
+  }
   const auto run = [](const void* context, int64_t begin, int64_t end) {
     const FlushDenormals flush;
     for (int64_t i = begin; i < end; ++i) (*static_cast<const Function*>(context))(i);
   };
-  count > 1 ? host::parallel_for(count, 1, run, &function) : run(&function, 0, count);
+  host::parallel_for(count, 1, run, &function);
 }
 
 }  // namespace charlm

@@ -36,6 +36,7 @@ MISTAKES = [
         WIDE, "if (threads <= kWarp) return", "if (threads <= kWarp || (FAULT && threadIdx.x > 63)) return", "waits for"
     ),
     Fault(WIDE, "store_vector(first, out);", "store_vector(first + FAULT, out);", "misaligned"),
+    Fault("cross_entropy.cu", "&& threadIdx.x < kDenom", "&& threadIdx.x < !FAULT * kDenom", "nothing has written"),
     Fault(ROW, "y < p.classes);", "y < p.classes + FAULT);", "out of bounds"),
     Fault(ROW, "if (!target.valid) return", "if (!target.valid && !FAULT) return", WRONG_NUMBERS),
     Fault(ROW, "run.loss_parts[blockIdx.x] = loss;", "run.loss_parts[FAULT ? 0 : blockIdx.x] = loss;", "a race"),
