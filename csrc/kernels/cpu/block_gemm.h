@@ -7,8 +7,6 @@
 // product of any matrices, and why it is another.
 #pragma once
 
-#include <utility>
-
 #include "kernels/cpu/vec.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
@@ -38,30 +36,34 @@ struct Left {
   CHARLM_INLINE Left from_row(int64_t m) const { return {data + (kByColumns ? m : m * stride), stride}; }
 };
 
-// Calls body(m, n) for all m < M, n < N, numbers that the compiler knows when it decides what lives in registers.
-template <int N, typename Body, int... I>
-CHARLM_INLINE void unroll_indices(const Body& body, std::integer_sequence<int, I...>) {
-  (body.template operator()<I / N, I % N>(), ...);
-}
-template <int M, int N, typename Body>
-CHARLM_INLINE void unroll(const Body& body) {
-  unroll_indices<N>(body, std::make_integer_sequence<int, M * N>());
-}
-
+// All loops but the one over k are unrolled, so that the sums live in registers.
 template <int N, int M, bool kByColumns, typename T>
 inline void multiply_tile(int64_t depth, Left<T, kByColumns> a, const T* b, T* c, bool accumulate) {
   constexpr int kRow = N * kWidth<T>;
-  Vec<T> sum[M][N];
-  unroll<M, N>([&]<int m, int n>() CHARLM_LAMBDA_INLINE { sum[m][n] = Vec<T>{}; });
+  Vec<T> sum[M][N] = {};
   for (int64_t k = 0; k < depth; ++k) {
     Vec<T> row[N];
-    unroll<1, N>([&]<int, int n>() CHARLM_LAMBDA_INLINE { row[n] = load(b + k * kRow + n * kWidth<T>); });
-    unroll<M, N>([&]<int m, int n>() CHARLM_LAMBDA_INLINE { sum[m][n] += a(m, k) * row[n]; });
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) row[n] = load(b + k * kRow + n * kWidth<T>);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const T value = a(m, k);
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) sum[m][n] += value * row[n];
+    }
   }
   if (accumulate) {
-    unroll<M, N>([&]<int m, int n>() CHARLM_LAMBDA_INLINE { sum[m][n] += load(c + m * kRow + n * kWidth<T>); });
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) sum[m][n] += load(c + m * kRow + n * kWidth<T>);
+    }
   }
-  unroll<M, N>([&]<int m, int n>() CHARLM_LAMBDA_INLINE { store(c + m * kRow + n * kWidth<T>, sum[m][n]); });
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) store(c + m * kRow + n * kWidth<T>, sum[m][n]);
+  }
 }
 
 template <int N, int M, bool kByColumns, typename T>

@@ -70,11 +70,14 @@ class InputLayers {
         Vec<T> gradient[N];
         const auto at = [&](const T* matrix, int n)
                             CHARLM_LAMBDA_INLINE { return load(matrix + r * width + n * kWidth<T>); };
-        unroll<1, N>([&]<int, int n>() CHARLM_LAMBDA_INLINE { gradient[n] = at(in, n); });
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) gradient[n] = at(in, n);
         for (int64_t s = 1; s < class_slots; ++s) {
-          unroll<1, N>([&]<int, int n>() CHARLM_LAMBDA_INLINE { gradient[n] += at(in + s * slot_stride, n); });
+#pragma GCC unroll 4
+          for (int n = 0; n < N; ++n) gradient[n] += at(in + s * slot_stride, n);
         }
-        unroll<1, N>([&]<int, int n>() CHARLM_LAMBDA_INLINE { gradient[n] *= 1 - at(h, n) * at(h, n); });
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) gradient[n] *= 1 - at(h, n) * at(h, n);
         hidden_.template scatter<N>(tile.first + r, gradient, out);
       }
     });

@@ -57,8 +57,8 @@ struct Projection {
     const int32_t* row = batch.context_rows + u * context_length;
     for (int64_t t = 0; t < context_length; ++t) {
       T* out = tables_gradient + row[t] * (N * kWidth<T>);
-      unroll<1, N>([&]<int, int n>()
-                       CHARLM_LAMBDA_INLINE { store(out + n * kWidth<T>, load(out + n * kWidth<T>) + gradient[n]); });
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) store(out + n * kWidth<T>, load(out + n * kWidth<T>) + gradient[n]);
     }
   }
 
