@@ -43,9 +43,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # What torch's deterministic mode asks for on a GPU. It reads this once.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if name == "simulated":
+        import planted_all
         import simulator
 
-        simulator.load()
+        simulator.load(planted_all.EDITS)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -55,7 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = {"cpu": {"cuda"}, "simulated": {"cpu", "vast"}}.get(config.getoption("--device"), {"cpu"})
     kept, deselected = [], []
     for item in items:
-        runs_there = not cases.on_cuda or _uses_cases(item)
+        runs_there = not cases.on_cuda or item.get_closest_marker("cuda") is not None or _uses_cases(item)
         runs_there = runs_there and not any(item.get_closest_marker(name) for name in left_out)
         (kept if runs_there else deselected).append(item)
     config.hook.pytest_deselected(items=deselected)
