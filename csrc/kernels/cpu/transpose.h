@@ -28,6 +28,17 @@ CHARLM_INLINE void transpose_spans(Vec<T> (&rows)[kWidth<T>]) {
   }
 }
 
+// A tile of whole vectors, of whose rows so many are not padding. Not inlined: among loops GCC would keep the addresses
+// of all its rows, and they do not fit into registers.
+template <typename T>
+__attribute__((noinline)) void transpose_tile(const T* in, int64_t in_stride, int64_t rows, T* out,
+                                              int64_t out_stride) {
+  Vec<T> tile[kWidth<T>];
+  for (int i = 0; i < kWidth<T>; ++i) tile[i] = i < rows ? load(in + i * in_stride) : Vec<T>{};
+  transpose_spans<1, T>(tile);
+  for (int i = 0; i < kWidth<T>; ++i) store(out + i * out_stride, tile[i]);
+}
+
 // out (columns x padded_rows) = in (rows x columns) transposed, each with the stride of its rows; what pads it is zero.
 template <typename T>
 inline void transpose(const T* in, int64_t in_stride, int64_t rows, int64_t columns, T* out, int64_t out_stride,
@@ -40,18 +51,16 @@ inline void transpose(const T* in, int64_t in_stride, int64_t rows, int64_t colu
       const T* from = in + r * in_stride + c;
       T* to = out + c * out_stride + r;
       const int tile_columns = lanes(columns - c);
-      Vec<T> tile[kLanes];
-      if (tile_rows == kLanes && tile_columns == kLanes) {  // apart, so that it is unrolled
-        for (int i = 0; i < kLanes; ++i) tile[i] = r + i < rows ? load(from + i * in_stride) : Vec<T>{};
-        transpose_spans<1, T>(tile);
-        for (int i = 0; i < kLanes; ++i) store(to + i * out_stride, tile[i]);
-      } else {
-        for (int i = 0; i < kLanes; ++i) {
-          tile[i] = r + i < rows ? load_lanes<T>(from + i * in_stride, tile_columns, 0) : Vec<T>{};
-        }
-        transpose_spans<1, T>(tile);
-        for (int i = 0; i < tile_columns; ++i) store_lanes<T>(to + i * out_stride, tile[i], tile_rows);
+      if (tile_rows == kLanes && tile_columns == kLanes) {
+        transpose_tile(from, in_stride, rows - r, to, out_stride);
+        continue;
       }
+      Vec<T> tile[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        tile[i] = r + i < rows ? load_lanes<T>(from + i * in_stride, tile_columns, 0) : Vec<T>{};
+      }
+      transpose_spans<1, T>(tile);
+      for (int i = 0; i < tile_columns; ++i) store_lanes<T>(to + i * out_stride, tile[i], tile_rows);
     }
   }
 }
