@@ -42,7 +42,7 @@ CHARLM_SHARED_INLINE void parallel_for_columns(int64_t count, int64_t group, int
 // Columns that are whole vectors of any instruction set, and whole cache lines.
 inline constexpr int64_t kVectorColumns = 16;
 
-// function(i) for every i in [0, count), in any order; threads that take part flush denormals, as the one that calls.
+// function(i) for every i in [0, count), in any order; where there are several, each with denormals flushed.
 template <typename Function>
 CHARLM_SHARED_INLINE void for_each(int64_t count, const Function& function) {
   if (count <= 1) {
