@@ -133,7 +133,7 @@ def test_json_that_is_none_is_explained(run_charlm: CommandLine, run: Path, text
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"[" * 1000, "line 5, is not JSON: it is nested too deeply"),
+        (b"[" * 1000 + b"]" * 1000, "line 5, is not JSON: it is nested too deeply"),
         (b'{"step": NaN}', "line 5, is not JSON: NaN is not a number of JSON"),
         (b'{"step": 1, "step": 2}', "line 5, is not JSON: the key 'step' is there twice"),
         (b'{"step": true}', "line 5, is not a record with an integer 'step'"),

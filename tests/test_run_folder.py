@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,30 +113,32 @@ def test_a_disk_that_is_full_at_the_first_save(
     assert checkpoint.load("deep/run").config.model == "count-bigram"
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file may be larger than 700 bytes: a disk that is full in the middle of one."""
+    """No file may be larger than 700 bytes: a disk that is full in the middle of one.
+
+    Not for a whole test, as pytest may be writing its report into a file.
+    """
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (700, before[1][1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before[1])
-    signal.signal(signal.SIGXFSZ, before[0])
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before[1])
+        signal.signal(signal.SIGXFSZ, before[0])
 
 
-def test_a_file_that_cannot_be_finished_is_named(
-    run_charlm: CommandLine, names: Path, capsys: pytest.CaptureFixture[str], small_files: None
-) -> None:
-    result = run_charlm("train", names, *OPTIONS)
+def test_a_file_that_cannot_be_finished_is_named(run_charlm: CommandLine, names: Path) -> None:
+    with small_files():
+        result = run_charlm("train", names, *OPTIONS)
     assert result.code == 2
     assert result.err == "error: runs/names/.saving/config.json: File too large\n"
     assert everything() == [names.name]
 
 
-def test_a_later_save_that_fails_keeps_the_last_checkpoint(
-    run: Path, run_charlm: CommandLine, small_files: None
-) -> None:
+def test_a_later_save_that_fails_keeps_the_last_checkpoint(run: Path) -> None:
     before = {path: path.read_bytes() for path in run.iterdir()}
-    with pytest.raises(OSError, match="File too large"):
+    with small_files(), pytest.raises(OSError, match="File too large"):
         checkpoint.save(run, config=TrainingConfig(), vocabulary=Vocabulary("ab"), model=MLP(3, 3, 4, 50))
     assert {path: path.read_bytes() for path in run.iterdir()} == before
 
