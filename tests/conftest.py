@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
         import planted_all
         import simulator
 
-        simulator.load(planted_all.EDITS)
+        simulator.load(planted_all.edit)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

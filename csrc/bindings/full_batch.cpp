@@ -40,7 +40,6 @@ class FullBatch {
     builder_.emplace(table, rows_, memory_->data());
   }
 
-  int64_t rows() const { return rows_; }
   int64_t entries() const { return entries_; }
 
   // A bigram's step changes the row of its matrix that belongs to a context: one context must not change another's.
@@ -82,10 +81,10 @@ Tensor train_full_steps(std::vector<Tensor> parameters, std::vector<Tensor> stat
   const Tensor rates = checked_learning_rates(learning_rates);
   FullBatch full(contexts, row_ptr, targets, counts, shape);
   if (shape.is_bigram()) full.check_distinct_tokens(shape.vocab_size);
-  return with_model(parameters, shape, softcap, [&](auto* model) {
-    const Workspace<typename std::decay_t<decltype(*model)>::Value> weights(full.entries());
+  return with_model(parameters, shape, softcap, [&]<typename Model>(Model* model) {
+    const Workspace<typename Model::Value> weights(full.entries());
     const auto batch = full.build(weights.data());
-    const cpu::BatchSizes sizes{full.rows(), batch.table_rows(shape.context_length), full.entries()};
+    const auto sizes = cpu::BatchSizes::of(batch, shape.context_length);
     return train_in_place(model, parameters, state, options, rates, sizes, [&](int64_t) { return batch; });
   });
 }
@@ -97,14 +96,11 @@ Tensor evaluate_full(std::vector<Tensor> parameters, const Tensor contexts, cons
   const ModelShape shape = check_parameters(parameters, {}, options, contexts.size(1));
   FullBatch full(contexts, row_ptr, targets, counts, shape);
   const Tensor loss = allocate({}, ScalarType::Double);
-  with_model(parameters, shape, softcap, [&](auto* model) {
-    using T = typename std::decay_t<decltype(*model)>::Value;
-    const Workspace<T> weights(full.entries()), packed(model->size());
-    const ContextBatch<T> batch = full.build(weights.data());
-    model->pack(read_pointers<T>(parameters), packed.data());
-    const Workspace<T> workspace(
-        model->workspace({batch.rows, batch.table_rows(shape.context_length), full.entries()}));
-    *loss.mutable_data_ptr<double>() = model->step(batch, packed.data(), nullptr, nullptr, workspace.data());
+  with_model(parameters, shape, softcap, [&]<typename Model>(Model* model) {
+    using T = typename Model::Value;
+    const Workspace<T> weights(full.entries());
+    *loss.mutable_data_ptr<double>() =
+        cpu::evaluate<T>(model, read_pointers<T>(parameters), full.build(weights.data()), shape.context_length, {});
     took_branch_of(*model);
   });
   return loss;

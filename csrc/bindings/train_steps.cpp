@@ -41,8 +41,8 @@ Tensor train_steps(std::vector<Tensor> parameters, std::vector<Tensor> state, co
   const Workspace<int32_t> memory(batch_memory(data.contexts, size));
   BatchBuilder builder(data.contexts, size, memory.data());
   const cpu::BatchSizes most{rows, shape.table_rows(rows), size};
-  return with_model(parameters, shape, softcap, [&](auto* model) {
-    using T = typename std::decay_t<decltype(*model)>::Value;
+  return with_model(parameters, shape, softcap, [&]<typename Model>(Model* model) {
+    using T = typename Model::Value;
     return train_in_place(model, parameters, state, options, rates, most,
                           [&](int64_t s) { return builder.build<T>(data.pairs.data() + s * size, size); });
   });

@@ -37,16 +37,8 @@ double mlp_cross_entropy(const MlpCrossEntropy<T>& problem, MlpModel<T>* model) 
     batch.weight *= problem.scale;
   }
 
-  const bool has_gradient = !problem.gradients.empty();
-  const Workspace<T> parameters(model->size());
-  const ZeroedWorkspace<T> gradient(has_gradient ? model->size() : 0);
-  const Workspace<T> workspace(
-      model->workspace({batch.rows, batch.table_rows(problem.contexts.context_length), count}));
-  model->pack(problem.parameters, parameters.data());
   model->set_entry_losses(entry_losses);
-  const double loss =
-      model->step(batch, parameters.data(), has_gradient ? gradient.data() : nullptr, nullptr, workspace.data());
-  if (has_gradient) model->unpack(gradient.data(), problem.gradients);
+  const double loss = evaluate(model, problem.parameters, batch, problem.contexts.context_length, problem.gradients);
   if (problem.row_loss != nullptr) {
     fill_zero(problem.row_loss, problem.examples * sizeof(T));
     for (int64_t i = 0; i < count; ++i) problem.row_loss[example.data()[i]] = entry_losses[entry[i]];

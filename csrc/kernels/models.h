@@ -27,16 +27,21 @@ namespace cpu {
 template <typename T>
 using Pointers = std::span<T* const>;
 
-// The largest batch of many: distinct contexts, table rows, entries.
+// Of a batch, or of the largest of many: distinct contexts, table rows, entries.
 struct BatchSizes {
   int64_t rows, table_rows, entries;
+
+  template <typename T>
+  static BatchSizes of(const ContextBatch<T>& batch, int64_t context_length) {
+    return {batch.rows, batch.table_rows(context_length), batch.entry_begin[batch.rows]};
+  }
 };
 
 template <typename T>
 class MlpModel {
  public:
   using Value = T;
-  explicit MlpModel(const ModelShape& shape, T softcap = 0) : kernels_(select<MlpKernels<T>>()) {
+  MlpModel(const ModelShape& shape, T softcap) : kernels_(select<MlpKernels<T>>()) {
     step_.layout =
         kernels_.layout(shape.vocab_size, shape.context_length, shape.embedding_dim, shape.hidden_dim, shape.direct);
     step_.softcap = softcap;
@@ -109,6 +114,21 @@ class BigramModel {
   const BigramKernels<T>& kernels_;
   BigramStep<T> step_;
 };
+
+// The loss of a batch, and its gradient unless `gradients` is empty.
+template <typename T, typename Model>
+double evaluate(Model* model, Pointers<const T> parameters, const ContextBatch<T>& batch, int64_t context_length,
+                Pointers<T> gradients) {
+  const bool has_gradient = !gradients.empty();
+  const Workspace<T> packed(model->size());
+  const ZeroedWorkspace<T> gradient(has_gradient ? model->size() : 0);
+  const Workspace<T> workspace(model->workspace(BatchSizes::of(batch, context_length)));
+  model->pack(parameters, packed.data());
+  const double loss =
+      model->step(batch, packed.data(), has_gradient ? gradient.data() : nullptr, nullptr, workspace.data());
+  if (has_gradient) model->unpack(gradient.data(), gradients);
+  return loss;
+}
 
 // Steps in place, one after the other: prepare(s) returns the batch of step s, and may change the update for it. losses
 // (steps,) are those before each step. Parameters and state are packed first, and written back at the end.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import simulator
@@ -50,21 +48,3 @@ class Planted:
 
     faults: Sequence[Fault]
     run_everything: Callable[[], None]
-
-
-def edits_of(faults: Sequence[Fault]) -> dict[str, simulator.Edit]:
-    """What writes the faults into the kernels, numbered from 1; one that has no place is left to its test."""
-    numbered: dict[str, list[tuple[int, Fault]]] = defaultdict(list)
-    for number, fault in enumerate(faults, 1):
-        numbered[fault.file].append((number, fault))
-
-    def edit_of(file: str) -> simulator.Edit:
-        def edit(text: str) -> str:
-            for number, fault in numbered[file]:
-                with suppress(LookupError):
-                    text = fault.edit(text, number)
-            return text
-
-        return edit
-
-    return {file: edit_of(file) for file in numbered}

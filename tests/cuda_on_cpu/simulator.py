@@ -18,7 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,24 +53,24 @@ if _SANITIZE:
 _SUPPORT = [HERE / name for name in ("threads.cpp", "watch.cpp", "device.cpp")]
 _SUFFIXES = (".h", ".cpp", ".cu", ".cuh")
 
-# Changes the text of a file.
-Edit = Callable[[str], str]
+# Of the name of a file of KERNELS and its text: the text to compile.
+Edit = Callable[[str, str], str]
 # Python holds the registrations, which end with it.
 _registrations: list[torch.library.Library] = []
 _library: ctypes.CDLL | None = None
 
 
-def load(edits: Mapping[str, Edit]) -> None:
+def load(edit: Edit) -> None:
     """From now on the ops in this process run what is registered for CUDA, once loaded for good.
 
-    `edits` change files of csrc/kernels/cuda before they are compiled.
+    `edit` may change the kernels before they are compiled.
     """
     global _library
     if _library is not None:
         return
     if sys.platform != "linux":
         raise pytest.UsageError("--device simulated runs on Linux: it switches stacks and links as one does there")
-    path = _build(edits)
+    path = _build(edit)
     with _silence():  # torch says on it that the CPU's ops are overridden
         torch.ops.load_library(path)
     _library = ctypes.CDLL(str(path))
@@ -114,12 +114,12 @@ def _silence() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _build(edits: Mapping[str, Edit]) -> Path:
+def _build(edit: Edit) -> Path:
     """The library, named after everything that it is made of; of several test processes one compiles it."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     with (FOLDER / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        sources = _edited(edits)
+        sources = _edited(edit)
         inputs = [
             path for folder in (sources, HERE) for path in sorted(folder.rglob("*.*")) if path.suffix in _SUFFIXES
         ]
@@ -132,7 +132,7 @@ def _build(edits: Mapping[str, Edit]) -> Path:
     return library
 
 
-def _edited(edits: Mapping[str, Edit]) -> Path:
+def _edited(edit: Edit) -> Path:
     """A copy of csrc with changes."""
     copy = FOLDER / "edited"
     shutil.rmtree(copy, ignore_errors=True)  # a file may be there no longer
@@ -140,8 +140,8 @@ def _edited(edits: Mapping[str, Edit]) -> Path:
         if path.suffix not in _SUFFIXES:
             continue
         text = path.read_text()
-        if path.parent == KERNELS and path.name in edits:
-            text = edits[path.name](text)
+        if path.parent == KERNELS:
+            text = edit(path.name, text)
         to = copy / path.relative_to(CSRC)
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(text)
