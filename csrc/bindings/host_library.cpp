@@ -1,7 +1,5 @@
-// Torch's threads and products, and memory whose errors are those of the bindings, for the algorithms for the CPU.
+// Torch's threads, and memory whose errors are those of the bindings, for the algorithms for the CPU.
 #include "kernels/host_library.h"
-
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -9,9 +7,6 @@
 #include <utility>
 
 #include "bindings/errors.h"
-
-// Exported by the torch builds that contain MKL; null in the others.
-extern "C" int MKL_Set_Num_Threads_Local(int threads) __attribute__((weak));
 
 namespace charlm::host {
 namespace {
@@ -51,23 +46,6 @@ class RecentBlocks {
 
 thread_local RecentBlocks recent;
 
-// One thread for this thread's MKL calls: torch tells MKL to use all of them even inside a parallel region, and MKL
-// then splits sums between them. Other BLAS libraries have no such function, and need none in a parallel region.
-class SerialProducts {
- public:
-  SerialProducts() : threads_(MKL_Set_Num_Threads_Local != nullptr ? MKL_Set_Num_Threads_Local(1) : 0) {}
-  ~SerialProducts() {
-    if (MKL_Set_Num_Threads_Local != nullptr) MKL_Set_Num_Threads_Local(threads_);
-  }
-  SerialProducts(const SerialProducts&) = delete;
-  SerialProducts& operator=(const SerialProducts&) = delete;
-
- private:
-  int threads_;
-};
-
-Tensor tensor_of(const Matrix& matrix) { return tensor_at(matrix, kCpu); }
-
 }  // namespace
 
 void* allocate(unsigned __int128 bytes) {
@@ -99,23 +77,6 @@ void parallel_for(int64_t count, int64_t grain, Range function, const void* cont
     }
   });
   if (error) std::rethrow_exception(error);
-}
-
-void multiply(const Matrix& out, const Matrix& a, const Matrix& b) {
-  const SerialProducts serial;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(tensor_of(out).get(), tensor_of(a).get(), tensor_of(b).get()));
-}
-
-void multiply_add(const Matrix& out, const Matrix& a, const Matrix& b) {
-  const SerialProducts serial;
-  const Tensor sum = tensor_of(out);
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_cpu_addmm_out(sum.get(), sum.get(), tensor_of(a).get(), tensor_of(b).get(), 1.0, 1.0));
-}
-
-void copy(const Matrix& out, const Matrix& in) {
-  Tensor copied = tensor_of(out);
-  torch::stable::copy_(copied, tensor_of(in));
 }
 
 }  // namespace charlm::host

@@ -7,8 +7,7 @@
 namespace charlm {
 namespace {
 
-// The checked arguments, float16 and bfloat16 as float32, and gradients in the dtype that is computed in; empty where
-// not wanted.
+// The checked arguments, and gradients in the dtype that is computed in; empty where not wanted.
 template <typename T>
 struct Call {
   const LinearCrossEntropyArguments<T> arguments;

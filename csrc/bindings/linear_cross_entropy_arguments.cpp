@@ -4,7 +4,7 @@ namespace charlm {
 template <typename T>
 LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
     const Tensor& input, const Tensor& linear_weight, const Tensor& target, const OptionalTensor& linear_bias,
-    const OptionalTensor& weight, const CrossEntropyOptions& options, ScalarType type) {
+    const OptionalTensor& weight, const CrossEntropyOptions& options, ScalarType bias_type) {
   check_floating("input", input);
   check(input.dim() >= 1, "input must have shape (..., D), got ()");
   check_matches("linear_weight", linear_weight, "input", input);
@@ -41,9 +41,9 @@ LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
   }
 
   LinearCrossEntropyArguments<T> problem{
-      .input = contiguous_as(input, type),
+      .input = as_contiguous(input),
       .target = contiguous_as(target, probabilities ? input.scalar_type() : ScalarType::Long),
-      .bias = contiguous_as(linear_bias, type)};
+      .bias = contiguous_as(linear_bias, bias_type)};
   problem.input_rows = Matrix(problem.input.const_data_ptr(), storage_of(problem.input), rows, features);
   problem.weight = matrix_of(linear_weight);
   problem.rows = rows;

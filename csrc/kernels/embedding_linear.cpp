@@ -226,8 +226,7 @@ void gather_backward(EmbeddingLinear<T> p) {
     });
     const int64_t units = grain(kProductGrain, chunk.rows * width);
     parallel_for_columns(p.hidden_dim, kVectorColumns, units, [&](int64_t first, int64_t last) {
-      const Workspace<T> scratch(kTransposedUnits * kernels.stride(chunk.rows));
-      kernels.gather_weight_gradient(p, chunk, first, last, scratch.data());
+      kernels.gather_weight_gradient(p, chunk, first, last);
     });
     if (p.embedding_gradient == nullptr) continue;
     parallel_for(chunk.rows, grain(kProductGrain, width * p.hidden_dim),

@@ -109,8 +109,6 @@ inline int64_t scatter_columns(int64_t pairs) {
 }
 // Rows that "gather" multiplies at a time: a tile of embeddings stays in the second-level cache.
 inline constexpr int64_t kGatherTileRows = 48;
-// Hidden units whose dpre is transposed for one product of dW, which then reads it in order.
-inline constexpr int64_t kTransposedUnits = 64;
 
 namespace cpu {
 // Ranges are cut by the caller for its threads; however they are cut, the results are the same bits.
@@ -145,9 +143,9 @@ struct EmbeddingLinearKernels {
   void (*gather_gradient)(const EmbeddingLinear<T>& problem, const GatheredChunk<T>& chunk, int64_t first, int64_t last,
                           T* scratch);
   // Adds to hidden units [first, last) of dW and dbias; the first chunk sets them. first is a multiple of the vector
-  // width. scratch: kTransposedUnits * stride(rows of the chunk).
+  // width.
   void (*gather_weight_gradient)(const EmbeddingLinear<T>& problem, const GatheredChunk<T>& chunk, int64_t first,
-                                 int64_t last, T* scratch);
+                                 int64_t last);
   // Rows [first, last) of input_gradient.
   void (*gather_input_gradient)(const EmbeddingLinear<T>& problem, const GatheredChunk<T>& chunk, int64_t first,
                                 int64_t last);

@@ -1,6 +1,6 @@
-// What algorithms for the CPU need beside kernels: memory for the time of a call, threads, products of matrices, as
-// device_library.h has it for GPUs. The functions of namespace host are torch's, bindings/host_library.cpp defines
-// them; the rest is how they are called.
+// What algorithms for the CPU need beside kernels: memory for the time of a call and threads, as device_library.h has it
+// for GPUs. The functions of namespace host are torch's, bindings/host_library.cpp defines them; the rest is how they
+// are called.
 #pragma once
 
 #include <stdint.h>
@@ -9,7 +9,6 @@
 #include <cstring>
 #include <utility>
 
-#include "kernels/matrix.h"
 #include "kernels/parallel.h"
 
 namespace charlm {
@@ -20,12 +19,6 @@ namespace host {
 // Throws where there are not so many.
 void* allocate(unsigned __int128 bytes);
 void release(void* memory, size_t bytes);
-
-// out = a b, and out += a b, on the thread that calls; none of them empty. All have one storage type.
-void multiply(const Matrix& out, const Matrix& a, const Matrix& b);
-void multiply_add(const Matrix& out, const Matrix& a, const Matrix& b);
-// out = in, which may be stored in another type.
-void copy(const Matrix& out, const Matrix& in);
 
 }  // namespace host
 

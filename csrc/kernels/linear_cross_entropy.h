@@ -1,4 +1,4 @@
-// cross_entropy(input weight^T + bias) without its (N, C) logits: products by a library, the loss and its gradient by
+// cross_entropy(input weight^T + bias) without its (N, C) logits: products of matrices, the loss and its gradient by
 // the kernel of cross_entropy, on a bounded piece of the logits at a time. The gradient takes the place of its logits,
 // and from it follow
 //
@@ -14,7 +14,7 @@ namespace cpu {
 
 template <typename T>
 struct LinearCrossEntropy {
-  Matrix input;                  // (N, D) of T
+  Matrix input;                  // (N, D), like the weight in any storage that is computed in T
   Matrix weight;                 // (C, D)
   const T* bias = nullptr;       // (C,), null: none
   CrossEntropy<T> loss;          // its input and input_gradient are not read, the pieces' take their place

@@ -49,6 +49,79 @@ CHARLM_INLINE void from_compute(float value, Float16* out) {  // to nearest, tie
   out->bits = (uint16_t)(result | sign);
 }
 
+// The same for vectors. Two vectors of them are in the bits of one of floats.
+typedef uint16_t HalfVec __attribute__((vector_size(CHARLM_VECTOR_BYTES / 2)));
+typedef uint32_t BitVec __attribute__((vector_size(CHARLM_VECTOR_BYTES)));
+
+CHARLM_INLINE HalfVec load_halves(const void* pointer, int count) {
+  HalfVec halves = {};
+  if (count == kWidth<float>) {
+    __builtin_memcpy(&halves, pointer, sizeof(halves));
+    return halves;
+  }
+#if defined(__AVX512F__)
+  return (HalfVec)_mm256_maskz_loadu_epi16((__mmask16)((1u << count) - 1), pointer);
+#else
+  for (int lane = 0; lane < count; ++lane) halves[lane] = static_cast<const uint16_t*>(pointer)[lane];
+  return halves;
+#endif
+}
+CHARLM_INLINE void store_halves(void* pointer, HalfVec halves, int count) {
+  if (count == kWidth<float>) {
+    __builtin_memcpy(pointer, &halves, sizeof(halves));
+    return;
+  }
+#if defined(__AVX512F__)
+  _mm256_mask_storeu_epi16(pointer, (__mmask16)((1u << count) - 1), (__m256i)halves);
+#else
+  for (int lane = 0; lane < count; ++lane) static_cast<uint16_t*>(pointer)[lane] = halves[lane];
+#endif
+}
+
+// The first `count` values as what is computed in, 0 in the other lanes; and back.
+CHARLM_INLINE Vec<float> load_as(const float* pointer, int count) { return load_lanes<float>(pointer, count, 0); }
+CHARLM_INLINE Vec<double> load_as(const double* pointer, int count) { return load_lanes<double>(pointer, count, 0); }
+CHARLM_INLINE Vec<float> load_as(const BFloat16* pointer, int count) {
+  return (Vec<float>)(__builtin_convertvector(load_halves(pointer, count), BitVec) << 16);
+}
+CHARLM_INLINE Vec<float> load_as(const Float16* pointer, int count) {
+  const HalfVec halves = load_halves(pointer, count);
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_cvtph_ps((__m256i)halves);
+#elif defined(__AVX2__)
+  return (Vec<float>)_mm256_cvtph_ps((__m128i)halves);
+#else
+  const BitVec bits = __builtin_convertvector(halves, BitVec), magnitude = (bits & 0x7fff) << 13;
+  const BitVec finite = (BitVec)((Vec<float>)magnitude * 0x1p112f);
+  return (Vec<float>)((magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : finite) | (bits & 0x8000) << 16);
+#endif
+}
+
+CHARLM_INLINE void store_as(float* pointer, Vec<float> values, int count) { store_lanes<float>(pointer, values, count); }
+CHARLM_INLINE void store_as(double* pointer, Vec<double> values, int count) {
+  store_lanes<double>(pointer, values, count);
+}
+CHARLM_INLINE HalfVec round_to_bfloat16(Vec<float> values) {
+#if defined(__AVX512BF16__)
+  return (HalfVec)_mm512_cvtneps_pbh((__m512)values);
+#else
+  const BitVec bits = (BitVec)values, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return __builtin_convertvector(values != values ? BitVec{} + 0x7fc0u : rounded, HalfVec);
+#endif
+}
+CHARLM_INLINE void store_as(BFloat16* pointer, Vec<float> values, int count) {
+  store_halves(pointer, round_to_bfloat16(values), count);
+}
+CHARLM_INLINE void store_as(Float16* pointer, Vec<float> values, int count) {
+#if defined(__AVX512F__)
+  store_halves(pointer, (HalfVec)_mm512_cvtps_ph((__m512)values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), count);
+#elif defined(__AVX2__)
+  store_halves(pointer, (HalfVec)_mm256_cvtps_ph((__m256)values, _MM_FROUND_TO_NEAREST_INT), count);
+#else
+  for (int lane = 0; lane < count; ++lane) from_compute(values[lane], pointer + lane);
+#endif
+}
+
 // rows x columns values from strided storage to rows of scratch, and back. The loop over the smaller stride is
 // innermost.
 template <typename S, typename T>

@@ -96,7 +96,7 @@ void project(const EmbeddingLinear<T>& p, const ProjectedTable<T>& table, int64_
     if (begin >= end) continue;
     const T* weight = p.packed_transposed + t * dim * padded;
     T* out = table.table + begin * table.stride;
-    gemm<T>(end - begin, padded, dim, {table.embeddings + begin * row, row, 1}, {weight}, out, table.stride, false);
+    gemm<T>(end - begin, padded, dim, {table.embeddings + begin * row, row, 1}, {weight, dim}, out, table.stride, false);
     if (t > 0 || p.bias == nullptr) continue;
     for (int64_t u = 0; u < end - begin; ++u) {
       for (int64_t h = 0; h < p.hidden_dim; ++h) out[u * table.stride + h] += p.bias[h];
@@ -218,7 +218,7 @@ void project_weight_gradient(const EmbeddingLinear<T>& p, const ProjectedTable<T
     const T* gradient = table.table_gradient + begin * table.stride + first;
     if (p.weight_gradient != nullptr) {
       gemm<T>(last - first, dim, pairs, {gradient, 1, table.stride},
-              {table.embeddings + begin * table.embedding_stride, table.embedding_stride},
+              {table.embeddings + begin * table.embedding_stride, pairs, table.embedding_stride},
               p.weight_gradient + first * width + t * dim, width, false);
     }
     if (t > 0 || p.bias_gradient == nullptr) continue;
@@ -237,8 +237,8 @@ void project_embedding_gradient(const EmbeddingLinear<T>& p, const ProjectedTabl
   const T* weight = p.packed_weight + position * p.hidden_dim * padded_columns<T>(dim);
   for (int64_t begin = first; begin < last; begin += kGatherTileRows) {
     const int64_t rows = last - begin < kGatherTileRows ? last - begin : kGatherTileRows;
-    gemm<T>(rows, dim, p.hidden_dim, {table.table_gradient + begin * table.stride, table.stride, 1}, {weight}, scratch,
-            row_stride, false);
+    gemm<T>(rows, dim, p.hidden_dim, {table.table_gradient + begin * table.stride, table.stride, 1},
+            {weight, p.hidden_dim}, scratch, row_stride, false);
     for (int64_t r = 0; r < rows; ++r) {
       T* out = p.embedding_gradient + table.pair_token[begin + r] * dim;
       for (int64_t d = 0; d < dim; ++d) out[d] += scratch[r * row_stride + d];
@@ -257,8 +257,8 @@ void gather_forward(const EmbeddingLinear<T>& p, int64_t first, int64_t last, T*
     for (int64_t begin = first; begin < last; begin += kGatherTileRows) {
       const int64_t rows = last - begin < kGatherTileRows ? last - begin : kGatherTileRows;
       gather_embeddings(p, p.tokens + begin * p.context_length, rows, p.context_length, input, input_stride);
-      gemm<T>(rows, padded_columns<T>(hidden), width, {input, input_stride, 1}, {p.packed_transposed}, pre,
-              hidden_stride, false);
+      gemm<T>(rows, padded_columns<T>(hidden), width, {input, input_stride, 1}, {p.packed_transposed, width},
+              pre, hidden_stride, false);
       for (int64_t r = 0; r < rows; ++r) {
         T* values = pre + r * hidden_stride;
         T* out = direct ? static_cast<T*>(p.output.data) + (begin + r) * p.output.row_stride : values;
@@ -285,8 +285,8 @@ void gather_gradient(const EmbeddingLinear<T>& p, const GatheredChunk<T>& chunk,
   with_activation(p.activation, [&](auto tag) {
     constexpr Activation kActivation = decltype(tag)::value;
     if constexpr (derivative_uses_input(kActivation)) {
-      gemm<T>(last - first, padded_columns<T>(hidden), width, {input, chunk.input_stride, 1}, {p.packed_transposed},
-              dpre, chunk.hidden_stride, false);
+      gemm<T>(last - first, padded_columns<T>(hidden), width, {input, chunk.input_stride, 1},
+              {p.packed_transposed, width}, dpre, chunk.hidden_stride, false);
     }
     for (int64_t r = 0; r < last - first; ++r, dpre += chunk.hidden_stride) {
       const int64_t row = chunk.first_row + first + r;
@@ -307,18 +307,12 @@ void gather_gradient(const EmbeddingLinear<T>& p, const GatheredChunk<T>& chunk,
 }
 
 template <typename T>
-void gather_weight_gradient(const EmbeddingLinear<T>& p, const GatheredChunk<T>& chunk, int64_t first, int64_t last,
-                            T* scratch) {
-  const int64_t width = p.context_length * p.embedding_dim, transposed_stride = stride<T>(chunk.rows);
+void gather_weight_gradient(const EmbeddingLinear<T>& p, const GatheredChunk<T>& chunk, int64_t first, int64_t last) {
+  const int64_t width = p.context_length * p.embedding_dim;
   const bool accumulate = chunk.first_row > 0;
-  for (int64_t begin = first; begin < last && p.weight_gradient != nullptr; begin += kTransposedUnits) {
-    const int64_t units = last - begin < kTransposedUnits ? last - begin : kTransposedUnits;
-    for (int64_t r = 0; r < chunk.rows; ++r) {
-      const T* dpre = chunk.gradient + r * chunk.hidden_stride + begin;
-      for (int64_t h = 0; h < units; ++h) scratch[h * transposed_stride + r] = dpre[h];
-    }
-    gemm<T>(units, width, chunk.rows, {scratch, transposed_stride, 1}, {chunk.input, chunk.input_stride},
-            p.weight_gradient + begin * width, width, accumulate);
+  if (p.weight_gradient != nullptr) {
+    gemm<T>(last - first, width, chunk.rows, {chunk.gradient + first, 1, chunk.hidden_stride},
+            {chunk.input, chunk.rows, chunk.input_stride}, p.weight_gradient + first * width, width, accumulate);
   }
   if (p.bias_gradient == nullptr) return;
   for_each_vector<T>(last - first, [&](int64_t h, int lanes) {
@@ -332,8 +326,8 @@ void gather_weight_gradient(const EmbeddingLinear<T>& p, const GatheredChunk<T>&
 template <typename T>
 void gather_input_gradient(const EmbeddingLinear<T>& p, const GatheredChunk<T>& chunk, int64_t first, int64_t last) {
   gemm<T>(last - first, p.context_length * p.embedding_dim, p.hidden_dim,
-          {chunk.gradient + first * chunk.hidden_stride, chunk.hidden_stride, 1}, {p.packed_weight},
-          chunk.input_gradient + first * chunk.input_stride, chunk.input_stride, false);
+          {chunk.gradient + first * chunk.hidden_stride, chunk.hidden_stride, 1},
+          {p.packed_weight, p.hidden_dim}, chunk.input_gradient + first * chunk.input_stride, chunk.input_stride, false);
 }
 
 template <typename T>

@@ -1,88 +1,91 @@
-// C (m, n) = A (m, k) B (k, n), or C += A B, on one thread.
+// Products of matrices, C (M x N) = A (M x K) B (K x N) or C += A B, on one thread: panels and register tiles.
 //
-// Every element of C is one chain of multiply-adds over k = 0, 1, ..., whatever the shape around it: callers may cut m
-// and n as they like, and results stay the same bits. A is read in place through any strides. B comes as panels of
-// kPanelVectors vectors of columns, either packed (pack_panels) or as rows padded to the vector width.
+// Both operands are packed into panels: the rows of A in strips of kTileRows, the columns of B in panels of kTileVectors
+// vectors, each step of the inner dimension one after the other. A tile of C lives in registers while it walks along one
+// strip and one panel. Packing is also where strides end, and where bfloat16 and float16 become what is computed in.
 //
-// cpu/block_gemm.h is for operands that are in cache in blocks already. One product for both was tried: with a loop for
-// every height of a tile, as small products want, this one compiles in six times the time; with fewer heights and
-// strides that the compiler does not know, N = 4096, V = 50,000, H = 512 took 7 % longer.
+// Every element of C is one chain of multiply-adds over k = 0, 1, ..., whatever the shape around it: callers may cut M
+// and N as they like, and results stay the same bits. cpu/product.cpp cuts large matrices for the caches.
+//
+// cpu/block_gemm.h is for operands that are in cache in blocks already: the engine's, of a few dozen rows and steps, for
+// which packing would cost as much as the product.
 #pragma once
 
-#include "kernels/cpu/vec.h"
+#include "kernels/cpu/pairs.h"
+#include "kernels/cpu/transpose.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
 
-// kTileRows x kPanelVectors accumulators, a vector of B for each column of them and one of A fill the registers.
+// kTileRows x kTileVectors sums, a vector of B for each of its columns and, where a processor has no operand in memory
+// that it broadcasts, one of A fill the registers. The lower tile is for the rows that are left.
 #if defined(__AVX512F__) || defined(__aarch64__)
-inline constexpr int kTileRows = 8;
+inline constexpr int kTileRows = 14, kLowTileRows = 6;
 #else
-inline constexpr int kTileRows = 4;
+inline constexpr int kTileRows = 6, kLowTileRows = 3;
 #endif
-inline constexpr int kPanelVectors = 3;
+inline constexpr int kTileVectors = 2;
+
+// What panels consist of: values that are multiplied one by one, or pairs.
+template <typename Element>
+struct PanelTraits {
+  using Sum = Element;
+  static constexpr int64_t kSteps = 1;  // of the inner dimension
+};
+template <>
+struct PanelTraits<Pair> {
+  using Sum = float;
+  static constexpr int64_t kSteps = 2;
+};
+template <typename Element>
+using SumOf = typename PanelTraits<Element>::Sum;
+template <typename Element>
+inline constexpr int64_t kSteps = PanelTraits<Element>::kSteps;
 
 template <typename T>
-inline constexpr int kPanelColumns = kPanelVectors * kWidth<T>;
+inline constexpr int kTileColumns = kTileVectors * kWidth<T>;
 
 template <typename T>
 constexpr int64_t padded_columns(int64_t columns) {
   return (columns + kWidth<T> - 1) / kWidth<T> * kWidth<T>;
 }
-
-// A panel is its k rows, one after the other; the last panel is only as wide as it needs to be.
+// The last panel is only as wide as it needs to be.
 template <typename T>
 CHARLM_INLINE int64_t panel_width(int64_t columns, int64_t first) {
   const int64_t left = padded_columns<T>(columns - first);
-  return left < kPanelColumns<T> ? left : kPanelColumns<T>;
-}
-
-// B given by strides, packed into depth * padded_columns(columns) values.
-template <typename T>
-void pack_panels(const T* b, int64_t row_stride, int64_t column_stride, int64_t depth, int64_t columns, T* out) {
-  for (int64_t first = 0; first < columns; first += kPanelColumns<T>) {
-    const int64_t width = panel_width<T>(columns, first);
-    const int64_t count = columns - first < width ? columns - first : width;
-    for (int64_t k = 0; k < depth; ++k, out += width) {
-      const T* row = b + k * row_stride + first * column_stride;
-      for (int64_t c = 0; c < count; ++c) out[c] = row[c * column_stride];
-      for (int64_t c = count; c < width; ++c) out[c] = 0;
-    }
-  }
+  return left < kTileColumns<T> ? left : kTileColumns<T>;
 }
 
 template <typename T>
-struct MatrixA {
-  const T* data;
-  int64_t row_stride, depth_stride;
-};
-template <typename T>
-struct MatrixB {
-  const T* data;
-  int64_t row_stride = 0;  // of padded rows; 0: packed panels
-};
+CHARLM_INLINE Vec<T> multiply_add(Vec<T> sum, T a, Vec<T> b) {
+  return sum + a * b;
+}
 
-template <typename T, int kVectors>
-void gemm_tile(int64_t rows, int64_t depth, const MatrixA<T>& a, const T* b, int64_t b_stride, T* c, int64_t c_stride,
-               int last_lanes, bool accumulate) {
-  const T* a_row[kTileRows];
-  // Rows past the last repeat it, and are not stored.
-  for (int i = 0; i < kTileRows; ++i) a_row[i] = a.data + (i < rows ? i : rows - 1) * a.row_stride;
-  Vec<T> sum[kTileRows][kVectors] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec<T> b_row[kVectors];
+template <typename T>
+CHARLM_INLINE Vec<T> load_panel(const T* panel) {
+  return load(panel);
+}
+
+// `rows` <= kRows rows of C from a strip of A and one panel of B, which has kVectors vectors of columns, the last with
+// `last_lanes`.
+template <typename Element, int kRows, int kVectors, typename T = SumOf<Element>>
+__attribute__((noinline)) void multiply_tile(int64_t rows, int64_t steps, const Element* a, const Element* b,
+                                             int64_t b_stride, T* c, int64_t c_stride, int last_lanes,
+                                             bool accumulate) {
+  Vec<T> sum[kRows][kVectors] = {};
+  for (int64_t k = 0; k < steps; ++k) {
+    Vec<T> columns[kVectors];
 #pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) b_row[j] = load(b + j * kWidth<T>);
+    for (int j = 0; j < kVectors; ++j) columns[j] = load_panel(b + j * kWidth<T>);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
-    for (int i = 0; i < kTileRows; ++i) {
-      const T value = *a_row[i];
-      a_row[i] += a.depth_stride;
-#pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) sum[i][j] += value * b_row[j];
+      for (int j = 0; j < kVectors; ++j) sum[i][j] = multiply_add(sum[i][j], a[i], columns[j]);
     }
+    a += kTileRows;
     b += b_stride;
   }
-#pragma GCC unroll 8
-  for (int i = 0; i < kTileRows; ++i) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
     if (i >= rows) break;
 #pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) {
@@ -94,29 +97,117 @@ void gemm_tile(int64_t rows, int64_t depth, const MatrixA<T>& a, const T* b, int
   }
 }
 
-template <typename T>
-void gemm(int64_t rows, int64_t columns, int64_t depth, const MatrixA<T>& a, const MatrixB<T>& b, T* c,
-          int64_t c_stride, bool accumulate) {
-  const T* panel = b.data;
-  for (int64_t first = 0; first < columns; first += kPanelColumns<T>) {
-    const int64_t width = panel_width<T>(columns, first);
-    const int vectors = (int)(width / kWidth<T>);
-    const int64_t left = columns - first < width ? columns - first : width;
-    const int last_lanes = (int)left - (vectors - 1) * kWidth<T>;
-    const int64_t b_stride = b.row_stride == 0 ? width : b.row_stride;
-    for (int64_t row = 0; row < rows; row += kTileRows) {
-      const MatrixA<T> a_tile{a.data + row * a.row_stride, a.row_stride, a.depth_stride};
-      T* c_tile = c + row * c_stride + first;
-      static_assert(kPanelVectors == 3);
-      if (vectors == 3) {
-        gemm_tile<T, 3>(rows - row, depth, a_tile, panel, b_stride, c_tile, c_stride, last_lanes, accumulate);
-      } else if (vectors == 2) {
-        gemm_tile<T, 2>(rows - row, depth, a_tile, panel, b_stride, c_tile, c_stride, last_lanes, accumulate);
-      } else {
-        gemm_tile<T, 1>(rows - row, depth, a_tile, panel, b_stride, c_tile, c_stride, last_lanes, accumulate);
+// The right operand: panels of so many steps, of which a product may walk along a part.
+template <typename Element>
+struct Panels {
+  const Element* data;
+  int64_t steps;
+  int64_t row_stride = 0;  // not 0: in place of panels, rows that are padded to whole vectors
+};
+
+// A strip of up to kTileRows rows of A times steps [first_step, first_step + steps) of all panels of B.
+
+template <typename Element, typename T = SumOf<Element>>
+void multiply_strip(int64_t rows, int64_t columns, int64_t first_step, int64_t steps, const Element* a,
+                    const Panels<Element>& b, T* c, int64_t c_stride, bool accumulate) {
+  const bool packed = b.row_stride == 0;
+  const Element* panel = b.data;
+  for (int64_t first = 0; first < columns; first += kTileColumns<T>) {
+    const int64_t width = panel_width<T>(columns, first), left = columns - first < width ? columns - first : width;
+    const bool narrow = width == kWidth<T>;
+    static_assert(kTileVectors == 2);
+    const auto tile = rows <= kLowTileRows
+                          ? narrow ? multiply_tile<Element, kLowTileRows, 1> : multiply_tile<Element, kLowTileRows, 2>
+                          : narrow ? multiply_tile<Element, kTileRows, 1> : multiply_tile<Element, kTileRows, 2>;
+    const int64_t stride = packed ? width : b.row_stride;
+    tile(rows, steps, a, panel + first_step * stride, stride, c + first, c_stride, (int)(left - (width - kWidth<T>)),
+         accumulate);
+    panel += packed ? b.steps * width : width;
+  }
+}
+
+// A tile of whole vectors transposed: out[step * width + lane] for `steps` steps and `count` lanes, of which those from
+// `lanes` on are 0. Not inlined: among loops GCC would keep the addresses of all its rows.
+template <typename S, typename T>
+__attribute__((noinline)) void pack_transposed(const S* from, int64_t lane_stride, int steps, int64_t lanes,
+                                               int64_t width, int count, T* out) {
+  constexpr int kLanes = kWidth<T>;
+  Vec<T> tile[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    tile[i] = i < lanes ? load_as(from, steps) : Vec<T>{};
+    from += lane_stride;
+  }
+  transpose_spans<1, T>(tile);
+  for (int i = 0; i < kLanes; ++i) {
+    if (i >= steps) break;
+    store_lanes<T>(out + i * width, tile[i], count);
+  }
+}
+
+// What `lanes` vectors of the inner dimension hold, packed step by step: out[k * width + lane], 0 past the last lane.
+// Element k of a lane is from[k * depth_stride + lane * lane_stride].
+template <typename S, typename T>
+void pack_panel(const S* from, int64_t depth_stride, int64_t lane_stride, int64_t depth, int64_t lanes, int64_t width,
+                T* out) {
+  constexpr int kLanes = kWidth<T>;
+  const auto in_vector = [](int64_t left) { return left < kLanes ? left < 0 ? 0 : (int)left : kLanes; };
+  if (lane_stride == 1) {
+    for (int64_t k = 0; k < depth; ++k, from += depth_stride, out += width) {
+      for (int64_t lane = 0; lane < width; lane += kLanes) {
+        store_lanes<T>(out + lane, load_as(from + lane, in_vector(lanes - lane)), in_vector(width - lane));
       }
     }
-    panel += b.row_stride == 0 ? depth * width : width;
+  } else if (depth_stride == 1) {
+    for (int64_t k = 0; k < depth; k += kLanes) {
+      for (int64_t lane = 0; lane < width; lane += kLanes) {
+        pack_transposed(from + k + lane * lane_stride, lane_stride, in_vector(depth - k), lanes - lane, width,
+                        in_vector(width - lane), out + k * width + lane);
+      }
+    }
+  } else {
+    for (int64_t k = 0; k < depth; ++k, out += width) {
+      for (int64_t lane = 0; lane < width; ++lane) {
+        out[lane] = lane < lanes ? (T)to_compute(from[k * depth_stride + lane * lane_stride]) : 0;
+      }
+    }
+  }
+}
+
+// B (depth, columns), given by strides, in panels: padded_columns(columns) * steps elements.
+template <typename S, typename Element>
+void pack_panels(const S* b, int64_t row_stride, int64_t column_stride, int64_t depth, int64_t columns, Element* out) {
+  const int64_t steps = (depth + kSteps<Element> - 1) / kSteps<Element>;
+  for (int64_t first = 0; first < columns; first += kTileColumns<SumOf<Element>>) {
+    const int64_t width = panel_width<SumOf<Element>>(columns, first);
+    pack_panel(b + first * column_stride, row_stride, column_stride, depth, columns - first < width ? columns - first : width,
+               width, out);
+    out += steps * width;
+  }
+}
+
+// The left operand of a product, where it is.
+template <typename T>
+struct MatrixA {
+  const T* data;
+  int64_t row_stride, depth_stride;
+};
+
+// C = A B or C += A B; A is packed on the way, a strip that stays in the first-level cache at a time.
+template <typename T>
+void gemm(int64_t rows, int64_t columns, int64_t depth, const MatrixA<T>& a, const Panels<T>& b, T* c, int64_t c_stride,
+          bool accumulate) {
+  constexpr int64_t kStripSteps = 512;
+  alignas(64) T strip[kTileRows * kStripSteps];
+  for (int64_t row = 0; row < rows; row += kTileRows) {
+    const int64_t count = rows - row < kTileRows ? rows - row : kTileRows;
+    int64_t k = 0;
+    do {  // also where there is no step: C = 0
+      const int64_t steps = depth - k < kStripSteps ? depth - k : kStripSteps;
+      pack_panel(a.data + row * a.row_stride + k * a.depth_stride, a.depth_stride, a.row_stride, steps, count,
+                 kTileRows, strip);
+      multiply_strip(count, columns, k, steps, strip, b, c + row * c_stride, c_stride, accumulate || k > 0);
+      k += steps;
+    } while (k < depth);
   }
 }
 

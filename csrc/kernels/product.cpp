@@ -1,0 +1,43 @@
+#include "kernels/product.h"
+
+#include "kernels/host_library.h"
+
+namespace charlm::cpu {
+namespace {
+
+// Multiply-adds that are worth waking a thread for.
+constexpr int64_t kGrain = 1 << 20;
+
+}  // namespace
+
+template <typename T>
+void multiply(Write write, const Matrix& out, const Matrix& a, const Matrix& b) {
+  if (out.rows == 0 || out.columns == 0) return;
+  if (a.columns == 0) {
+    for (int64_t r = 0; r < out.rows && write == Write::kSet; ++r) {
+      fill_zero(out.at(r * out.row_stride), out.columns * storage_size(out.storage));
+    }
+    return;
+  }
+  const auto& kernels = select<ProductKernels<T>>();
+  const auto run = [&](const Matrix& part, const Matrix& left, const Matrix& right) {
+    const Workspace<char> scratch(kernels.scratch_bytes(left, right));
+    kernels.multiply(part, left, right, write == Write::kAdd, scratch.data());
+  };
+  // Threads share the longer side, as each packs all of the other.
+  if (out.rows > out.columns) {
+    parallel_for_columns(out.rows, kVectorColumns, 1 + kGrain / (out.columns * a.columns), [&](int64_t first, int64_t last) {
+      run(out.rows_from(first, last - first), a.rows_from(first, last - first), b);
+    });
+  } else {
+    parallel_for_columns(out.columns, kVectorColumns, 1 + kGrain / (out.rows * a.columns),
+                         [&](int64_t first, int64_t last) {
+                           run(out.columns_from(first, last - first), a, b.columns_from(first, last - first));
+                         });
+  }
+}
+
+template void multiply<float>(Write, const Matrix&, const Matrix&, const Matrix&);
+template void multiply<double>(Write, const Matrix&, const Matrix&, const Matrix&);
+
+}  // namespace charlm::cpu
