@@ -137,12 +137,11 @@ _OP = _transforms.Op(_call, _reference, _fold)
 def _gradient_in_forward(input: Tensor, target: Tensor) -> bool:
     """Whether forward also writes the gradient, in the one pass that has each row in cache.
 
-    Backward is then a multiplication by the upstream gradient, or nothing where that is 1. Not for float16 and
-    bfloat16: a loss scale must multiply the gradient before it is rounded, or what it should rescue is already 0. Not
-    on a GPU either: to find out there that the upstream gradient is 1 takes waiting, and a multiplication another pass.
+    Backward is then a multiplication by the upstream gradient, or nothing where that is 1. Not for float16: a loss scale
+    must multiply the gradient before it is rounded, or what it should rescue is already 0. Not on a GPU either: to find
+    out there that the upstream gradient is 1 takes waiting, and a multiplication another pass.
     """
-    exact = input.dtype in (torch.float32, torch.float64)
-    return exact and input.device.type == "cpu" and input.requires_grad and not target.requires_grad
+    return input.dtype != torch.float16 and input.is_cpu and input.requires_grad and not target.requires_grad
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -159,12 +158,12 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.options = options
         ctx.set_materialize_grads(False)
         ctx.in_forward = _gradient_in_forward(input, target)
-        loss, lse, gradient = _forward(input, target, weight, *options, ctx.in_forward)
+        loss, kept, gradient = _forward(input, target, weight, *options, ctx.in_forward)
         if not ctx.in_forward:
-            ctx.save_for_backward(input, target, weight, lse)
+            ctx.save_for_backward(input, target, weight, kept)
             return loss, None
         if _is_invertible(options) or torch.compiler.is_compiling():
-            ctx.save_for_backward(gradient, target, weight)
+            ctx.save_for_backward(gradient, target, weight, kept if gradient.dtype == torch.bfloat16 else None)
         else:
             ctx.input_version = Version(input)
             ctx.save_for_backward(gradient, target, weight, input.data)
@@ -192,12 +191,14 @@ class _CrossEntropy(torch.autograd.Function):
         return of_input if input_wanted else None, of_target if target_wanted else None, None, None
 
 
-def _logits(ctx: Any, stand_in: Tensor, target: Tensor, weight: Tensor | None, input: Tensor | None = None) -> Tensor:
-    """The logits as a function of their stand-in."""
+def _logits(ctx: Any, stand_in: Tensor, target: Tensor, weight: Tensor | None, kept: Tensor | None) -> Tensor:
+    """The logits as a function of their stand-in; kept: the log-probabilities of the targets, or the logits."""
     gradient = stand_in.detach()
-    if input is None:
-        input = _logits_of(gradient, target, weight, ctx.options)
+    if _is_invertible(ctx.options):
+        input = _logits_of(gradient, target, weight, kept, ctx.options)
     else:
+        assert kept is not None
+        input = kept
         ctx.input_version.check("input")
     with torch.enable_grad():  # also where nobody differentiates further, but maps over backward
         return input + (stand_in - gradient).nan_to_num()  # the sum is the logits: what is added is 0
@@ -208,14 +209,21 @@ def _is_invertible(options: LossOptions) -> bool:
     return options.softcap == 0.0 and options.z_loss == 0.0
 
 
-def _logits_of(gradient: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Tensor:
+def _logits_of(
+    gradient: Tensor, target: Tensor, weight: Tensor | None, target_log_probability: Tensor | None, options: LossOptions
+) -> Tensor:
     """Logits with this gradient, which is (sum(a) softmax(z) - a) / denominator in a row, with a as in
     csrc/kernels/cross_entropy.h.
+
+    A gradient in bfloat16 says little about a probability near 1, or about a small one of the target, from which 1 was
+    subtracted: the latter is given, the former is what the others leave.
     """
     smoothing = options.label_smoothing
     dim, classes = _class_dim(gradient), gradient.shape[_class_dim(gradient)]
+    gradient = gradient.float() if gradient.dtype in HALF else gradient
     weights = gradient.new_ones(classes) if weight is None else weight.to(gradient.dtype)
     spread = smoothing / max(classes, 1)
+    index = None
     if target.is_floating_point():
         kept = gradient.new_ones((), dtype=torch.bool)
         a = (1.0 - smoothing) * target + spread
@@ -231,8 +239,15 @@ def _logits_of(gradient: Tensor, target: Tensor, weight: Tensor | None, options:
     total = a.sum(dim, keepdim=True)
     if options.reduction == 1:
         gradient = gradient * denominator
+    probabilities = (gradient + a) / total
+    if target_log_probability is not None and classes > 1:
+        if index is not None:
+            probabilities.scatter_(dim, index, target_log_probability.view(index.shape).exp())
+        largest = probabilities.argmax(dim, keepdim=True)
+        rest = 1.0 - probabilities.scatter(dim, largest, 0.0).sum(dim, keepdim=True)
+        probabilities.scatter_(dim, largest, torch.where(rest > 0.5, rest, probabilities.gather(dim, largest)))
     # A row that does not count, or whose weights are 0, has no derivatives, whatever its logits.
-    probabilities = torch.where(kept & (total != 0.0), (gradient + a) / total, 1.0)
+    probabilities = torch.where(kept & (total != 0.0), probabilities, 1.0)
     # Far below all others: what is 0 stays 0.
     return probabilities.log().where(probabilities > 0.0, -1e5)
 
@@ -262,7 +277,7 @@ def _(
     compute_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     return (
         input.new_empty(row_shape if LossOptions(*options).reduction == 0 else [], dtype=compute_dtype),
-        input.new_empty([2, _rows(input)], dtype=compute_dtype),
+        input.new_empty([_rows(input)] if compute_gradient and input.is_cpu else [2, _rows(input)], dtype=compute_dtype),
         torch.empty_like(input) if compute_gradient else input.new_empty([0]),
     )
 

@@ -12,11 +12,12 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor targ
     CrossEntropyArguments<T> arguments = read_cross_entropy_arguments<T>(input, target, weight, options);
     CrossEntropy<T>& problem = arguments.problem;
     check_targets(problem, target.sizes());
-    const Losses<T> losses(options.reduction, arguments.row_shape, &problem);
+    const Losses<T> losses(options.reduction, arguments.row_shape,
+                           compute_gradient ? Kept::kTargetLogProbability : Kept::kLse, &problem);
     const Tensor gradient = compute_gradient ? empty_gradient(input) : allocate({0}, input.scalar_type());
     if (compute_gradient) problem.input_gradient = class_matrix(gradient);
     cpu::cross_entropy(problem);
-    return {losses.reduced(problem), losses.lse(), gradient};
+    return {losses.reduced(problem), losses.kept(), gradient};
   });
 }
 

@@ -52,15 +52,19 @@ void set_lse(const Tensor& lse, CrossEntropy<T>* problem) {
 }
 
 template <typename T>
-Losses<T>::Losses(Reduction reduction, Shape shape, CrossEntropy<T>* problem)
+Losses<T>::Losses(Reduction reduction, Shape shape, Kept kept, CrossEntropy<T>* problem)
     : reduction_(reduction),
       result_(allocate(reduction == Reduction::kNone ? shape : Shape(), kDtype<T>)),
-      lse_(allocate({2, problem->rows}, kDtype<T>)),
+      kept_(kept == Kept::kLse ? allocate({2, problem->rows}, kDtype<T>) : allocate({problem->rows}, kDtype<T>)),
       rows_(reduction == Reduction::kNone ? 0 : problem->rows),
       denominator_(reduction == Reduction::kMean ? cpu::mean_denominator(*problem) : 1) {
   problem->loss = reduction == Reduction::kNone ? result_.template mutable_data_ptr<T>() : rows_.data();
   problem->scale = 1 / denominator_;
-  set_lse(lse_, problem);
+  if (kept == Kept::kLse) {
+    set_lse(kept_, problem);
+  } else {
+    problem->target_log_probability = kept_.template mutable_data_ptr<T>();
+  }
 }
 
 template <typename T>

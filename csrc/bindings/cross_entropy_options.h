@@ -35,19 +35,23 @@ void check_targets(const CrossEntropy<T>& problem, Shape shape);
 template <typename T>
 void set_lse(const Tensor& lse, CrossEntropy<T>* problem);
 
-// What forward returns beside gradients: the problem's row losses and lse are its memory.
+// What forward keeps of each row for backward: all that its kernels need to compute the gradient, or, where forward has
+// computed it, what it lacks of the logits in half precision.
+enum class Kept { kLse, kTargetLogProbability };
+
+// What forward returns beside gradients: the problem's row losses and what it keeps are its memory.
 template <typename T>
 class Losses {
  public:
   // `shape` is that of row losses, which "none" returns. Gradients are divided by the mean's denominator.
-  Losses(Reduction reduction, Shape shape, CrossEntropy<T>* problem);
+  Losses(Reduction reduction, Shape shape, Kept kept, CrossEntropy<T>* problem);
   // In the compute dtype: of `shape` for "none", otherwise a scalar. For a problem whose losses are known.
   Tensor reduced(const CrossEntropy<T>& problem) const;
-  const Tensor& lse() const { return lse_; }
+  const Tensor& kept() const { return kept_; }  // (2, N) or (N,)
 
  private:
   Reduction reduction_;
-  Tensor result_, lse_;
+  Tensor result_, kept_;
   Workspace<T> rows_;  // (N,) where the result has no room for them
   T denominator_;
 };

@@ -49,10 +49,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_forward(
   return dispatch_compute_type(input, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> {
     Call<decltype(type)> call(input, linear_weight, target, linear_bias, weight, options, input_gradient,
                               weight_gradient, bias_gradient);
-    const Losses<decltype(type)> losses(options.reduction, leading_sizes(input), &call.problem.loss);
+    const Losses<decltype(type)> losses(options.reduction, leading_sizes(input), Kept::kLse, &call.problem.loss);
     call.run("linear_cross_entropy_forward/in_weight_gradient", "linear_cross_entropy_forward/chunks");
     const auto stored = [&](const Tensor& gradient) { return contiguous_as(gradient, input.scalar_type()); };
-    return {losses.reduced(call.problem.loss), losses.lse(), stored(call.input_gradient), stored(call.weight_gradient),
+    return {losses.reduced(call.problem.loss), losses.kept(), stored(call.input_gradient), stored(call.weight_gradient),
             stored(call.bias_gradient)};
   });
 }

@@ -15,8 +15,9 @@ void write_rows_without_classes(const CrossEntropy<T>& problem) {
   for (int64_t n = 0; n < problem.rows; ++n) {
     const bool counts = problem.target == nullptr;  // no class index is one of none
     problem.loss[n] = counts && problem.z_loss != 0 ? std::numeric_limits<T>::infinity() : 0;
-    problem.shift[n] = -std::numeric_limits<T>::infinity();
-    problem.log_sum[n] = 0;
+    if (problem.shift != nullptr) problem.shift[n] = -std::numeric_limits<T>::infinity();
+    if (problem.log_sum != nullptr) problem.log_sum[n] = 0;
+    if (problem.target_log_probability != nullptr) problem.target_log_probability[n] = 0;
   }
 }
 

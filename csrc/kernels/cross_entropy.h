@@ -35,10 +35,12 @@ struct CrossEntropy {
   T softcap = 0;  // 0: none
   T z_loss = 0;
   T* loss = nullptr;  // (N,), null where lse_is_known: the forward pass has given it
-  // (N,) each, written, or read where lse_is_known: lse = shift + log_sum, apart so that z - shift cancels exactly.
+  // (N,) each, written where not null, or read where lse_is_known: lse = shift + log_sum, apart so that z - shift
+  // cancels exactly.
   T* shift = nullptr;
   T* log_sum = nullptr;
   bool lse_is_known = false;
+  T* target_log_probability = nullptr;  // (N,), of class indices, on the CPU alone; null: not wanted
   const T* row_scale = nullptr;  // (N,), upstream gradient of each row; null: 1
   T scale = 1;                   // every gradient is scale * row_scale * d loss / d input
 };
@@ -50,8 +52,8 @@ CrossEntropy<T> rows_from(const CrossEntropy<T>& problem, int64_t first, int64_t
   part.rows = rows;
   if (part.target != nullptr) part.target += first;
   if (part.loss != nullptr) part.loss += first;
-  part.shift += first;
-  part.log_sum += first;
+  if (part.shift != nullptr) part.shift += first;
+  if (part.log_sum != nullptr) part.log_sum += first;
   if (part.row_scale != nullptr) part.row_scale += first;
   for (ClassMatrix* matrix : {&part.probabilities, &part.probabilities_gradient}) {
     if (matrix->data == nullptr) continue;

@@ -25,6 +25,15 @@ struct Float16 {
   uint16_t bits;
 };
 
+template <typename S>
+inline constexpr Storage kStorageOf = Storage::kFloat32;
+template <>
+inline constexpr Storage kStorageOf<double> = Storage::kFloat64;
+template <>
+inline constexpr Storage kStorageOf<BFloat16> = Storage::kBFloat16;
+template <>
+inline constexpr Storage kStorageOf<Float16> = Storage::kFloat16;
+
 // A matrix of either, or of float or double. Strides in elements.
 struct StoredMatrix {
   void* data = nullptr;

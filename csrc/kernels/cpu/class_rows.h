@@ -1,31 +1,32 @@
-// Rows of a class matrix as contiguous rows of the compute type: in place where storage allows, otherwise by way of
-// scratch. It lets a row kernel be written once for every dtype and layout.
+// Rows of a class matrix as contiguous rows: in place where they are that, otherwise by way of scratch of the compute
+// type. It lets a row kernel be written once for every layout.
 #pragma once
 
 #include "kernels/cpu/convert.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
 
-template <typename T>
+template <typename S>
 struct Rows {
-  T* data = nullptr;
+  S* data = nullptr;
   int64_t stride = 0;
   bool packed = false;
 
-  T* row(int64_t r) const { return data + r * stride; }
+  S* row(int64_t r) const { return data + r * stride; }
 };
 
-template <typename T>
+// Whether its rows are contiguous values of S.
+template <typename S>
 bool is_direct(const ClassMatrix& matrix) {
-  constexpr Storage same = sizeof(T) == 8 ? Storage::kFloat64 : Storage::kFloat32;
-  return matrix.storage == same && matrix.class_stride == 1 && matrix.inner == 1 && matrix.block_classes == 0;
+  return matrix.storage == kStorageOf<S> && matrix.class_stride == 1 && matrix.inner == 1 && matrix.block_classes == 0;
 }
 
-template <typename T>
-Rows<T> open_rows(const ClassMatrix& matrix, int64_t first, int64_t classes, T* scratch) {
+// scratch may be missing where the matrix is direct.
+template <typename S>
+Rows<S> open_rows(const ClassMatrix& matrix, int64_t first, int64_t classes, S* scratch) {
   if (matrix.data == nullptr) return {};
-  if (is_direct<T>(matrix))
-    return {static_cast<T*>(matrix.data) + matrix.row_offset(first), matrix.outer_stride, false};
+  if (is_direct<S>(matrix))
+    return {static_cast<S*>(matrix.data) + matrix.row_offset(first), matrix.outer_stride, false};
   return {scratch, classes, true};
 }
 

@@ -179,8 +179,7 @@ CHARLM_INLINE void with_storage(const ClassMatrix& matrix, const Function& funct
 // Whether rows of the matrix are contiguous values of T, which kernels read and write in place.
 template <typename T>
 CHARLM_INLINE bool is_direct(const StoredMatrix& matrix) {
-  constexpr Storage same = sizeof(T) == 8 ? Storage::kFloat64 : Storage::kFloat32;
-  return matrix.storage == same && matrix.column_stride == 1;
+  return matrix.storage == kStorageOf<T> && matrix.column_stride == 1;
 }
 
 // `count` values of a row from column `first` on: in place where the matrix is direct, otherwise copied to scratch.

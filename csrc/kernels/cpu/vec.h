@@ -121,12 +121,16 @@ CHARLM_INLINE void for_each_vector(int64_t columns, const Body& body) {
   if (c < columns) body(c, (int)(columns - c));
 }
 
-// The first `count` lanes; zero in the others.
+// The first `count` lanes; `fill` in the others.
 template <typename T>
-CHARLM_INLINE Vec<T> keep_lanes(Vec<T> vector, int count) {
+CHARLM_INLINE Vec<T> lanes_or(Vec<T> vector, int count, T fill) {
   IntVec<T> lane;
   for (int i = 0; i < kWidth<T>; ++i) lane[i] = i;
-  return lane < count ? vector : Vec<T>{};
+  return lane < count ? vector : broadcast(fill);
+}
+template <typename T>
+CHARLM_INLINE Vec<T> keep_lanes(Vec<T> vector, int count) {
+  return lanes_or<T>(vector, count, 0);
 }
 template <typename T>
 CHARLM_INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) {
