@@ -1,3 +1,3 @@
-"""What charlm is measured by: `charlm bench` races training, `with_jax` lets JAX take part, `bench_<op>.py` time one op
-each; `python -m benchmarks` runs them all and writes `results/`.
+"""What charlm is measured by: `charlm bench` races training, `with_jax` lets JAX take part, `bench_*.py` time ops and
+sampling; `python -m benchmarks` runs them all and writes `results/`. `python -m benchmarks ops` measures the ops alone.
 """
