@@ -1,8 +1,4 @@
-"""`python -m benchmarks ops`: every op of `grid.py` beside PyTorch, which none of them may be slower than.
-
-A ratio is the opponent's time over charlm's: the median, over the rounds, of the ratio in each of them. What slows the
-machine down for a while slows down a whole round, and not its ratio.
-"""
+"""`python -m benchmarks ops`: every op of `grid.py` beside PyTorch, which none of them may be slower than."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ from benchmarks.grid import ROWS, TRAINING_STEP, Row
 from benchmarks.markdown import table
 from benchmarks.options import add_options, dtype_name, one_of, one_or_more
 from benchmarks.provenance import machine_line, origin_line
-from benchmarks.timing import alternate
+from benchmarks.timing import alternate, ratio, threads_shown
 from charlm.benchmark import torch_threads
 from charlm.cli.bench import duration
 
@@ -69,11 +65,7 @@ class Result:
     def ratios(self) -> dict[str, float]:
         """By opponent: how many times as long it takes."""
         own = self.rounds_s["charlm"]
-        return {
-            name: median(other / ours for other, ours in zip(rounds, own, strict=True))
-            for name, rounds in self.rounds_s.items()
-            if name != "charlm"
-        }
+        return {name: ratio(rounds, own) for name, rounds in self.rounds_s.items() if name != "charlm"}
 
     def to_dict(self) -> dict[str, Any]:
         """All of it in JSON types."""
@@ -152,7 +144,7 @@ def _measure(
         for dtype in dtypes:
             if dtype not in row.dtypes:
                 continue
-            print(f"{row.name}, {dtype_name(dtype)}, {_shown(threads)}", file=sys.stderr)
+            print(f"{row.name}, {dtype_name(dtype)}, {threads_shown(threads)}", file=sys.stderr)
             torch.manual_seed(0)
             case = row.create(dtype)
             taking_part = [name for name in ("charlm", *opponents) if name in case.contestants]
@@ -200,10 +192,6 @@ def render(results: Mapping[str, Any]) -> str:
 def _ceilings(entry: Mapping[str, Any]) -> str:
     products = ", ".join(f"{rate / 1e9:.3g} GFLOP/s in {name}" for name, rate in entry["product_flops_per_s"].items())
     return (
-        f"- {_shown(entry['threads'])}: {entry['copy_bytes_per_s'] / 1e9:.3g} GB/s read and written by a copy; "
+        f"- {threads_shown(entry['threads'])}: {entry['copy_bytes_per_s'] / 1e9:.3g} GB/s read and written by a copy; "
         f"products of matrices {products}"
     )
-
-
-def _shown(threads: int) -> str:
-    return f"{threads} thread{'s' * (threads > 1)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from torch import Tensor
@@ -12,8 +13,8 @@ from charlm.benchmark import elapsed_seconds, warm_up
 # Does so many steps.
 Run = Callable[[int], object]
 
-# A step that takes seconds has the disturbances of a short one in it, and would take all day.
-_SLOW_SECONDS, _ROUNDS_OF_SLOW = 2.0, 3
+# Such steps, as those of float16 where the processor has no instructions for it, would take all day.
+_SLOW_SECONDS, _ROUNDS_OF_SLOW = 10.0, 3
 
 
 def forward_and_backward(
@@ -45,7 +46,7 @@ def alternate(runs: Mapping[str, Run], rounds: int, seconds: float) -> dict[str,
     """The seconds a step of each contestant takes, round by round, after a warm-up.
 
     In a round each of them does as many steps as take about `seconds`, at least one; every other round is in reverse
-    order. Where a step takes seconds, there are three rounds at most.
+    order. Where a step takes ten seconds, there are three rounds at most.
     """
     counts, slowest = {}, 0.0
     for name, run in runs.items():
@@ -58,3 +59,15 @@ def alternate(runs: Mapping[str, Run], rounds: int, seconds: float) -> dict[str,
         for name in runs if number % 2 == 0 else reversed(list(runs)):
             times[name].append(elapsed_seconds(runs[name], counts[name]) / counts[name])
     return times
+
+
+def ratio(other: Sequence[float], own: Sequence[float]) -> float:
+    """How many times as long the other takes: the median, over the rounds, of the ratio in each of them.
+
+    What slows the machine down for a while slows down all of a round, and not its ratio.
+    """
+    return median(theirs / ours for theirs, ours in zip(other, own, strict=True))
+
+
+def threads_shown(threads: int) -> str:
+    return f"{threads} thread{'s' * (threads > 1)}"
