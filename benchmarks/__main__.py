@@ -1,6 +1,7 @@
 """`python -m benchmarks`: runs everything and writes `results/<machine>.json` and `results/README.md`.
 
-`python -m benchmarks ops` measures the ops alone, and prints a table.
+`python -m benchmarks ops` measures the ops alone, `python -m benchmarks models` training steps of other models that use
+them; each prints a table.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import growth, ops
+from benchmarks import growth, models, ops
 from benchmarks.growth import SWEEPS
 from benchmarks.page import render
 from benchmarks.provenance import provenance
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=FOLDER / "results", help="folder of the results")
     parser.set_defaults(run=_run_everything)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    ops.add_parser(commands)
+    for command in (ops, models):
+        command.add_parser(commands)
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(given)
     status: int = options.run(options, provenance(given))
