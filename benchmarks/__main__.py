@@ -1,25 +1,27 @@
-"""`python -m benchmarks`: runs everything and writes `results/<machine>.json` and `results/README.md`."""
+"""`python -m benchmarks`: runs everything and writes `results/<machine>.json` and `results/README.md`.
+
+`python -m benchmarks ops` measures the ops alone, `python -m benchmarks models` training steps of other models that use
+them; each prints a table.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import growth
+from benchmarks import growth, models, ops
 from benchmarks.growth import SWEEPS
 from benchmarks.page import render
-from charlm import environment
+from benchmarks.provenance import provenance
 from charlm.backends import BACKENDS
 from charlm.benchmark import WORKLOADS
 
@@ -27,8 +29,11 @@ FOLDER = Path(__file__).resolve().parent
 _CONTESTANTS = (*BACKENDS, *(["jax"] if find_spec("jax") else []))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Runs everything and writes results/, or one of the commands."
+    )
     parser.add_argument("--presets", nargs="*", default=list(WORKLOADS), help="of charlm bench (default: all)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of measuring for each backend in a race")
     parser.add_argument("--passes", type=int, default=3, help="runs of each op's benchmarks; the median counts")
@@ -37,21 +42,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--sweeps", nargs="*", default=list(SWEEPS), help="of how cost grows (default: all)")
     parser.add_argument("--out", type=Path, default=FOLDER / "results", help="folder of the results")
+    parser.set_defaults(run=_run_everything)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for command in (ops, models):
+        command.add_parser(commands)
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(given)
+    status: int = options.run(options, provenance(given))
+    return status
 
-    machine = environment.machine()
-    results: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks", *given]),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": environment.commit(),
-        "machine": machine,
-        "versions": environment.versions(),
+
+def _run_everything(options: argparse.Namespace, results: dict[str, Any]) -> int:
+    results |= {
         "races": [_race(preset, options.seconds) for preset in options.presets],
         "ops": time_ops(options.files, options.passes),
         "growth": growth.measure({name: SWEEPS[name] for name in options.sweeps}, options.seconds / 100),
     }
     options.out.mkdir(parents=True, exist_ok=True)
+    machine = results["machine"]
     slug = re.sub(r"[^a-z0-9]+", "-", f"{machine['processor']} {machine['cores']} cores".lower()).strip("-")
     if results["growth"]:
         results["growth_picture"] = f"{slug}-growth.png"
@@ -60,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     everything = [json.loads(path.read_text()) for path in sorted(options.out.glob("*.json"))]
     # Those of GPUs have a table of their own: benchmarks/gpu.
     (options.out / "README.md").write_text(render(results for results in everything if "races" in results))
+    return 0
 
 
 def time_ops(files: Sequence[Path], passes: int, seconds: float = 1.0) -> list[dict[str, Any]]:
@@ -102,4 +111,4 @@ def _run_pytest(files: Sequence[Path], seconds: float) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import implementations, measure
+from benchmarks.timing import forward_and_backward
 from charlm import ops
 from charlm.ops import reference
 
@@ -62,12 +63,4 @@ def step_of(function: Callable[..., Tensor], given: tuple[Tensor, ...], directio
     if direction == "forward":
         detached = tuple(tensor.detach() for tensor in given)
         return lambda: function(*detached)
-    leaves = [tensor for tensor in given if tensor.requires_grad]
-    upstream = torch.ones_like(function(*given))
-
-    def step() -> None:
-        for tensor in leaves:
-            tensor.grad = None
-        function(*given).backward(upstream)
-
-    return step
+    return forward_and_backward(function, given, torch.ones_like(function(*given)))

@@ -20,7 +20,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import copy_seconds, measure
+from benchmarks.ceilings import copy_seconds
+from benchmarks.common import measure
 from charlm import MLP, CountBigram, Trainer, Vocabulary, data, sample
 from charlm.models import LanguageModel
 

@@ -7,7 +7,7 @@ backends, in alternating rounds. A curve with a cliff, or one above eager's, is 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.timing import Run, alternate
 from charlm import optimizers
 from charlm.backends import BACKENDS
-from charlm.benchmark import elapsed_seconds, torch_threads, warm_up
+from charlm.benchmark import torch_threads
 from charlm.data import Split
 from charlm.models import MLP
 from charlm.optimizers import OptimizerOptions
@@ -94,15 +95,10 @@ def _race(sizes: Sizes, seconds: float, contestants: Sequence[str]) -> dict[str,
     split = token_stream(sizes.vocab_size, 200_000, sizes.context_length)
     indices = torch.randint(len(split), (_BATCHES, sizes.batch_size), generator=torch.Generator().manual_seed(2))
     runs = {name: _steps(*CONTESTANTS[name], sizes, split, indices) for name in contestants}
-    counts = {name: warm_up(run, seconds)[0] for name, run in runs.items()}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(ROUNDS):
-        for name in runs if number % 2 == 0 else reversed(runs):
-            times[name].append(elapsed_seconds(runs[name], counts[name]) / counts[name])
-    return {name: statistics.median(rounds) for name, rounds in times.items()}
+    return {name: statistics.median(times) for name, times in alternate(runs, ROUNDS, seconds).items()}
 
 
-def _steps(backend: str, threads: int, sizes: Sizes, split: Split, indices: Tensor) -> Callable[[int], None]:
+def _steps(backend: str, threads: int, sizes: Sizes, split: Split, indices: Tensor) -> Run:
     model = MLP(
         sizes.vocab_size,
         sizes.context_length,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,14 @@ EAGER: dict[str, Function] = {
     "linear_cross_entropy": linear_cross_entropy,
     "mlp_cross_entropy": mlp_cross_entropy,
 }
+
+
+HAS_TORCH_LINEAR = hasattr(F, "linear_cross_entropy")  # torch 2.13
+
+
+def torch_linear() -> Function:
+    """`F.linear_cross_entropy` in pieces; without `options` it is what eager is."""
+    return partial(F.linear_cross_entropy, options=torch.nn.LinearCrossEntropyOptions())
 
 
 def contestants(op: str, **options: Any) -> dict[str, Callable[[], Function]]:

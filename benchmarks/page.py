@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from benchmarks.markdown import table
+from benchmarks.provenance import machine_line, origin_line
 from charlm.cli.bench import duration, rate
 
 _HEAD = """# Results
@@ -22,11 +23,9 @@ def render(machines: Iterable[dict[str, Any]]) -> str:
 
 
 def _machine(results: dict[str, Any]) -> str:
-    machine, versions = results["machine"], results["versions"]
     parts = [
-        f"## {machine['processor']}, {machine['cores']} cores\n",
-        f"{machine['platform']}; charlm {versions['charlm']} at {results['commit']}, torch {versions['torch']}, Python "
-        f"{versions['python']}; {results['date']}; `{results['command']}`\n",
+        f"## {machine_line(results)}\n",
+        f"{origin_line(results)}\n",
         *map(_race, results["races"]),
     ]
     if results["ops"]:

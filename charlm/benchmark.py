@@ -34,7 +34,7 @@ _FEWEST_ROUNDS = 3
 # Backends agree up to rounding; more than this apart, they do not do the same work.
 _LOSS_TOLERANCE = 1e-3
 _COMPARED_STEPS = 3
-_SGEMM_SIZE = 1024
+_PRODUCT_SIZE = 1024
 
 Examples = Literal["batch", "every example", "distinct contexts"]
 
@@ -203,10 +203,10 @@ def naive_flops(config: TrainingConfig, vocab_size: int, examples: int) -> int:
     return 6 * products * examples
 
 
-def sgemm_flops() -> float:
-    """Float32 operations a second of one product of 1024 x 1024 matrices, with torch's number of threads."""
-    a, b = torch.rand(2, _SGEMM_SIZE, _SGEMM_SIZE)
-    return 2 * _SGEMM_SIZE**3 / elapsed_seconds(torch.mm, a, b)
+def product_rate(dtype: torch.dtype = torch.float32) -> float:
+    """Operations a second of one product of 1024 x 1024 matrices, with torch's number of threads."""
+    a, b = torch.rand(2, _PRODUCT_SIZE, _PRODUCT_SIZE, dtype=dtype)
+    return 2 * _PRODUCT_SIZE**3 / elapsed_seconds(torch.mm, a, b)
 
 
 @dataclass(frozen=True)
@@ -283,13 +283,13 @@ def _time(
         slowest = max(slowest, step_seconds)
     rounds = max(_FEWEST_ROUNDS, min(ROUNDS, int(2 * seconds / slowest)))
     times: list[list[float]] = [[] for _ in contestants]
-    sgemm = sgemm_flops()
+    sgemm = product_rate()
     for number in range(rounds):
         on_round(f"round {number + 1} of {rounds}")
         order = range(len(contestants)) if number % 2 == 0 else reversed(range(len(contestants)))
         for i in order:
             times[i].append(elapsed_seconds(contestants[i].run, steps[i]) / steps[i])
-        sgemm = max(sgemm, sgemm_flops())
+        sgemm = max(sgemm, product_rate())
     timings = tuple(
         Timing(contestant.name, contestant.backend, contestant.examples, count, tuple(measured))
         for contestant, count, measured in zip(contestants, steps, times, strict=True)

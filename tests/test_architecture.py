@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import grid
 from charlm import ops
 from charlm.distributed import dtensor
 from charlm.ops import reference
@@ -148,13 +149,9 @@ def test_bindings_check_allocate_and_dispatch() -> None:
 
 @pytest.mark.parametrize("op", ops.__all__)
 def test_one_name_runs_through_every_layer(op: str) -> None:
-    for path in (
-        f"charlm/ops/{op}.py",
-        f"csrc/bindings/{op}.cpp",
-        f"tests/test_{op}.py",
-        f"benchmarks/bench_{op}.py",
-    ):
+    for path in (f"charlm/ops/{op}.py", f"csrc/bindings/{op}.cpp", f"tests/test_{op}.py"):
         assert (ROOT / path).is_file(), f"{path} is missing"
+    assert any(row.op == op for row in grid.ROWS), f"benchmarks/grid.py has no row of {op}"
     assert callable(getattr(ops, op))
     assert callable(getattr(reference, op))
     assert callable(getattr(dtensor, op))

@@ -49,7 +49,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Three backends that need no compiler, few names, and matrices that multiply at once."""
     monkeypatch.setitem(BACKENDS, "second", SecondBackend)
     monkeypatch.setitem(BACKENDS, "whole", WholeStepBackend)
-    monkeypatch.setattr(benchmark, "_SGEMM_SIZE", 64)
+    monkeypatch.setattr(benchmark, "_PRODUCT_SIZE", 64)
     names = charlm.data.EMBEDDED_NAMES.read_text().splitlines()
     path = tmp_path / "few.txt"
     path.write_text("\n".join(names[::200]))
@@ -150,7 +150,7 @@ def test_rounds_alternate_and_slow_backends_get_fewer(monkeypatch: pytest.Monkey
 
         return benchmark._Contestant(name, name, "batch", run)
 
-    monkeypatch.setattr(benchmark, "sgemm_flops", lambda: 1e9)
+    monkeypatch.setattr(benchmark, "product_rate", lambda: 1e9)
     stages: list[str] = []
     timings, sgemm = benchmark._time([contestant("fast", 0.001), contestant("slow", 0.25)], 0.9, stages.append)
     assert sgemm == 1e9

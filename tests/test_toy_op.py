@@ -106,5 +106,5 @@ def run(command: list[str], folder: Path) -> None:
 def test_the_toy_op_compiles_and_passes_its_tests(tree: Path) -> None:
     library = compile_toy(tree)
     (tree / "conftest.py").write_text(CONFTEST.format(library=str(library)))
-    tests = ["tests/test_scale.py", "benchmarks/bench_scale.py", "--benchmark-disable", "-k", "not compile"]
+    tests = ["tests/test_scale.py", "benchmarks/bench_ops.py", "--benchmark-disable", "-k", "scale and not compile"]
     run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], tree)

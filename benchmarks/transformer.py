@@ -1,0 +1,97 @@
+"""A GPT in plain PyTorch, and its training step by each of the losses that it may end in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from charlm import ops
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a model and of its batches: each has `batch_size` texts of `length` tokens."""
+
+    vocab_size: int
+    layers: int
+    width: int
+    heads: int
+    length: int
+    batch_size: int
+
+
+class Block(nn.Module):
+    """Attention to what came before, then a layer for every position by itself; each added to its input."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.projection(attended.transpose(1, 2).flatten(-2))
+        return x + self.mlp(self.norm2(x))
+
+
+class Transformer(nn.Module):
+    """All but the loss: (N, T) token ids to (N, T, width), which `head` makes the logits of."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(sizes.vocab_size, sizes.width)
+        self.positions = nn.Parameter(torch.randn(sizes.length, sizes.width))
+        self.blocks = nn.Sequential(*(Block(sizes.width, sizes.heads) for _ in range(sizes.layers)))
+        self.norm = nn.LayerNorm(sizes.width)
+        self.head = nn.Linear(sizes.width, sizes.vocab_size, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden: Tensor = self.norm(self.blocks(self.tokens(ids) + self.positions))
+        return hidden
+
+
+def _eager(model: Transformer, ids: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(model.head(model(ids)).flatten(0, 1), target.flatten())
+
+
+def _drop_in(model: Transformer, ids: Tensor, target: Tensor) -> Tensor:
+    return ops.cross_entropy(model.head(model(ids)).flatten(0, 1), target.flatten())
+
+
+def _with_head(model: Transformer, ids: Tensor, target: Tensor) -> Tensor:
+    return ops.linear_cross_entropy(model(ids), model.head.weight, target)
+
+
+# The mean loss of `target` (N, T) after `ids` (N, T). The first is what the others are held to.
+LOSSES: dict[str, Callable[[Transformer, Tensor, Tensor], Tensor]] = {
+    "F.cross_entropy": _eager,
+    "ops.cross_entropy": _drop_in,
+    "ops.linear_cross_entropy": _with_head,
+}
+
+
+def training_step(sizes: Sizes, loss: str, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """A step of AdamW on one random batch, which returns the loss before it; parameters are in `dtype`.
+
+    The same with every loss: initial weights and batch are those of seed 0.
+    """
+    torch.manual_seed(0)
+    model = Transformer(sizes).to(dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)  # makemore's
+    ids, target = torch.randint(sizes.vocab_size, (2, sizes.batch_size, sizes.length))
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        value = LOSSES[loss](model, ids, target)
+        value.backward()
+        optimizer.step()
+        return value.detach()
+
+    return step
