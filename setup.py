@@ -88,13 +88,15 @@ def modules() -> list[Extension]:
         Objects("text", text, CXX_FLAGS),
     ]
     objects = [Objects("cuda", sources("kernels/cuda/*.cu"), [*cuda.FLAGS, f"-I{SOURCES}"], nvcc=nvcc)] if nvcc else []
-    for name, flags in sets.items():
-        flags = [*CXX_FLAGS, *KERNEL_FLAGS, *flags, *only, f"-DCHARLM_ISA={name}"]
-        objects.append(Objects(name, sources("kernels/cpu/*.cpp")[::-1], flags))  # the last takes longest
+    kernels = {name: sources("kernels/cpu/*.cpp")[::-1] for name in sets}  # the last takes longest
+    narrow = sources(*(f"kernels/cpu/{name}" for name in instruction_sets.NARROW_SOURCES))
+    for name, files in {instruction_sets.NARROW: narrow, **kernels}.items():
+        flags = [*CXX_FLAGS, *KERNEL_FLAGS, *instruction_sets.FLAGS[name], *only, f"-DCHARLM_ISA={name}"]
+        objects.append(Objects(name, files, flags))
     # clang has other rules for headers that are compiled beforehand, and takes less time to read them.
     header = "bindings/checks.h" if is_gcc else None
     objects.append(Objects("bindings", bindings, [*CXX_FLAGS, *BINDING_FLAGS, *only], header))
-    objects.append(Objects("shared", sources("kernels/*.cpp"), [*CXX_FLAGS, "-O2", *only]))
+    objects.append(Objects("shared", sources("kernels/*.cpp"), [*CXX_FLAGS, "-O2", *only, *instruction_sets.EMULATED]))
     return [
         module(Pybind11Extension("charlm._text", [], extra_link_args=SANITIZE_FLAGS), text_objects),
         module(

@@ -10,12 +10,22 @@ import sys
 import tempfile
 from pathlib import Path
 
-# By the names that csrc/kernels/isa.h has for them.
+# By the names that csrc/kernels/isa.h has for them. CHARLM_EMULATE_PAIRS=1 makes the last one run where AVX512_BF16 is
+# missing, for tests.
+EMULATED = ["-DCHARLM_EMULATE_PAIRS"] if os.environ.get("CHARLM_EMULATE_PAIRS") == "1" else []
 FLAGS = (
-    {"x86_64": ["-march=x86-64"], "x86_64_v3": ["-march=x86-64-v3"], "x86_64_v4": ["-march=x86-64-v4"]}
+    {
+        "x86_64": ["-march=x86-64"],
+        "x86_64_v3": ["-march=x86-64-v3"],
+        "x86_64_v4": ["-march=x86-64-v4"],
+        "x86_64_v4_bf16": ["-march=x86-64-v4", *(EMULATED or ["-mavx512bf16"])],
+    }
     if platform.machine() in ("x86_64", "AMD64")
     else {"generic": []}
 )
+# What a build for one set has of the first, csrc/kernels/isa.h's CHARLM_NARROW_SET: the kernels that tiny calls need.
+NARROW = next(iter(FLAGS))
+NARROW_SOURCES = ("cross_entropy.cpp", "product.cpp")
 
 _PROBE = """
 #include <cstdio>

@@ -157,10 +157,9 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     """The instruction set whose kernels the test runs."""
     from charlm import _C
 
-    before = _C.instruction_set()
     _C.set_instruction_set(request.param)
     yield request.param
-    _C.set_instruction_set(before)
+    _C.set_instruction_set(None)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@
 
 #include "bindings/architectures.h"
 #include "bindings/branches.h"
+#include "bindings/direct_calls.h"
 #include "kernels/isa.h"
 
 namespace charlm {
@@ -28,8 +29,12 @@ PyObject* instruction_sets(PyObject*, PyObject*) {
 }
 
 PyObject* set_instruction_set(PyObject*, PyObject* argument) {
+  if (argument == Py_None) {
+    cpu::unset_instruction_set();
+    Py_RETURN_NONE;
+  }
   if (!PyUnicode_Check(argument)) {
-    return PyErr_Format(PyExc_TypeError, "the instruction set must be a str, got %R", argument);
+    return PyErr_Format(PyExc_TypeError, "the instruction set must be a str or None, got %R", argument);
   }
   const char* wanted = PyUnicode_AsUTF8AndSize(argument, nullptr);
   if (wanted == nullptr) return nullptr;
@@ -57,12 +62,18 @@ PyObject* build_info(PyObject*, PyObject*) {
                        static_cast<unsigned long>(TORCH_TARGET_VERSION >> 48), "cuda", cuda_architectures());
 }
 
+// As PyMethodDef wants functions with METH_FASTCALL.
+PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
 PyMethodDef methods[] = {
     {"instruction_set", instruction_set, METH_NOARGS, "Name of the instruction set the CPU kernels run on."},
     {"instruction_sets", instruction_sets, METH_NOARGS, "Names of those this machine can run, the best last."},
-    {"set_instruction_set", set_instruction_set, METH_O, "Run the CPU kernels on the named set from now on."},
+    {"set_instruction_set", set_instruction_set, METH_O, "Run the CPU kernels on the named set from now on; None: on the best, or the fastest for tiny calls."},
     {"last_branch", last_branch_name, METH_NOARGS, "Which branch the last op took, '<op>/<branch>'."},
     {"build_info", build_info, METH_NOARGS, "Compiler, oldest torch, and the GPUs this binary has kernels for."},
+    {"cross_entropy", fast(cross_entropy_directly), METH_FASTCALL, "See bindings/direct_calls.h."},
     {nullptr, nullptr, 0, nullptr},
 };
 

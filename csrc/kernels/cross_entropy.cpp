@@ -8,6 +8,9 @@
 namespace charlm::cpu {
 namespace {
 
+// Up to so many logits narrow vectors take less time than waking wide ones.
+constexpr int64_t kNarrowValues = 4096;
+
 // Rows without classes: logsumexp is -inf, and there is no gradient to write.
 template <typename T>
 void write_rows_without_classes(const CrossEntropy<T>& problem) {
@@ -28,7 +31,8 @@ void cross_entropy(const CrossEntropy<T>& problem) {
   if (problem.classes == 0) return write_rows_without_classes(problem);
   const int64_t tile_rows = cross_entropy_tile_rows(problem.classes);
   const int64_t tiles = (problem.rows + tile_rows - 1) / tile_rows;
-  const auto run = select<CrossEntropyKernels<T>>().tiles;
+  const bool is_tiny = problem.rows * problem.classes <= kNarrowValues;
+  const auto run = (is_tiny ? select_narrow<CrossEntropyKernels<T>>() : select<CrossEntropyKernels<T>>()).tiles;
   // About 64K exponentials are worth waking a thread for.
   const int64_t grain = 1 + 65536 / (tile_rows * problem.classes);
   parallel_for(tiles, grain, [&](int64_t first, int64_t last) {

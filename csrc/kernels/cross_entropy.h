@@ -78,6 +78,8 @@ struct CrossEntropyKernels {
 };
 CHARLM_DECLARE_KERNELS(CrossEntropyKernels<float>)
 CHARLM_DECLARE_KERNELS(CrossEntropyKernels<double>)
+CHARLM_DECLARE_NARROW_KERNELS(CrossEntropyKernels<float>)
+CHARLM_DECLARE_NARROW_KERNELS(CrossEntropyKernels<double>)
 
 template <typename T>
 int64_t cross_entropy_scratch(const CrossEntropy<T>& problem) {

@@ -1,6 +1,8 @@
 #include "kernels/isa.h"
 
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
 
 namespace charlm::cpu {
 namespace {
@@ -17,6 +19,14 @@ namespace {
   return supports_x86_64_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+// Built with CHARLM_EMULATE_PAIRS it does without the instructions: see cpu/pairs.h.
+[[maybe_unused]] bool supports_x86_64_v4_bf16() {
+#if defined(CHARLM_EMULATE_PAIRS)
+  return supports_x86_64_v4();
+#else
+  return supports_x86_64_v4() && __builtin_cpu_supports("avx512bf16");
+#endif
+}
 #else
 bool supports_generic() { return true; }
 #endif
@@ -29,8 +39,19 @@ InstructionSet best_instruction_set() {
   return static_cast<InstructionSet>(best);
 }
 
-std::atomic<InstructionSet>& current() {
-  static std::atomic<InstructionSet> set{best_instruction_set()};
+// What the environment asks for; kNone where that is nothing, or nothing that the machine supports.
+constexpr int kNone = -1;
+int set_of_environment() {
+  const char* name = std::getenv("CHARLM_INSTRUCTION_SET");
+  for (int set = 0; name != nullptr && set < kInstructionSets; ++set) {
+    const auto candidate = static_cast<InstructionSet>(set);
+    if (std::strcmp(name, instruction_set_name(candidate)) == 0 && machine_supports(candidate)) return set;
+  }
+  return kNone;
+}
+
+std::atomic<int>& chosen() {
+  static std::atomic<int> set{set_of_environment()};
   return set;
 }
 
@@ -52,12 +73,20 @@ bool machine_supports(InstructionSet set) {
 
 bool machine_supports_any() { return machine_supports(best_instruction_set()); }
 
-InstructionSet instruction_set() { return current().load(std::memory_order_relaxed); }
+InstructionSet instruction_set() {
+  static const InstructionSet best = best_instruction_set();
+  const int set = chosen().load(std::memory_order_relaxed);
+  return set == kNone ? best : static_cast<InstructionSet>(set);
+}
+
+bool instruction_set_is_chosen() { return chosen().load(std::memory_order_relaxed) != kNone; }
 
 bool set_instruction_set(InstructionSet set) {
   if (!machine_supports(set)) return false;
-  current().store(set, std::memory_order_relaxed);
+  chosen().store(static_cast<int>(set), std::memory_order_relaxed);
   return true;
 }
+
+void unset_instruction_set() { chosen().store(set_of_environment(), std::memory_order_relaxed); }
 
 }  // namespace charlm::cpu

@@ -7,6 +7,8 @@ namespace {
 
 // Multiply-adds that are worth waking a thread for.
 constexpr int64_t kGrain = 1 << 20;
+// Up to so many narrow vectors take less time than waking wide ones.
+constexpr int64_t kNarrowWork = 1 << 16;
 
 }  // namespace
 
@@ -19,7 +21,8 @@ void multiply(Write write, const Matrix& out, const Matrix& a, const Matrix& b) 
     }
     return;
   }
-  const auto& kernels = select<ProductKernels<T>>();
+  const bool is_tiny = out.rows * out.columns <= kNarrowWork / a.columns;
+  const auto& kernels = is_tiny ? select_narrow<ProductKernels<T>>() : select<ProductKernels<T>>();
   const auto run = [&](const Matrix& part, const Matrix& left, const Matrix& right) {
     const Workspace<char> scratch(kernels.scratch_bytes(left, right));
     kernels.multiply(part, left, right, write == Write::kAdd, scratch.data());

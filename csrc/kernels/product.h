@@ -22,6 +22,8 @@ struct ProductKernels {
 };
 CHARLM_DECLARE_KERNELS(ProductKernels<float>)
 CHARLM_DECLARE_KERNELS(ProductKernels<double>)
+CHARLM_DECLARE_NARROW_KERNELS(ProductKernels<float>)
+CHARLM_DECLARE_NARROW_KERNELS(ProductKernels<double>)
 
 enum class Write { kSet, kAdd };
 

@@ -81,8 +81,24 @@ CHARLM_INLINE void store_halves(void* pointer, HalfVec halves, int count) {
 // The first `count` values as what is computed in, 0 in the other lanes; and back.
 CHARLM_INLINE Vec<float> load_as(const float* pointer, int count) { return load_lanes<float>(pointer, count, 0); }
 CHARLM_INLINE Vec<double> load_as(const double* pointer, int count) { return load_lanes<double>(pointer, count, 0); }
+// GCC makes several instructions of a conversion that AVX-512 has.
+CHARLM_INLINE BitVec widened(HalfVec halves) {
+#if defined(__AVX512F__)
+  return (BitVec)_mm512_cvtepu16_epi32((__m256i)halves);
+#else
+  return __builtin_convertvector(halves, BitVec);
+#endif
+}
+CHARLM_INLINE HalfVec narrowed(BitVec bits) {
+#if defined(__AVX512F__)
+  return (HalfVec)_mm512_cvtepi32_epi16((__m512i)bits);
+#else
+  return __builtin_convertvector(bits, HalfVec);
+#endif
+}
+
 CHARLM_INLINE Vec<float> load_as(const BFloat16* pointer, int count) {
-  return (Vec<float>)(__builtin_convertvector(load_halves(pointer, count), BitVec) << 16);
+  return (Vec<float>)(widened(load_halves(pointer, count)) << 16);
 }
 CHARLM_INLINE Vec<float> load_as(const Float16* pointer, int count) {
   const HalfVec halves = load_halves(pointer, count);
@@ -91,7 +107,7 @@ CHARLM_INLINE Vec<float> load_as(const Float16* pointer, int count) {
 #elif defined(__AVX2__)
   return (Vec<float>)_mm256_cvtph_ps((__m128i)halves);
 #else
-  const BitVec bits = __builtin_convertvector(halves, BitVec), magnitude = (bits & 0x7fff) << 13;
+  const BitVec bits = widened(halves), magnitude = (bits & 0x7fff) << 13;
   const BitVec finite = (BitVec)((Vec<float>)magnitude * 0x1p112f);
   return (Vec<float>)((magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : finite) | (bits & 0x8000) << 16);
 #endif
@@ -106,7 +122,7 @@ CHARLM_INLINE HalfVec round_to_bfloat16(Vec<float> values) {
   return (HalfVec)_mm512_cvtneps_pbh((__m512)values);
 #else
   const BitVec bits = (BitVec)values, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return __builtin_convertvector(values != values ? BitVec{} + 0x7fc0u : rounded, HalfVec);
+  return narrowed(values != values ? BitVec{} + 0x7fc0u : rounded);
 #endif
 }
 CHARLM_INLINE void store_as(BFloat16* pointer, Vec<float> values, int count) {

@@ -66,14 +66,16 @@ CHARLM_INLINE T sum_of_pieces(int64_t classes, const Body& body) {
   return (T)total;
 }
 
-// sum_c exp(z_c - shift); each exp(z_c - shift) is kept in `exponentials` where that is not null.
+// sum_c exp(z_c - shift); each exp(z_c - shift) is kept in `exponentials` where that is not null. Meanwhile the row of
+// the next tile is fetched, `ahead` values from this one: the processor would not look beyond the end of this tile.
 template <typename T, typename S, bool kCapped>
 CHARLM_INLINE T sum_of_exponentials(const S* row, int64_t classes, Softcap<T, kCapped> softcap, T shift,
-                                    T* exponentials) {
+                                    T* exponentials, int64_t ahead) {
   return sum_of_pieces<T>(classes, [&](int64_t first, int64_t count) CHARLM_LAMBDA_INLINE {
     Vec<T> sum = {};
     for_each_vector<T>(count, [&](int64_t i, int lanes) {
       const int64_t c = first + i;
+      __builtin_prefetch(row + ahead + c);
       const Vec<T> e = exp(softcap(load_as(row + c, lanes)) - shift);
       if (exponentials != nullptr) store_lanes<T>(exponentials + c, e, lanes);
       sum = sum + (lanes == kWidth<T> ? e : keep_lanes<T>(e, lanes));
@@ -210,7 +212,8 @@ struct Tile {
     for (int r = 0; r < kRows; ++r) sum[r] = 1;
     for (int64_t r = 0; r < count; ++r) {
       T* kept = keeps_exponentials() ? exponentials.row(r) : nullptr;
-      sum[r] = sum_of_exponentials<T, S, kCapped>(logits.row(r), classes, softcap, shift[r], kept);
+      sum[r] = sum_of_exponentials<T, S, kCapped>(logits.row(r), classes, softcap, shift[r], kept,
+                                                        logits.packed ? 0 : count * logits.stride);
     }
   }
 

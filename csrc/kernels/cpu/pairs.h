@@ -38,16 +38,18 @@ CHARLM_INLINE Vec<float> multiply_add(Vec<float> sum, Pair a, Vec<float> b) {
 
 // The bits of the first `count` values, in the lower half of each lane.
 CHARLM_INLINE IntVec<float> bfloat16_lanes(const BFloat16* from, int count) {
-  return __builtin_convertvector(load_halves(from, count), IntVec<float>);
+  return (IntVec<float>)widened(load_halves(from, count));
 }
-CHARLM_INLINE IntVec<float> bfloat16_lanes(const float* from, int count) {
-  return __builtin_convertvector(round_to_bfloat16(load_as(from, count)), IntVec<float>);
+template <typename S>
+CHARLM_INLINE IntVec<float> bfloat16_lanes(const S* from, int count) {
+  return (IntVec<float>)widened(round_to_bfloat16(load_as(from, count)));
 }
 // The first `count` values, which are neighbours, as pairs.
 CHARLM_INLINE Vec<float> neighbours(const BFloat16* from, int count) {
   return (Vec<float>)_mm512_maskz_loadu_epi16((__mmask32)((1ull << count) - 1), from);
 }
-CHARLM_INLINE Vec<float> neighbours(const float* from, int count) {
+template <typename S>
+CHARLM_INLINE Vec<float> neighbours(const S* from, int count) {
   constexpr int kLanes = kWidth<float>;
   const HalfVec first = round_to_bfloat16(load_as(from, count < kLanes ? count : kLanes));
   const HalfVec second = count > kLanes ? round_to_bfloat16(load_as(from + kLanes, count - kLanes)) : HalfVec{};
