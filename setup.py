@@ -68,7 +68,7 @@ def modules() -> list[Extension]:
     if is_gcc:
         KERNEL_FLAGS.append("-Wno-maybe-uninitialized")
     sets = instruction_sets.wanted(IS_SANITIZED or IS_IN_PLACE, str(SOURCES))
-    only = [f"-DCHARLM_ONLY_ISA={name}" for name in sets] if len(sets) == 1 else []
+    everywhere = instruction_sets.emulation() + ([f"-DCHARLM_ONLY_ISA={name}" for name in sets] if len(sets) == 1 else [])
     nvcc = cuda.find_nvcc()
 
     from pybind11.setup_helpers import Pybind11Extension
@@ -91,12 +91,12 @@ def modules() -> list[Extension]:
     kernels = {name: sources("kernels/cpu/*.cpp")[::-1] for name in sets}  # the last takes longest
     narrow = sources(*(f"kernels/cpu/{name}" for name in instruction_sets.NARROW_SOURCES))
     for name, files in {instruction_sets.NARROW: narrow, **kernels}.items():
-        flags = [*CXX_FLAGS, *KERNEL_FLAGS, *instruction_sets.FLAGS[name], *only, f"-DCHARLM_ISA={name}"]
+        flags = [*CXX_FLAGS, *KERNEL_FLAGS, *instruction_sets.flags(name), *everywhere, f"-DCHARLM_ISA={name}"]
         objects.append(Objects(name, files, flags))
     # clang has other rules for headers that are compiled beforehand, and takes less time to read them.
     header = "bindings/checks.h" if is_gcc else None
-    objects.append(Objects("bindings", bindings, [*CXX_FLAGS, *BINDING_FLAGS, *only], header))
-    objects.append(Objects("shared", sources("kernels/*.cpp"), [*CXX_FLAGS, "-O2", *only, *instruction_sets.EMULATED]))
+    objects.append(Objects("bindings", bindings, [*CXX_FLAGS, *BINDING_FLAGS, *everywhere], header))
+    objects.append(Objects("shared", sources("kernels/*.cpp"), [*CXX_FLAGS, "-O2", *everywhere]))
     return [
         module(Pybind11Extension("charlm._text", [], extra_link_args=SANITIZE_FLAGS), text_objects),
         module(

@@ -10,15 +10,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-# By the names that csrc/kernels/isa.h has for them. CHARLM_EMULATE_PAIRS=1 makes the last one run where AVX512_BF16 is
-# missing, for tests.
-EMULATED = ["-DCHARLM_EMULATE_PAIRS"] if os.environ.get("CHARLM_EMULATE_PAIRS") == "1" else []
+# By the names that csrc/kernels/isa.h has for them.
 FLAGS = (
     {
         "x86_64": ["-march=x86-64"],
         "x86_64_v3": ["-march=x86-64-v3"],
         "x86_64_v4": ["-march=x86-64-v4"],
-        "x86_64_v4_bf16": ["-march=x86-64-v4", *(EMULATED or ["-mavx512bf16"])],
+        "x86_64_v4_bf16": ["-march=x86-64-v4", "-mavx512bf16"],
     }
     if platform.machine() in ("x86_64", "AMD64")
     else {"generic": []}
@@ -26,6 +24,11 @@ FLAGS = (
 # What a build for one set has of the first, csrc/kernels/isa.h's CHARLM_NARROW_SET: the kernels that tiny calls need.
 NARROW = next(iter(FLAGS))
 NARROW_SOURCES = ("cross_entropy.cpp", "product.cpp")
+
+# AVX512_BF16 written out in what AVX-512 has, for tests where the processor lacks it: csrc/kernels/cpu/pairs.h. The
+# second is for all that is compiled.
+EMULATED = {"x86_64_v4_bf16": ["-march=x86-64-v4"]}
+EMULATE = "-DCHARLM_EMULATE_PAIRS"
 
 _PROBE = """
 #include <cstdio>
@@ -37,12 +40,14 @@ int main() { std::puts(charlm::cpu::instruction_set_name(charlm::cpu::instructio
 def wanted(stays_here: bool, include: str) -> dict[str, list[str]]:
     """Those of FLAGS to compile for: a build that runs on this machine alone has the best that it supports.
 
+    CHARLM_ISA=all asks for all of them, and =emulated for all of them to run here.
+
     The compiler must have been looked for; `include` is the folder of the C++ sources.
     """
     asked = os.environ.get("CHARLM_ISA") or "auto"
-    if asked not in ("all", "auto"):
-        sys.exit(f"CHARLM_ISA must be all or auto, got {asked!r}")
-    if asked == "all" or not stays_here or len(FLAGS) == 1:
+    if asked not in ("all", "auto", "emulated"):
+        sys.exit(f"CHARLM_ISA must be all, auto or emulated, got {asked!r}")
+    if asked in ("all", "emulated") or not stays_here or len(FLAGS) == 1:
         return FLAGS
     name = _best(include)
     return {name: FLAGS[name]} if name in FLAGS else FLAGS
@@ -59,3 +64,14 @@ def _best(include: str) -> str:
             return subprocess.run([program], capture_output=True, check=True, text=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return ""
+
+
+def flags(name: str) -> list[str]:
+    """Those to compile the kernels with for a set."""
+    return EMULATED[name] if name in EMULATED and emulation() else FLAGS[name]
+
+
+def emulation() -> list[str]:
+    """The flag for all that is compiled where a set is to be emulated: where that is asked for and necessary."""
+    wanted = os.environ.get("CHARLM_ISA") == "emulated" and len(FLAGS) > 1
+    return [EMULATE] if wanted and "avx512_bf16" not in Path("/proc/cpuinfo").read_text().split() else []
