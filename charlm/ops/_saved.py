@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_NOTHING = torch.empty(0, device="cpu")
+NOTHING = torch.empty(0, device="cpu")
 
 
 class Unread:
@@ -50,7 +50,7 @@ class Version:
         if type(tensor) in _PLAIN:
             # Shares the version with the tensor, its base and its views, and none of their memory.
             self._counter = tensor.detach()
-            self._counter.data = _NOTHING if tensor.is_cpu else tensor.new_empty(0)
+            self._counter.data = NOTHING if tensor.is_cpu else tensor.new_empty(0)
             self._version = self._counter._version
 
     def check(self, name: str) -> None:

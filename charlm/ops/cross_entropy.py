@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from charlm.ops import _dtensor, _extension, _transforms, reference  # noqa: F401  _extension registers the ops
+from charlm.ops import _direct, _dtensor, _extension, _transforms, reference  # noqa: F401  _extension registers ops
 from charlm.ops._arguments import HALF, LossOptions, check_output_dtype, complain, keywords, loss_options, promoted
 from charlm.ops._autograd import apply, autocast_dtype, check_devices, needs_gradient
 from charlm.ops._saved import Version, wanted_gradients
-from charlm.ops._scaling import scale_saved
+from charlm.ops._scaling import graph_is_kept, scale_saved
 
+_is_compiling = torch.compiler.is_compiling  # each attribute on the way to it takes time
 _forward = torch.ops.charlm.cross_entropy_forward.default
 _backward = torch.ops.charlm.cross_entropy_backward.default
 
@@ -85,17 +86,19 @@ def cross_entropy(
         else:
             if weight is not None or target.dtype.is_floating_point:
                 (input,), target, weight = promoted((input,), target, weight, autocast=autocast)
-            loss = _call(input, target, weight, options)
-        if output_dtype is None and (autocast or input.dtype not in HALF):
-            return loss
-        return loss.to(output_dtype or input.dtype)
+            if output_dtype is None and not autocast:
+                output_dtype = input.dtype
+            loss = _call(input, target, weight, options, output_dtype)
+        return loss if output_dtype is None or loss.dtype is output_dtype else loss.to(output_dtype)
     except Exception as error:
         complain(error, {"weight": weight}, input=input, target=target)
         raise
 
 
-def _call(input: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Tensor:
-    """The loss in the dtype that is computed in."""
+def _call(
+    input: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The loss in the dtype that is computed in, or, where that costs nothing further, already in `dtype`."""
     if type(input) is not Tensor and _dtensor.is_dtensor(input):
         return _dtensor.call("cross_entropy", input, target, weight, options)
     if _transforms.is_transformed():
@@ -103,9 +106,26 @@ def _call(input: Tensor, target: Tensor, weight: Tensor | None, options: LossOpt
     if weight is not None and weight.requires_grad:
         return _transforms.by_reference(_OP, (input, target, weight), options)
     if needs_gradient(input, target):
-        loss: Tensor = apply(_CrossEntropy, input, target, weight, options)[0]
+        loss: Tensor = apply(_CrossEntropy, input, target, weight, options, dtype)[0]
         return loss
-    return _forward(input, target, weight, *options, False)[0]
+    return _kernel(input, target, weight, options, False, dtype)[0]
+
+
+def _kernel(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    options: LossOptions,
+    compute_gradient: bool,
+    dtype: torch.dtype | None,
+) -> Sequence[Any]:
+    """The loss, in `dtype` if that is given, what is kept of it, and the gradient; None for what a small call has not."""
+    if weight is None and not _is_compiling() and input.numel() <= _direct.SMALL and _direct.is_unobserved():
+        found = _direct.cross_entropy(input, target, options, compute_gradient, dtype is input.dtype)
+        if found is not None:
+            return found
+    loss, kept, gradient = _forward(input, target, weight, *options, compute_gradient)
+    return loss if dtype is None or loss.dtype is dtype else loss.to(dtype), kept, gradient
 
 
 def _reference(input: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Tensor:
@@ -132,16 +152,24 @@ def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, optio
 
 
 _OP = _transforms.Op(_call, _reference, _fold)
+_EXACT = (torch.float32, torch.float64)
 
 
-def _gradient_in_forward(input: Tensor, target: Tensor) -> bool:
+def _gradient_in_forward(input: Tensor, target: Tensor, options: LossOptions) -> bool:
     """Whether forward also writes the gradient, in the one pass that has each row in cache.
 
     Backward is then a multiplication by the upstream gradient, or nothing where that is 1. Not for float16: a loss scale
     must multiply the gradient before it is rounded, or what it should rescue is already 0. Not on a GPU either: to find
-    out there that the upstream gradient is 1 takes waiting, and a multiplication another pass.
+    out there that the upstream gradient is 1 takes waiting, and a multiplication another pass. And not for bfloat16 with
+    options whose second derivatives need the logits beside the gradient: backward has a bfloat16 gradient from these
+    alone.
     """
-    return input.dtype != torch.float16 and input.is_cpu and input.requires_grad and not target.requires_grad
+    return (
+        (input.dtype in _EXACT or (input.dtype is torch.bfloat16 and _is_invertible(options)))
+        and input.is_cpu
+        and input.requires_grad
+        and not target.requires_grad
+    )
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -153,42 +181,59 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
+        ctx: Any,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        options: LossOptions,
+        dtype: torch.dtype | None,
     ) -> tuple[Tensor, Tensor | None]:
         ctx.options = options
         ctx.set_materialize_grads(False)
-        ctx.in_forward = _gradient_in_forward(input, target)
-        loss, kept, gradient = _forward(input, target, weight, *options, ctx.in_forward)
-        if not ctx.in_forward:
-            ctx.save_for_backward(input, target, weight, kept)
-            return loss, None
-        if _is_invertible(options) or torch.compiler.is_compiling():
-            ctx.save_for_backward(gradient, target, weight, kept if gradient.dtype == torch.bfloat16 else None)
+        ctx.in_forward = in_forward = _gradient_in_forward(input, target, options)
+        if in_forward:
+            loss, kept, gradient = _kernel(input, target, weight, options, True, dtype)
+            if _is_invertible(options) or _is_compiling():
+                ctx.save_for_backward(gradient, target, weight, kept if gradient.dtype is torch.bfloat16 else None)
+            else:
+                ctx.input_version = Version(input)
+                ctx.save_for_backward(gradient, target, weight, input.data)
         else:
-            ctx.input_version = Version(input)
-            ctx.save_for_backward(gradient, target, weight, input.data)
+            loss, lse, _ = _forward(input, target, weight, *options, False)
+            ctx.save_for_backward(input, target, weight, lse)
+            gradient = None
+        if dtype is not None and loss.dtype is not dtype:
+            loss = loss.to(dtype)
         return loss, gradient
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, of_stand_in: Tensor | None = None) -> tuple[Tensor | None, ...]:
         if grad_output is None:
-            return of_stand_in, None, None, None
+            return of_stand_in, None, None, None, None
         saved = ctx.saved_tensors  # once: checkpointing computes them again at each reading
         if _transforms.is_more_than_first_order(grad_output):
             arguments = (_logits(ctx, *saved) if ctx.in_forward else saved[0], *saved[1:3])
             wanted = wanted_gradients(ctx, arguments)
+            if grad_output.dtype in HALF:  # the loss was rounded
+                grad_output = grad_output.float()
             found = _transforms.gradients(_OP, wanted, grad_output, arguments, ctx.options)
             if of_stand_in is not None:
                 found[0] = of_stand_in if found[0] is None else found[0] + of_stand_in
-            return *found, None
+            return *found, None, None
         if ctx.in_forward:
-            gradient, target = saved[0].detach(), saved[1]
-            kept = None if target.is_floating_point() else target
-            (gradient,) = scale_saved(grad_output, [gradient], kept, ctx.options.ignore_index, _class_dim(gradient))
-            return gradient if of_stand_in is None else gradient + of_stand_in, None, None, None
+            gradient = _scaled(grad_output, saved[0].detach(), saved[1], ctx.options)
+            return gradient if of_stand_in is None else gradient + of_stand_in, None, None, None, None
         input_wanted, target_wanted, _ = wanted_gradients(ctx, saved[:3])
         of_input, of_target = _backward(grad_output, *saved, *ctx.options, input_wanted, target_wanted)
-        return of_input if input_wanted else None, of_target if target_wanted else None, None, None
+        return of_input if input_wanted else None, of_target if target_wanted else None, None, None, None
+
+
+def _scaled(grad_output: Tensor, gradient: Tensor, target: Tensor, options: LossOptions) -> Tensor:
+    """The upstream gradient times the saved one, which is nearly always that itself."""
+    if not graph_is_kept() and _direct.is_one(grad_output):
+        return gradient
+    classes = None if target.is_floating_point() else target
+    return scale_saved(grad_output, [gradient], classes, options.ignore_index, _class_dim(gradient))[0]
 
 
 def _logits(ctx: Any, stand_in: Tensor, target: Tensor, weight: Tensor | None, kept: Tensor | None) -> Tensor:

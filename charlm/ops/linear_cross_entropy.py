@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear  # bound here: what is put into its place later is not meant
 from torch.overrides import handle_torch_function, has_torch_function
 
-from charlm.ops import _dtensor, _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
+from charlm.ops import _direct, _dtensor, _extension, _products, _transforms, reference  # noqa: F401  two register ops
 from charlm.ops._arguments import (
     HALF,
     ArgumentError,
@@ -23,7 +23,7 @@ from charlm.ops._arguments import (
     promoted,
 )
 from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
-from charlm.ops._saved import Unread, copy_of, wanted_gradients
+from charlm.ops._saved import NOTHING, Unread, copy_of, wanted_gradients
 from charlm.ops._scaling import SUMS, scale_saved
 from charlm.ops.cross_entropy import cross_entropy
 
@@ -218,6 +218,11 @@ def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, optio
 _OP = _transforms.Op(_call, _reference, _fold)
 
 
+def _is_small(input: Tensor, linear_weight: Tensor) -> bool:
+    """By what is multiplied: a product of so many values takes as long as a loss of a few."""
+    return not torch.compiler.is_compiling() and input.numel() * linear_weight.shape[0] <= 8 * _direct.SMALL
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -234,7 +239,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # gradient before it is rounded.
         ctx.in_forward = options.reduction != 0 and not target_needs and input.dtype != torch.float16
         wanted = (input_needs, weight_needs, bias_needs) if ctx.in_forward else (False, False, False)
-        loss, lse, *gradients = _forward(input, linear_weight, target, linear_bias, weight, *options, *wanted)
+        found = None
+        if ctx.in_forward and weight is None and _is_small(input, linear_weight) and _direct.is_unobserved():
+            found = _direct.linear_cross_entropy(input, linear_weight, target, linear_bias, options, *wanted)
+        if found is None:
+            loss, lse, *gradients = _forward(input, linear_weight, target, linear_bias, weight, *options, *wanted)
+        else:
+            loss = found[0]
+            gradients = [NOTHING if gradient is None else gradient for gradient in found[1:]]
         ctx.unread = None if torch.compiler.is_compiling() else Unread(linear_bias=linear_bias)
         if not ctx.in_forward:  # torch keeps no bias, so that it may change
             gradients = [lse, None if linear_bias is None else linear_bias.clone()]

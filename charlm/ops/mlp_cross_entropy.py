@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from charlm.ops import _dtensor, _extension, _products, _transforms, reference  # noqa: F401  the first two register ops
+from charlm.ops import _direct, _dtensor, _extension, _products, _transforms, reference  # noqa: F401  two register ops
 from charlm.ops._arguments import HALF, LossOptions, check_output_dtype, complain, keywords, loss_options
 from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
 from charlm.ops._saved import Unread, wanted_gradients
@@ -142,6 +142,10 @@ def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, optio
 _OP = _transforms.Op(_call, _reference, _fold)
 
 
+def _is_small(ids: Tensor, weight1: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and ids.numel() * weight1.shape[0] <= _direct.SMALL
+
+
 class _MlpCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -159,7 +163,10 @@ class _MlpCrossEntropy(torch.autograd.Function):
         # in float16, where a loss scale must multiply them before they are rounded.
         ctx.in_forward = options.reduction != 0 and embedding.dtype != torch.float16
         arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
-        loss, *gradients = _forward(*arguments, *_of_schema(options), ctx.in_forward)
+        found = None
+        if ctx.in_forward and _is_small(ids, weight1) and _direct.is_unobserved():
+            found = _direct.mlp_cross_entropy(*arguments, options)
+        loss, *gradients = found or _forward(*arguments, *_of_schema(options), ctx.in_forward)
         ctx.unread = None
         if not torch.compiler.is_compiling():
             ctx.unread = Unread(embedding=embedding, bias1=bias1, bias2=bias2)

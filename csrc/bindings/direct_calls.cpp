@@ -1,88 +1,253 @@
 #include "bindings/direct_calls.h"
 
+#include <bit>
+#include <cmath>
+
 #include "bindings/branches.h"
 #include "bindings/plain_tensor.h"
-#include "kernels/cross_entropy.h"
-#include "kernels/host_library.h"
+#include "bindings/training.h"
+#include "kernels/linear_cross_entropy.h"
+#include "kernels/mlp_cross_entropy.h"
+#include "kernels/token_index.h"
 
 namespace charlm {
 namespace {
 
-struct LossOptions {
-  int64_t ignore_index = 0, reduction = 0;
-  double label_smoothing = 0, softcap = 0, z_loss = 0;
+using Type = PlainTensor::Type;
+
+constexpr int64_t kNoReduction = 0, kMean = 1;
+
+// Of the tuple charlm.ops._arguments.LossOptions, which is checked but for what float32 makes of it.
+struct Options {
+  int64_t ignore_index = 0, reduction = kNoReduction;
+  float label_smoothing = 0, softcap = 0, z_loss = 0;
 };
-
-// Of the tuple charlm.ops._arguments.LossOptions, which is checked.
-bool read_options(PyObject* tuple, LossOptions* options) {
+bool read_options(PyObject* tuple, Options* options) {
   const auto integer = [&](int i) { return PyLong_AsLongLong(PyTuple_GetItem(tuple, i)); };
-  const auto number = [&](int i) { return PyFloat_AsDouble(PyTuple_GetItem(tuple, i)); };
+  bool fits = true;
+  const auto number = [&](int i) {
+    const double value = PyFloat_AsDouble(PyTuple_GetItem(tuple, i));
+    fits = fits && (value == 0 || (std::fabs(value) >= 1e-30 && std::fabs(value) <= 1e30));
+    return static_cast<float>(value);
+  };
   *options = {integer(0), integer(1), number(2), number(3), number(4)};
-  return PyErr_Occurred() == nullptr;
-}
-
-PyObject* new_none() {
-  Py_INCREF(Py_None);
-  return Py_None;
+  return PyErr_Occurred() == nullptr && fits && options->reduction != kNoReduction;
 }
 
 PyObject* not_for_it() {
   PyErr_Clear();
   Py_RETURN_NONE;
 }
-
-Storage storage_of(PlainTensor::Type type) {
-  return type == PlainTensor::Type::kBFloat16 ? Storage::kBFloat16
-         : type == PlainTensor::Type::kFloat16 ? Storage::kFloat16
-                                               : Storage::kFloat32;
+PyReference none() {
+  Py_INCREF(Py_None);
+  return PyReference(Py_None);
 }
 
-ClassMatrix rows_of(void* data, PlainTensor::Type type, int64_t classes) {
-  return {.data = data, .storage = storage_of(type), .outer_stride = classes};
+// What an error, of memory for instance, ends: the op comes to the same and says so.
+template <typename Function>
+PyObject* or_none(const Function& function) {
+  try {
+    PyObject* result = function();
+    return result != nullptr ? result : not_for_it();
+  } catch (const std::exception&) {
+    return not_for_it();
+  }
 }
+
+ClassMatrix rows_of(void* data, Type type, int64_t classes) {
+  const Storage storage = type == Type::kBFloat16  ? Storage::kBFloat16
+                          : type == Type::kFloat16 ? Storage::kFloat16
+                                                   : Storage::kFloat32;
+  return {.data = data, .storage = storage, .outer_stride = classes};
+}
+
+// A tensor for a gradient, None where it is not wanted, and its memory. False with an error set.
+bool make_gradient(PyObject* like, bool wanted, PyReference* tensor, float** data) {
+  *tensor = wanted ? empty_like(like) : none();
+  if (*tensor == nullptr) return false;
+  *data = wanted ? static_cast<float*>(memory_of(*tensor)) : nullptr;
+  return !wanted || *data != nullptr;
+}
+
+BFloat16 rounded(float value) {  // to nearest, ties to even
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  return {static_cast<uint16_t>(std::isnan(value) ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+
+// A loss over rows of so many classes, whose total goes to a new scalar.
+class Loss {
+ public:
+  Loss(const PlainTensor& target, int64_t classes, const Options& options, Type type = Type::kFloat32)
+      : type_(type), tensor_(empty_scalar(type)), rows_(target.sizes[0]) {
+    problem.rows = target.sizes[0];
+    problem.classes = classes;
+    problem.target = static_cast<const int64_t*>(target.data);
+    problem.ignore_index = options.ignore_index;
+    problem.label_smoothing = options.label_smoothing;
+    problem.softcap = options.softcap;
+    problem.z_loss = options.z_loss;
+    problem.loss = rows_.data();
+    denominator_ = options.reduction == kMean ? cpu::mean_denominator(problem) : 1;
+    problem.scale = 1 / denominator_;
+  }
+  bool is_possible() const { return tensor_ != nullptr && cpu::first_bad_target(problem) < 0; }
+  // For a problem whose row losses are known.
+  PyObject* total() const {
+    const auto total = static_cast<float>(cpu::total_loss(problem) / denominator_);
+    if (type_ == Type::kFloat32) {
+      *static_cast<float*>(memory_of(tensor_)) = total;
+    } else {
+      *static_cast<BFloat16*>(memory_of(tensor_)) = rounded(total);
+    }
+    return tensor_.get();
+  }
+
+  CrossEntropy<float> problem;
+
+ private:
+  Type type_;
+  PyReference tensor_;
+  Workspace<float> rows_;
+  float denominator_;
+};
 
 }  // namespace
 
 PyObject* cross_entropy_directly(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   PlainTensor input, target;
-  LossOptions options;
-  if (count != 4 || !read_plain(arguments[0], &input) || !read_plain(arguments[1], &target) ||
-      !read_options(arguments[2], &options)) {
+  Options options;
+  if (count != 5 || !read_plain(arguments[0], &input) || !read_plain(arguments[1], &target) ||
+      !read_options(arguments[2], &options) || input.dims != 2 || input.type == Type::kInt64 ||
+      input.type == Type::kFloat64 || target.type != Type::kInt64 || !target.is_vector(input.sizes[0])) {
     return not_for_it();
   }
-  constexpr int64_t kMean = 1, kNone = 0;
-  const bool is_float = input.type != PlainTensor::Type::kInt64 && input.type != PlainTensor::Type::kFloat64;
-  if (!is_float || input.dims != 2 || target.type != PlainTensor::Type::kInt64 ||
-      !target.is_vector(input.sizes[0]) || options.reduction == kNone) {
+  return or_none([&]() -> PyObject* {
+    const bool wants_gradient = arguments[3] == Py_True;
+    const bool rounds = arguments[4] == Py_True && input.type != Type::kFloat32;
+    if (rounds && input.type != Type::kBFloat16) return nullptr;
+    Loss loss(target, input.sizes[1], options, rounds ? Type::kBFloat16 : Type::kFloat32);
+    if (!loss.is_possible()) return nullptr;
+    loss.problem.input = rows_of(input.data, input.type, input.sizes[1]);
+    const PyReference gradient = wants_gradient ? empty_like(input.object) : none();
+    // The log-probabilities of the targets, which a second derivative needs beside a gradient in bfloat16.
+    const PyReference kept = wants_gradient && input.type == Type::kBFloat16 ? empty_vector(input.sizes[0]) : none();
+    if (gradient == nullptr || kept == nullptr) return nullptr;
+    if (kept.get() != Py_None) loss.problem.target_log_probability = static_cast<float*>(memory_of(kept));
+    if (wants_gradient) loss.problem.input_gradient = rows_of(memory_of(gradient), input.type, input.sizes[1]);
+    cpu::cross_entropy(loss.problem);
+    took_branch("cross_entropy_forward/direct");
+    return PyTuple_Pack(3, loss.total(), kept.get(), gradient.get());
+  });
+}
+
+PyObject* is_one(PyObject*, PyObject* scale) {
+  PlainTensor tensor;
+  if (!read_plain(scale, &tensor) || tensor.dims != 0) Py_RETURN_FALSE;
+  switch (tensor.type) {
+    case Type::kFloat32:
+      return PyBool_FromLong(*static_cast<const float*>(tensor.data) == 1);
+    case Type::kFloat64:
+      return PyBool_FromLong(*static_cast<const double*>(tensor.data) == 1);
+    case Type::kBFloat16:
+      return PyBool_FromLong(*static_cast<const uint16_t*>(tensor.data) == 0x3f80);
+    default:
+      Py_RETURN_FALSE;
+  }
+}
+
+PyObject* linear_cross_entropy_directly(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  PlainTensor input, weight, target, bias;
+  Options options;
+  if (count != 8 || !read_plain(arguments[0], &input) || !read_plain(arguments[1], &weight) ||
+      !read_plain(arguments[2], &target) || !read_options(arguments[4], &options)) {
     return not_for_it();
   }
-  const bool wants_gradient = arguments[3] == Py_True;
-  try {
-    CrossEntropy<float> problem;
-    problem.rows = input.sizes[0];
-    problem.classes = input.sizes[1];
-    problem.input = rows_of(input.data, input.type, problem.classes);
-    problem.target = static_cast<const int64_t*>(target.data);
-    problem.ignore_index = options.ignore_index;
-    problem.label_smoothing = static_cast<float>(options.label_smoothing);
-    problem.softcap = static_cast<float>(options.softcap);
-    problem.z_loss = static_cast<float>(options.z_loss);
-    if (cpu::first_bad_target(problem) >= 0 || (options.softcap != 0 && !(problem.softcap > 0))) return not_for_it();
-    const PyReference loss = empty_scalar();
-    const PyReference gradient = wants_gradient ? empty_like(input.object) : PyReference(new_none());
-    if (loss == nullptr || gradient == nullptr) return not_for_it();
-    if (wants_gradient) problem.input_gradient = rows_of(memory_of(gradient), input.type, problem.classes);
-    const Workspace<float> losses(problem.rows);
-    problem.loss = losses.data();
-    const float denominator = options.reduction == kMean ? cpu::mean_denominator(problem) : 1;
-    problem.scale = 1 / denominator;
-    cpu::cross_entropy(problem);
-    *static_cast<float*>(memory_of(loss)) = static_cast<float>(cpu::total_loss(problem) / denominator);
-    took_branch("cross_entropy/direct");
-    return PyTuple_Pack(2, loss.get(), gradient.get());
-  } catch (const std::exception&) {
+  const bool has_bias = arguments[3] != Py_None;
+  const int64_t rows = input.sizes[0], features = input.sizes[1], classes = weight.sizes[0];
+  if (input.dims != 2 || input.type != Type::kFloat32 || weight.type != Type::kFloat32 ||
+      !weight.is_matrix(classes, features) || target.type != Type::kInt64 || !target.is_vector(rows) ||
+      (has_bias && (!read_plain(arguments[3], &bias) || bias.type != Type::kFloat32 || !bias.is_vector(classes)))) {
     return not_for_it();
   }
+  return or_none([&]() -> PyObject* {
+    Loss loss(target, classes, options);
+    if (!loss.is_possible()) return nullptr;
+    cpu::LinearCrossEntropy<float> problem{.input = Matrix(input.data, Storage::kFloat32, rows, features),
+                                           .weight = Matrix(weight.data, Storage::kFloat32, classes, features),
+                                           .bias = static_cast<const float*>(bias.data),
+                                           .loss = loss.problem};
+    PyReference of_input, of_weight, of_bias;
+    if (!make_gradient(input.object, arguments[5] == Py_True, &of_input, &problem.input_gradient) ||
+        !make_gradient(weight.object, arguments[6] == Py_True, &of_weight, &problem.weight_gradient) ||
+        !make_gradient(bias.object, has_bias && arguments[7] == Py_True, &of_bias, &problem.bias_gradient)) {
+      return nullptr;
+    }
+    cpu::linear_cross_entropy(problem);
+    took_branch("linear_cross_entropy_forward/direct");
+    return PyTuple_Pack(4, loss.total(), of_input.get(), of_weight.get(), of_bias.get());
+  });
+}
+
+PyObject* mlp_cross_entropy_directly(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  constexpr int kParameters = 5;
+  PlainTensor ids, target, parameters[kParameters];
+  Options options;
+  if (count != 8 || !read_plain(arguments[0], &ids) || !read_plain(arguments[1], &target) ||
+      !read_options(arguments[7], &options)) {
+    return not_for_it();
+  }
+  for (int i = 0; i < kParameters; ++i) {
+    if (!read_plain(arguments[2 + i], &parameters[i]) || parameters[i].type != Type::kFloat32) return not_for_it();
+  }
+  const auto& [embedding, weight1, bias1, weight2, bias2] = parameters;
+  const int64_t examples = ids.sizes[0], length = ids.sizes[1];
+  const ModelShape shape{embedding.sizes[0], length, embedding.sizes[1], weight1.sizes[0], false};
+  int64_t inputs = 0;
+  if (ids.dims != 2 || ids.type != Type::kInt64 || target.type != Type::kInt64 || !target.is_vector(examples) ||
+      embedding.dims != 2 || __builtin_mul_overflow(length, shape.embedding_dim, &inputs) ||
+      !weight1.is_matrix(shape.hidden_dim, inputs) || !bias1.is_vector(shape.hidden_dim) ||
+      !weight2.is_matrix(shape.vocab_size, shape.hidden_dim) || !bias2.is_vector(shape.vocab_size) ||
+      examples >= INT32_MAX || shape.vocab_size > INT32_MAX ||
+      cpu::mlp_cross_entropy_in_layers(shape, examples)) {
+    return not_for_it();
+  }
+  return or_none([&]() -> PyObject* {
+    const Workspace<int32_t> tokens(examples * length), distinct(examples * length), context(examples),
+        table(number_contexts_table_size(examples));
+    const TokenIds token_ids{.data = ids.data, .rows = examples, .context_length = length, .row_stride = length};
+    if (!read_tokens(token_ids, shape.vocab_size, tokens.data())) return nullptr;
+    const Workspace<Example> pairs(examples);
+    const int64_t contexts =
+        number_contexts(tokens.data(), examples, length, table.data(), context.data(), distinct.data());
+    const int64_t* classes = static_cast<const int64_t*>(target.data);
+    for (int64_t n = 0; n < examples; ++n) {
+      const bool is_ignored = classes[n] == options.ignore_index;
+      if (!is_ignored && (classes[n] < 0 || classes[n] >= shape.vocab_size)) return nullptr;
+      pairs.data()[n] = {context.data()[n], is_ignored ? kIgnored : static_cast<int32_t>(classes[n])};
+    }
+
+    const PyReference loss = empty_scalar(Type::kFloat32);
+    PyReference gradients[kParameters];
+    const float* values[kParameters];
+    float* gradient_values[kParameters];
+    for (int i = 0; i < kParameters; ++i) {
+      values[i] = static_cast<const float*>(parameters[i].data);
+      if (!make_gradient(parameters[i].object, true, &gradients[i], &gradient_values[i])) return nullptr;
+    }
+    if (loss == nullptr) return nullptr;
+    cpu::MlpCrossEntropy<float> problem;
+    problem.contexts = {length, shape.vocab_size, contexts, distinct.data()};
+    problem.pairs = pairs.data();
+    problem.examples = examples;
+    problem.parameters = values;
+    problem.mean = options.reduction == kMean;
+    problem.gradients = gradient_values;
+    cpu::MlpModel<float> model(shape, options.softcap);
+    *static_cast<float*>(memory_of(loss)) = static_cast<float>(cpu::mlp_cross_entropy(problem, &model));
+    took_branch("mlp_cross_entropy_forward/direct");
+    return PyTuple_Pack(1 + kParameters, loss.get(), gradients[0].get(), gradients[1].get(), gradients[2].get(),
+                        gradients[3].get(), gradients[4].get());
+  });
 }
 
 }  // namespace charlm

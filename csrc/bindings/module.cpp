@@ -67,13 +67,18 @@ PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t))
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }
 
+constexpr const char* kDirect = "The op, for small calls: see bindings/direct_calls.h; None where it is not for it.";
+
 PyMethodDef methods[] = {
     {"instruction_set", instruction_set, METH_NOARGS, "Name of the instruction set the CPU kernels run on."},
     {"instruction_sets", instruction_sets, METH_NOARGS, "Names of those this machine can run, the best last."},
     {"set_instruction_set", set_instruction_set, METH_O, "Run the CPU kernels on the named set from now on; None: on the best, or the fastest for tiny calls."},
     {"last_branch", last_branch_name, METH_NOARGS, "Which branch the last op took, '<op>/<branch>'."},
     {"build_info", build_info, METH_NOARGS, "Compiler, oldest torch, and the GPUs this binary has kernels for."},
-    {"cross_entropy", fast(cross_entropy_directly), METH_FASTCALL, "See bindings/direct_calls.h."},
+    {"cross_entropy", fast(cross_entropy_directly), METH_FASTCALL, kDirect},
+    {"is_one", is_one, METH_O, "Whether a plain tensor without dimensions is 1."},
+    {"linear_cross_entropy", fast(linear_cross_entropy_directly), METH_FASTCALL, kDirect},
+    {"mlp_cross_entropy", fast(mlp_cross_entropy_directly), METH_FASTCALL, kDirect},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -7,7 +7,7 @@ namespace {
 
 // What is looked up once.
 struct Torch {
-  PyObject *tensor, *parameter, *empty_like, *scalar;
+  PyObject *tensor, *parameter, *empty_like, *scalar, *half_scalar;
   PyObject *is_neg, *untyped_storage, *nbytes, *data_ptr;
   const dlpack::Exchange* exchange;
 
@@ -25,9 +25,10 @@ struct Torch {
     PyObject* const parameter = PyObject_GetAttrString(nn.get(), "Parameter");
     PyObject* const empty_like = PyObject_GetAttrString(module.get(), "empty_like");
     PyObject* const scalar = PyObject_CallMethod(module.get(), "scalar_tensor", "f", 0.0);
+    PyObject* const half_scalar = scalar == nullptr ? nullptr : PyObject_CallMethod(scalar, "bfloat16", nullptr);
     const PyReference capsule(
         tensor == nullptr ? nullptr : PyObject_GetAttrString(tensor, dlpack::kExchangeAttribute));
-    if (parameter == nullptr || empty_like == nullptr || scalar == nullptr || capsule == nullptr) return nullptr;
+    if (parameter == nullptr || empty_like == nullptr || half_scalar == nullptr || capsule == nullptr) return nullptr;
     const auto* exchange =
         static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule.get(), dlpack::kExchangeName));
     if (exchange == nullptr || exchange->version.major != dlpack::kMajorVersion ||
@@ -35,8 +36,8 @@ struct Torch {
       return nullptr;
     }
     const auto name = [](const char* text) { return PyUnicode_InternFromString(text); };
-    return new Torch{tensor,         parameter,      empty_like, scalar, name("is_neg"), name("untyped_storage"),
-                     name("nbytes"), name("data_ptr"), exchange};
+    return new Torch{tensor,         parameter,               empty_like,     scalar,           half_scalar,
+                     name("is_neg"), name("untyped_storage"), name("nbytes"), name("data_ptr"), exchange};
   }
 };
 
@@ -103,7 +104,12 @@ bool read_plain(PyObject* object, PlainTensor* tensor) {
 PyReference empty_like(PyObject* tensor) {
   return PyReference(PyObject_CallFunctionObjArgs(Torch::get()->empty_like, tensor, nullptr));
 }
-PyReference empty_scalar() { return empty_like(Torch::get()->scalar); }
+PyReference empty_scalar(PlainTensor::Type type) {
+  return empty_like(type == PlainTensor::Type::kBFloat16 ? Torch::get()->half_scalar : Torch::get()->scalar);
+}
+PyReference empty_vector(int64_t size) {
+  return PyReference(PyObject_CallMethod(Torch::get()->scalar, "new_empty", "L", static_cast<long long>(size)));
+}
 
 void* memory_of(const PyReference& tensor) {
   dlpack::TensorView shared;
