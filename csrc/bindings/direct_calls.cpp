@@ -117,8 +117,8 @@ PyObject* cross_entropy_directly(PyObject*, PyObject* const* arguments, Py_ssize
   PlainTensor input, target;
   Options options;
   if (count != 5 || !read_plain(arguments[0], &input) || !read_plain(arguments[1], &target) ||
-      !read_options(arguments[2], &options) || input.dims != 2 || input.type == Type::kInt64 ||
-      input.type == Type::kFloat64 || target.type != Type::kInt64 || !target.is_vector(input.sizes[0])) {
+      !read_options(arguments[2], &options) || input.dims != 2 || input.type == Type::kInteger ||
+      input.type == Type::kFloat64 || !target.is_int64() || !target.is_vector(input.sizes[0])) {
     return not_for_it();
   }
   return or_none([&]() -> PyObject* {
@@ -165,7 +165,7 @@ PyObject* linear_cross_entropy_directly(PyObject*, PyObject* const* arguments, P
   const bool has_bias = arguments[3] != Py_None;
   const int64_t rows = input.sizes[0], features = input.sizes[1], classes = weight.sizes[0];
   if (input.dims != 2 || input.type != Type::kFloat32 || weight.type != Type::kFloat32 ||
-      !weight.is_matrix(classes, features) || target.type != Type::kInt64 || !target.is_vector(rows) ||
+      !weight.is_matrix(classes, features) || !target.is_int64() || !target.is_vector(rows) ||
       (has_bias && (!read_plain(arguments[3], &bias) || bias.type != Type::kFloat32 || !bias.is_vector(classes)))) {
     return not_for_it();
   }
@@ -203,7 +203,7 @@ PyObject* mlp_cross_entropy_directly(PyObject*, PyObject* const* arguments, Py_s
   const int64_t examples = ids.sizes[0], length = ids.sizes[1];
   const ModelShape shape{embedding.sizes[0], length, embedding.sizes[1], weight1.sizes[0], false};
   int64_t inputs = 0;
-  if (ids.dims != 2 || ids.type != Type::kInt64 || target.type != Type::kInt64 || !target.is_vector(examples) ||
+  if (ids.dims != 2 || ids.type != Type::kInteger || target.type != Type::kInteger || !target.is_vector(examples) ||
       embedding.dims != 2 || __builtin_mul_overflow(length, shape.embedding_dim, &inputs) ||
       !weight1.is_matrix(shape.hidden_dim, inputs) || !bias1.is_vector(shape.hidden_dim) ||
       !weight2.is_matrix(shape.vocab_size, shape.hidden_dim) || !bias2.is_vector(shape.vocab_size) ||
@@ -214,16 +214,17 @@ PyObject* mlp_cross_entropy_directly(PyObject*, PyObject* const* arguments, Py_s
   return or_none([&]() -> PyObject* {
     const Workspace<int32_t> tokens(examples * length), distinct(examples * length), context(examples),
         table(number_contexts_table_size(examples));
-    const TokenIds token_ids{.data = ids.data, .rows = examples, .context_length = length, .row_stride = length};
+    const TokenIds token_ids{ids.data, ids.integer, examples, length, length}, classes{target.data, target.integer,
+                                                                                      examples, 1, 1};
     if (!read_tokens(token_ids, shape.vocab_size, tokens.data())) return nullptr;
     const Workspace<Example> pairs(examples);
     const int64_t contexts =
         number_contexts(tokens.data(), examples, length, table.data(), context.data(), distinct.data());
-    const int64_t* classes = static_cast<const int64_t*>(target.data);
     for (int64_t n = 0; n < examples; ++n) {
-      const bool is_ignored = classes[n] == options.ignore_index;
-      if (!is_ignored && (classes[n] < 0 || classes[n] >= shape.vocab_size)) return nullptr;
-      pairs.data()[n] = {context.data()[n], is_ignored ? kIgnored : static_cast<int32_t>(classes[n])};
+      const int64_t y = id_at(classes, n, 0);
+      const bool is_ignored = y == options.ignore_index;
+      if (!is_ignored && (y < 0 || y >= shape.vocab_size)) return nullptr;
+      pairs.data()[n] = {context.data()[n], is_ignored ? kIgnored : static_cast<int32_t>(y)};
     }
 
     const PyReference loss = empty_scalar(Type::kFloat32);

@@ -21,7 +21,7 @@ struct DataType {
   uint8_t bits;
   uint16_t lanes;
 };
-enum Code : uint8_t { kInt = 0, kFloat = 2, kBfloat = 4 };
+enum Code : uint8_t { kInt = 0, kUnsigned = 1, kFloat = 2, kBfloat = 4 };
 
 struct TensorView {
   void* data;

@@ -49,15 +49,21 @@ int64_t call_for_integer(PyObject* object, PyObject* name) {
   return number == nullptr ? -1 : PyLong_AsLongLong(number.get());
 }
 
-bool type_of(const dlpack::DataType& dtype, PlainTensor::Type* type) {
+bool read_type(const dlpack::DataType& dtype, PlainTensor* tensor) {
   using Type = PlainTensor::Type;
+  const bool is_signed = dtype.code == dlpack::kInt;
   if (dtype.lanes != 1) return false;
   if (dtype.code == dlpack::kFloat && (dtype.bits == 16 || dtype.bits == 32 || dtype.bits == 64)) {
-    *type = dtype.bits == 16 ? Type::kFloat16 : dtype.bits == 32 ? Type::kFloat32 : Type::kFloat64;
+    tensor->type = dtype.bits == 16 ? Type::kFloat16 : dtype.bits == 32 ? Type::kFloat32 : Type::kFloat64;
   } else if (dtype.code == dlpack::kBfloat && dtype.bits == 16) {
-    *type = Type::kBFloat16;
-  } else if (dtype.code == dlpack::kInt && dtype.bits == 64) {
-    *type = Type::kInt64;
+    tensor->type = Type::kBFloat16;
+  } else if (is_signed || dtype.code == dlpack::kUnsigned) {
+    using Integer = IntegerType;
+    tensor->type = Type::kInteger;
+    tensor->integer = dtype.bits == 8    ? is_signed ? Integer::kInt8 : Integer::kUInt8
+                      : dtype.bits == 16 ? is_signed ? Integer::kInt16 : Integer::kUInt16
+                      : dtype.bits == 32 ? is_signed ? Integer::kInt32 : Integer::kUInt32
+                                         : is_signed ? Integer::kInt64 : Integer::kUInt64;
   } else {
     return false;
   }
@@ -69,7 +75,7 @@ bool read(const Torch& torch, PyObject* object, PlainTensor* tensor) {
   if (type != torch.tensor && type != torch.parameter) return false;
   dlpack::TensorView shared;
   if (torch.exchange->view_from_python(object, &shared) != 0) return false;
-  if (shared.device.type != dlpack::kCpu || shared.data == nullptr || !type_of(shared.type, &tensor->type) ||
+  if (shared.device.type != dlpack::kCpu || shared.data == nullptr || !read_type(shared.type, tensor) ||
       shared.dims > PlainTensor::kMostDims) {
     return false;
   }

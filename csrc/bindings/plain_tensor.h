@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "kernels/storage.h"
+#include "kernels/token_index.h"
 
 namespace charlm {
 
@@ -18,14 +18,16 @@ using PyReference = std::unique_ptr<PyObject, PyRelease>;
 
 // A dense, contiguous tensor of torch.Tensor or Parameter, with its memory on the CPU, that is not empty.
 struct PlainTensor {
-  enum class Type { kFloat32, kFloat64, kBFloat16, kFloat16, kInt64 };
+  enum class Type { kFloat32, kFloat64, kBFloat16, kFloat16, kInteger };
   static constexpr int kMostDims = 3;
   PyObject* object = nullptr;  // borrowed
   void* data = nullptr;
   Type type = Type::kFloat32;
+  IntegerType integer = IntegerType::kInt64;  // where the type is kInteger
   int dims = 0;
   int64_t sizes[kMostDims] = {};
 
+  bool is_int64() const { return type == Type::kInteger && integer == IntegerType::kInt64; }
   bool is_vector(int64_t size) const { return dims == 1 && sizes[0] == size; }
   bool is_matrix(int64_t rows, int64_t columns) const { return dims == 2 && sizes[0] == rows && sizes[1] == columns; }
 };
