@@ -135,6 +135,7 @@ __attribute__((noinline)) void pack_transposed(const S* from, int64_t lane_strid
   Vec<T> tile[kLanes];
   for (int i = 0; i < kLanes; ++i) {
     tile[i] = i < lanes ? load_as(from, steps) : Vec<T>{};
+    __builtin_prefetch(from + kLanes * lane_stride);  // the lanes that come next
     from += lane_stride;
   }
   transpose_spans<1, T>(tile);
@@ -146,6 +147,7 @@ __attribute__((noinline)) void pack_transposed(const S* from, int64_t lane_strid
 
 // What `lanes` vectors of the inner dimension hold, packed step by step: out[k * width + lane], 0 past the last lane.
 // Element k of a lane is from[k * depth_stride + lane * lane_stride].
+constexpr int64_t kRowsAhead = 8;
 template <typename S, typename T>
 void pack_panel(const S* from, int64_t depth_stride, int64_t lane_stride, int64_t depth, int64_t lanes, int64_t width,
                 T* out) {
@@ -154,12 +156,14 @@ void pack_panel(const S* from, int64_t depth_stride, int64_t lane_stride, int64_
   if (lane_stride == 1) {
     for (int64_t k = 0; k < depth; ++k, from += depth_stride, out += width) {
       for (int64_t lane = 0; lane < width; lane += kLanes) {
+        __builtin_prefetch(from + kRowsAhead * depth_stride + lane);
         store_lanes<T>(out + lane, load_as(from + lane, in_vector(lanes - lane)), in_vector(width - lane));
       }
     }
   } else if (depth_stride == 1) {
-    for (int64_t k = 0; k < depth; k += kLanes) {
-      for (int64_t lane = 0; lane < width; lane += kLanes) {
+    // Along a few rows at a time: the processor fetches ahead in so many.
+    for (int64_t lane = 0; lane < width; lane += kLanes) {
+      for (int64_t k = 0; k < depth; k += kLanes) {
         pack_transposed(from + k + lane * lane_stride, lane_stride, in_vector(depth - k), lanes - lane, width,
                         in_vector(width - lane), out + k * width + lane);
       }
@@ -173,15 +177,21 @@ void pack_panel(const S* from, int64_t depth_stride, int64_t lane_stride, int64_
   }
 }
 
-// B (depth, columns), given by strides, in panels: padded_columns(columns) * steps elements.
+// B (depth, columns), given by strides, in panels: padded_columns(columns) * steps elements. What lies in rows is packed
+// a few rows at a time, into all panels: a row of one panel is too short for the processor to fetch ahead.
 template <typename S, typename Element>
 void pack_panels(const S* b, int64_t row_stride, int64_t column_stride, int64_t depth, int64_t columns, Element* out) {
+  constexpr int64_t kRowsAtOnce = 4 * kSteps<Element>;
   const int64_t steps = (depth + kSteps<Element> - 1) / kSteps<Element>;
-  for (int64_t first = 0; first < columns; first += kTileColumns<SumOf<Element>>) {
-    const int64_t width = panel_width<SumOf<Element>>(columns, first);
-    pack_panel(b + first * column_stride, row_stride, column_stride, depth, columns - first < width ? columns - first : width,
-               width, out);
-    out += steps * width;
+  const int64_t rows = column_stride == 1 ? kRowsAtOnce : depth;
+  for (int64_t k = 0; k < depth; k += rows) {
+    const int64_t count = depth - k < rows ? depth - k : rows;
+    for (int64_t first = 0; first < columns; first += kTileColumns<SumOf<Element>>) {
+      const int64_t width = panel_width<SumOf<Element>>(columns, first);
+      pack_panel(b + k * row_stride + first * column_stride, row_stride, column_stride, count,
+                 columns - first < width ? columns - first : width, width,
+                 out + first * steps + k / kSteps<Element> * width);
+    }
   }
 }
 

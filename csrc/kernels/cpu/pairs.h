@@ -89,8 +89,8 @@ void pack_panel(const S* from, int64_t depth_stride, int64_t lane_stride, int64_
       }
     }
   } else if (depth_stride == 1) {
-    for (int64_t k = 0; k < depth; k += 2 * kLanes) {
-      for (int64_t lane = 0; lane < width; lane += kLanes) {
+    for (int64_t lane = 0; lane < width; lane += kLanes) {
+      for (int64_t k = 0; k < depth; k += 2 * kLanes) {
         pack_transposed(from + k + lane * lane_stride, lane_stride, up_to(depth - k, 2 * kLanes), lanes - lane, width,
                         up_to(width - lane, kLanes), out + k / 2 * width + lane);
       }
