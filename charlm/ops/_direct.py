@@ -5,8 +5,10 @@ everything else, which is then for the op of the same name: other devices, dtype
 """
 
 import torch
-from torch._C import _len_torch_dispatch_stack
-from torch._C._autograd import _profiler_enabled
+from torch import is_grad_enabled
+from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
+from torch._C._autograd import _get_current_graph_task_keep_graph, _profiler_enabled
+from torch.autograd import forward_ad
 
 from charlm.ops._extension import _C
 
@@ -16,6 +18,8 @@ SMALL = 1 << 17
 cross_entropy = _C.cross_entropy
 linear_cross_entropy = _C.linear_cross_entropy
 mlp_cross_entropy = _C.mlp_cross_entropy
+_is_one = _C.is_one
+_is_compiling = torch.compiler.is_compiling
 
 
 def is_unobserved() -> bool:
@@ -26,6 +30,18 @@ def is_unobserved() -> bool:
     return not (_len_torch_dispatch_stack() or _profiler_enabled())
 
 
-def is_one(scale: torch.Tensor) -> bool:
-    """Whether a scalar is 1, if it can be read without anybody seeing it; False where that is not known."""
-    return _C.is_one(scale) and is_unobserved()
+def is_plain_one(grad_output: torch.Tensor) -> bool:
+    """In a backward: whether there is nothing to do, as nearly always, but to hand on gradients that forward computed.
+
+    That is so where the upstream gradient is 1, nobody sees it being read, and nobody differentiates or maps over this
+    backward or will run it again.
+    """
+    return not (
+        _is_compiling()
+        or is_grad_enabled()
+        or _get_current_graph_task_keep_graph()
+        or _are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or _len_torch_dispatch_stack()
+        or _profiler_enabled()
+    ) and _is_one(grad_output)

@@ -1,14 +1,14 @@
 """The upstream gradient times gradients that forward has computed.
 
 A row that does not count has gradient 0, and keeps it whatever comes from upstream: where no row counts, a loss divided
-by their number sends back NaN. Nothing here that could be traced reads a number from a tensor: what traces a backward
-sees the same operations whatever the numbers are.
+by their number sends back NaN. Nothing here reads a number from a tensor: what traces a backward sees the same
+operations whatever the numbers are.
 """
 
 import torch
 from torch import Tensor
 
-from charlm.ops import _direct, _extension  # noqa: F401  the second declares the op
+from charlm.ops import _extension  # noqa: F401  declares the op
 
 SUMS = -1  # in the place of a class_dim: gradients that are all sums over rows
 
@@ -33,8 +33,6 @@ def scale_saved(
     """
     kept = graph_is_kept()
     if grad_output.ndim == 0 and not kept:
-        if _direct.is_one(grad_output):
-            return saved
         _scale_gradients(saved, grad_output, target, ignore_index, class_dim)
         return saved
     factors = _factors(saved, grad_output, target, ignore_index, class_dim)

@@ -11,7 +11,7 @@ from charlm.ops import _direct, _dtensor, _extension, _transforms, reference  # 
 from charlm.ops._arguments import HALF, LossOptions, check_output_dtype, complain, keywords, loss_options, promoted
 from charlm.ops._autograd import apply, autocast_dtype, check_devices, needs_gradient
 from charlm.ops._saved import Version, wanted_gradients
-from charlm.ops._scaling import graph_is_kept, scale_saved
+from charlm.ops._scaling import scale_saved
 
 _is_compiling = torch.compiler.is_compiling  # each attribute on the way to it takes time
 _forward = torch.ops.charlm.cross_entropy_forward.default
@@ -210,6 +210,8 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor | None, of_stand_in: Tensor | None = None) -> tuple[Tensor | None, ...]:
         if grad_output is None:
             return of_stand_in, None, None, None, None
+        if ctx.in_forward and of_stand_in is None and _direct.is_plain_one(grad_output):
+            return ctx.saved_tensors[0].detach(), None, None, None, None
         saved = ctx.saved_tensors  # once: checkpointing computes them again at each reading
         if _transforms.is_more_than_first_order(grad_output):
             arguments = (_logits(ctx, *saved) if ctx.in_forward else saved[0], *saved[1:3])
@@ -221,19 +223,13 @@ class _CrossEntropy(torch.autograd.Function):
                 found[0] = of_stand_in if found[0] is None else found[0] + of_stand_in
             return *found, None, None
         if ctx.in_forward:
-            gradient = _scaled(grad_output, saved[0].detach(), saved[1], ctx.options)
+            gradient, target = saved[0].detach(), saved[1]
+            kept = None if target.is_floating_point() else target
+            (gradient,) = scale_saved(grad_output, [gradient], kept, ctx.options.ignore_index, _class_dim(gradient))
             return gradient if of_stand_in is None else gradient + of_stand_in, None, None, None, None
         input_wanted, target_wanted, _ = wanted_gradients(ctx, saved[:3])
         of_input, of_target = _backward(grad_output, *saved, *ctx.options, input_wanted, target_wanted)
         return of_input if input_wanted else None, of_target if target_wanted else None, None, None, None
-
-
-def _scaled(grad_output: Tensor, gradient: Tensor, target: Tensor, options: LossOptions) -> Tensor:
-    """The upstream gradient times the saved one, which is nearly always that itself."""
-    if not graph_is_kept() and _direct.is_one(grad_output):
-        return gradient
-    classes = None if target.is_floating_point() else target
-    return scale_saved(grad_output, [gradient], classes, options.ignore_index, _class_dim(gradient))[0]
 
 
 def _logits(ctx: Any, stand_in: Tensor, target: Tensor, weight: Tensor | None, kept: Tensor | None) -> Tensor:

@@ -259,6 +259,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, linear_weight, target, weight, *saved = ctx.saved_tensors
+        input_needs, weight_needs, _, bias_needs, *_ = ctx.needs_input_grad
+        if ctx.in_forward and _direct.is_plain_one(grad_output):
+            return _needed(saved, input_needs, weight_needs, bias_needs)
         if _transforms.is_more_than_first_order(grad_output):
             tensors = (input, linear_weight, target, *ctx.unread.as_they_were(), weight)
             wanted = wanted_gradients(ctx, tensors)
@@ -273,7 +276,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 gradient if want else None for gradient, want in zip(found, which, strict=True)
             )
             return of_input, of_weight, of_target, of_bias, None, None
-        input_needs, weight_needs, _, bias_needs, *_ = ctx.needs_input_grad
         classes = None if target.is_floating_point() else target
         if classes is None and target.numel() == 0:  # no rows: all of it is 0
             grad_output = torch.zeros_like(grad_output)
@@ -282,15 +284,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             saved = scale_saved(grad_output, saved, classes, ctx.options.ignore_index, input.ndim - 1)
         else:
             saved[1:] = scale_saved(grad_output, saved[1:], classes, ctx.options.ignore_index, SUMS)
-        of_input, of_weight, of_bias = saved
-        return (
-            of_input if input_needs else None,
-            of_weight if weight_needs else None,
-            None,
-            of_bias if bias_needs else None,
-            None,
-            None,
-        )
+        return _needed(saved, input_needs, weight_needs, bias_needs)
+
+
+def _needed(gradients: Sequence[Tensor], *needs: bool) -> tuple[Tensor | None, ...]:
+    """What backward returns: the gradients of input, linear_weight and linear_bias, where they are needed."""
+    of_input, of_weight, of_bias = (g if need else None for g, need in zip(gradients, needs, strict=True))
+    return of_input, of_weight, None, of_bias, None, None
 
 
 def _wanted(like: Tensor | None, wanted: bool, input: Tensor) -> Tensor:

@@ -179,12 +179,14 @@ class _MlpCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         ids, target, weight1, weight2, *saved = ctx.saved_tensors
+        needed = ctx.needs_input_grad[2:7]
+        if ctx.in_forward and _direct.is_plain_one(grad_output):
+            return None, None, *(g if need else None for g, need in zip(saved, needed, strict=True)), None
         if _transforms.is_more_than_first_order(grad_output):
             embedding, bias1, bias2 = ctx.unread.as_they_were()
             tensors = (ids, target, embedding, weight1, bias1, weight2, bias2)
             wanted = wanted_gradients(ctx, tensors)
             return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None
-        needed = ctx.needs_input_grad[2:7]
         if ctx.in_forward:
             gradients = scale_saved(grad_output, saved, target, ctx.options.ignore_index, SUMS)
             return None, None, *(g if need else None for g, need in zip(gradients, needed, strict=True)), None
