@@ -68,7 +68,7 @@ def modules() -> list[Extension]:
     if is_gcc:
         KERNEL_FLAGS.append("-Wno-maybe-uninitialized")
     sets = instruction_sets.wanted(IS_SANITIZED or IS_IN_PLACE, str(SOURCES))
-    everywhere = instruction_sets.emulation() + ([f"-DCHARLM_ONLY_ISA={name}" for name in sets] if len(sets) == 1 else [])
+    only = [f"-DCHARLM_ONLY_ISA={name}" for name in sets] if len(sets) == 1 else []
     nvcc = cuda.find_nvcc()
 
     from pybind11.setup_helpers import Pybind11Extension
@@ -89,14 +89,16 @@ def modules() -> list[Extension]:
     ]
     objects = [Objects("cuda", sources("kernels/cuda/*.cu"), [*cuda.FLAGS, f"-I{SOURCES}"], nvcc=nvcc)] if nvcc else []
     kernels = {name: sources("kernels/cpu/*.cpp")[::-1] for name in sets}  # the last takes longest
-    narrow = sources(*(f"kernels/cpu/{name}" for name in instruction_sets.NARROW_SOURCES))
-    for name, files in {instruction_sets.NARROW: narrow, **kernels}.items():
-        flags = [*CXX_FLAGS, *KERNEL_FLAGS, *instruction_sets.flags(name), *everywhere, f"-DCHARLM_ISA={name}"]
+    narrow = {instruction_sets.NARROW: instruction_sets.narrow_sources(SOURCES / "kernels")}
+    for name, files in {**narrow, **kernels}.items():
+        flags = [*CXX_FLAGS, *KERNEL_FLAGS, *instruction_sets.flags(name), *only, f"-DCHARLM_ISA={name}"]
         objects.append(Objects(name, files, flags))
     # clang has other rules for headers that are compiled beforehand, and takes less time to read them.
     header = "bindings/checks.h" if is_gcc else None
-    objects.append(Objects("bindings", bindings, [*CXX_FLAGS, *BINDING_FLAGS, *everywhere], header))
-    objects.append(Objects("shared", sources("kernels/*.cpp"), [*CXX_FLAGS, "-O2", *everywhere]))
+    objects.append(Objects("bindings", bindings, [*CXX_FLAGS, *BINDING_FLAGS, *only], header))
+    objects.append(
+        Objects("shared", sources("kernels/*.cpp"), [*CXX_FLAGS, "-O2", *only, *instruction_sets.emulation()])
+    )
     return [
         module(Pybind11Extension("charlm._text", [], extra_link_args=SANITIZE_FLAGS), text_objects),
         module(

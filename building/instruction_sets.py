@@ -21,14 +21,12 @@ FLAGS = (
     if platform.machine() in ("x86_64", "AMD64")
     else {"generic": []}
 )
-# What a build for one set has of the first, csrc/kernels/isa.h's CHARLM_NARROW_SET: the kernels that tiny calls need.
+# csrc/kernels/isa.h's CHARLM_NARROW_SET, of which a build for another set has what tiny calls need.
 NARROW = next(iter(FLAGS))
-NARROW_SOURCES = ("cross_entropy.cpp", "product.cpp")
 
-# AVX512_BF16 written out in what AVX-512 has, for tests where the processor lacks it: csrc/kernels/cpu/pairs.h. The
-# second is for all that is compiled.
-EMULATED = {"x86_64_v4_bf16": ["-march=x86-64-v4"]}
+# AVX512_BF16 written out in what AVX-512 has, for tests where the processor lacks it: csrc/kernels/cpu/pairs.h.
 EMULATE = "-DCHARLM_EMULATE_PAIRS"
+EMULATED = {"x86_64_v4_bf16": ["-march=x86-64-v4", EMULATE]}
 
 _PROBE = """
 #include <cstdio>
@@ -72,6 +70,12 @@ def flags(name: str) -> list[str]:
 
 
 def emulation() -> list[str]:
-    """The flag for all that is compiled where a set is to be emulated: where that is asked for and necessary."""
+    """The flag for what looks at the processor where a set is to be emulated: where that is asked for and necessary."""
     wanted = os.environ.get("CHARLM_ISA") == "emulated" and len(FLAGS) > 1
     return [EMULATE] if wanted and "avx512_bf16" not in Path("/proc/cpuinfo").read_text().split() else []
+
+
+def narrow_sources(kernels: Path) -> list[str]:
+    """Of the folder csrc/kernels, what NARROW is to have in every build: what a header declares so."""
+    declared = [path for path in sorted(kernels.glob("*.h")) if "CHARLM_DECLARE_NARROW_KERNELS(" in path.read_text()]
+    return [str(kernels / "cpu" / f"{path.stem}.cpp") for path in declared if path.name != "isa.h"]

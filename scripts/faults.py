@@ -45,6 +45,7 @@ class Fault:
 
 
 CPU_MATH = "tests/test_cpu_math.py"
+DIRECT = "tests/test_direct_calls.py::test_"
 CE = "tests/test_cross_entropy.py::test_"
 EL = "tests/test_embedding_linear.py::test_"
 MLP = "tests/test_mlp_cross_entropy.py::test_"
@@ -56,35 +57,35 @@ TRAINING = "tests/test_training.py::test_"
 KERNELS = [
     Fault(
         "the tail of a row counts lanes that are not there",
-        "csrc/kernels/cpu/cross_entropy.cpp",
+        "csrc/kernels/cpu/cross_entropy_tile.h",
         "sum = sum + (lanes == kWidth<T> ? e : keep_lanes<T>(e, lanes));",
         "sum = sum + e;",
         (CE + "every_shape_in_every_dtype",),
     ),
     Fault(
         "the target's gradient lacks the slope of the softcap",
-        "csrc/kernels/cpu/cross_entropy.cpp",
-        "out[p.target[first + r]] -= index_weight[r] * scale * slope;",
-        "out[p.target[first + r]] -= index_weight[r] * scale;",
+        "csrc/kernels/cpu/cross_entropy_tile.h",
+        "from_compute(g * target_slope, out + y);",
+        "from_compute(g, out + y);",
         (CE + "every_combination_of_options",),
     ),
     Fault(
         "ignored rows have a z-loss",
-        "csrc/kernels/cpu/cross_entropy.cpp",
+        "csrc/kernels/cpu/cross_entropy_narrow.h",
         "counted[r] = counts;",
         "counted[r] = 1;",
         (CE + "every_combination_of_options",),
     ),
     Fault(
         "only negative targets are ignored",
-        "csrc/kernels/cpu/cross_entropy.cpp",
+        "csrc/kernels/cpu/cross_entropy_narrow.h",
         "const bool counts = y != p.ignore_index;",
         "const bool counts = y >= 0;",
         (CE + "any_ignore_index",),
     ),
     Fault(
         "the pieces of a long row are added in float",
-        "csrc/kernels/cpu/cross_entropy.cpp",
+        "csrc/kernels/cpu/cross_entropy_tile.h",
         "  double total = 0;\n  for (int64_t c = 0; c < classes; c += kPiece)",
         "  T total = 0;\n  for (int64_t c = 0; c < classes; c += kPiece)",
         ("tests/test_loss_edges.py::test_long_rows_lose_no_digits",),
@@ -102,6 +103,27 @@ KERNELS = [
         "const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;",
         "const uint32_t rounded = bits >> 16;",
         (EL + "half_precision_is_rounded_to_the_nearest",),
+    ),
+    Fault(
+        "a vector of bfloat16 is cut off and not rounded",
+        "csrc/kernels/cpu/convert.h",
+        "rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;\n  return",
+        "rounded = bits >> 16;\n  return",
+        (DIRECT + "second_derivatives_from_a_gradient_in_bfloat16", CE + "every_shape_in_every_dtype"),
+    ),
+    Fault(
+        "the second value of a pair is not multiplied",
+        "csrc/kernels/cpu/pairs.h",
+        "return sum + bits_to_float(a.bits << 16) * (Vec<float>)(pairs << 16);",
+        "return sum;",
+        ("tests/test_cpu_product.py::test_half_precision_is_summed_in_float32",),
+    ),
+    Fault(
+        "a product forgets all steps but those of the last block",
+        "csrc/kernels/cpu/product.cpp",
+        "accumulate || k > 0",
+        "accumulate",
+        ("tests/test_cpu_product.py::test_any_strides",),
     ),
     Fault(
         "later partial sums take the place of earlier ones",
@@ -130,6 +152,20 @@ KERNELS = [
         "load(parameters + i) * keep - u.step_size",
         "load(parameters + i) - u.step_size",
         (ENGINE + "options_equal_eager",),
+    ),
+    Fault(
+        "a direct call reads targets that are no classes",
+        "csrc/bindings/direct_calls.cpp",
+        "return tensor_ != nullptr && cpu::first_bad_target(problem) < 0;",
+        "return tensor_ != nullptr;",
+        (DIRECT + "what_is_wrong_is_for_the_op_to_say",),
+    ),
+    Fault(
+        "a direct call takes a storage for as long as it was",
+        "csrc/bindings/plain_tensor.cpp",
+        "call_for_integer(storage.get(), torch.nbytes);",
+        "INT64_MAX;",
+        (DIRECT + "it_is_for_plain_tensors_alone",),
     ),
     Fault(
         "the output bias is not clipped",

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import math
-import os
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+import cpu_library
 import mpmath
 import pytest
 import torch
 from torch import Tensor
 
-from building import instruction_sets
-
-ROOT = Path(__file__).resolve().parent.parent
-CSRC = ROOT / "csrc"
-SOURCES = [Path(__file__).with_name("cpu_math.cpp"), CSRC / "kernels" / "isa.cpp"]
-# Those that setup.py has for kernels.
-KERNEL_FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno"]
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 INFINITY, NAN = math.inf, math.nan
 
@@ -47,29 +37,7 @@ FUNCTIONS = {
 }
 
 
-@functools.cache
-def libraries() -> dict[str, ctypes.CDLL]:
-    """The functions as each instruction set that this machine can run has them."""
-    built = {}
-    for name, flags in instruction_sets.FLAGS.items():
-        library = ctypes.CDLL(str(_compiled([*KERNEL_FLAGS, *flags, f"-DCHARLM_ISA={name}"])))
-        library.is_supported.restype = ctypes.c_bool
-        if library.is_supported():
-            built[name] = library
-    return built
-
-
-def _compiled(flags: list[str]) -> Path:
-    """The library, named after all that it is made of."""
-    command = ["g++", "-std=c++20", "-shared", "-fPIC", f"-I{CSRC}", *flags, *map(str, SOURCES)]
-    parts = [" ".join(command).encode(), *(path.read_bytes() for path in [*SOURCES, *sorted(CSRC.rglob("*.h"))])]
-    path = ROOT / "build" / "cpu_math" / f"{hashlib.sha256(b''.join(parts)).hexdigest()[:16]}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        subprocess.run([*command, "-o", str(temporary)], check=True)
-        temporary.replace(path)
-    return path
+libraries = functools.partial(cpu_library.libraries, "cpu_math.cpp")
 
 
 def evaluate(library: ctypes.CDLL, name: str, *arguments: Tensor) -> Tensor:
@@ -110,8 +78,8 @@ def same(result: Tensor, expected: list[float]) -> bool:
 
 
 def test_the_flags_are_those_of_the_build() -> None:
-    build = (ROOT / "setup.py").read_text()
-    for flag in KERNEL_FLAGS:
+    build = (cpu_library.ROOT / "setup.py").read_text()
+    for flag in cpu_library.KERNEL_FLAGS:
         assert f'"{flag}"' in build
 
 

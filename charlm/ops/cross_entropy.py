@@ -119,7 +119,7 @@ def _kernel(
     compute_gradient: bool,
     dtype: torch.dtype | None,
 ) -> Sequence[Any]:
-    """The loss, in `dtype` if that is given, what is kept of it, and the gradient; None for what a small call has not."""
+    """The loss, in `dtype` if that is given, what is kept of it, and the gradient; None for what a small call lacks."""
     if weight is None and not _is_compiling() and input.numel() <= _direct.SMALL and _direct.is_unobserved():
         found = _direct.cross_entropy(input, target, options, compute_gradient, dtype is input.dtype)
         if found is not None:
@@ -160,9 +160,8 @@ def _gradient_in_forward(input: Tensor, target: Tensor, options: LossOptions) ->
 
     Backward is then a multiplication by the upstream gradient, or nothing where that is 1. Not for float16: a loss scale
     must multiply the gradient before it is rounded, or what it should rescue is already 0. Not on a GPU either: to find
-    out there that the upstream gradient is 1 takes waiting, and a multiplication another pass. And not for bfloat16 with
-    options whose second derivatives need the logits beside the gradient: backward has a bfloat16 gradient from these
-    alone.
+    out there that the upstream gradient is 1 takes waiting, and a multiplication another pass. And in bfloat16 not with
+    options whose second derivatives need the logits beside the gradient: backward has the gradient from these alone.
     """
     return (
         (input.dtype in _EXACT or (input.dtype is torch.bfloat16 and _is_invertible(options)))
@@ -318,7 +317,9 @@ def _(
     compute_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     return (
         input.new_empty(row_shape if LossOptions(*options).reduction == 0 else [], dtype=compute_dtype),
-        input.new_empty([_rows(input)] if compute_gradient and input.is_cpu else [2, _rows(input)], dtype=compute_dtype),
+        input.new_empty(
+            [_rows(input)] if compute_gradient and input.is_cpu else [2, _rows(input)], dtype=compute_dtype
+        ),
         torch.empty_like(input) if compute_gradient else input.new_empty([0]),
     )
 

@@ -1,3 +1,4 @@
+#include "bindings/branches.h"
 #include "bindings/cross_entropy_arguments.h"
 
 namespace charlm {
@@ -16,6 +17,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor targ
                            compute_gradient ? Kept::kTargetLogProbability : Kept::kLse, &problem);
     const Tensor gradient = compute_gradient ? empty_gradient(input) : allocate({0}, input.scalar_type());
     if (compute_gradient) problem.input_gradient = class_matrix(gradient);
+    took_branch("cross_entropy_forward/op");
     cpu::cross_entropy(problem);
     return {losses.reduced(problem), losses.kept(), gradient};
   });

@@ -2,7 +2,7 @@
 // mode, no trace. Each returns None where it is not meant for its arguments or finds a fault in them: the op of the same
 // name then serves the call, or says what is wrong.
 //
-// They take class indices, no class weights, and the mean or the sum of the losses; the loss is in float32.
+// Losses take class indices, no class weights, and the mean or the sum; they are in float32.
 #pragma once
 
 #include <Python.h>
@@ -20,6 +20,13 @@ PyObject* linear_cross_entropy_directly(PyObject* module, PyObject* const* argum
 // (ids, target, embedding, weight1, bias1, weight2, bias2, options) -> (loss, gradients of the parameters). In float32,
 // with biases.
 PyObject* mlp_cross_entropy_directly(PyObject* module, PyObject* const* arguments, Py_ssize_t count);
+
+// (ids, embedding, weight, bias, activation, keeps_rows) -> (output, rows or None). In float32, of ids (N, T).
+PyObject* embedding_linear_directly(PyObject* module, PyObject* const* arguments, Py_ssize_t count);
+
+// (grad_output, output, ids, rows, weight, bias, activation, vocab_size, wants_embedding, wants_weight, wants_bias)
+// -> gradients or None. The bias is read, and given, where the derivative reads it.
+PyObject* embedding_linear_backward_directly(PyObject* module, PyObject* const* arguments, Py_ssize_t count);
 
 // (scale) -> bool: whether it is a plain tensor without dimensions that is 1.
 PyObject* is_one(PyObject* module, PyObject* scale);
