@@ -1,7 +1,7 @@
 // The kernels of kernels/product.h as C functions, for tests/test_cpu_product.py.
-#include "kernels/cpu/product.cpp"
-
 #include <cstdlib>
+
+#include "kernels/cpu/product.cpp"
 
 using namespace charlm;
 using namespace charlm::cpu;
@@ -12,9 +12,7 @@ struct Operand {  // as tests/test_cpu_product.py has it
   void* data;
   int64_t storage, rows, columns, row_stride, column_stride;
 
-  Matrix matrix() const {
-    return {data, static_cast<Storage>(storage), rows, columns, row_stride, column_stride};
-  }
+  Matrix matrix() const { return {data, static_cast<Storage>(storage), rows, columns, row_stride, column_stride}; }
 };
 
 template <typename T>

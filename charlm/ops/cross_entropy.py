@@ -158,9 +158,9 @@ _EXACT = (torch.float32, torch.float64)
 def _gradient_in_forward(input: Tensor, target: Tensor, options: LossOptions) -> bool:
     """Whether forward also writes the gradient, in the one pass that has each row in cache.
 
-    Backward is then a multiplication by the upstream gradient, or nothing where that is 1. Not for float16: a loss scale
-    must multiply the gradient before it is rounded, or what it should rescue is already 0. Not on a GPU either: to find
-    out there that the upstream gradient is 1 takes waiting, and a multiplication another pass. And in bfloat16 not with
+    Backward is then a multiplication by the upstream gradient, or nothing where that is 1. Not in float16: a loss scale
+    must multiply the gradient before it is rounded, or what it should rescue is already 0. Not on a GPU: to find out
+    there that the upstream gradient is 1 takes waiting, and a multiplication another pass. And in bfloat16 not with
     options whose second derivatives need the logits beside the gradient: backward has the gradient from these alone.
     """
     return (

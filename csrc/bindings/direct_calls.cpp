@@ -208,15 +208,14 @@ PyObject* mlp_cross_entropy_directly(PyObject*, PyObject* const* arguments, Py_s
       embedding.dims != 2 || __builtin_mul_overflow(length, shape.embedding_dim, &inputs) ||
       !weight1.is_matrix(shape.hidden_dim, inputs) || !bias1.is_vector(shape.hidden_dim) ||
       !weight2.is_matrix(shape.vocab_size, shape.hidden_dim) || !bias2.is_vector(shape.vocab_size) ||
-      examples >= INT32_MAX || shape.vocab_size > INT32_MAX ||
-      cpu::mlp_cross_entropy_in_layers(shape, examples)) {
+      examples >= INT32_MAX || shape.vocab_size > INT32_MAX || cpu::mlp_cross_entropy_in_layers(shape, examples)) {
     return not_for_it();
   }
   return or_none([&]() -> PyObject* {
     const Workspace<int32_t> tokens(examples * length), distinct(examples * length), context(examples),
         table(number_contexts_table_size(examples));
-    const TokenIds token_ids{ids.data, ids.integer, examples, length, length}, classes{target.data, target.integer,
-                                                                                      examples, 1, 1};
+    const TokenIds token_ids{ids.data, ids.integer, examples, length, length},
+        classes{target.data, target.integer, examples, 1, 1};
     if (!read_tokens(token_ids, shape.vocab_size, tokens.data())) return nullptr;
     const Workspace<Example> pairs(examples);
     const int64_t contexts =
@@ -269,9 +268,8 @@ struct Layer {
     if (!read_plain(ids_object, &ids) || !read_plain(table_object, &table) || !read_plain(weight_object, &weight) ||
         (has_bias && !read_plain(bias_object, &bias)) || ids.dims != 2 || ids.type != Type::kInteger ||
         table.dims != 2 || table.type != Type::kFloat32 || weight.dims != 2 || weight.type != Type::kFloat32 ||
-        activation < 0 || activation >= kActivations ||
-        __builtin_mul_overflow(ids.sizes[1], table.sizes[1], &width) || weight.sizes[1] != width ||
-        (has_bias && (bias.type != Type::kFloat32 || !bias.is_vector(weight.sizes[0])))) {
+        activation < 0 || activation >= kActivations || __builtin_mul_overflow(ids.sizes[1], table.sizes[1], &width) ||
+        weight.sizes[1] != width || (has_bias && (bias.type != Type::kFloat32 || !bias.is_vector(weight.sizes[0])))) {
       return false;
     }
     pairs = ids.sizes[0] * ids.sizes[1];
@@ -288,8 +286,9 @@ struct Layer {
   bool read_ids(int64_t vocab_size, int32_t* tokens) {
     problem.vocab_size = vocab_size;
     problem.tokens = tokens;
-    return vocab_size <= INT32_MAX && read_tokens({ids.data, ids.integer, problem.rows, problem.context_length,
-                                                   problem.context_length, 1}, vocab_size, tokens);
+    return vocab_size <= INT32_MAX &&
+           read_tokens({ids.data, ids.integer, problem.rows, problem.context_length, problem.context_length, 1},
+                       vocab_size, tokens);
   }
   StoredMatrix hidden_rows(void* data) const { return {data, Storage::kFloat32, problem.hidden_dim, 1}; }
 };

@@ -18,13 +18,11 @@ struct LinearCrossEntropyArguments {
   const void* bias_values() const { return bias.has_value() ? bias->const_data_ptr() : nullptr; }
 };
 
-// Everything but the values of the targets is checked, for which see check_targets. The bias is converted to `bias_type`.
+// Everything but the values of the targets is checked, for which see check_targets. The bias is converted to
+// `bias_type`.
 template <typename T>
-LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(const Tensor& input, const Tensor& linear_weight,
-                                                                   const Tensor& target,
-                                                                   const OptionalTensor& linear_bias,
-                                                                   const OptionalTensor& weight,
-                                                                   const CrossEntropyOptions& options,
-                                                                   ScalarType bias_type);
+LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
+    const Tensor& input, const Tensor& linear_weight, const Tensor& target, const OptionalTensor& linear_bias,
+    const OptionalTensor& weight, const CrossEntropyOptions& options, ScalarType bias_type);
 
 }  // namespace charlm

@@ -72,7 +72,8 @@ constexpr const char* kDirect = "The op, for small calls: see bindings/direct_ca
 PyMethodDef methods[] = {
     {"instruction_set", instruction_set, METH_NOARGS, "Name of the instruction set the CPU kernels run on."},
     {"instruction_sets", instruction_sets, METH_NOARGS, "Names of those this machine can run, the best last."},
-    {"set_instruction_set", set_instruction_set, METH_O, "Run the CPU kernels on the named set from now on; None: on the best, or the fastest for tiny calls."},
+    {"set_instruction_set", set_instruction_set, METH_O,
+     "Run the CPU kernels on the named set from now on; None: on the best, or the fastest for tiny calls."},
     {"last_branch", last_branch_name, METH_NOARGS, "Which branch the last op took, '<op>/<branch>'."},
     {"build_info", build_info, METH_NOARGS, "Compiler, oldest torch, and the GPUs this binary has kernels for."},
     {"cross_entropy", fast(cross_entropy_directly), METH_FASTCALL, kDirect},

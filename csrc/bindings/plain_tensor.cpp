@@ -26,8 +26,7 @@ struct Torch {
     PyObject* const empty_like = PyObject_GetAttrString(module.get(), "empty_like");
     PyObject* const scalar = PyObject_CallMethod(module.get(), "scalar_tensor", "f", 0.0);
     PyObject* const half_scalar = scalar == nullptr ? nullptr : PyObject_CallMethod(scalar, "bfloat16", nullptr);
-    const PyReference capsule(
-        tensor == nullptr ? nullptr : PyObject_GetAttrString(tensor, dlpack::kExchangeAttribute));
+    const PyReference capsule(tensor == nullptr ? nullptr : PyObject_GetAttrString(tensor, dlpack::kExchangeAttribute));
     if (parameter == nullptr || empty_like == nullptr || half_scalar == nullptr || capsule == nullptr) return nullptr;
     const auto* exchange =
         static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule.get(), dlpack::kExchangeName));
@@ -36,8 +35,9 @@ struct Torch {
       return nullptr;
     }
     const auto name = [](const char* text) { return PyUnicode_InternFromString(text); };
-    return new Torch{tensor,         parameter,               empty_like,     scalar,           half_scalar,
-                     name("is_neg"), name("untyped_storage"), name("nbytes"), name("data_ptr"), exchange};
+    return new Torch{
+        tensor,         parameter,        empty_like, scalar, half_scalar, name("is_neg"), name("untyped_storage"),
+        name("nbytes"), name("data_ptr"), exchange};
   }
 };
 
@@ -63,7 +63,8 @@ bool read_type(const dlpack::DataType& dtype, PlainTensor* tensor) {
     tensor->integer = dtype.bits == 8    ? is_signed ? Integer::kInt8 : Integer::kUInt8
                       : dtype.bits == 16 ? is_signed ? Integer::kInt16 : Integer::kUInt16
                       : dtype.bits == 32 ? is_signed ? Integer::kInt32 : Integer::kUInt32
-                                         : is_signed ? Integer::kInt64 : Integer::kUInt64;
+                      : is_signed        ? Integer::kInt64
+                                         : Integer::kUInt64;
   } else {
     return false;
   }

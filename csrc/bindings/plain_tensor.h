@@ -1,5 +1,5 @@
-// Tensors as Python has them, read by DLPack's exchange of C structs: for calls that go past the dispatcher, which takes
-// longer on a tiny tensor than any kernel.
+// Tensors as Python has them, read by DLPack's exchange of C structs: for calls that go past the dispatcher, which
+// takes longer on a tiny tensor than any kernel.
 #pragma once
 
 #include <Python.h>
@@ -35,7 +35,8 @@ struct PlainTensor {
 // False where the object is none, or torch has no such exchange; no Python error is set then.
 bool read_plain(PyObject* object, PlainTensor* tensor);
 
-// New tensors of the shape and type of another, scalars, and vectors and matrices of float32; null with an error set where that fails.
+// New tensors of the shape and type of another, scalars, and vectors and matrices of float32; null with an error set
+// where that fails.
 PyReference empty_like(PyObject* tensor);
 PyReference empty_scalar(PlainTensor::Type type);  // float32 or bfloat16
 PyReference empty_vector(int64_t size);

@@ -41,8 +41,8 @@ struct CrossEntropy {
   T* log_sum = nullptr;
   bool lse_is_known = false;
   T* target_log_probability = nullptr;  // (N,), of class indices, on the CPU alone; null: not wanted
-  const T* row_scale = nullptr;  // (N,), upstream gradient of each row; null: 1
-  T scale = 1;                   // every gradient is scale * row_scale * d loss / d input
+  const T* row_scale = nullptr;         // (N,), upstream gradient of each row; null: 1
+  T scale = 1;                          // every gradient is scale * row_scale * d loss / d input
 };
 
 // The problem of some of its rows. Its input and input_gradient stay as they are.

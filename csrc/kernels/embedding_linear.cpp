@@ -225,9 +225,8 @@ void gather_backward(EmbeddingLinear<T> p) {
       kernels.gather_gradient(reader, chunk, first, last, scratch.data());
     });
     const int64_t units = grain(kProductGrain, chunk.rows * width);
-    parallel_for_columns(p.hidden_dim, kVectorColumns, units, [&](int64_t first, int64_t last) {
-      kernels.gather_weight_gradient(p, chunk, first, last);
-    });
+    parallel_for_columns(p.hidden_dim, kVectorColumns, units,
+                         [&](int64_t first, int64_t last) { kernels.gather_weight_gradient(p, chunk, first, last); });
     if (p.embedding_gradient == nullptr) continue;
     parallel_for(chunk.rows, grain(kProductGrain, width * p.hidden_dim),
                  [&](int64_t first, int64_t last) { kernels.gather_input_gradient(p, chunk, first, last); });

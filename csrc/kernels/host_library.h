@@ -1,6 +1,6 @@
-// What algorithms for the CPU need beside kernels: memory for the time of a call and threads, as device_library.h has it
-// for GPUs. The functions of namespace host are torch's, bindings/host_library.cpp defines them; the rest is how they
-// are called.
+// What algorithms for the CPU need beside kernels: memory for the time of a call and threads, as device_library.h has
+// it for GPUs. The functions of namespace host are torch's, bindings/host_library.cpp defines them; the rest is how
+// they are called.
 #pragma once
 
 #include <stdint.h>

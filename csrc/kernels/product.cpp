@@ -29,9 +29,10 @@ void multiply(Write write, const Matrix& out, const Matrix& a, const Matrix& b) 
   };
   // Threads share the longer side, as each packs all of the other.
   if (out.rows > out.columns) {
-    parallel_for_columns(out.rows, kVectorColumns, 1 + kGrain / (out.columns * a.columns), [&](int64_t first, int64_t last) {
-      run(out.rows_from(first, last - first), a.rows_from(first, last - first), b);
-    });
+    parallel_for_columns(out.rows, kVectorColumns, 1 + kGrain / (out.columns * a.columns),
+                         [&](int64_t first, int64_t last) {
+                           run(out.rows_from(first, last - first), a.rows_from(first, last - first), b);
+                         });
   } else {
     parallel_for_columns(out.columns, kVectorColumns, 1 + kGrain / (out.rows * a.columns),
                          [&](int64_t first, int64_t last) {

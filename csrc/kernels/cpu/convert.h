@@ -113,7 +113,9 @@ CHARLM_INLINE Vec<float> load_as(const Float16* pointer, int count) {
 #endif
 }
 
-CHARLM_INLINE void store_as(float* pointer, Vec<float> values, int count) { store_lanes<float>(pointer, values, count); }
+CHARLM_INLINE void store_as(float* pointer, Vec<float> values, int count) {
+  store_lanes<float>(pointer, values, count);
+}
 CHARLM_INLINE void store_as(double* pointer, Vec<double> values, int count) {
   store_lanes<double>(pointer, values, count);
 }

@@ -34,9 +34,8 @@ bool all_below(const Rows<S>& logits, int64_t count, int64_t classes, T bound) {
   Vec<T> largest = {};  // NaNs pass: they make a row's sum NaN whatever its shift
   for (int64_t r = 0; r < count; ++r) {
     const S* row = logits.row(r);
-    for_each_vector<T>(classes, [&](int64_t c, int lanes) {
-      largest = maximum<T>(absolute(load_as(row + c, lanes)), largest);
-    });
+    for_each_vector<T>(classes,
+                       [&](int64_t c, int lanes) { largest = maximum<T>(absolute(load_as(row + c, lanes)), largest); });
   }
   return maximum_lane<T>(largest) < bound;
 }
@@ -123,14 +122,15 @@ void target_sums(const S* row, int64_t classes, Softcap<T, kCapped> softcap, T s
 
 // What forward keeps of a row beside its loss, where it is asked to.
 template <typename T>
-CHARLM_INLINE void write_by_products(const CrossEntropy<T>& p, int64_t n, T shift, T log_sum, T target_log_probability) {
+CHARLM_INLINE void write_by_products(const CrossEntropy<T>& p, int64_t n, T shift, T log_sum,
+                                     T target_log_probability) {
   if (p.shift != nullptr) p.shift[n] = shift;
   if (p.log_sum != nullptr) p.log_sum[n] = log_sum;
   if (p.target_log_probability != nullptr) p.target_log_probability[n] = target_log_probability;
 }
 
-// A tile of up to kRows rows, whose logits and gradient are stored as S. Results are computed a vector of rows at a time,
-// so the arrays hold harmless values for rows that are not there. The gradient may be written over the logits.
+// A tile of up to kRows rows, whose logits and gradient are stored as S. Results are computed a vector of rows at a
+// time, so the arrays hold harmless values for rows that are not there. The gradient may be written over the logits.
 template <typename T, typename S, bool kCapped>
 struct Tile {
   static constexpr int kRows = (int)kCrossEntropyMaxTileRows;
@@ -150,8 +150,8 @@ struct Tile {
   TargetRow<T> target_row(int64_t r) const {
     return {p.target == nullptr ? probabilities.row(r) : nullptr, p.weight, keep, spread, p.label_smoothing};
   }
-  // Forward leaves each e^(z - shift) to be scaled: where the gradient goes, if that has room for it. A cap's derivative
-  // needs the logits again.
+  // Forward leaves each e^(z - shift) to be scaled: where the gradient goes, if that has room for it. A cap's
+  // derivative needs the logits again.
   bool keeps_exponentials() const { return !kCapped && !p.lse_is_known && gradient.data != nullptr; }
 
   void open(T* scratch) {
@@ -213,7 +213,7 @@ struct Tile {
     for (int64_t r = 0; r < count; ++r) {
       T* kept = keeps_exponentials() ? exponentials.row(r) : nullptr;
       sum[r] = sum_of_exponentials<T, S, kCapped>(logits.row(r), classes, softcap, shift[r], kept,
-                                                        logits.packed ? 0 : count * logits.stride);
+                                                  logits.packed ? 0 : count * logits.stride);
     }
   }
 

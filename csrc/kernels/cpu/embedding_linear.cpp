@@ -96,7 +96,8 @@ void project(const EmbeddingLinear<T>& p, const ProjectedTable<T>& table, int64_
     if (begin >= end) continue;
     const T* weight = p.packed_transposed + t * dim * padded;
     T* out = table.table + begin * table.stride;
-    gemm<T>(end - begin, padded, dim, {table.embeddings + begin * row, row, 1}, {weight, dim}, out, table.stride, false);
+    gemm<T>(end - begin, padded, dim, {table.embeddings + begin * row, row, 1}, {weight, dim}, out, table.stride,
+            false);
     if (t > 0 || p.bias == nullptr) continue;
     for (int64_t u = 0; u < end - begin; ++u) {
       for (int64_t h = 0; h < p.hidden_dim; ++h) out[u * table.stride + h] += p.bias[h];
@@ -257,8 +258,8 @@ void gather_forward(const EmbeddingLinear<T>& p, int64_t first, int64_t last, T*
     for (int64_t begin = first; begin < last; begin += kGatherTileRows) {
       const int64_t rows = last - begin < kGatherTileRows ? last - begin : kGatherTileRows;
       gather_embeddings(p, p.tokens + begin * p.context_length, rows, p.context_length, input, input_stride);
-      gemm<T>(rows, padded_columns<T>(hidden), width, {input, input_stride, 1}, {p.packed_transposed, width},
-              pre, hidden_stride, false);
+      gemm<T>(rows, padded_columns<T>(hidden), width, {input, input_stride, 1}, {p.packed_transposed, width}, pre,
+              hidden_stride, false);
       for (int64_t r = 0; r < rows; ++r) {
         T* values = pre + r * hidden_stride;
         T* out = direct ? static_cast<T*>(p.output.data) + (begin + r) * p.output.row_stride : values;
@@ -326,8 +327,8 @@ void gather_weight_gradient(const EmbeddingLinear<T>& p, const GatheredChunk<T>&
 template <typename T>
 void gather_input_gradient(const EmbeddingLinear<T>& p, const GatheredChunk<T>& chunk, int64_t first, int64_t last) {
   gemm<T>(last - first, p.context_length * p.embedding_dim, p.hidden_dim,
-          {chunk.gradient + first * chunk.hidden_stride, chunk.hidden_stride, 1},
-          {p.packed_weight, p.hidden_dim}, chunk.input_gradient + first * chunk.input_stride, chunk.input_stride, false);
+          {chunk.gradient + first * chunk.hidden_stride, chunk.hidden_stride, 1}, {p.packed_weight, p.hidden_dim},
+          chunk.input_gradient + first * chunk.input_stride, chunk.input_stride, false);
 }
 
 template <typename T>

@@ -1,14 +1,15 @@
 // Products of matrices, C (M x N) = A (M x K) B (K x N) or C += A B, on one thread: panels and register tiles.
 //
-// Both operands are packed into panels: the rows of A in strips of kTileRows, the columns of B in panels of kTileVectors
-// vectors, each step of the inner dimension one after the other. A tile of C lives in registers while it walks along one
-// strip and one panel. Packing is also where strides end, and where bfloat16 and float16 become what is computed in.
+// Both operands are packed into panels: the rows of A in strips of kTileRows, the columns of B in panels of
+// kTileVectors vectors, each step of the inner dimension one after the other. A tile of C lives in registers while it
+// walks along one strip and one panel. Packing is also where strides end, and where bfloat16 and float16 become what is
+// computed in.
 //
 // Every element of C is one chain of multiply-adds over k = 0, 1, ..., whatever the shape around it: callers may cut M
 // and N as they like, and results stay the same bits. cpu/product.cpp cuts large matrices for the caches.
 //
-// cpu/block_gemm.h is for operands that are in cache in blocks already: the engine's, of a few dozen rows and steps, for
-// which packing would cost as much as the product.
+// cpu/block_gemm.h is for operands that are in cache in blocks already: the engine's, of a few dozen rows and steps,
+// for which packing would cost as much as the product.
 #pragma once
 
 #include "kernels/cpu/pairs.h"
@@ -118,7 +119,8 @@ void multiply_strip(int64_t rows, int64_t columns, int64_t first_step, int64_t s
     static_assert(kTileVectors == 2);
     const auto tile = rows <= kLowTileRows
                           ? narrow ? multiply_tile<Element, kLowTileRows, 1> : multiply_tile<Element, kLowTileRows, 2>
-                          : narrow ? multiply_tile<Element, kTileRows, 1> : multiply_tile<Element, kTileRows, 2>;
+                      : narrow ? multiply_tile<Element, kTileRows, 1>
+                               : multiply_tile<Element, kTileRows, 2>;
     const int64_t stride = packed ? width : b.row_stride;
     tile(rows, steps, a, panel + first_step * stride, stride, c + first, c_stride, (int)(left - (width - kWidth<T>)),
          accumulate);
@@ -177,8 +179,8 @@ void pack_panel(const S* from, int64_t depth_stride, int64_t lane_stride, int64_
   }
 }
 
-// B (depth, columns), given by strides, in panels: padded_columns(columns) * steps elements. What lies in rows is packed
-// a few rows at a time, into all panels: a row of one panel is too short for the processor to fetch ahead.
+// B (depth, columns), given by strides, in panels: padded_columns(columns) * steps elements. What lies in rows is
+// packed a few rows at a time, into all panels: a row of one panel is too short for the processor to fetch ahead.
 template <typename S, typename Element>
 void pack_panels(const S* b, int64_t row_stride, int64_t column_stride, int64_t depth, int64_t columns, Element* out) {
   constexpr int64_t kRowsAtOnce = 4 * kSteps<Element>;

@@ -83,7 +83,8 @@ void pack_panel(const S* from, int64_t depth_stride, int64_t lane_stride, int64_
       for (int64_t lane = 0; lane < width; lane += kLanes) {
         const int count = up_to(lanes - lane, kLanes);
         const IntVec<float> first = bfloat16_lanes(from + lane, count);
-        const IntVec<float> second = k + 1 < depth ? bfloat16_lanes(from + depth_stride + lane, count) : IntVec<float>{};
+        const IntVec<float> second =
+            k + 1 < depth ? bfloat16_lanes(from + depth_stride + lane, count) : IntVec<float>{};
         store_lanes<float>(reinterpret_cast<float*>(out + lane), (Vec<float>)(first | second << 16),
                            up_to(width - lane, kLanes));
       }
