@@ -9,23 +9,6 @@ def last_branch() -> str: ...
 def cross_entropy(
     input: Tensor, target: Tensor, options: tuple[Any, ...], wants_gradient: bool, rounds: bool, /
 ) -> tuple[Tensor, Tensor | None, Tensor | None] | None: ...
-def embedding_linear(
-    ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int, keeps_rows: bool, /
-) -> tuple[Tensor, Tensor | None] | None: ...
-def embedding_linear_backward(
-    grad_output: Tensor,
-    output: Tensor,
-    ids: Tensor,
-    rows: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: int,
-    vocab_size: int,
-    wants_embedding: bool,
-    wants_weight: bool,
-    wants_bias: bool,
-    /,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None: ...
 def is_one(scale: Tensor, /) -> bool: ...
 def linear_cross_entropy(
     input: Tensor,

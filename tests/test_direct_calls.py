@@ -36,10 +36,6 @@ def linear_inputs() -> tuple[Tensor, ...]:
     return hidden, weight, integers(V, (N,)), bias
 
 
-def layer_inputs() -> tuple[Tensor, ...]:
-    return integers(V, (N, T)), *leaves((V, D), (H, T * D), (H,))
-
-
 def mlp_inputs() -> tuple[Tensor, ...]:
     return integers(V, (N, T)), integers(V, (N,)), *leaves((V, D), (H, T * D), (H,), (V, H), (V,))
 
@@ -95,48 +91,6 @@ def test_a_frozen_layer_costs_no_gradient() -> None:
     found = _direct.linear_cross_entropy(hidden, weight, target, bias, options, True, False, False)
     assert found is not None
     assert found[2:] == (None, None)
-
-
-@pytest.mark.parametrize("ids_dtype", [torch.int64, torch.uint8])
-@pytest.mark.parametrize("vocab_size", [V, 100], ids=["the table is kept", "picked rows are kept"])
-@pytest.mark.parametrize("activation", ["tanh", "gelu", "none"])
-def test_a_first_layer(activation: str, vocab_size: int, ids_dtype: torch.dtype, instruction_set: str) -> None:
-    ids = integers(vocab_size, (N, T)).to(ids_dtype)
-    parameters, upstream = leaves((vocab_size, D), (H, T * D), (H,)), normal(N, H, dtype=torch.float32, seed=9)
-    output = ops.embedding_linear(ids, *parameters, activation=activation)
-    assert took() == "embedding_linear_forward/direct"
-    found = torch.autograd.grad(output, parameters, upstream)
-    assert took() == "embedding_linear_backward/direct"
-    exact = [parameter.detach().double().requires_grad_() for parameter in parameters]
-    expected = reference.embedding_linear(ids, *exact, activation=activation)
-    torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)
-    right = torch.autograd.grad(expected, exact, upstream.double())
-    for gradient, truth in zip(found, right, strict=True):
-        torch.testing.assert_close(gradient.double(), truth, rtol=1e-4, atol=2e-5)
-
-
-def test_of_a_first_layer_what_is_asked_for() -> None:
-    ids, embedding, weight, bias = layer_inputs()
-    output = ops.embedding_linear(ids, embedding, weight, bias)
-    with torch.no_grad():
-        assert torch.equal(ops.embedding_linear(ids, embedding, weight, bias), output)
-    arguments = (torch.ones_like(output), output.detach(), ids, embedding.detach(), weight, bias, 0, V)
-    for i in range(3):
-        found = _direct.embedding_linear_backward(*arguments, *(i == other for other in range(3)))
-        assert found is not None
-        assert [gradient is not None for gradient in found] == [i == other for other in range(3)]
-    assert (
-        _direct.embedding_linear_backward(*arguments[:3], embedding[:5].detach(), *arguments[4:], *[True] * 3) is None
-    )
-    assert _direct.embedding_linear_backward(arguments[0][:5], *arguments[1:], *[True] * 3) is None
-
-
-@pytest.mark.parametrize("bad", [-1, V])
-def test_a_bad_id_is_for_the_op_to_name(bad: int) -> None:
-    ids, *parameters = layer_inputs()
-    ids[2, 1] = bad
-    with pytest.raises(IndexError, match=rf"^ids\[2, 1\] = {bad} is out of range for {V} embeddings$"):
-        ops.embedding_linear(ids, *parameters)
 
 
 class Watching(TorchDispatchMode):
@@ -230,8 +184,6 @@ def test_any_arguments(arguments: tuple) -> None:
     assert _C.cross_entropy(*arguments) is None
     assert _C.linear_cross_entropy(*arguments) is None
     assert _C.mlp_cross_entropy(*arguments) is None
-    assert _C.embedding_linear(*arguments) is None
-    assert _C.embedding_linear_backward(*arguments) is None
 
 
 def test_large_calls_are_for_the_op() -> None:

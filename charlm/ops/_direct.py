@@ -16,8 +16,6 @@ from charlm.ops._extension import _C
 SMALL = 1 << 17
 
 cross_entropy = _C.cross_entropy
-embedding_linear = _C.embedding_linear
-embedding_linear_backward = _C.embedding_linear_backward
 linear_cross_entropy = _C.linear_cross_entropy
 mlp_cross_entropy = _C.mlp_cross_entropy
 _is_one = _C.is_one

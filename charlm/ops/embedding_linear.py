@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from charlm.ops import _direct, _dtensor, _extension, _transforms, reference  # noqa: F401  _extension registers ops
+from charlm.ops import _dtensor, _extension, _transforms, reference  # noqa: F401  _extension registers the ops
 from charlm.ops._arguments import ArgumentError, complain
 from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
 from charlm.ops._saved import Unread, wanted_gradients
 
-_is_compiling = torch.compiler.is_compiling  # each attribute on the way to it takes time
 _forward = torch.ops.charlm.embedding_linear_forward.default
 _backward = torch.ops.charlm.embedding_linear_backward.default
 
@@ -103,21 +102,7 @@ def _call(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, a
     if needs_gradient(embedding, weight, bias):
         output: Tensor = apply(_EmbeddingLinear, ids, embedding, weight, bias, activation)
         return output
-    return _kernel(ids, embedding, weight, bias, activation, False)[0]
-
-
-def _is_small(ids: Tensor, weight: Tensor) -> bool:
-    return not _is_compiling() and ids.numel() * weight.shape[0] <= _direct.SMALL and _direct.is_unobserved()
-
-
-def _kernel(
-    ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int, keep_rows: bool
-) -> Sequence[Any]:
-    """The output, and the rows of the table that backward reads, where they are to be kept."""
-    found = None
-    if _is_small(ids, weight):
-        found = _direct.embedding_linear(ids, embedding, weight, bias, activation, keep_rows)
-    return found or _forward(ids, embedding, weight, bias, activation, keep_rows)
+    return _forward(ids, embedding, weight, bias, activation, False)[0]
 
 
 def _reference(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:
@@ -138,7 +123,7 @@ class _EmbeddingLinear(torch.autograd.Function):
         ctx: Any, ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int
     ) -> Tensor:
         # Of the table the rows that were read are kept, as by torch; it and the bias may change before backward.
-        output, rows = _kernel(ids, embedding, weight, bias, activation, True)
+        output, rows = _forward(ids, embedding, weight, bias, activation, True)
         read_bias = bias.clone() if bias is not None and activation in _READ_BIAS else None
         ctx.save_for_backward(ids, rows, weight, output, read_bias)
         ctx.unread = None if torch.compiler.is_compiling() else Unread(embedding=embedding, bias=bias)
@@ -156,9 +141,7 @@ class _EmbeddingLinear(torch.autograd.Function):
             tensors = (ids, embedding, weight, bias)
             return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.activation), None
         wanted = wanted[1:]
-        arguments = (grad_output, output, ids, rows, weight, bias, ctx.activation, ctx.vocab_size, *wanted)
-        found = _direct.embedding_linear_backward(*arguments) if _is_small(ids, weight) else None
-        gradients: Sequence[Any] = found or _backward(*arguments)
+        gradients = _backward(grad_output, output, ids, rows, weight, bias, ctx.activation, ctx.vocab_size, *wanted)
         return None, *(gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)), None
 
 

@@ -6,7 +6,6 @@
 #include "bindings/branches.h"
 #include "bindings/plain_tensor.h"
 #include "bindings/training.h"
-#include "kernels/embedding_linear.h"
 #include "kernels/linear_cross_entropy.h"
 #include "kernels/mlp_cross_entropy.h"
 #include "kernels/token_index.h"
@@ -248,122 +247,6 @@ PyObject* mlp_cross_entropy_directly(PyObject*, PyObject* const* arguments, Py_s
     took_branch("mlp_cross_entropy_forward/direct");
     return PyTuple_Pack(1 + kParameters, loss.get(), gradients[0].get(), gradients[1].get(), gradients[2].get(),
                         gradients[3].get(), gradients[4].get());
-  });
-}
-
-namespace {
-
-// What both directions read, and the tokens. `table` (V, D), or the (N*T, D) rows that were picked from it.
-struct Layer {
-  PlainTensor ids, table, weight, bias;
-  bool has_bias = false;
-  int64_t activation = 0, pairs = 0;
-  EmbeddingLinear<float> problem;
-
-  bool read(PyObject* ids_object, PyObject* table_object, PyObject* weight_object, PyObject* bias_object,
-            PyObject* activation_object) {
-    activation = PyLong_AsLongLong(activation_object);
-    has_bias = bias_object != Py_None;
-    int64_t width = 0;
-    if (!read_plain(ids_object, &ids) || !read_plain(table_object, &table) || !read_plain(weight_object, &weight) ||
-        (has_bias && !read_plain(bias_object, &bias)) || ids.dims != 2 || ids.type != Type::kInteger ||
-        table.dims != 2 || table.type != Type::kFloat32 || weight.dims != 2 || weight.type != Type::kFloat32 ||
-        activation < 0 || activation >= kActivations || __builtin_mul_overflow(ids.sizes[1], table.sizes[1], &width) ||
-        weight.sizes[1] != width || (has_bias && (bias.type != Type::kFloat32 || !bias.is_vector(weight.sizes[0])))) {
-      return false;
-    }
-    pairs = ids.sizes[0] * ids.sizes[1];
-    problem.rows = ids.sizes[0];
-    problem.context_length = ids.sizes[1];
-    problem.embedding_dim = table.sizes[1];
-    problem.hidden_dim = weight.sizes[0];
-    problem.activation = static_cast<Activation>(activation);
-    problem.embedding = {table.data, Storage::kFloat32, table.sizes[1], 1};
-    problem.weight = static_cast<const float*>(weight.data);
-    problem.bias = static_cast<const float*>(bias.data);
-    return true;
-  }
-  bool read_ids(int64_t vocab_size, int32_t* tokens) {
-    problem.vocab_size = vocab_size;
-    problem.tokens = tokens;
-    return vocab_size <= INT32_MAX &&
-           read_tokens({ids.data, ids.integer, problem.rows, problem.context_length, problem.context_length, 1},
-                       vocab_size, tokens);
-  }
-  StoredMatrix hidden_rows(void* data) const { return {data, Storage::kFloat32, problem.hidden_dim, 1}; }
-};
-
-}  // namespace
-
-PyObject* embedding_linear_directly(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  Layer layer;
-  if (count != 6 || !layer.read(arguments[0], arguments[1], arguments[2], arguments[3], arguments[4])) {
-    return not_for_it();
-  }
-  return or_none([&]() -> PyObject* {
-    EmbeddingLinear<float>& problem = layer.problem;
-    const Workspace<int32_t> tokens(layer.pairs);
-    if (!layer.read_ids(layer.table.sizes[0], tokens.data())) return nullptr;
-    const PyReference output = empty_matrix(problem.rows, problem.hidden_dim);
-    if (output == nullptr) return nullptr;
-    problem.output = layer.hidden_rows(memory_of(output));
-    // The rows that backward reads: those that are picked, or a copy of the table where that is less.
-    PyReference rows = none();
-    if (arguments[5] == Py_True) {
-      const bool picks = layer.pairs < problem.vocab_size;
-      rows = picks ? empty_matrix(layer.pairs, problem.embedding_dim) : empty_like(layer.table.object);
-      if (rows == nullptr) return nullptr;
-      if (picks) {
-        problem.picked_rows = memory_of(rows);
-      } else {
-        copy_bytes(memory_of(rows), layer.table.data, problem.vocab_size * problem.embedding_dim * sizeof(float));
-      }
-    }
-    cpu::embedding_linear_forward(problem);
-    took_branch("embedding_linear_forward/direct");
-    return PyTuple_Pack(2, output.get(), rows.get());
-  });
-}
-
-PyObject* embedding_linear_backward_directly(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  Layer layer;
-  PlainTensor grad_output, output;
-  if (count != 11 || !read_plain(arguments[0], &grad_output) || !read_plain(arguments[1], &output) ||
-      !layer.read(arguments[2], arguments[3], arguments[4], arguments[5], arguments[6])) {
-    return not_for_it();
-  }
-  return or_none([&]() -> PyObject* {
-    EmbeddingLinear<float>& problem = layer.problem;
-    const int64_t vocab_size = PyLong_AsLongLong(arguments[7]);
-    const bool picked = layer.pairs < vocab_size;
-    const Workspace<int32_t> tokens(layer.pairs);
-    if (grad_output.type != Type::kFloat32 || output.type != Type::kFloat32 ||
-        !grad_output.is_matrix(problem.rows, problem.hidden_dim) ||
-        !output.is_matrix(problem.rows, problem.hidden_dim) || vocab_size <= 0 ||
-        layer.table.sizes[0] != (picked ? layer.pairs : vocab_size) || !layer.read_ids(vocab_size, tokens.data())) {
-      return nullptr;
-    }
-    if (picked) problem.picked_rows = layer.table.data;
-    problem.grad_output = layer.hidden_rows(grad_output.data);
-    problem.output = layer.hidden_rows(output.data);
-    const auto wants = [&](int i) { return arguments[8 + i] == Py_True; };
-    const PyReference of_embedding = !wants(0) ? none()
-                                     : picked  ? empty_matrix(vocab_size, problem.embedding_dim)
-                                               : empty_like(layer.table.object);
-    PyReference of_weight;
-    const PyReference of_bias = wants(2) ? empty_vector(problem.hidden_dim) : none();
-    if (of_embedding == nullptr || of_bias == nullptr ||
-        !make_gradient(layer.weight.object, wants(1), &of_weight, &problem.weight_gradient)) {
-      return nullptr;
-    }
-    if (wants(0)) {
-      problem.embedding_gradient = static_cast<float*>(memory_of(of_embedding));
-      fill_zero(problem.embedding_gradient, vocab_size * problem.embedding_dim * sizeof(float));
-    }
-    if (wants(2)) problem.bias_gradient = static_cast<float*>(memory_of(of_bias));
-    cpu::embedding_linear_backward(problem);
-    took_branch("embedding_linear_backward/direct");
-    return PyTuple_Pack(3, of_embedding.get(), of_weight.get(), of_bias.get());
   });
 }
 

@@ -22,13 +22,6 @@ PyObject* linear_cross_entropy_directly(PyObject* module, PyObject* const* argum
 // with biases.
 PyObject* mlp_cross_entropy_directly(PyObject* module, PyObject* const* arguments, Py_ssize_t count);
 
-// (ids, embedding, weight, bias, activation, keeps_rows) -> (output, rows or None). In float32, of ids (N, T).
-PyObject* embedding_linear_directly(PyObject* module, PyObject* const* arguments, Py_ssize_t count);
-
-// (grad_output, output, ids, rows, weight, bias, activation, vocab_size, wants_embedding, wants_weight, wants_bias)
-// -> gradients or None. The bias is read, and given, where the derivative reads it.
-PyObject* embedding_linear_backward_directly(PyObject* module, PyObject* const* arguments, Py_ssize_t count);
-
 // (scale) -> bool: whether it is a plain tensor without dimensions that is 1.
 PyObject* is_one(PyObject* module, PyObject* scale);
 

@@ -77,8 +77,6 @@ PyMethodDef methods[] = {
     {"last_branch", last_branch_name, METH_NOARGS, "Which branch the last op took, '<op>/<branch>'."},
     {"build_info", build_info, METH_NOARGS, "Compiler, oldest torch, and the GPUs this binary has kernels for."},
     {"cross_entropy", fast(cross_entropy_directly), METH_FASTCALL, kDirect},
-    {"embedding_linear", fast(embedding_linear_directly), METH_FASTCALL, kDirect},
-    {"embedding_linear_backward", fast(embedding_linear_backward_directly), METH_FASTCALL, kDirect},
     {"is_one", is_one, METH_O, "Whether a plain tensor without dimensions is 1."},
     {"linear_cross_entropy", fast(linear_cross_entropy_directly), METH_FASTCALL, kDirect},
     {"mlp_cross_entropy", fast(mlp_cross_entropy_directly), METH_FASTCALL, kDirect},

@@ -117,11 +117,6 @@ PyReference empty_scalar(PlainTensor::Type type) {
 PyReference empty_vector(int64_t size) {
   return PyReference(PyObject_CallMethod(Torch::get()->scalar, "new_empty", "L", static_cast<long long>(size)));
 }
-PyReference empty_matrix(int64_t rows, int64_t columns) {
-  return PyReference(PyObject_CallMethod(Torch::get()->scalar, "new_empty", "LL", static_cast<long long>(rows),
-                                         static_cast<long long>(columns)));
-}
-
 void* memory_of(const PyReference& tensor) {
   dlpack::TensorView shared;
   if (Torch::get()->exchange->view_from_python(tensor.get(), &shared) != 0) return nullptr;

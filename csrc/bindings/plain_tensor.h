@@ -35,12 +35,11 @@ struct PlainTensor {
 // False where the object is none, or torch has no such exchange; no Python error is set then.
 bool read_plain(PyObject* object, PlainTensor* tensor);
 
-// New tensors of the shape and type of another, scalars, and vectors and matrices of float32; null with an error set
+// New tensors of the shape and type of another, scalars, and vectors of float32; null with an error set
 // where that fails.
 PyReference empty_like(PyObject* tensor);
 PyReference empty_scalar(PlainTensor::Type type);  // float32 or bfloat16
 PyReference empty_vector(int64_t size);
-PyReference empty_matrix(int64_t rows, int64_t columns);
 // The memory of one of them.
 void* memory_of(const PyReference& tensor);
 
