@@ -242,8 +242,6 @@ def test_second_derivatives_from_a_gradient_in_bfloat16() -> None:
 
 def test_tiny_calls_run_on_narrow_vectors() -> None:
     """By their bits: sums depend on how wide vectors are."""
-    if _C.instruction_sets()[0] != "x86_64" or len(_C.instruction_sets()) < 2:
-        pytest.skip("one instruction set")
 
     def losses(rows: int, instruction_set: str | None) -> Tensor:
         _C.set_instruction_set(instruction_set)
@@ -253,9 +251,11 @@ def test_tiny_calls_run_on_narrow_vectors() -> None:
             _C.set_instruction_set(None)
 
     best = _C.instruction_set()
-    assert torch.equal(losses(64, None), losses(64, "x86_64"))
-    assert not torch.equal(losses(64, None), losses(64, best))
+    is_narrow = best in ("x86_64", "generic")
+    assert torch.equal(losses(64, None), losses(64, best)) == is_narrow
     assert torch.equal(losses(65, None), losses(65, best))
+    if "x86_64" in _C.instruction_sets():
+        assert torch.equal(losses(64, None), losses(64, "x86_64"))
 
 
 def test_the_environment_chooses_an_instruction_set() -> None:
