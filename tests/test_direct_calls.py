@@ -258,6 +258,25 @@ def test_tiny_calls_run_on_narrow_vectors() -> None:
         assert torch.equal(losses(64, None), losses(64, "x86_64"))
 
 
+def test_defaults_of_torch_change_nothing() -> None:
+    """Not even where they are set before the first call."""
+    program = (
+        "import torch; torch.set_default_dtype(torch.float64); torch.set_default_device('meta')\n"
+        "from charlm import ops, _C\n"
+        "x = torch.zeros(2, 4, dtype=torch.float32, device='cpu', requires_grad=True)\n"
+        "loss = ops.cross_entropy(x, torch.tensor([1, 2], device='cpu')); loss.backward()\n"
+        "print(_C.last_branch(), loss.item(), loss.dtype, x.grad.tolist())"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    expected = "[[0.125, -0.375, 0.125, 0.125], [0.125, 0.125, -0.375, 0.125]]"
+    assert result.stdout.split(" ", 3) == [
+        "cross_entropy_forward/direct",
+        "1.3862943649291992",
+        "torch.float32",
+        f"{expected}\n",
+    ], result.stderr
+
+
 def test_the_environment_chooses_an_instruction_set() -> None:
     program = "import torch; from charlm import _C; print(_C.instruction_set())"
     for name in [*_C.instruction_sets(), "abacus"]:

@@ -18,13 +18,21 @@ struct Torch {
   }
 
  private:
+  // Whatever torch's default dtype and device are.
+  static PyObject* make_scalar(PyObject* torch) {
+    const PyReference function(PyObject_GetAttrString(torch, "scalar_tensor")), arguments(Py_BuildValue("(f)", 0.0)),
+        dtype(PyObject_GetAttrString(torch, "float32"));
+    if (function == nullptr || arguments == nullptr || dtype == nullptr) return nullptr;
+    const PyReference keywords(Py_BuildValue("{s:O,s:s}", "dtype", dtype.get(), "device", "cpu"));
+    return keywords == nullptr ? nullptr : PyObject_Call(function.get(), arguments.get(), keywords.get());
+  }
   static const Torch* make() {
     const PyReference module(PyImport_ImportModule("torch")), nn(PyImport_ImportModule("torch.nn"));
     if (module == nullptr || nn == nullptr) return nullptr;
     PyObject* const tensor = PyObject_GetAttrString(module.get(), "Tensor");
     PyObject* const parameter = PyObject_GetAttrString(nn.get(), "Parameter");
     PyObject* const empty_like = PyObject_GetAttrString(module.get(), "empty_like");
-    PyObject* const scalar = PyObject_CallMethod(module.get(), "scalar_tensor", "f", 0.0);
+    PyObject* const scalar = make_scalar(module.get());
     PyObject* const half_scalar = scalar == nullptr ? nullptr : PyObject_CallMethod(scalar, "bfloat16", nullptr);
     const PyReference capsule(tensor == nullptr ? nullptr : PyObject_GetAttrString(tensor, dlpack::kExchangeAttribute));
     if (parameter == nullptr || empty_like == nullptr || half_scalar == nullptr || capsule == nullptr) return nullptr;

@@ -8,7 +8,7 @@ namespace {
 // A block of B stays in the second-level cache while all strips of A pass it; a strip of A stays in the first-level
 // cache while all panels of the block pass it. Strips are packed once for so many rows. Bytes of a step: of a value, or
 // of a pair.
-constexpr int64_t kDepthBytes = 1536;
+constexpr int64_t kDepthBytes = 1024;
 constexpr int64_t kBlockColumns = 384, kBlockRows = 72 * kTileRows;
 
 template <typename Element>
