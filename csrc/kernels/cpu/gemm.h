@@ -5,8 +5,9 @@
 // walks along one strip and one panel. Packing is also where strides end, and where bfloat16 and float16 become what is
 // computed in.
 //
-// Every element of C is one chain of multiply-adds over k = 0, 1, ..., whatever the shape around it: callers may cut M
-// and N as they like, and results stay the same bits. cpu/product.cpp cuts large matrices for the caches.
+// Every element of C is added up in the same order, that of k and a part of fixed length at a time, whatever the shape
+// around it: callers may cut M and N as they like, and results stay the same bits. cpu/product.cpp cuts large matrices
+// for the caches.
 //
 // cpu/block_gemm.h is for operands that are in cache in blocks already: the engine's, of a few dozen rows and steps,
 // for which packing would cost as much as the product.
@@ -26,7 +27,7 @@ inline constexpr int kTileRows = 6, kLowTileRows = 3;
 #endif
 inline constexpr int kTileVectors = 2;
 
-// What panels consist of: values that are multiplied one by one, or pairs.
+// What strips and panels consist of: values that are multiplied one by one, or pairs.
 template <typename Element>
 struct PanelTraits {
   using Sum = Element;
@@ -107,7 +108,6 @@ struct Panels {
 };
 
 // A strip of up to kTileRows rows of A times steps [first_step, first_step + steps) of all panels of B.
-
 template <typename Element, typename T = SumOf<Element>>
 void multiply_strip(int64_t rows, int64_t columns, int64_t first_step, int64_t steps, const Element* a,
                     const Panels<Element>& b, T* c, int64_t c_stride, bool accumulate) {
@@ -147,9 +147,11 @@ __attribute__((noinline)) void pack_transposed(const S* from, int64_t lane_strid
   }
 }
 
+// Rows that are fetched while others are packed.
+constexpr int64_t kRowsAhead = 8;
+
 // What `lanes` vectors of the inner dimension hold, packed step by step: out[k * width + lane], 0 past the last lane.
 // Element k of a lane is from[k * depth_stride + lane * lane_stride].
-constexpr int64_t kRowsAhead = 8;
 template <typename S, typename T>
 void pack_panel(const S* from, int64_t depth_stride, int64_t lane_stride, int64_t depth, int64_t lanes, int64_t width,
                 T* out) {
