@@ -87,7 +87,7 @@ def test_peak_memory_is_that_of_the_steps() -> None:
             peak_memory._peak_of(partial(training_step, sizes, loss, torch.float32), threads)
             for loss in ("F.cross_entropy", "ops.linear_cross_entropy")
         )
-        assert 2 * logits < eager < 5 * logits
+        assert 1.5 * logits < eager < 5 * logits
         assert ours < logits
 
 
