@@ -151,14 +151,14 @@ def _edited(edit: Edit) -> Path:
 
 
 def _sources(csrc: Path) -> list[Path]:
-    """Kernels first, which take longest; of the bindings, all but those that register ops for the CPU or for Python."""
+    """Kernels first, which take longest; of the bindings, all but those for the CPU's ops and for Python."""
     kernels = sorted((csrc / "kernels" / "cuda").glob("*.cu"), key=lambda path: -path.stat().st_size)
-    shared = [path for path in (csrc / "bindings").glob("*.cpp") if not _registers(path)]
+    shared = [path for path in (csrc / "bindings").glob("*.cpp") if not _is_for_the_cpu(path)]
     return [*kernels, *(csrc / "bindings" / "cuda").glob("*.cpp"), *shared, *_SUPPORT]
 
 
-def _registers(path: Path) -> bool:
-    return re.search(r"\b(STABLE_TORCH_LIBRARY|PyInit)", path.read_text()) is not None
+def _is_for_the_cpu(path: Path) -> bool:
+    return re.search(r"\b(STABLE_TORCH_LIBRARY|PyObject)", path.read_text()) is not None
 
 
 def _compile(source: Path, csrc: Path) -> Path:
