@@ -109,7 +109,7 @@ KERNELS = [
         "csrc/kernels/cpu/convert.h",
         "rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;\n  return",
         "rounded = bits >> 16;\n  return",
-        (DIRECT + "second_derivatives_from_a_gradient_in_bfloat16", CE + "every_shape_in_every_dtype"),
+        (CE + "a_gradient_in_half_precision_is_rounded_to_the_nearest",),
     ),
     Fault(
         "the second value of a pair is not multiplied",

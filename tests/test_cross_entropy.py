@@ -300,3 +300,22 @@ def test_any_shape_dtype_layout_and_options(data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(2 + len(trailing))), "memory order")
     inverse = sorted(range(len(order)), key=order.__getitem__)
     check(sample.with_arguments(input=sample.arguments["input"].permute(order).contiguous().permute(inverse)))
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(64, 27), (5, 600), (3, 70, 2)], ids=str)
+def test_a_gradient_in_half_precision_is_rounded_to_the_nearest(
+    shape: tuple[int, ...], dtype: torch.dtype, instruction_set: str
+) -> None:
+    """Vectors and single values alike: what float32 has of the same logits is at most half a unit away."""
+    logits = normal(*shape, dtype=dtype)
+    target = integers(shape[1], (shape[0], *shape[2:]))
+
+    def gradient(x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(ops.cross_entropy(x, target, reduction="sum"), x)[0]
+
+    exact = gradient(logits.float()).double()
+    half_unit = torch.finfo(dtype).eps / 2
+    assert ((gradient(logits).double() - exact).abs() <= 1.01 * half_unit * exact.abs() + 1e-7).all()
