@@ -62,9 +62,14 @@ CHARLM_INLINE Vec<T> multiply_add(Vec<T> sum, T a, Vec<T> b) {
   return sum + a * b;
 }
 
-template <typename T>
-CHARLM_INLINE Vec<T> load_panel(const T* panel) {
-  return load(panel);
+// Elements as the lanes of vectors.
+template <typename Element>
+CHARLM_INLINE const SumOf<Element>* lanes_of(const Element* elements) {
+  return reinterpret_cast<const SumOf<Element>*>(elements);
+}
+template <typename Element>
+CHARLM_INLINE SumOf<Element>* lanes_of(Element* elements) {
+  return reinterpret_cast<SumOf<Element>*>(elements);
 }
 
 // `rows` <= kRows rows of C from a strip of A and one panel of B, which has kVectors vectors of columns, the last with
@@ -77,7 +82,7 @@ __attribute__((noinline)) void multiply_tile(int64_t rows, int64_t steps, const 
   for (int64_t k = 0; k < steps; ++k) {
     Vec<T> columns[kVectors];
 #pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) columns[j] = load_panel(b + j * kWidth<T>);
+    for (int j = 0; j < kVectors; ++j) columns[j] = load(lanes_of(b + j * kWidth<T>));
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
@@ -128,54 +133,72 @@ void multiply_strip(int64_t rows, int64_t columns, int64_t first_step, int64_t s
   }
 }
 
-// A tile of whole vectors transposed: out[step * width + lane] for `steps` steps and `count` lanes, of which those from
-// `lanes` on are 0. Not inlined: among loops GCC would keep the addresses of all its rows.
-template <typename S, typename T>
-__attribute__((noinline)) void pack_transposed(const S* from, int64_t lane_stride, int steps, int64_t lanes,
-                                               int64_t width, int count, T* out) {
+// The elements that packing finds: those of the first `count` values along the inner dimension; one for each of `count`
+// lanes, which are side by side; and a single one. Of the last two, `steps` values are left along that dimension.
+template <typename T, typename S>
+CHARLM_INLINE Vec<T> along(T, const S* from, int count) {
+  return load_as(from, count);
+}
+template <typename T, typename S>
+CHARLM_INLINE Vec<T> across(T, const S* from, int64_t /*depth_stride*/, int64_t /*steps*/, int count) {
+  return load_as(from, count);
+}
+template <typename T, typename S>
+CHARLM_INLINE T single(T, const S* from, int64_t /*depth_stride*/, int64_t /*steps*/) {
+  return (T)to_compute(*from);
+}
+
+// A tile of whole vectors transposed: out[step * width + lane] for so many values along the inner dimension and `count`
+// lanes, of which those from `lanes` on are 0. Not inlined: among loops GCC would keep the addresses of all its rows.
+template <typename S, typename Element>
+__attribute__((noinline)) void pack_transposed(const S* from, int64_t lane_stride, int values, int64_t lanes,
+                                               int64_t width, int count, Element* out) {
+  using T = SumOf<Element>;
   constexpr int kLanes = kWidth<T>;
   Vec<T> tile[kLanes];
   for (int i = 0; i < kLanes; ++i) {
-    tile[i] = i < lanes ? load_as(from, steps) : Vec<T>{};
+    tile[i] = i < lanes ? along(Element{}, from, values) : Vec<T>{};
     __builtin_prefetch(from + kLanes * lane_stride);  // the lanes that come next
     from += lane_stride;
   }
   transpose_spans<1, T>(tile);
   for (int i = 0; i < kLanes; ++i) {
-    if (i >= steps) break;
-    store_lanes<T>(out + i * width, tile[i], count);
+    if (kSteps<Element> * i >= values) break;
+    store_lanes<T>(lanes_of(out + i * width), tile[i], count);
   }
 }
 
 // Rows that are fetched while others are packed.
 constexpr int64_t kRowsAhead = 8;
 
-// What `lanes` vectors of the inner dimension hold, packed step by step: out[k * width + lane], 0 past the last lane.
-// Element k of a lane is from[k * depth_stride + lane * lane_stride].
-template <typename S, typename T>
+// What `lanes` vectors of the inner dimension hold, packed step by step: out[step * width + lane], 0 past the last
+// lane. Value k of a lane is from[k * depth_stride + lane * lane_stride].
+template <typename S, typename Element>
 void pack_panel(const S* from, int64_t depth_stride, int64_t lane_stride, int64_t depth, int64_t lanes, int64_t width,
-                T* out) {
-  constexpr int kLanes = kWidth<T>;
-  const auto in_vector = [](int64_t left) { return left < kLanes ? left < 0 ? 0 : (int)left : kLanes; };
+                Element* out) {
+  using T = SumOf<Element>;
+  constexpr int64_t kStep = kSteps<Element>, kLanes = kWidth<T>;
+  const auto up_to = [](int64_t most, int64_t left) { return (int)(left < most ? left < 0 ? 0 : left : most); };
   if (lane_stride == 1) {
-    for (int64_t k = 0; k < depth; ++k, from += depth_stride, out += width) {
+    for (int64_t k = 0; k < depth; k += kStep, from += kStep * depth_stride, out += width) {
       for (int64_t lane = 0; lane < width; lane += kLanes) {
         __builtin_prefetch(from + kRowsAhead * depth_stride + lane);
-        store_lanes<T>(out + lane, load_as(from + lane, in_vector(lanes - lane)), in_vector(width - lane));
+        const Vec<T> elements = across(Element{}, from + lane, depth_stride, depth - k, up_to(kLanes, lanes - lane));
+        store_lanes<T>(lanes_of(out + lane), elements, up_to(kLanes, width - lane));
       }
     }
   } else if (depth_stride == 1) {
     // Along a few rows at a time: the processor fetches ahead in so many.
     for (int64_t lane = 0; lane < width; lane += kLanes) {
-      for (int64_t k = 0; k < depth; k += kLanes) {
-        pack_transposed(from + k + lane * lane_stride, lane_stride, in_vector(depth - k), lanes - lane, width,
-                        in_vector(width - lane), out + k * width + lane);
+      for (int64_t k = 0; k < depth; k += kStep * kLanes) {
+        pack_transposed(from + k + lane * lane_stride, lane_stride, up_to(kStep * kLanes, depth - k), lanes - lane,
+                        width, up_to(kLanes, width - lane), out + k / kStep * width + lane);
       }
     }
   } else {
-    for (int64_t k = 0; k < depth; ++k, out += width) {
+    for (int64_t k = 0; k < depth; k += kStep, from += kStep * depth_stride, out += width) {
       for (int64_t lane = 0; lane < width; ++lane) {
-        out[lane] = lane < lanes ? (T)to_compute(from[k * depth_stride + lane * lane_stride]) : 0;
+        out[lane] = lane < lanes ? single(Element{}, from + lane * lane_stride, depth_stride, depth - k) : Element{};
       }
     }
   }
