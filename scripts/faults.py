@@ -99,7 +99,7 @@ KERNELS = [
     ),
     Fault(
         "bfloat16 is cut off and not rounded",
-        "csrc/kernels/cpu/convert.h",
+        "csrc/kernels/storage.h",
         "const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;",
         "const uint32_t rounded = bits >> 16;",
         (EL + "half_precision_is_rounded_to_the_nearest",),

@@ -1,9 +1,9 @@
 #include "bindings/direct_calls.h"
 
-#include <bit>
-#include <cmath>
+#include <tuple>
 
 #include "bindings/branches.h"
+#include "bindings/cross_entropy_options.h"
 #include "bindings/plain_tensor.h"
 #include "bindings/training.h"
 #include "kernels/linear_cross_entropy.h"
@@ -15,23 +15,18 @@ namespace {
 
 using Type = PlainTensor::Type;
 
-constexpr int64_t kNoReduction = 0, kMean = 1;
-
-// Of the tuple charlm.ops._arguments.LossOptions, which is checked but for what float32 makes of it.
-struct Options {
-  int64_t ignore_index = 0, reduction = kNoReduction;
-  float label_smoothing = 0, softcap = 0, z_loss = 0;
-};
-bool read_options(PyObject* tuple, Options* options) {
+// Of the tuple charlm.ops._arguments.LossOptions.
+bool read_options(PyObject* tuple, CrossEntropyOptions* options) {
   const auto integer = [&](int i) { return PyLong_AsLongLong(PyTuple_GetItem(tuple, i)); };
-  bool fits = true;
-  const auto number = [&](int i) {
-    const double value = PyFloat_AsDouble(PyTuple_GetItem(tuple, i));
-    fits = fits && (value == 0 || (std::fabs(value) >= 1e-30 && std::fabs(value) <= 1e30));
-    return static_cast<float>(value);
-  };
-  *options = {integer(0), integer(1), number(2), number(3), number(4)};
-  return PyErr_Occurred() == nullptr && fits && options->reduction != kNoReduction;
+  const auto number = [&](int i) { return PyFloat_AsDouble(PyTuple_GetItem(tuple, i)); };
+  const auto found = std::make_tuple(integer(0), integer(1), number(2), number(3), number(4));
+  if (PyErr_Occurred() != nullptr) return false;
+  try {
+    *options = std::apply(cross_entropy_options, found);
+  } catch (const std::invalid_argument&) {
+    return false;
+  }
+  return options->reduction != Reduction::kNone;
 }
 
 PyObject* not_for_it() {
@@ -69,25 +64,20 @@ bool make_gradient(PyObject* like, bool wanted, PyReference* tensor, float** dat
   return !wanted || *data != nullptr;
 }
 
-BFloat16 rounded(float value) {  // to nearest, ties to even
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  return {static_cast<uint16_t>(std::isnan(value) ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
-}
-
 // A loss over rows of so many classes, whose total goes to a new scalar.
 class Loss {
  public:
-  Loss(const PlainTensor& target, int64_t classes, const Options& options, Type type = Type::kFloat32)
+  Loss(const PlainTensor& target, int64_t classes, const CrossEntropyOptions& options, Type type = Type::kFloat32)
       : type_(type), tensor_(empty_scalar(type)), rows_(target.sizes[0]) {
     problem.rows = target.sizes[0];
     problem.classes = classes;
     problem.target = static_cast<const int64_t*>(target.data);
     problem.ignore_index = options.ignore_index;
-    problem.label_smoothing = options.label_smoothing;
-    problem.softcap = options.softcap;
-    problem.z_loss = options.z_loss;
+    problem.label_smoothing = option_as<float>("label_smoothing", options.label_smoothing);
+    problem.softcap = option_as<float>("softcap", options.softcap);
+    problem.z_loss = option_as<float>("z_loss", options.z_loss);
     problem.loss = rows_.data();
-    denominator_ = options.reduction == kMean ? cpu::mean_denominator(problem) : 1;
+    denominator_ = options.reduction == Reduction::kMean ? cpu::mean_denominator(problem) : 1;
     problem.scale = 1 / denominator_;
   }
   bool is_possible() const { return tensor_ != nullptr && cpu::first_bad_target(problem) < 0; }
@@ -97,7 +87,7 @@ class Loss {
     if (type_ == Type::kFloat32) {
       *static_cast<float*>(memory_of(tensor_)) = total;
     } else {
-      *static_cast<BFloat16*>(memory_of(tensor_)) = rounded(total);
+      *static_cast<BFloat16*>(memory_of(tensor_)) = nearest_bfloat16(total);
     }
     return tensor_.get();
   }
@@ -115,7 +105,7 @@ class Loss {
 
 PyObject* cross_entropy_directly(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   PlainTensor input, target;
-  Options options;
+  CrossEntropyOptions options;
   if (count != 5 || !read_plain(arguments[0], &input) || !read_plain(arguments[1], &target) ||
       !read_options(arguments[2], &options) || input.dims != 2 || input.type == Type::kInteger ||
       input.type == Type::kFloat64 || !target.is_int64() || !target.is_vector(input.sizes[0])) {
@@ -157,7 +147,7 @@ PyObject* is_one(PyObject*, PyObject* scale) {
 
 PyObject* linear_cross_entropy_directly(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   PlainTensor input, weight, target, bias;
-  Options options;
+  CrossEntropyOptions options;
   if (count != 8 || !read_plain(arguments[0], &input) || !read_plain(arguments[1], &weight) ||
       !read_plain(arguments[2], &target) || !read_options(arguments[4], &options)) {
     return not_for_it();
@@ -191,7 +181,7 @@ PyObject* linear_cross_entropy_directly(PyObject*, PyObject* const* arguments, P
 PyObject* mlp_cross_entropy_directly(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   constexpr int kParameters = 5;
   PlainTensor ids, target, parameters[kParameters];
-  Options options;
+  CrossEntropyOptions options;
   if (count != 8 || !read_plain(arguments[0], &ids) || !read_plain(arguments[1], &target) ||
       !read_options(arguments[7], &options)) {
     return not_for_it();
@@ -240,9 +230,9 @@ PyObject* mlp_cross_entropy_directly(PyObject*, PyObject* const* arguments, Py_s
     problem.pairs = pairs.data();
     problem.examples = examples;
     problem.parameters = values;
-    problem.mean = options.reduction == kMean;
+    problem.mean = options.reduction == Reduction::kMean;
     problem.gradients = gradient_values;
-    cpu::MlpModel<float> model(shape, options.softcap);
+    cpu::MlpModel<float> model(shape, option_as<float>("softcap", options.softcap));
     *static_cast<float*>(memory_of(loss)) = static_cast<float>(cpu::mlp_cross_entropy(problem, &model));
     took_branch("mlp_cross_entropy_forward/direct");
     return PyTuple_Pack(1 + kParameters, loss.get(), gradients[0].get(), gradients[1].get(), gradients[2].get(),

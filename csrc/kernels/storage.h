@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include "kernels/isa.h"
+
 // Functions that kernels for the GPU call as well.
 #if defined(__CUDACC__)
 #define CHARLM_HOST_DEVICE __host__ __device__
@@ -24,6 +26,14 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
+
+// To nearest, ties to even.
+CHARLM_SHARED_INLINE BFloat16 nearest_bfloat16(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return {static_cast<uint16_t>(value != value ? 0x7fc0u : rounded)};
+}
 
 template <typename S>
 inline constexpr Storage kStorageOf = Storage::kFloat32;

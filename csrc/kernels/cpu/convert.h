@@ -31,11 +31,7 @@ CHARLM_INLINE float to_compute(Float16 value) {
 
 CHARLM_INLINE void from_compute(float value, float* out) { *out = value; }
 CHARLM_INLINE void from_compute(double value, double* out) { *out = value; }
-CHARLM_INLINE void from_compute(float value, BFloat16* out) {  // to nearest, ties to even
-  const uint32_t bits = float_to_bits(value);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  out->bits = (uint16_t)(value != value ? 0x7fc0u : rounded);
-}
+CHARLM_INLINE void from_compute(float value, BFloat16* out) { *out = nearest_bfloat16(value); }
 CHARLM_INLINE void from_compute(float value, Float16* out) {  // to nearest, ties to even
   const uint32_t bits = float_to_bits(value);
   const uint32_t sign = (bits >> 16) & 0x8000u;
