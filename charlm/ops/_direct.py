@@ -22,19 +22,21 @@ _is_one = _C.is_one
 _is_compiling = torch.compiler.is_compiling
 
 
-def is_unobserved() -> bool:
-    """Whether nobody would miss the op: no mode that sees operations, as tracers and fake tensors do, and no profiler.
+def serves(size: int) -> bool:
+    """Whether a call on so many numbers is for the functions above, as far as that does not depend on its tensors.
 
-    That autograd, vmap and the compiler want to see it is for the caller to exclude.
+    It is small, nothing is compiled, and nobody would miss the op: there is no mode that sees operations, as tracers
+    and fake tensors do, and no profiler. That autograd or vmap want to see it is for the caller to exclude.
     """
-    return not (_len_torch_dispatch_stack() or _profiler_enabled())
+    return not _is_compiling() and size <= SMALL and not (_len_torch_dispatch_stack() or _profiler_enabled())
 
 
 def is_plain_one(grad_output: torch.Tensor) -> bool:
     """In a backward: whether there is nothing to do, as nearly always, but to hand on gradients that forward computed.
 
     That is so where the upstream gradient is 1, nobody sees it being read, and nobody differentiates or maps over this
-    backward or will run it again.
+    backward or will run it again. These are the questions of `_scaling.graph_is_kept` and
+    `_transforms.is_more_than_first_order`, asked at once: a tiny loss would notice the calls.
     """
     return not (
         _is_compiling()

@@ -13,7 +13,6 @@ from charlm.ops._autograd import apply, autocast_dtype, check_devices, needs_gra
 from charlm.ops._saved import Version, wanted_gradients
 from charlm.ops._scaling import scale_saved
 
-_is_compiling = torch.compiler.is_compiling  # each attribute on the way to it takes time
 _forward = torch.ops.charlm.cross_entropy_forward.default
 _backward = torch.ops.charlm.cross_entropy_backward.default
 
@@ -120,7 +119,7 @@ def _kernel(
     dtype: torch.dtype | None,
 ) -> Sequence[Any]:
     """The loss, in `dtype` if that is given, what is kept of it, and the gradient; None for what a small call lacks."""
-    if weight is None and not _is_compiling() and input.numel() <= _direct.SMALL and _direct.is_unobserved():
+    if weight is None and _direct.serves(input.numel()):
         found = _direct.cross_entropy(input, target, options, compute_gradient, dtype is input.dtype)
         if found is not None:
             return found
@@ -192,7 +191,7 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.in_forward = in_forward = _gradient_in_forward(input, target, options)
         if in_forward:
             loss, kept, gradient = _kernel(input, target, weight, options, True, dtype)
-            if _is_invertible(options) or _is_compiling():
+            if _is_invertible(options) or torch.compiler.is_compiling():
                 ctx.save_for_backward(gradient, target, weight, kept if gradient.dtype is torch.bfloat16 else None)
             else:
                 ctx.input_version = Version(input)

@@ -218,11 +218,6 @@ def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, optio
 _OP = _transforms.Op(_call, _reference, _fold)
 
 
-def _is_small(input: Tensor, linear_weight: Tensor) -> bool:
-    """By what is multiplied: a product of so many values takes as long as a loss of a few."""
-    return not torch.compiler.is_compiling() and input.numel() * linear_weight.shape[0] <= 8 * _direct.SMALL
-
-
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -240,7 +235,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.in_forward = options.reduction != 0 and not target_needs and input.dtype != torch.float16
         wanted = (input_needs, weight_needs, bias_needs) if ctx.in_forward else (False, False, False)
         found = None
-        if ctx.in_forward and weight is None and _is_small(input, linear_weight) and _direct.is_unobserved():
+        # Of a product as many values take as long as one of a loss.
+        if ctx.in_forward and weight is None and _direct.serves(input.numel() * linear_weight.shape[0] // 8):
             found = _direct.linear_cross_entropy(input, linear_weight, target, linear_bias, options, *wanted)
         if found is None:
             loss, lse, *gradients = _forward(input, linear_weight, target, linear_bias, weight, *options, *wanted)

@@ -142,10 +142,6 @@ def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, optio
 _OP = _transforms.Op(_call, _reference, _fold)
 
 
-def _is_small(ids: Tensor, weight1: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and ids.numel() * weight1.shape[0] <= _direct.SMALL
-
-
 class _MlpCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -164,7 +160,7 @@ class _MlpCrossEntropy(torch.autograd.Function):
         ctx.in_forward = options.reduction != 0 and embedding.dtype != torch.float16
         arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
         found = None
-        if ctx.in_forward and _is_small(ids, weight1) and _direct.is_unobserved():
+        if ctx.in_forward and _direct.serves(ids.numel() * weight1.shape[0]):
             found = _direct.mlp_cross_entropy(*arguments, options)
         loss, *gradients = found or _forward(*arguments, *_of_schema(options), ctx.in_forward)
         ctx.unread = None

@@ -84,7 +84,7 @@ def load(edit: Edit) -> None:
     aten.impl("addmm.dtype_out", _addmm, "CPU")
     _registrations.extend([charlm, aten])
     # Which tensors of the CPU would have, and those of a GPU have not.
-    _direct.is_unobserved = lambda: False
+    _direct.serves = lambda _: False
     _direct.is_plain_one = lambda _: False
     importlib.import_module("charlm.ops.cross_entropy")._gradient_in_forward = lambda *_: False
 
