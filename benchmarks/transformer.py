@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from charlm import ops
+from examples.makemore_transformer import Block
 
 
 @dataclass(frozen=True)
@@ -22,23 +23,6 @@ class Sizes:
     heads: int
     length: int
     batch_size: int
-
-
-class Block(nn.Module):
-    """Attention to what came before, then a layer for every position by itself; each added to its input."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.projection(attended.transpose(1, 2).flatten(-2))
-        return x + self.mlp(self.norm2(x))
 
 
 class Transformer(nn.Module):
