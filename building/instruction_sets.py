@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import shlex
@@ -17,6 +18,7 @@ FLAGS = (
         "x86_64_v3": ["-march=x86-64-v3"],
         "x86_64_v4": ["-march=x86-64-v4"],
         "x86_64_v4_bf16": ["-march=x86-64-v4", "-mavx512bf16"],
+        "x86_64_v4_amx": ["-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
     }
     if platform.machine() in ("x86_64", "AMD64")
     else {"generic": []}
@@ -24,9 +26,13 @@ FLAGS = (
 # csrc/kernels/isa.h's CHARLM_NARROW_SET, of which a build for another set has what tiny calls need.
 NARROW = next(iter(FLAGS))
 
-# AVX512_BF16 written out in what AVX-512 has, for tests where the processor lacks it: csrc/kernels/cpu/pairs.h.
-EMULATE = "-DCHARLM_EMULATE_PAIRS"
-EMULATED = {"x86_64_v4_bf16": ["-march=x86-64-v4", EMULATE]}
+# Instructions written out in what AVX-512 has, for tests where the processor lacks them: csrc/kernels/cpu/pairs.h and
+# tiles.h. By the flag of the compiler that has them: what the processor calls them, and what stands for them.
+_EMULATED = {
+    "-mavx512bf16": ("avx512_bf16", ["-DCHARLM_EMULATE_PAIRS"]),
+    "-mamx-tile": ("amx_tile", ["-DCHARLM_EMULATE_TILES"]),
+    "-mamx-bf16": ("amx_bf16", []),
+}
 
 _PROBE = """
 #include <cstdio>
@@ -66,13 +72,28 @@ def _best(include: str) -> str:
 
 def flags(name: str) -> list[str]:
     """Those to compile the kernels with for a set."""
-    return EMULATED[name] if name in EMULATED and emulation() else FLAGS[name]
+    return emulated_flags(name) if _emulates() else FLAGS[name]
+
+
+def emulated_flags(name: str) -> list[str]:
+    """The same, with what this processor lacks emulated where it can be."""
+    lacking = _lacking()
+    return [own for flag in FLAGS[name] for own in lacking.get(flag, [flag])]
 
 
 def emulation() -> list[str]:
-    """The flag for what looks at the processor where a set is to be emulated: where that is asked for and necessary."""
-    wanted = os.environ.get("CHARLM_ISA") == "emulated" and len(FLAGS) > 1
-    return [EMULATE] if wanted and "avx512_bf16" not in Path("/proc/cpuinfo").read_text().split() else []
+    """The flags for what looks at the processor where sets are to be emulated: where that is asked for."""
+    return list(itertools.chain(*_lacking().values())) if _emulates() else []
+
+
+def _emulates() -> bool:
+    return os.environ.get("CHARLM_ISA") == "emulated" and len(FLAGS) > 1
+
+
+def _lacking() -> dict[str, list[str]]:
+    """What stands for the flags of the compiler whose instructions this processor lacks."""
+    has = set(Path("/proc/cpuinfo").read_text().split())
+    return {flag: instead for flag, (instruction, instead) in _EMULATED.items() if instruction not in has}
 
 
 def narrow_sources(kernels: Path) -> list[str]:

@@ -24,10 +24,8 @@ def libraries(name: str) -> dict[str, ctypes.CDLL]:
     The file says by a function `is_supported` whether the machine can run what it was compiled for.
     """
     built = {}
-    lacks_pairs = "avx512_bf16" not in Path("/proc/cpuinfo").read_text().split()
-    for instruction_set, flags in instruction_sets.FLAGS.items():
-        if lacks_pairs:
-            flags = instruction_sets.EMULATED.get(instruction_set, flags)
+    for instruction_set in instruction_sets.FLAGS:
+        flags = instruction_sets.emulated_flags(instruction_set)
         library = ctypes.CDLL(str(_compiled(name, [*KERNEL_FLAGS, *flags, f"-DCHARLM_ISA={instruction_set}"])))
         library.is_supported.restype = ctypes.c_bool
         if library.is_supported():

@@ -33,4 +33,5 @@ extern "C" void multiply_double(const Operand* out, const Operand* a, const Oper
   multiply_with<double>(out, a, b, accumulate);
 }
 extern "C" bool has_pairs() { return CHARLM_HAS_PAIRS; }
+extern "C" bool has_tiles() { return CHARLM_HAS_TILES; }
 extern "C" bool is_supported() { return machine_supports(InstructionSet::CHARLM_ISA); }

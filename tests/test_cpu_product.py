@@ -25,6 +25,7 @@ SHAPES = (
     (1010, 20, 40),
     (20, 790, 100),
     (30, 50, 1600),
+    (48, 80, 1100),  # whole registers of tiles
 )
 LAYOUTS = {  # of a matrix of so many rows and columns, by the strides that a kernel meets
     "rows": lambda rows, columns, dtype: torch.empty(rows, columns, dtype=dtype),
@@ -115,6 +116,10 @@ def test_bits_do_not_depend_on_how_the_result_is_cut(dtype: torch.dtype) -> None
         assert torch.equal(whole, parts), instruction_set
 
 
-def test_pairs_are_among_what_is_tested() -> None:
+def test_pairs_and_tiles_are_among_what_is_tested() -> None:
     if "x86_64_v4" in libraries():
-        assert [name for name, library in libraries().items() if library.has_pairs()] == ["x86_64_v4_bf16"]
+        assert [name for name, library in libraries().items() if library.has_pairs()] == [
+            "x86_64_v4_bf16",
+            "x86_64_v4_amx",
+        ]
+        assert [name for name, library in libraries().items() if library.has_tiles()] == ["x86_64_v4_amx"]

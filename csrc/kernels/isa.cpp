@@ -4,6 +4,12 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__linux__) && defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace charlm::cpu {
 namespace {
 
@@ -19,22 +25,37 @@ namespace {
   return supports_x86_64_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-// Built with CHARLM_EMULATE_PAIRS it does without the instructions: see cpu/pairs.h.
-[[maybe_unused]] bool supports_x86_64_v4_bf16() {
-#if defined(CHARLM_EMULATE_PAIRS)
-  return supports_x86_64_v4();
+// The tile registers of AMX are 8 KiB that Linux saves for the processes that have asked for them.
+[[maybe_unused]] bool has_tiles() {
+#if defined(__linux__)
+  unsigned eax, ebx, ecx, edx;
+  constexpr unsigned kBFloat16 = 1u << 22, kTiles = 1u << 24;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (~edx & (kBFloat16 | kTiles)) != 0) return false;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA: Linux 5.16
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
-  return supports_x86_64_v4() && __builtin_cpu_supports("avx512bf16");
+  return false;
 #endif
 }
+
+// What is emulated (cpu/pairs.h, cpu/tiles.h) is for tests, which ask for it.
+#if defined(CHARLM_EMULATE_PAIRS)
+constexpr bool kEmulatesPairs = true;
+#else
+constexpr bool kEmulatesPairs = false;
+#endif
+#if defined(CHARLM_EMULATE_TILES)
+constexpr bool kEmulatesTiles = true;
+#else
+constexpr bool kEmulatesTiles = false;
+#endif
+[[maybe_unused]] bool supports_x86_64_v4_bf16() {
+  return supports_x86_64_v4() && (kEmulatesPairs || __builtin_cpu_supports("avx512bf16"));
+}
+[[maybe_unused]] bool supports_x86_64_v4_amx() { return supports_x86_64_v4_bf16() && (kEmulatesTiles || has_tiles()); }
+constexpr int kFastSets = kInstructionSets - kEmulatesPairs - kEmulatesTiles;
 #else
 bool supports_generic() { return true; }
-#endif
-
-// What is emulated is for tests, which ask for it.
-#if defined(CHARLM_EMULATE_PAIRS)
-constexpr int kFastSets = kInstructionSets - 1;
-#else
 constexpr int kFastSets = kInstructionSets;
 #endif
 

@@ -4,7 +4,7 @@
 //
 // Every element is summed in order of the inner dimension, so that its bits depend neither on the number of threads nor
 // on how a caller cuts M and N. Values in half precision are widened on the way into registers. Where the processor
-// multiplies pairs of bfloat16 (AVX512_BF16), a product with a factor in bfloat16 has both in it, and sums in float32.
+// multiplies bfloat16 (AVX512_BF16, AMX), a product with a factor in bfloat16 has both in it, and sums in float32.
 #pragma once
 
 #include <stdint.h>

@@ -43,6 +43,18 @@ using SumOf = typename PanelTraits<Element>::Sum;
 template <typename Element>
 inline constexpr int64_t kSteps = PanelTraits<Element>::kSteps;
 
+// Rows of a strip, and steps that are multiplied in one instruction, which strips and panels are padded to. tiles.h has
+// more of both.
+template <typename Element>
+inline constexpr int kStripRows = kTileRows;
+template <typename Element>
+inline constexpr int64_t kStepsAtOnce = 1;
+template <typename Element>
+constexpr int64_t padded_steps(int64_t depth) {
+  constexpr int64_t kValues = kSteps<Element> * kStepsAtOnce<Element>;
+  return (depth + kValues - 1) / kValues * kStepsAtOnce<Element>;
+}
+
 template <typename T>
 inline constexpr int kTileColumns = kTileVectors * kWidth<T>;
 
@@ -204,12 +216,19 @@ void pack_panel(const S* from, int64_t depth_stride, int64_t lane_stride, int64_
   }
 }
 
-// B (depth, columns), given by strides, in panels: padded_columns(columns) * steps elements. What lies in rows is
-// packed a few rows at a time, into all panels: a row of one panel is too short for the processor to fetch ahead.
+// Up to kStripRows rows of A, given by strides.
+template <typename S, typename Element>
+void pack_strip(const S* a, int64_t depth_stride, int64_t row_stride, int64_t depth, int64_t rows, Element* out) {
+  pack_panel(a, depth_stride, row_stride, depth, rows, kTileRows, out);
+}
+
+// B (depth, columns), given by strides, in panels: padded_columns(columns) * padded_steps(depth) elements. What lies in
+// rows is packed a few rows at a time, into all panels: a row of one panel is too short for the processor to fetch
+// ahead.
 template <typename S, typename Element>
 void pack_panels(const S* b, int64_t row_stride, int64_t column_stride, int64_t depth, int64_t columns, Element* out) {
   constexpr int64_t kRowsAtOnce = 4 * kSteps<Element>;
-  const int64_t steps = (depth + kSteps<Element> - 1) / kSteps<Element>;
+  const int64_t filled = (depth + kSteps<Element> - 1) / kSteps<Element>, steps = padded_steps<Element>(depth);
   const int64_t rows = column_stride == 1 ? kRowsAtOnce : depth;
   for (int64_t k = 0; k < depth; k += rows) {
     const int64_t count = depth - k < rows ? depth - k : rows;
@@ -219,6 +238,10 @@ void pack_panels(const S* b, int64_t row_stride, int64_t column_stride, int64_t 
                  columns - first < width ? columns - first : width, width,
                  out + first * steps + k / kSteps<Element> * width);
     }
+  }
+  for (int64_t first = 0; first < columns && filled < steps; first += kTileColumns<SumOf<Element>>) {
+    const int64_t width = panel_width<SumOf<Element>>(columns, first);
+    __builtin_memset(out + first * steps + filled * width, 0, (steps - filled) * width * (int64_t)sizeof(Element));
   }
 }
 
@@ -240,8 +263,7 @@ void gemm(int64_t rows, int64_t columns, int64_t depth, const MatrixA<T>& a, con
     int64_t k = 0;
     do {  // also where there is no step: C = 0
       const int64_t steps = depth - k < kStripSteps ? depth - k : kStripSteps;
-      pack_panel(a.data + row * a.row_stride + k * a.depth_stride, a.depth_stride, a.row_stride, steps, count,
-                 kTileRows, strip);
+      pack_strip(a.data + row * a.row_stride + k * a.depth_stride, a.depth_stride, a.row_stride, steps, count, strip);
       multiply_strip(count, columns, k, steps, strip, b, c + row * c_stride, c_stride, accumulate || k > 0);
       k += steps;
     } while (k < depth);

@@ -1,6 +1,6 @@
 #include "kernels/product.h"
 
-#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/tiles.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
 namespace {
@@ -9,15 +9,16 @@ namespace {
 // cache while all panels of the block pass it. Strips are packed once for so many rows. Bytes of a step: of a value, or
 // of a pair.
 constexpr int64_t kDepthBytes = 1024;
-constexpr int64_t kBlockColumns = 384, kBlockRows = 72 * kTileRows;
+constexpr int64_t kBlockColumns = 384, kMostBlockRows = 1008;
 
 template <typename Element>
 struct Blocked {
   using T = SumOf<Element>;
   static constexpr int64_t kBlockSteps = kDepthBytes / (int64_t)sizeof(Element);
   static constexpr int64_t kDepth = kBlockSteps * kSteps<Element>;
+  static constexpr int64_t kRows = kStripRows<Element>, kBlockRows = kMostBlockRows / kRows * kRows;
 
-  static int64_t strips_size(int64_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows * kBlockSteps; }
+  static int64_t strips_size(int64_t rows) { return (rows + kRows - 1) / kRows * kRows * kBlockSteps; }
   static int64_t scratch_bytes(int64_t rows, int64_t columns) {
     const int64_t block_rows = rows < kBlockRows ? rows : kBlockRows;
     const int64_t block_columns = columns < kBlockColumns ? padded_columns<T>(columns) : kBlockColumns;
@@ -26,9 +27,9 @@ struct Blocked {
 
   static void pack_strips(const Matrix& a, Element* strips) {
     with_storage<T>(a.data, a.storage, [&](const auto* data) {
-      for (int64_t row = 0; row < a.rows; row += kTileRows) {
-        const int64_t count = a.rows - row < kTileRows ? a.rows - row : kTileRows;
-        pack_panel(data + row * a.row_stride, a.column_stride, a.row_stride, a.columns, count, kTileRows,
+      for (int64_t row = 0; row < a.rows; row += kRows) {
+        const int64_t count = a.rows - row < kRows ? a.rows - row : kRows;
+        pack_strip(data + row * a.row_stride, a.column_stride, a.row_stride, a.columns, count,
                    strips + row * kBlockSteps);
       }
     });
@@ -41,7 +42,7 @@ struct Blocked {
       Element* panels = strips + strips_size(rows);
       for (int64_t k = 0; k < a.columns; k += kDepth) {
         const int64_t depth = a.columns - k < kDepth ? a.columns - k : kDepth;
-        const int64_t steps = (depth + kSteps<Element> - 1) / kSteps<Element>;
+        const int64_t steps = padded_steps<Element>(depth);
         pack_strips(a.rows_from(row, rows).columns_from(k, depth), strips);
         for (int64_t column = 0; column < out.columns; column += kBlockColumns) {
           const int64_t columns = out.columns - column < kBlockColumns ? out.columns - column : kBlockColumns;
@@ -49,9 +50,9 @@ struct Blocked {
           with_storage<T>(block.data, block.storage, [&](const auto* data) {
             pack_panels(data, block.row_stride, block.column_stride, depth, columns, panels);
           });
-          for (int64_t r = 0; r < rows; r += kTileRows) {
+          for (int64_t r = 0; r < rows; r += kRows) {
             T* c = static_cast<T*>(out.at((row + r) * out.row_stride + column));
-            multiply_strip(rows - r < kTileRows ? rows - r : kTileRows, columns, 0, steps, strips + r * kBlockSteps,
+            multiply_strip(rows - r < kRows ? rows - r : kRows, columns, 0, steps, strips + r * kBlockSteps,
                            Panels<Element>{panels, steps}, c, out.row_stride, accumulate || k > 0);
           }
         }
@@ -78,7 +79,12 @@ template <typename T>
 void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool accumulate, void* scratch) {
 #if CHARLM_HAS_PAIRS
   if constexpr (sizeof(T) == 4) {
-    if (multiplies_pairs(a, b)) return Blocked<Pair>::multiply(out, a, b, accumulate, scratch);
+    if (multiplies_pairs(a, b)) {
+#if CHARLM_HAS_TILES
+      [[maybe_unused]] const TilesInUse tiles;
+#endif
+      return Blocked<Pair>::multiply(out, a, b, accumulate, scratch);
+    }
   }
 #endif
   Blocked<T>::multiply(out, a, b, accumulate, scratch);
