@@ -119,6 +119,27 @@ KERNELS = [
         ("tests/test_cpu_product.py::test_half_precision_is_summed_in_float32",),
     ),
     Fault(
+        "what fills up the last tile of a panel is not 0",
+        "csrc/kernels/cpu/gemm.h",
+        "filled < steps; first += kTileColumns",
+        "filled > steps; first += kTileColumns",
+        ("tests/test_cpu_product.py::test_half_precision_is_summed_in_float32",),
+    ),
+    Fault(
+        "a tile at the edge of the result does not add to it",
+        "csrc/kernels/cpu/tiles.h",
+        "tiles(steps, a, from, width, edge, kColumns, accumulate);",
+        "tiles(steps, a, from, width, edge, kColumns, false);",
+        ("tests/test_cpu_product.py::test_half_precision_is_summed_in_float32",),
+    ),
+    Fault(
+        "an update by one kernel pairs elements that lie in different orders",
+        "charlm/optimizers.py",
+        "        and gradient.is_contiguous()\n",
+        "",
+        ("tests/test_optimizers.py::test_an_update_is_that_of_torch_optim",),
+    ),
+    Fault(
         "a product forgets all steps but those of the last block",
         "csrc/kernels/cpu/product.cpp",
         "accumulate || k > 0",

@@ -1,5 +1,6 @@
 // The kernels of kernels/product.h as C functions, for tests/test_cpu_product.py.
 #include <cstdlib>
+#include <cstring>
 
 #include "kernels/cpu/product.cpp"
 
@@ -20,6 +21,7 @@ void multiply_with(const Operand* out, const Operand* a, const Operand* b, bool 
   const auto kernels = CHARLM_ISA_NAMESPACE::kernels<ProductKernels<T>>();
   const int64_t bytes = (kernels.scratch_bytes(a->matrix(), b->matrix()) + 63) / 64 * 64;
   void* scratch = std::aligned_alloc(64, bytes);
+  std::memset(scratch, 0xff, bytes);  // NaN, of which none may be read before it is overwritten
   kernels.multiply(out->matrix(), a->matrix(), b->matrix(), accumulate, scratch);
   std::free(scratch);
 }

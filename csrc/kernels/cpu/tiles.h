@@ -1,5 +1,5 @@
-// Pairs of bfloat16 as AMX multiplies them: matrices in the processor's eight tile registers, each of kTileLanes rows
-// of 64 bytes, 16 sums of 16 pairs each for every element of a tile in one instruction.
+// Pairs of bfloat16 as AMX multiplies them: the processor has eight registers of 16 rows of 64 bytes, tiles, and adds
+// the product of two tiles of 16 x 16 pairs to a tile of 16 x 16 sums in float32 in one instruction.
 //
 // Built with CHARLM_EMULATE_TILES the instructions are written out for processors without them, so that tests can run
 // what uses them anywhere.
@@ -93,7 +93,7 @@ struct TilesInUse {
 
 #endif
 
-// Two tiles below each other, times two side by side.
+// A strip is two tiles below each other, a panel two side by side: each tile that is loaded is multiplied twice.
 template <>
 inline constexpr int kStripRows<Pair> = 2 * kTileLanes;
 template <>
