@@ -15,7 +15,7 @@ constexpr int64_t kProductGrain = 1 << 20;
 constexpr int64_t kValueGrain = 1 << 15;
 // Values that backward of "gather" holds of a chunk of rows, and the most rows of one.
 constexpr int64_t kChunkValues = 1 << 20;
-constexpr int64_t kChunkRows = 256;
+constexpr int64_t kChunkRows = 6 * kGatherTileRows;
 
 int64_t grain(int64_t work, int64_t work_per_item) { return 1 + work / (work_per_item > 0 ? work_per_item : 1); }
 

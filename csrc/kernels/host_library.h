@@ -22,12 +22,20 @@ void release(void* memory, size_t bytes);
 
 }  // namespace host
 
-// memset and memcpy take no null pointer, which an empty array may have, not even for 0 bytes.
+// Bytes that are worth waking a thread for.
+inline constexpr int64_t kByteGrain = 1 << 20;
+
+// Also of empty arrays, whose null pointers memset and memcpy would not take.
 inline void fill_zero(void* data, int64_t bytes) {
-  if (bytes > 0) std::memset(data, 0, static_cast<size_t>(bytes));
+  parallel_for(bytes, kByteGrain, [&](int64_t first, int64_t last) {
+    std::memset(static_cast<char*>(data) + first, 0, static_cast<size_t>(last - first));
+  });
 }
 inline void copy_bytes(void* to, const void* from, int64_t bytes) {
-  if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
+  parallel_for(bytes, kByteGrain, [&](int64_t first, int64_t last) {
+    std::memcpy(static_cast<char*>(to) + first, static_cast<const char*>(from) + first,
+                static_cast<size_t>(last - first));
+  });
 }
 
 // Uninitialised memory for the time of a call.

@@ -252,22 +252,23 @@ struct MatrixA {
   int64_t row_stride, depth_stride;
 };
 
-// C = A B or C += A B; A is packed on the way, a strip that stays in the first-level cache at a time.
+// C = A B or C += A B; A is packed on the way, a strip that stays in the first-level cache at a time. The part of B
+// that all strips are multiplied by, before the next, stays in the second-level cache.
 template <typename T>
 void gemm(int64_t rows, int64_t columns, int64_t depth, const MatrixA<T>& a, const Panels<T>& b, T* c, int64_t c_stride,
           bool accumulate) {
-  constexpr int64_t kStripSteps = 512;
-  alignas(64) T strip[kTileRows * kStripSteps];
-  for (int64_t row = 0; row < rows; row += kTileRows) {
-    const int64_t count = rows - row < kTileRows ? rows - row : kTileRows;
-    int64_t k = 0;
-    do {  // also where there is no step: C = 0
-      const int64_t steps = depth - k < kStripSteps ? depth - k : kStripSteps;
+  constexpr int64_t kBlockSteps = 256;
+  alignas(64) T strip[kTileRows * kBlockSteps];
+  int64_t k = 0;
+  do {  // also where there is no step: C = 0
+    const int64_t steps = depth - k < kBlockSteps ? depth - k : kBlockSteps;
+    for (int64_t row = 0; row < rows; row += kTileRows) {
+      const int64_t count = rows - row < kTileRows ? rows - row : kTileRows;
       pack_strip(a.data + row * a.row_stride + k * a.depth_stride, a.depth_stride, a.row_stride, steps, count, strip);
       multiply_strip(count, columns, k, steps, strip, b, c + row * c_stride, c_stride, accumulate || k > 0);
-      k += steps;
-    } while (k < depth);
-  }
+    }
+    k += steps;
+  } while (k < depth);
 }
 
 }  // namespace charlm::cpu::CHARLM_ISA_NAMESPACE
