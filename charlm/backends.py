@@ -146,9 +146,11 @@ class EagerBackend:
         return total
 
     def _add_gradients(self, loss: Tensor) -> None:
+        """Adds the gradients of the loss to those that the parameters have."""
         loss.backward()
 
     def _step(self) -> None:
+        """Updates the parameters with their gradients."""
         self._optimizer.step()
 
     def _full_batch(self) -> Iterable[tuple[Tensor, Tensor]]:
