@@ -91,7 +91,6 @@ class EagerBackend:
         self._optimizer = optimizer
         self._split = split
         self._options = options
-        self._max_grad_norm = options.max_grad_norm
         self._processes = processes
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._distinct: Distinct | None = None
@@ -140,8 +139,8 @@ class EagerBackend:
         if total is None:
             total = self._parameters[0].new_zeros(())
         total = self._processes.sum_gradients(self._parameters, total)
-        if self._max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
+        if self._options.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._options.max_grad_norm)
         self._step()
         return total
 
@@ -199,7 +198,8 @@ class OpsBackend(EagerBackend):
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             if gradient is None:
                 continue
-            if self._max_grad_norm is not None:  # clipping multiplies in place, and two parameters may share a gradient
+            if self._options.max_grad_norm is not None:
+                # Clipping multiplies in place, and two parameters may share a gradient.
                 gradient = gradient.clone(memory_format=torch.contiguous_format)
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 

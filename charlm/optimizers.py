@@ -150,7 +150,7 @@ def _has_kernel(parameter: Tensor, gradient: Tensor) -> bool:
     return (
         parameter.is_cpu
         and parameter.dtype in (torch.float32, torch.float64)
-        and not gradient.is_sparse
+        and gradient.layout is torch.strided
         and parameter.is_contiguous()
         and gradient.is_contiguous()
     )
