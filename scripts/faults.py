@@ -169,10 +169,24 @@ KERNELS = [
     ),
     Fault(
         "a direct call reads targets that are no classes",
-        "csrc/bindings/direct_calls.cpp",
-        "return tensor_ != nullptr && cpu::first_bad_target(problem) < 0;",
-        "return tensor_ != nullptr;",
+        "csrc/bindings/direct_loss.cpp",
+        "return cpu::first_bad_target(problem) < 0;",
+        "return true;",
         (DIRECT + "what_is_wrong_is_for_the_op_to_say",),
+    ),
+    Fault(
+        "a direct call scales the gradient of an ignored row",
+        "csrc/bindings/direct_scaling.cpp",
+        "if (indices.data()[n] == ignore_index) factors[n] = 0;",
+        "(void)ignore_index;",
+        (DIRECT + "rows_are_scaled_if_they_count",),
+    ),
+    Fault(
+        "backward takes a row that forward has shifted for one that it has not",
+        "csrc/kernels/cpu/cross_entropy_narrow.h",
+        "shifted |= load(p.shift + first + r) != 0;",
+        "shifted |= load(p.shift + first + r) != load(p.shift + first + r);",
+        ("tests/test_direct_losses.py::test_backward_on_another_instruction_set",),
     ),
     Fault(
         "a direct call takes a storage for as long as it was",

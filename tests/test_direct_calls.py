@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import integers, normal
+from cases import DTYPES, integers, normal
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -73,7 +73,7 @@ def test_values_and_gradients(name: str, options: dict, instruction_set: str) ->
         torch.testing.assert_close(gradient.double(), right, rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_loss_alone(dtype: torch.dtype) -> None:
     logits, target = cross_entropy_inputs(dtype)
     with torch.no_grad():
@@ -88,9 +88,10 @@ def test_a_loss_alone(dtype: torch.dtype) -> None:
 def test_a_frozen_layer_costs_no_gradient() -> None:
     hidden, weight, target, bias = linear_inputs()
     options = ops._arguments._DEFAULTS[1]
-    found = _direct.linear_cross_entropy(hidden, weight, target, bias, options, True, False, False)
+    found = _direct.linear_cross_entropy_forward(hidden, weight, target, bias, None, options, True, False, False, False)
     assert found is not None
-    assert found[2:] == (None, None)
+    assert found[1] is None
+    assert found[3:] == (None, None)
 
 
 class Watching(TorchDispatchMode):
@@ -118,6 +119,37 @@ def test_who_watches_operations_sees_the_op(name: str) -> None:
     assert f"charlm::{name}_forward" in {event.key for event in profile.key_averages()}
 
 
+@pytest.mark.parametrize(
+    ("dtype", "seen"), [(torch.float32, "scale_gradients_"), (torch.float16, "cross_entropy_backward")]
+)
+def test_who_watches_a_backward_sees_the_op(dtype: torch.dtype, seen: str) -> None:
+    logits, target = cross_entropy_inputs(dtype)
+    losses = [ops.cross_entropy(logits, target) for _ in range(3)]
+    with Watching() as watching:
+        losses[0].backward()
+    assert f"charlm.{seen}.default" in watching.seen
+    with torch.profiler.profile() as profile:
+        losses[1].backward()
+    assert f"charlm::{seen}" in {event.key for event in profile.key_averages()}
+    assert logits.grad is not None
+    watched = logits.grad.clone()
+    logits.grad = None
+    losses[2].backward()
+    torch.testing.assert_close(logits.grad * 2, watched)
+
+
+def test_ids_and_targets_of_any_layout_and_type() -> None:
+    ids, target, *parameters = mlp_inputs()
+    expected = ops.mlp_cross_entropy(ids, target, *parameters)
+    gradients = torch.autograd.grad(expected, parameters)
+    for few in (ids.t().contiguous().t(), ids.int(), torch.cat([ids + 1, ids], 1)[:, T:]):
+        found = ops.mlp_cross_entropy(few, torch.stack([target, target + 1], 1)[:, 0].short(), *parameters)
+        assert took() == "mlp_cross_entropy_forward/direct"
+        assert torch.equal(found, expected)
+        for one, other in zip(torch.autograd.grad(found, parameters), gradients, strict=True):
+            assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("name", OPS)
 def test_fake_tensors(name: str) -> None:
     op, _, make = OPS[name]
@@ -139,11 +171,8 @@ def cut_short(tensor: Tensor) -> Tensor:
 
 OTHERS = {
     "a subclass": lambda t: t.as_subclass(Subclass),
-    "by columns": lambda t: t.t().contiguous().t(),
-    "every other": lambda t: torch.stack([t, t], 2)[:, :, 0],
     "negated": lambda t: torch._neg_view(-t),
-    "float64": lambda t: t.double(),
-    "three dimensions": lambda t: t[:, :, None],
+    "four dimensions": lambda t: t[:, :, None, None],
     "one dimension": lambda t: t[0],
     "none": lambda t: t[:0],
     "cut short": cut_short,
@@ -155,16 +184,71 @@ OTHERS = {
 }
 
 
+OPTIONS = ops._arguments._DEFAULTS[1]
+
+
+def cross_entropy_directly(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> object:
+    return _direct.cross_entropy_forward(logits, target, weight, OPTIONS, False, True, False)
+
+
+def linear_directly(input: Tensor, linear_weight: Tensor, target: Tensor) -> object:
+    return _direct.linear_cross_entropy_forward(input, linear_weight, target, None, None, OPTIONS, *[True] * 3, False)
+
+
 @pytest.mark.parametrize("kind", OTHERS)
 def test_it_is_for_plain_tensors_alone(kind: str) -> None:
     logits, weight, target = normal(N, V, dtype=torch.float32), normal(V, V, dtype=torch.float32), integers(V, (N,))
-    options = ops._arguments._DEFAULTS[1]
-    assert _direct.cross_entropy(logits, target, options, True, False) is not None
-    assert _direct.cross_entropy(OTHERS[kind](logits), target, options, True, False) is None
-    wanted = (True, True, False)
-    assert _direct.linear_cross_entropy(logits, weight, target, None, options, *wanted) is not None
-    assert _direct.linear_cross_entropy(OTHERS[kind](logits), weight, target, None, options, *wanted) is None
-    assert _direct.linear_cross_entropy(logits, OTHERS[kind](weight), target, None, options, *wanted) is None
+    class_weight = normal(V, dtype=torch.float32)
+    assert cross_entropy_directly(logits, target, class_weight) is not None
+    assert cross_entropy_directly(OTHERS[kind](logits), target) is None
+    assert linear_directly(logits, weight, target) is not None
+    assert linear_directly(OTHERS[kind](logits), weight, target) is None
+    assert linear_directly(logits, OTHERS[kind](weight), target) is None
+    if kind in ("a subclass", "negated", "cut short", "sparse", "meta", "no tensor", "integers"):
+        assert cross_entropy_directly(logits, target, OTHERS[kind](class_weight)) is None
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        integers(V, (N - 1,)),
+        integers(V, (N, 1)),
+        integers(V, (N, V)),
+        normal(N, V),  # probabilities in another dtype
+        normal(N, dtype=torch.float32),
+        integers(V, (N,)) > 3,
+    ],
+    ids=lambda t: f"{t.dtype} {tuple(t.shape)}",
+)
+def test_targets_that_do_not_fit(target: Tensor) -> None:
+    assert cross_entropy_directly(normal(N, V, dtype=torch.float32), target) is None
+    assert linear_directly(normal(N, D, dtype=torch.float32), normal(V, D, dtype=torch.float32), target) is None
+
+
+def test_layers_that_do_not_fit() -> None:
+    input, weight, target = normal(N, D, dtype=torch.float32), normal(V, D, dtype=torch.float32), integers(V, (N,))
+    assert linear_directly(input, weight[:, 1:].contiguous(), target) is None
+    assert linear_directly(input, weight.t().contiguous().t(), target) is None
+    assert linear_directly(input.t().contiguous().t(), weight, target) is None
+    assert linear_directly(input, weight.double(), target) is None
+    assert linear_directly(input.bfloat16(), weight.bfloat16(), target) is None
+
+
+def test_what_forward_keeps_must_be_what_it_kept() -> None:
+    logits, target, upstream = normal(N, V, dtype=torch.float32), integers(V, (N,)), torch.ones(())
+    found = _direct.cross_entropy_forward(logits, target, None, OPTIONS, True, False, False)
+    assert found is not None
+    lse = found[1]
+    assert isinstance(lse, Tensor)
+
+    def gradient(upstream: Tensor, lse: Tensor) -> Tensor | None:
+        return _direct.cross_entropy_backward(upstream, logits, target, None, lse, OPTIONS)
+
+    assert gradient(upstream, lse) is not None
+    for other in (lse[:1], lse[:, 1:].contiguous(), lse.t().contiguous().t(), lse.double(), lse.flatten()):
+        assert gradient(upstream, other) is None
+    for other in (torch.ones(1), torch.ones(N), torch.tensor(1)):
+        assert gradient(other, lse) is None
 
 
 @pytest.mark.parametrize("bad", [-1, V, 2**40])
@@ -179,33 +263,97 @@ def test_what_is_wrong_is_for_the_op_to_say(name: str, bad: int) -> None:
         op(*tensors)
 
 
-@pytest.mark.parametrize("arguments", [(), (1, 2), *((None,) * count for count in (5, 6, 8, 11))], ids=len)
+@pytest.mark.parametrize("arguments", [(), (1, 2), *((None,) * count for count in range(3, 13))], ids=len)
 def test_any_arguments(arguments: tuple) -> None:
-    assert _C.cross_entropy(*arguments) is None
-    assert _C.linear_cross_entropy(*arguments) is None
-    assert _C.mlp_cross_entropy(*arguments) is None
+    assert _C.cross_entropy_forward(*arguments) is None
+    assert _C.cross_entropy_backward(*arguments) is None
+    assert _C.linear_cross_entropy_forward(*arguments) is None
+    assert _C.linear_cross_entropy_backward(*arguments) is None
+    assert _C.mlp_cross_entropy_forward(*arguments) is None
+    assert _C.scale_gradients(*arguments) is False
 
 
-def test_large_calls_are_for_the_op() -> None:
-    rows = _direct.SMALL // V + 1
-    ops.cross_entropy(normal(rows, V, dtype=torch.float32).requires_grad_(), integers(V, (rows,)))
-    assert took() == "cross_entropy_forward/op"
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 2**17), (torch.float16, 2**17), (torch.float64, 2**14)])
+def test_large_calls_are_for_the_op(dtype: torch.dtype, most: int) -> None:
+    """Each side of the threshold, forward and backward."""
+
+    def ways(rows: int) -> list[str]:
+        logits, taken = normal(rows, 32, dtype=dtype).requires_grad_(), []
+        loss = ops.cross_entropy(logits, integers(32, (rows,)))
+        taken.append(took())
+        loss.backward(torch.tensor(0.5, dtype=dtype))
+        return [*taken, took()]
+
+    backward = "cross_entropy_backward" if dtype == torch.float16 else "scale_gradients"
+    assert ways(most // 32) == ["cross_entropy_forward/direct", f"{backward}/direct"]
+    forward, backward = ways(2**17 // 32 + 1)
+    assert forward == "cross_entropy_forward/op"
+    assert not backward.endswith("/direct")
+    assert ways(most // 32 + 1)[0] == "cross_entropy_forward/op"
 
 
-def test_an_upstream_gradient_of_one() -> None:
-    assert _C.is_one(torch.ones(()))
-    assert _C.is_one(torch.ones((), dtype=torch.float64))
-    assert _C.is_one(torch.ones((), dtype=torch.bfloat16))
-    for other in (
-        torch.zeros(()),
-        torch.tensor(1.0 + 2**-20),
-        torch.ones(1),
-        torch.ones(2),
-        torch.tensor(1),
-        None,
-        1.0,
-    ):
-        assert not _C.is_one(other)
+def test_large_layers_are_for_the_op() -> None:
+    """Eight times as many multiplications count as one number of a loss."""
+
+    def ways(rows: int) -> list[str]:
+        layer, taken = leaves((rows, 8), (32, 8)), []
+        losses = ops.linear_cross_entropy(*layer, integers(32, (rows,)), reduction="none")
+        taken.append(took())
+        losses.sum().backward()
+        return [way.split("/")[1] for way in (*taken, took())]
+
+    assert ways(_direct.SMALL // 32) == ["direct", "direct"]
+    assert ways(_direct.SMALL // 32 + 1) == ["chunks", "chunks"]
+
+
+def scaled(*gradients: Tensor, scale: object, target: Tensor | None = None, most: int = 1000) -> bool:
+    target = integers(V, (N,)) if target is None else target
+    return _C.scale_gradients([*gradients], scale, target, -100, most)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_upstream_gradient_of_one(dtype: torch.dtype) -> None:
+    gradient = normal(N, V, dtype=dtype)
+    before = gradient.clone()
+    assert scaled(gradient, gradient, scale=torch.ones((), dtype=dtype), most=0)
+    assert torch.equal(gradient, before)
+    for other in (torch.zeros(()), torch.tensor(1.0 + 2**-20), torch.tensor(torch.inf)):
+        assert not scaled(gradient, scale=other, most=N * V - 1)
+    others = (torch.ones(1), torch.ones(N + 1), torch.ones(N, 1), torch.tensor(1), torch.tensor(torch.nan), None, 1.0)
+    for other in others:
+        assert not scaled(gradient, scale=other)
+    assert not scaled(gradient, gradient, scale=torch.ones(N))
+    assert not scaled(gradient, gradient.t(), scale=torch.tensor(0.5))
+    assert not scaled(gradient, scale=torch.ones(N), target=integers(V, (N + 1,)))
+    assert torch.equal(gradient, before)
+
+
+def in_both_orders(*shape: int, dtype: torch.dtype) -> list[Tensor]:
+    """The same numbers by rows and by columns."""
+    tensor = normal(*shape, dtype=dtype)
+    return [tensor, tensor.movedim(-1, 0).contiguous().movedim(0, -1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(V,), (N, V), (2, V, 3)])
+def test_gradients_are_scaled_where_they_are(shape: tuple[int, ...], dtype: torch.dtype, instruction_set: str) -> None:
+    for gradient in in_both_orders(*shape, dtype=dtype):
+        expected = (gradient.double() * 0.25).to(dtype)
+        assert scaled(gradient, scale=torch.tensor(0.25))
+        assert torch.equal(gradient, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(N, V), (2, V, 3)])
+def test_rows_are_scaled_if_they_count(shape: tuple[int, ...], dtype: torch.dtype, instruction_set: str) -> None:
+    rows = (shape[0], *shape[2:])
+    target, factors = integers(V, rows, seed=1), normal(*rows, dtype=dtype, seed=2)
+    target[0], factors[0] = -100, torch.nan
+    for gradient in in_both_orders(*shape, dtype=dtype):
+        gradient[0] = 0.0
+        expected = gradient * factors.nan_to_num(0.0).unsqueeze(1)
+        assert scaled(gradient, scale=factors, target=target)
+        torch.testing.assert_close(gradient, expected)
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -264,8 +412,10 @@ def test_defaults_of_torch_change_nothing() -> None:
         "import torch; torch.set_default_dtype(torch.float64); torch.set_default_device('meta')\n"
         "from charlm import ops, _C\n"
         "x = torch.zeros(2, 4, dtype=torch.float32, device='cpu', requires_grad=True)\n"
-        "loss = ops.cross_entropy(x, torch.tensor([1, 2], device='cpu')); loss.backward()\n"
-        "print(_C.last_branch(), loss.item(), loss.dtype, x.grad.tolist())"
+        "loss = ops.cross_entropy(x, torch.tensor([1, 2], device='cpu'))\n"
+        "branch = _C.last_branch()\n"
+        "loss.backward()\n"
+        "print(branch, loss.item(), loss.dtype, x.grad.tolist())"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     expected = "[[0.125, -0.375, 0.125, 0.125], [0.125, 0.125, -0.375, 0.125]]"

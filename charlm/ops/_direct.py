@@ -5,20 +5,22 @@ everything else, which is then for the op of the same name: other devices, dtype
 """
 
 import torch
-from torch import is_grad_enabled
+from torch import Tensor, is_grad_enabled
 from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
 from torch._C._autograd import _get_current_graph_task_keep_graph, _profiler_enabled
 from torch.autograd import forward_ad
 
 from charlm.ops._extension import _C
 
-# Up to so many numbers a kernel runs for at most about 0.1 ms, for which Python's other threads may wait.
+# Up to so many numbers a kernel runs for some 0.1 ms, at most 0.3, for which Python's other threads may wait.
 SMALL = 1 << 17
 
-cross_entropy = _C.cross_entropy
-linear_cross_entropy = _C.linear_cross_entropy
-mlp_cross_entropy = _C.mlp_cross_entropy
-_is_one = _C.is_one
+cross_entropy_forward = _C.cross_entropy_forward
+cross_entropy_backward = _C.cross_entropy_backward
+linear_cross_entropy_forward = _C.linear_cross_entropy_forward
+linear_cross_entropy_backward = _C.linear_cross_entropy_backward
+mlp_cross_entropy_forward = _C.mlp_cross_entropy_forward
+_scale_gradients = _C.scale_gradients
 _is_compiling = torch.compiler.is_compiling
 
 
@@ -31,12 +33,12 @@ def serves(size: int) -> bool:
     return not _is_compiling() and size <= SMALL and not (_len_torch_dispatch_stack() or _profiler_enabled())
 
 
-def is_plain_one(grad_output: torch.Tensor) -> bool:
-    """In a backward: whether there is nothing to do, as nearly always, but to hand on gradients that forward computed.
+def is_plain_backward() -> bool:
+    """In a backward: whether the functions above may serve, and overwrite what was saved: nobody differentiates or maps
+    over this backward, sees its operations or will run it again.
 
-    That is so where the upstream gradient is 1, nobody sees it being read, and nobody differentiates or maps over this
-    backward or will run it again. These are the questions of `_scaling.graph_is_kept` and
-    `_transforms.is_more_than_first_order`, asked at once: a tiny loss would notice the calls.
+    These are the questions of `_scaling.graph_is_kept` and `_transforms.is_more_than_first_order`, asked at once: a
+    tiny loss would notice the calls.
     """
     return not (
         _is_compiling()
@@ -46,4 +48,13 @@ def is_plain_one(grad_output: torch.Tensor) -> bool:
         or forward_ad._current_level >= 0
         or _len_torch_dispatch_stack()
         or _profiler_enabled()
-    ) and _is_one(grad_output)
+    )
+
+
+def scale_gradients(gradients: list[Tensor], grad_output: Tensor, target: Tensor, ignore_index: int) -> bool:
+    """In such a backward: whether gradients that forward computed are now those for this upstream gradient.
+
+    They are where it is 1, as nearly always: nothing is done then. Otherwise they must be small. Where it is one number
+    a row, there is one gradient, of logits.
+    """
+    return _scale_gradients(gradients, grad_output, target, ignore_index, SMALL)

@@ -107,7 +107,7 @@ def _call(
     if needs_gradient(input, target):
         loss: Tensor = apply(_CrossEntropy, input, target, weight, options, dtype)[0]
         return loss
-    return _kernel(input, target, weight, options, False, dtype)[0]
+    return _kernel(input, target, weight, options, False, False, dtype)[0]
 
 
 def _kernel(
@@ -115,15 +115,16 @@ def _kernel(
     target: Tensor,
     weight: Tensor | None,
     options: LossOptions,
+    keeps_lse: bool,
     compute_gradient: bool,
     dtype: torch.dtype | None,
 ) -> Sequence[Any]:
     """The loss, in `dtype` if that is given, what is kept of it, and the gradient; None for what a small call lacks."""
-    if weight is None and _direct.serves(input.numel()):
-        found = _direct.cross_entropy(input, target, options, compute_gradient, dtype is input.dtype)
-        if found is not None:
-            return found
-    loss, kept, gradient = _forward(input, target, weight, *options, compute_gradient)
+    found = None
+    if _direct.serves(input.numel()):
+        rounds = dtype is input.dtype
+        found = _direct.cross_entropy_forward(input, target, weight, options, keeps_lse, compute_gradient, rounds)
+    loss, kept, gradient = found or _forward(input, target, weight, *options, compute_gradient)
     return loss if dtype is None or loss.dtype is dtype else loss.to(dtype), kept, gradient
 
 
@@ -190,27 +191,27 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.in_forward = in_forward = _gradient_in_forward(input, target, options)
         if in_forward:
-            loss, kept, gradient = _kernel(input, target, weight, options, True, dtype)
+            loss, kept, gradient = _kernel(input, target, weight, options, False, True, dtype)
             if _is_invertible(options) or torch.compiler.is_compiling():
                 ctx.save_for_backward(gradient, target, weight, kept if gradient.dtype is torch.bfloat16 else None)
             else:
                 ctx.input_version = Version(input)
                 ctx.save_for_backward(gradient, target, weight, input.data)
         else:
-            loss, lse, _ = _forward(input, target, weight, *options, False)
+            loss, lse, _ = _kernel(input, target, weight, options, True, False, dtype)
             ctx.save_for_backward(input, target, weight, lse)
             gradient = None
-        if dtype is not None and loss.dtype is not dtype:
-            loss = loss.to(dtype)
         return loss, gradient
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, of_stand_in: Tensor | None = None) -> tuple[Tensor | None, ...]:
         if grad_output is None:
             return of_stand_in, None, None, None, None
-        if ctx.in_forward and of_stand_in is None and _direct.is_plain_one(grad_output):
-            return ctx.saved_tensors[0].detach(), None, None, None, None
         saved = ctx.saved_tensors  # once: checkpointing computes them again at each reading
+        if of_stand_in is None and _direct.is_plain_backward():
+            of_input = _direct_gradient(ctx, grad_output, *saved)
+            if of_input is not None:
+                return of_input, None, None, None, None
         if _transforms.is_more_than_first_order(grad_output):
             arguments = (_logits(ctx, *saved) if ctx.in_forward else saved[0], *saved[1:3])
             wanted = wanted_gradients(ctx, arguments)
@@ -228,6 +229,19 @@ class _CrossEntropy(torch.autograd.Function):
         input_wanted, target_wanted, _ = wanted_gradients(ctx, saved[:3])
         of_input, of_target = _backward(grad_output, *saved, *ctx.options, input_wanted, target_wanted)
         return of_input if input_wanted else None, of_target if target_wanted else None, None, None, None
+
+
+def _direct_gradient(
+    ctx: Any, grad_output: Tensor, first: Tensor, target: Tensor, weight: Tensor | None, kept: Tensor | None
+) -> Tensor | None:
+    """The gradient of the logits from what was saved, where it takes no op."""
+    if ctx.in_forward:
+        gradient = first.detach()
+        is_scaled = _direct.scale_gradients([gradient], grad_output, target, ctx.options.ignore_index)
+        return gradient if is_scaled else None
+    if ctx.needs_input_grad[1] or kept is None or first.numel() > _direct.SMALL:
+        return None
+    return _direct.cross_entropy_backward(grad_output, first, target, weight, kept, ctx.options)
 
 
 def _logits(ctx: Any, stand_in: Tensor, target: Tensor, weight: Tensor | None, kept: Tensor | None) -> Tensor:

@@ -188,7 +188,30 @@ def _call(
     if needs_gradient(input, linear_weight, target, linear_bias):
         loss: Tensor = apply(_LinearCrossEntropy, *tensors, options)
         return loss
-    return _forward(*tensors, *options, False, False, False)[0]
+    return _kernel(*tensors, options, (False, False, False), False)[0]
+
+
+def _kernel(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    options: LossOptions,
+    wanted: tuple[bool, bool, bool],
+    keeps_lse: bool,
+) -> Sequence[Any]:
+    """The loss, lse, and the gradients of input, linear_weight and linear_bias; what is not wanted may be None."""
+    tensors = (input, linear_weight, target, linear_bias, weight)
+    found = None
+    if _is_small(input, linear_weight):
+        found = _direct.linear_cross_entropy_forward(*tensors, options, *wanted, keeps_lse)
+    return found or _forward(*tensors, *options, *wanted)
+
+
+def _is_small(input: Tensor, linear_weight: Tensor) -> bool:
+    """Whether a direct call may serve: of a product as many values take as long as one of a loss."""
+    return linear_weight.ndim == 2 and _direct.serves(input.numel() * linear_weight.shape[0] // 8)
 
 
 def _reference(
@@ -234,15 +257,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # gradient before it is rounded.
         ctx.in_forward = options.reduction != 0 and not target_needs and input.dtype != torch.float16
         wanted = (input_needs, weight_needs, bias_needs) if ctx.in_forward else (False, False, False)
-        found = None
-        # Of a product as many values take as long as one of a loss.
-        if ctx.in_forward and weight is None and _direct.serves(input.numel() * linear_weight.shape[0] // 8):
-            found = _direct.linear_cross_entropy(input, linear_weight, target, linear_bias, options, *wanted)
-        if found is None:
-            loss, lse, *gradients = _forward(input, linear_weight, target, linear_bias, weight, *options, *wanted)
-        else:
-            loss = found[0]
-            gradients = [NOTHING if gradient is None else gradient for gradient in found[1:]]
+        tensors = (input, linear_weight, target, linear_bias, weight)
+        loss, lse, *gradients = _kernel(*tensors, options, wanted, not ctx.in_forward)
+        gradients = [NOTHING if gradient is None else gradient for gradient in gradients]
         ctx.unread = None if torch.compiler.is_compiling() else Unread(linear_bias=linear_bias)
         if not ctx.in_forward:  # torch keeps no bias, so that it may change
             gradients = [lse, None if linear_bias is None else linear_bias.clone()]
@@ -256,8 +273,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, linear_weight, target, weight, *saved = ctx.saved_tensors
         input_needs, weight_needs, _, bias_needs, *_ = ctx.needs_input_grad
-        if ctx.in_forward and _direct.is_plain_one(grad_output):
-            return _needed(saved, input_needs, weight_needs, bias_needs)
+        needs = (input_needs, weight_needs, bias_needs)
+        needed = [gradient for gradient, need in zip(saved, needs, strict=True) if need] if ctx.in_forward else []
+        ignore_index = ctx.options.ignore_index
+        may_overwrite = ctx.in_forward and _direct.is_plain_backward()
+        if may_overwrite and _direct.scale_gradients(needed, grad_output, target, ignore_index):
+            return _returned(needed, needs)
         if _transforms.is_more_than_first_order(grad_output):
             tensors = (input, linear_weight, target, *ctx.unread.as_they_were(), weight)
             wanted = wanted_gradients(ctx, tensors)
@@ -267,25 +288,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
             wanted = wanted_gradients(ctx, (input, linear_weight, target, bias))
             input_wanted, weight_wanted, target_wanted, bias_wanted = wanted
             which = (input_wanted, weight_wanted, bias_wanted, target_wanted)
-            found = _backward(grad_output, input, linear_weight, target, bias, weight, lse, *ctx.options, *which)
+            tensors = (grad_output, input, linear_weight, target, bias, weight, lse)
+            found = None
+            if not target_wanted and _is_small(input, linear_weight):
+                found = _direct.linear_cross_entropy_backward(*tensors, ctx.options, *which[:3])
             of_input, of_weight, of_bias, of_target = (
-                gradient if want else None for gradient, want in zip(found, which, strict=True)
+                gradient if want else None
+                for gradient, want in zip(found or _backward(*tensors, *ctx.options, *which), which, strict=True)
             )
             return of_input, of_weight, of_target, of_bias, None, None
         classes = None if target.is_floating_point() else target
         if classes is None and target.numel() == 0:  # no rows: all of it is 0
             grad_output = torch.zeros_like(grad_output)
-        # A gradient that is not needed is empty.
-        if input_needs:
-            saved = scale_saved(grad_output, saved, classes, ctx.options.ignore_index, input.ndim - 1)
-        else:
-            saved[1:] = scale_saved(grad_output, saved[1:], classes, ctx.options.ignore_index, SUMS)
-        return _needed(saved, input_needs, weight_needs, bias_needs)
+        class_dim = input.ndim - 1 if input_needs else SUMS
+        return _returned(scale_saved(grad_output, needed, classes, ignore_index, class_dim), needs)
 
 
-def _needed(gradients: Sequence[Tensor], *needs: bool) -> tuple[Tensor | None, ...]:
-    """What backward returns: the gradients of input, linear_weight and linear_bias, where they are needed."""
-    of_input, of_weight, of_bias = (g if need else None for g, need in zip(gradients, needs, strict=True))
+def _returned(needed: list[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """What backward returns where forward has computed the gradients of input, linear_weight and linear_bias."""
+    gradients = iter(needed)
+    of_input, of_weight, of_bias = (next(gradients) if need else None for need in needs)
     return of_input, of_weight, None, of_bias, None, None
 
 

@@ -161,7 +161,7 @@ class _MlpCrossEntropy(torch.autograd.Function):
         arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
         found = None
         if ctx.in_forward and _direct.serves(ids.numel() * weight1.shape[0]):
-            found = _direct.mlp_cross_entropy(*arguments, options)
+            found = _direct.mlp_cross_entropy_forward(*arguments, options)
         loss, *gradients = found or _forward(*arguments, *_of_schema(options), ctx.in_forward)
         ctx.unread = None
         if not torch.compiler.is_compiling():
@@ -176,7 +176,9 @@ class _MlpCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         ids, target, weight1, weight2, *saved = ctx.saved_tensors
         needed = ctx.needs_input_grad[2:7]
-        if ctx.in_forward and _direct.is_plain_one(grad_output):
+        ignore_index = ctx.options.ignore_index
+        may_overwrite = ctx.in_forward and _direct.is_plain_backward()
+        if may_overwrite and _direct.scale_gradients(saved, grad_output, target, ignore_index):
             return None, None, *(g if need else None for g, need in zip(saved, needed, strict=True)), None
         if _transforms.is_more_than_first_order(grad_output):
             embedding, bias1, bias2 = ctx.unread.as_they_were()
@@ -184,7 +186,7 @@ class _MlpCrossEntropy(torch.autograd.Function):
             wanted = wanted_gradients(ctx, tensors)
             return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None
         if ctx.in_forward:
-            gradients = scale_saved(grad_output, saved, target, ctx.options.ignore_index, SUMS)
+            gradients = scale_saved(grad_output, saved, target, ignore_index, SUMS)
             return None, None, *(g if need else None for g, need in zip(gradients, needed, strict=True)), None
         embedding, bias1, bias2 = saved
         arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)

@@ -76,10 +76,12 @@ PyMethodDef methods[] = {
      "Run the CPU kernels on the named set from now on; None: on the best, or the fastest for tiny calls."},
     {"last_branch", last_branch_name, METH_NOARGS, "Which branch the last op took, '<op>/<branch>'."},
     {"build_info", build_info, METH_NOARGS, "Compiler, oldest torch, and the GPUs this binary has kernels for."},
-    {"cross_entropy", fast(cross_entropy_directly), METH_FASTCALL, kDirect},
-    {"is_one", is_one, METH_O, "Whether a plain tensor without dimensions is 1."},
-    {"linear_cross_entropy", fast(linear_cross_entropy_directly), METH_FASTCALL, kDirect},
-    {"mlp_cross_entropy", fast(mlp_cross_entropy_directly), METH_FASTCALL, kDirect},
+    {"cross_entropy_forward", fast(cross_entropy_forward_directly), METH_FASTCALL, kDirect},
+    {"cross_entropy_backward", fast(cross_entropy_backward_directly), METH_FASTCALL, kDirect},
+    {"linear_cross_entropy_forward", fast(linear_cross_entropy_forward_directly), METH_FASTCALL, kDirect},
+    {"linear_cross_entropy_backward", fast(linear_cross_entropy_backward_directly), METH_FASTCALL, kDirect},
+    {"mlp_cross_entropy_forward", fast(mlp_cross_entropy_forward_directly), METH_FASTCALL, kDirect},
+    {"scale_gradients", fast(scale_gradients_directly), METH_FASTCALL, "Whether gradients are now times a scale."},
     {nullptr, nullptr, 0, nullptr},
 };
 

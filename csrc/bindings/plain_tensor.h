@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "kernels/storage.h"
 #include "kernels/token_index.h"
 
 namespace charlm {
@@ -16,30 +17,35 @@ struct PyRelease {
 };
 using PyReference = std::unique_ptr<PyObject, PyRelease>;
 
-// A dense, contiguous tensor of torch.Tensor or Parameter, with its memory on the CPU, that is not empty.
+// A dense tensor of torch.Tensor or Parameter, of any strides, with its memory on the CPU, that is not empty.
 struct PlainTensor {
-  enum class Type { kFloat32, kFloat64, kBFloat16, kFloat16, kInteger };
   static constexpr int kMostDims = 3;
   PyObject* object = nullptr;  // borrowed
   void* data = nullptr;
-  Type type = Type::kFloat32;
-  IntegerType integer = IntegerType::kInt64;  // where the type is kInteger
+  bool is_floating = false;
+  Storage storage = Storage::kFloat32;        // where it is floating
+  IntegerType integer = IntegerType::kInt64;  // where it is not
   int dims = 0;
-  int64_t sizes[kMostDims] = {};
+  int64_t sizes[kMostDims] = {}, strides[kMostDims] = {};  // 1 and 0 of dimensions that it lacks
+  int64_t count = 0;                                       // of elements
+  bool is_contiguous = false;
 
-  bool is_int64() const { return type == Type::kInteger && integer == IntegerType::kInt64; }
-  bool is_vector(int64_t size) const { return dims == 1 && sizes[0] == size; }
-  bool is_matrix(int64_t rows, int64_t columns) const { return dims == 2 && sizes[0] == rows && sizes[1] == columns; }
+  bool is(Storage wanted) const { return is_floating && storage == wanted; }
+  bool has_shape(int wanted_dims, const int64_t* wanted) const;
+  // Contiguous, of that shape.
+  bool is_vector(int64_t size) const { return is_contiguous && dims == 1 && sizes[0] == size; }
+  bool is_matrix(int64_t rows, int64_t columns) const {
+    return is_contiguous && dims == 2 && sizes[0] == rows && sizes[1] == columns;
+  }
 };
 
 // False where the object is none, or torch has no such exchange; no Python error is set then.
 bool read_plain(PyObject* object, PlainTensor* tensor);
 
-// New tensors of the shape and type of another, scalars, and vectors of float32; null with an error set
-// where that fails.
+// New tensors on the CPU: of the shape, type and, where it has no gaps, the strides of another; or contiguous. Null
+// with an error set where that fails.
 PyReference empty_like(PyObject* tensor);
-PyReference empty_scalar(PlainTensor::Type type);  // float32 or bfloat16
-PyReference empty_vector(int64_t size);
+PyReference empty(Storage storage, int dims, const int64_t* sizes);
 // The memory of one of them.
 void* memory_of(const PyReference& tensor);
 

@@ -24,6 +24,11 @@ void write_rows_without_classes(const CrossEntropy<T>& problem) {
   }
 }
 
+template <typename T>
+CrossEntropyKernels<T> kernels_for(int64_t values) {
+  return values <= kNarrowValues ? select_narrow<CrossEntropyKernels<T>>() : select<CrossEntropyKernels<T>>();
+}
+
 }  // namespace
 
 template <typename T>
@@ -31,14 +36,18 @@ void cross_entropy(const CrossEntropy<T>& problem) {
   if (problem.classes == 0) return write_rows_without_classes(problem);
   const int64_t tile_rows = cross_entropy_tile_rows(problem.classes);
   const int64_t tiles = (problem.rows + tile_rows - 1) / tile_rows;
-  const bool is_tiny = problem.rows * problem.classes <= kNarrowValues;
-  const auto run = (is_tiny ? select_narrow<CrossEntropyKernels<T>>() : select<CrossEntropyKernels<T>>()).tiles;
+  const auto run = kernels_for<T>(problem.rows * problem.classes).tiles;
   // About 64K exponentials are worth waking a thread for.
   const int64_t grain = 1 + 65536 / (tile_rows * problem.classes);
   parallel_for(tiles, grain, [&](int64_t first, int64_t last) {
     const Workspace<T> scratch(cross_entropy_scratch(problem));
     run(problem, first, last, scratch.data());
   });
+}
+
+template <typename T>
+void scale_rows(const ClassMatrix& matrix, int64_t rows, int64_t classes, const T* factors) {
+  kernels_for<T>(rows * classes).scale_rows(matrix, rows, classes, factors);
 }
 
 template <typename T>
@@ -87,6 +96,8 @@ double total_loss(const CrossEntropy<T>& problem) {
 
 template void cross_entropy(const CrossEntropy<float>&);
 template void cross_entropy(const CrossEntropy<double>&);
+template void scale_rows(const ClassMatrix&, int64_t, int64_t, const float*);
+template void scale_rows(const ClassMatrix&, int64_t, int64_t, const double*);
 template int64_t first_bad_target(const CrossEntropy<float>&);
 template int64_t first_bad_target(const CrossEntropy<double>&);
 template float mean_denominator(const CrossEntropy<float>&);

@@ -75,6 +75,7 @@ template <typename T>
 struct CrossEntropyKernels {
   // Tiles [first, last). scratch holds cross_entropy_scratch(problem) values, one block per concurrent call.
   void (*tiles)(const CrossEntropy<T>& problem, int64_t first, int64_t last, T* scratch);
+  void (*scale_rows)(const ClassMatrix& matrix, int64_t rows, int64_t classes, const T* factors);
 };
 CHARLM_DECLARE_KERNELS(CrossEntropyKernels<float>)
 CHARLM_DECLARE_KERNELS(CrossEntropyKernels<double>)
@@ -89,6 +90,10 @@ int64_t cross_entropy_scratch(const CrossEntropy<T>& problem) {
 // Losses and lse of all rows, and the gradients whose data is not null; where lse_is_known, the gradients alone.
 template <typename T>
 void cross_entropy(const CrossEntropy<T>& problem);
+
+// Multiplies each row of a matrix by its factor, (N,). In the calling thread.
+template <typename T>
+void scale_rows(const ClassMatrix& matrix, int64_t rows, int64_t classes, const T* factors);
 
 // The first row whose target is neither a class nor ignore_index; -1 if there is none.
 template <typename T>

@@ -27,12 +27,47 @@ struct Float16 {
   uint16_t bits;
 };
 
-// To nearest, ties to even.
-CHARLM_SHARED_INLINE BFloat16 nearest_bfloat16(float value) {
+CHARLM_SHARED_INLINE float bits_to_float(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+CHARLM_SHARED_INLINE uint32_t float_to_bits(float value) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+// What kernels compute in, float or double, from what a tensor stores, and back: to nearest, ties to even.
+CHARLM_SHARED_INLINE float to_compute(float value) { return value; }
+CHARLM_SHARED_INLINE double to_compute(double value) { return value; }
+CHARLM_SHARED_INLINE float to_compute(BFloat16 value) { return bits_to_float((uint32_t)value.bits << 16); }
+CHARLM_SHARED_INLINE float to_compute(Float16 value) {
+  // Exponent and mantissa moved into place, then a multiplication by 2^112 corrects the bias and normalises denormals.
+  const uint32_t magnitude = (uint32_t)(value.bits & 0x7fff) << 13;
+  const uint32_t sign = (uint32_t)(value.bits & 0x8000) << 16;
+  const uint32_t finite = float_to_bits(bits_to_float(magnitude) * 0x1p112f);
+  return bits_to_float((magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : finite) | sign);
+}
+
+CHARLM_SHARED_INLINE void from_compute(float value, float* out) { *out = value; }
+CHARLM_SHARED_INLINE void from_compute(double value, double* out) { *out = value; }
+CHARLM_SHARED_INLINE void from_compute(float value, BFloat16* out) {
+  const uint32_t bits = float_to_bits(value);
   const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return {static_cast<uint16_t>(value != value ? 0x7fc0u : rounded)};
+  out->bits = (uint16_t)(value != value ? 0x7fc0u : rounded);
+}
+CHARLM_SHARED_INLINE void from_compute(float value, Float16* out) {
+  const uint32_t bits = float_to_bits(value);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  // Below 2^-14 the result is denormal: adding 0.5 aligns its last bit with float's, and the adder rounds.
+  const uint32_t denormal = float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  uint32_t result = magnitude < 0x38800000u ? denormal : normal;
+  result = magnitude >= 0x477ff000u ? 0x7c00u : result;  // rounds past 65504: infinity
+  result = magnitude > 0x7f800000u ? 0x7e00u : result;   // NaN
+  out->bits = (uint16_t)(result | sign);
 }
 
 template <typename S>
@@ -43,6 +78,23 @@ template <>
 inline constexpr Storage kStorageOf<BFloat16> = Storage::kBFloat16;
 template <>
 inline constexpr Storage kStorageOf<Float16> = Storage::kFloat16;
+
+// Calls function(S*) with the data as its storage type. T is the compute type: float64 is stored as itself.
+template <typename T, typename Function>
+CHARLM_SHARED_INLINE void with_storage(void* data, Storage storage, const Function& function) {
+  if constexpr (sizeof(T) == 8) {
+    function(static_cast<double*>(data));
+  } else {
+    switch (storage) {
+      case Storage::kBFloat16:
+        return function(static_cast<BFloat16*>(data));
+      case Storage::kFloat16:
+        return function(static_cast<Float16*>(data));
+      default:
+        return function(static_cast<float*>(data));
+    }
+  }
+}
 
 // A matrix of either, or of float or double. Strides in elements.
 struct StoredMatrix {

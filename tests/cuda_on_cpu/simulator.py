@@ -85,7 +85,7 @@ def load(edit: Edit) -> None:
     _registrations.extend([charlm, aten])
     # Which tensors of the CPU would have, and those of a GPU have not.
     _direct.serves = lambda _: False
-    _direct.is_plain_one = lambda _: False
+    _direct.is_plain_backward = lambda: False
     importlib.import_module("charlm.ops.cross_entropy")._gradient_in_forward = lambda *_: False
 
 

@@ -7,45 +7,7 @@
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
 
-CHARLM_INLINE float bits_to_float(uint32_t bits) {
-  float value;
-  __builtin_memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-CHARLM_INLINE uint32_t float_to_bits(float value) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-
-CHARLM_INLINE float to_compute(float value) { return value; }
-CHARLM_INLINE double to_compute(double value) { return value; }
-CHARLM_INLINE float to_compute(BFloat16 value) { return bits_to_float((uint32_t)value.bits << 16); }
-CHARLM_INLINE float to_compute(Float16 value) {
-  // Exponent and mantissa moved into place, then a multiplication by 2^112 corrects the bias and normalises denormals.
-  const uint32_t magnitude = (uint32_t)(value.bits & 0x7fff) << 13;
-  const uint32_t sign = (uint32_t)(value.bits & 0x8000) << 16;
-  const uint32_t finite = float_to_bits(bits_to_float(magnitude) * 0x1p112f);
-  return bits_to_float((magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : finite) | sign);
-}
-
-CHARLM_INLINE void from_compute(float value, float* out) { *out = value; }
-CHARLM_INLINE void from_compute(double value, double* out) { *out = value; }
-CHARLM_INLINE void from_compute(float value, BFloat16* out) { *out = nearest_bfloat16(value); }
-CHARLM_INLINE void from_compute(float value, Float16* out) {  // to nearest, ties to even
-  const uint32_t bits = float_to_bits(value);
-  const uint32_t sign = (bits >> 16) & 0x8000u;
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  // Below 2^-14 the result is denormal: adding 0.5 aligns its last bit with float's, and the adder rounds.
-  const uint32_t denormal = float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000u;
-  const uint32_t normal = (magnitude - 0x38000000u + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-  uint32_t result = magnitude < 0x38800000u ? denormal : normal;
-  result = magnitude >= 0x477ff000u ? 0x7c00u : result;  // rounds past 65504: infinity
-  result = magnitude > 0x7f800000u ? 0x7e00u : result;   // NaN
-  out->bits = (uint16_t)(result | sign);
-}
-
-// The same for vectors. Two vectors of them are in the bits of one of floats.
+// Two vectors of them are in the bits of one of floats.
 typedef uint16_t HalfVec __attribute__((vector_size(CHARLM_VECTOR_BYTES / 2)));
 typedef uint32_t BitVec __attribute__((vector_size(CHARLM_VECTOR_BYTES)));
 
@@ -103,9 +65,9 @@ CHARLM_INLINE Vec<float> load_as(const Float16* pointer, int count) {
 #elif defined(__AVX2__)
   return (Vec<float>)_mm256_cvtph_ps((__m128i)halves);
 #else
-  const BitVec bits = widened(halves), magnitude = (bits & 0x7fff) << 13;
-  const BitVec finite = (BitVec)((Vec<float>)magnitude * 0x1p112f);
-  return (Vec<float>)((magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : finite) | (bits & 0x8000) << 16);
+  const IntVec<float> bits = (IntVec<float>)widened(halves), magnitude = (bits & 0x7fff) << 13;
+  const IntVec<float> finite = (IntVec<float>)((Vec<float>)magnitude * 0x1p112f);
+  return (Vec<float>)((magnitude >= 0x0f800000 ? magnitude | 0x7f800000 : finite) | (bits & 0x8000) << 16);
 #endif
 }
 
@@ -132,7 +94,14 @@ CHARLM_INLINE void store_as(Float16* pointer, Vec<float> values, int count) {
 #elif defined(__AVX2__)
   store_halves(pointer, (HalfVec)_mm256_cvtps_ph((__m256)values, _MM_FROUND_TO_NEAREST_INT), count);
 #else
-  for (int lane = 0; lane < count; ++lane) from_compute(values[lane], pointer + lane);
+  // As from_compute has it, on signed integers, which narrow vectors compare faster.
+  const IntVec<float> bits = (IntVec<float>)values, magnitude = bits & 0x7fffffff;
+  const IntVec<float> denormal = (IntVec<float>)((Vec<float>)magnitude + 0.5f) - 0x3f000000;
+  const IntVec<float> normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  IntVec<float> half = magnitude < 0x38800000 ? denormal : normal;
+  half = magnitude >= 0x477ff000 ? IntVec<float>{} + 0x7c00 : half;
+  half = magnitude > 0x7f800000 ? IntVec<float>{} + 0x7e00 : half;
+  store_halves(pointer, narrowed((BitVec)(half | ((bits >> 16) & 0x8000))), count);
 #endif
 }
 
@@ -169,22 +138,6 @@ inline void unpack_rows(const T* in, int64_t in_stride, int64_t rows, int64_t co
   }
 }
 
-// Calls function(S*) with the data as its storage type. T is the compute type: float64 is stored as itself.
-template <typename T, typename Function>
-CHARLM_INLINE void with_storage(void* data, Storage storage, const Function& function) {
-  if constexpr (sizeof(T) == 8) {
-    function(static_cast<double*>(data));
-  } else {
-    switch (storage) {
-      case Storage::kBFloat16:
-        return function(static_cast<BFloat16*>(data));
-      case Storage::kFloat16:
-        return function(static_cast<Float16*>(data));
-      default:
-        return function(static_cast<float*>(data));
-    }
-  }
-}
 template <typename T, typename Function>
 CHARLM_INLINE void with_storage(const ClassMatrix& matrix, const Function& function) {
   with_storage<T>(matrix.data, matrix.storage, function);

@@ -50,15 +50,34 @@ void tiles(const CrossEntropy<T>& problem, int64_t first, int64_t last, T* scrat
   run_tiles<T, T>(problem, first, last, scratch, problem.softcap != 0 ? tile<T, T, true> : tile<T, T, false>);
 }
 
+template <typename T>
+void scale_rows(const ClassMatrix& matrix, int64_t rows, int64_t classes, const T* factors) {
+  with_storage<T>(matrix, [&](auto* data) CHARLM_LAMBDA_INLINE {
+    for (int64_t r = 0; r < rows; ++r) {
+      const T factor = factors[r];
+      auto* const row = data + matrix.row_offset(r);
+      if (matrix.class_stride == 1) {
+        for_each_vector<T>(classes, [&](int64_t c, int lanes) CHARLM_LAMBDA_INLINE {
+          store_as(row + c, load_as(row + c, lanes) * factor, lanes);
+        });
+      } else {
+        for (int64_t c = 0; c < classes * matrix.class_stride; c += matrix.class_stride) {
+          from_compute(to_compute(row[c]) * factor, row + c);
+        }
+      }
+    }
+  });
+}
+
 }  // namespace
 
 template <>
 CrossEntropyKernels<float> kernels() {
-  return {tiles<float>};
+  return {tiles<float>, scale_rows<float>};
 }
 template <>
 CrossEntropyKernels<double> kernels() {
-  return {tiles<double>};
+  return {tiles<double>, scale_rows<double>};
 }
 
 }  // namespace charlm::cpu::CHARLM_ISA_NAMESPACE

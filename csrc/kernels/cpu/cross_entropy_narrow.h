@@ -18,15 +18,14 @@ struct NarrowTile {
   // row_of[j][lane] is the row, of a block of kWidth, that lane of its vector j belongs to.
   IntVec<T> row_of[kMaxNarrowClasses];
   // counted is 1, or 0 for rows whose target is ignored.
-  alignas(64) T sum[kRows], target_z[kRows], counted[kRows], index_weight[kRows], factor[kRows];
+  alignas(64) T sum[kRows], target_z[kRows], counted[kRows], index_weight[kRows], scale[kRows], factor[kRows];
 
   static bool applies_to(const CrossEntropy<T>& p) {
     const auto flat = [&](const ClassMatrix& matrix) {
       return is_direct<S>(matrix) && matrix.outer_stride == p.classes;
     };
     return p.classes > 1 && p.classes <= kMaxNarrowClasses && p.target != nullptr && p.label_smoothing == 0 &&
-           p.softcap == 0 && !p.lse_is_known && flat(p.input) &&
-           (p.input_gradient.data == nullptr || flat(p.input_gradient));
+           p.softcap == 0 && flat(p.input) && (p.input_gradient.data == nullptr || flat(p.input_gradient));
   }
 
   explicit NarrowTile(const CrossEntropy<T>& problem) : p(problem) {
@@ -54,13 +53,15 @@ struct NarrowTile {
     return maximum_lane<T>(beyond ? broadcast<T>(1) : Vec<T>{}) == 0;
   }
 
-  void read_targets(const S* logits, const int64_t* target, int64_t count) {
+  void read_targets(const S* logits, int64_t first, int64_t count) {
+    const int64_t* target = p.target + first;
     for (int64_t r = 0; r < count; ++r) {
       const int64_t y = target[r];
       const bool counts = y != p.ignore_index;
       counted[r] = counts;
       target_z[r] = counts ? to_compute(logits[r * classes + y]) : 0;
       index_weight[r] = !counts ? 0 : p.weight != nullptr ? p.weight[y] : (T)1;
+      scale[r] = p.row_scale != nullptr ? p.scale * p.row_scale[first + r] : p.scale;
     }
   }
 
@@ -88,8 +89,25 @@ struct NarrowTile {
       if (p.shift != nullptr) store(p.shift + first + r, Vec<T>{});
       if (p.log_sum != nullptr) store(p.log_sum + first + r, lse);
       if (p.target_log_probability != nullptr) store(p.target_log_probability + first + r, -nll);
-      store(factor + r, counts ? (weight + 2 * p.z_loss * lse) * p.scale / total : Vec<T>{});
+      write_factors(r, lse, total);
     }
+  }
+
+  // Of kWidth rows: what their exponentials are multiplied by.
+  void write_factors(int64_t r, Vec<T> lse, Vec<T> total) {
+    const Vec<T> slope = (load(index_weight + r) + 2 * p.z_loss * lse) * load(scale + r) / total;
+    store(factor + r, load(counted + r) != 0 ? slope : Vec<T>{});
+  }
+
+  // The same from what forward has kept; false where it has shifted a row.
+  bool take_known_lse(int64_t first, int64_t count) {
+    IntVec<T> shifted = {};
+    for (int64_t r = 0; r < count; r += kWidth<T>) {
+      const Vec<T> lse = load(p.log_sum + first + r);
+      shifted |= load(p.shift + first + r) != 0;
+      write_factors(r, lse, exp(lse));
+    }
+    return maximum_lane<T>(shifted ? broadcast<T>(1) : Vec<T>{}) == 0;
   }
 
   void write_gradient(const T* e, const int64_t* target, int64_t count, S* gradient) const {
@@ -103,7 +121,7 @@ struct NarrowTile {
     for (int64_t r = 0; r < count; ++r) {
       if (counted[r] != 0) {  // from what was not rounded yet
         const int64_t at = r * classes + target[r];
-        from_compute(e[at] * factor[r] - index_weight[r] * p.scale, gradient + at);
+        from_compute(e[at] * factor[r] - index_weight[r] * scale[r], gradient + at);
       } else {
         const S zero = {};
         for (int64_t c = 0; c < classes; ++c) gradient[r * classes + c] = zero;  // also where logits are not numbers
@@ -112,13 +130,17 @@ struct NarrowTile {
   }
 
   // Rows [first, first + count), count a multiple of kWidth. Returns false, with nothing written, where a logit is too
-  // large. The gradient may be written over the logits, so it comes last.
+  // large or was for forward. The gradient may be written over the logits, so it comes last.
   bool run(int64_t first, int64_t count, T* e) {
     const S* logits = static_cast<const S*>(p.input.data) + first * classes;
     if (!exponentials(logits, count / kWidth<T> * classes, e)) return false;
-    read_targets(logits, p.target + first, count);
-    sum_rows(e, count);
-    write_losses(first, count);
+    read_targets(logits, first, count);
+    if (!p.lse_is_known) {
+      sum_rows(e, count);
+      write_losses(first, count);
+    } else if (!take_known_lse(first, count)) {
+      return false;
+    }
     if (p.input_gradient.data != nullptr) {
       write_gradient(e, p.target + first, count, static_cast<S*>(p.input_gradient.data) + first * classes);
     }

@@ -1,0 +1,101 @@
+// What the direct calls of losses share: options, targets, class weights and the result.
+#pragma once
+
+#include <vector>
+
+#include "bindings/cross_entropy_options.h"
+#include "bindings/plain_tensor.h"
+
+namespace charlm {
+
+// None, for a call that is not meant for these arguments; it clears the error that Python may have set.
+PyObject* not_for_it();
+PyReference none();
+
+// What `function` returns; `not_for_it` where that is null or throws, of memory for instance: the op comes to the same
+// and says so.
+template <typename Function>
+PyObject* or_none(const Function& function) {
+  try {
+    PyObject* result = function();
+    return result != nullptr ? result : not_for_it();
+  } catch (const std::exception&) {
+    return not_for_it();
+  }
+}
+
+// Of the tuple charlm.ops._arguments.LossOptions. False where it is none, or an option is out of range.
+bool read_options(PyObject* tuple, CrossEntropyOptions* options);
+
+// A tensor (C,), (N, C) or (N, C, d1), or another of the same strides whose memory is `data`, as rows of classes.
+ClassMatrix rows_of(const PlainTensor& tensor, void* data);
+
+// The values of a floating-point tensor, in the order of its indices: its own memory, or a copy.
+template <typename T>
+class Values {
+ public:
+  Values() = default;
+  explicit Values(const PlainTensor& tensor);
+  const T* data() const { return data_; }
+
+ private:
+  const T* data_ = nullptr;
+  std::vector<T> copy_;
+};
+
+// The classes of a tensor of any integer type, in the same way.
+class ClassIndices {
+ public:
+  ClassIndices() = default;
+  explicit ClassIndices(const PlainTensor& tensor);
+  const int64_t* data() const { return data_; }
+
+ private:
+  const int64_t* data_ = nullptr;
+  std::vector<int64_t> copy_;
+};
+
+// The arguments that losses have in common, and the problem that points into them.
+template <typename T>
+class LossArguments {
+ public:
+  // The shape is that of class indices and row losses.
+  LossArguments(int64_t classes, int dims, const int64_t* shape, const CrossEntropyOptions& options);
+  // Each is false where the argument is not what it should be.
+  bool take_classes(const PlainTensor& target);  // indices of that shape, all in range
+  bool take_weight(PyObject* weight);            // (C,), or None
+  bool take_lse(PyObject* lse);                  // what make_lse made
+  bool take_upstream(PyObject* grad_output);     // of that shape under "none", else a scalar; after take_classes
+  // A new tensor (2, N), into which the problem writes shift and log_sum of each row; null with an error set.
+  PyReference make_lse();
+
+  CrossEntropy<T> problem;
+  const Reduction reduction;
+  const int dims;
+  const int64_t* const shape;
+
+ private:
+  ClassIndices classes_;
+  Values<T> weight_, upstream_;
+};
+
+// The new tensor that a loss is returned in, as the type computed in or rounded to another.
+template <typename T>
+class LossResult {
+ public:
+  // Gradients are divided by the mean's denominator.
+  LossResult(Storage storage, LossArguments<T>* loss);
+  bool is_possible() const { return memory_ != nullptr; }
+  // The tensor, borrowed, for a problem whose row losses are known.
+  PyObject* finished(const CrossEntropy<T>& problem) const;
+
+ private:
+  Storage storage_;
+  Reduction reduction_;
+  PyReference tensor_;
+  void* memory_;
+  Workspace<T> rows_;  // (N,) where the tensor has no room for them
+  T denominator_;
+};
+
+}  // namespace charlm
