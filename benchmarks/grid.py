@@ -53,11 +53,13 @@ class Row:
 
 
 class Inputs(NamedTuple):
-    """Arguments of an op, by position; the floor of forward and backward; the gradient of a result that is no loss."""
+    """Arguments of an op, by position; the floor of forward and backward; the gradient of a result that is no scalar;
+    and options."""
 
     arguments: tuple[Any, ...]
     floor: Floor
     upstream: Tensor | None = None
+    options: Mapping[str, Any] = {}
 
 
 def row(
@@ -71,10 +73,10 @@ def row(
     """A row whose steps are forward and backward of an op in `opponents.EAGER`."""
 
     def create(dtype: torch.dtype) -> Case:
-        arguments, floor, upstream = draw(dtype)
-        makers = contestants(op)
+        arguments, floor, upstream, options = draw(dtype)
+        makers = contestants(op, **options)
         if op == "linear_cross_entropy" and HAS_TORCH_LINEAR:
-            makers["torch_linear"] = torch_linear
+            makers["torch_linear"] = partial(torch_linear, **options)
 
         def steps(name: str) -> Run:
             return repeated(forward_and_backward(makers[name](), arguments, upstream))
@@ -96,25 +98,42 @@ def layer(*shape: int, dtype: torch.dtype) -> Tensor:
     return normal(*shape, dtype=dtype, scale=shape[-1] ** -0.5)
 
 
-def cross_entropy(rows: int, classes: int) -> Row:
+def cross_entropy(rows: int, classes: int, *, weighted: bool = False, reduction: str = "mean") -> Row:
     def draw(dtype: torch.dtype) -> Inputs:
         logits, target = normal(rows, classes, dtype=dtype), torch.randint(classes, (rows,))
-        return Inputs((logits, target), Floor("logits read, gradient written", 2 * logits.nbytes))
+        weight = (torch.rand(classes).to(dtype),) if weighted else ()
+        floor = Floor("logits read, gradient written", 2 * logits.nbytes)
+        return Inputs((logits, target, *weight), floor, *_of_losses(rows, dtype, reduction))
 
-    return row("cross_entropy", draw, N=rows, C=classes)
+    note = ", class weights" * weighted + _note(reduction)
+    return row("cross_entropy", draw, note=note, N=rows, C=classes)
 
 
-def linear_cross_entropy(rows: int, features: int, classes: int, *, frozen: bool = False) -> Row:
+def linear_cross_entropy(
+    rows: int, features: int, classes: int, *, frozen: bool = False, reduction: str = "mean"
+) -> Row:
     """Products: logits, the gradient of the input, and that of the weight, unless it is frozen."""
     products = 2 if frozen else 3
     floor = Floor(f"{'two' if frozen else 'three'} matrix products", flops=products * 2 * rows * features * classes)
 
     def draw(dtype: torch.dtype) -> Inputs:
         weight = layer(classes, features, dtype=dtype).requires_grad_(not frozen)
-        return Inputs((normal(rows, features, dtype=dtype), weight, torch.randint(classes, (rows,))), floor)
+        arguments = normal(rows, features, dtype=dtype), weight, torch.randint(classes, (rows,))
+        return Inputs(arguments, floor, *_of_losses(rows, dtype, reduction))
 
-    note = ", frozen weight" * frozen
+    note = ", frozen weight" * frozen + _note(reduction)
     return row("linear_cross_entropy", draw, note=note, N=rows, D=features, C=classes)
+
+
+def _of_losses(rows: int, dtype: torch.dtype, reduction: str) -> tuple[Tensor | None, dict[str, Any]]:
+    """The upstream gradient of a loss, and the options that say of what shape the loss is."""
+    if reduction == "mean":
+        return None, {}
+    return torch.randn(rows).to(dtype) if reduction == "none" else None, {"reduction": reduction}
+
+
+def _note(reduction: str) -> str:
+    return "" if reduction == "mean" else f", reduction {reduction}"
 
 
 def embedding_linear(rows: int, context_length: int, vocab_size: int, embedding_dim: int, hidden_dim: int) -> Row:
@@ -204,6 +223,8 @@ def _batch(context_length: int, rows: int) -> tuple[Tensor, Tensor]:
 ROWS = [
     cross_entropy(1, 27),
     cross_entropy(32, 27),
+    cross_entropy(32, 27, reduction="none"),
+    cross_entropy(32, 27, weighted=True),
     cross_entropy(256, 27),
     cross_entropy(32, 1000),
     cross_entropy(4096, 27),
@@ -211,6 +232,7 @@ ROWS = [
     cross_entropy(256, 50257),
     cross_entropy(2048, 32000),
     linear_cross_entropy(32, 64, 27),
+    linear_cross_entropy(32, 64, 27, reduction="none"),
     linear_cross_entropy(512, 512, 32000),  # the logits lie in the memory of the weight's gradient
     linear_cross_entropy(2048, 256, 8000),  # in chunks
     linear_cross_entropy(2048, 256, 8000, frozen=True),

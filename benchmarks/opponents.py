@@ -19,8 +19,8 @@ def embedding_linear(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tenso
     return torch.tanh(F.linear(F.embedding(ids, embedding).flatten(-2), weight, bias))
 
 
-def linear_cross_entropy(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(F.linear(input, weight), target)
+def linear_cross_entropy(input: Tensor, weight: Tensor, target: Tensor, **options: Any) -> Tensor:
+    return F.cross_entropy(F.linear(input, weight), target, **options)
 
 
 def mlp_cross_entropy(
@@ -40,9 +40,9 @@ EAGER: dict[str, Function] = {
 HAS_TORCH_LINEAR = hasattr(F, "linear_cross_entropy")  # torch 2.13
 
 
-def torch_linear() -> Function:
-    """`F.linear_cross_entropy` in pieces; without `options` it is what eager is."""
-    return partial(F.linear_cross_entropy, options=torch.nn.LinearCrossEntropyOptions())
+def torch_linear(**options: Any) -> Function:
+    """`F.linear_cross_entropy` in pieces; without its own `options` it is what eager is."""
+    return partial(F.linear_cross_entropy, options=torch.nn.LinearCrossEntropyOptions(), **options)
 
 
 def contestants(op: str, **options: Any) -> dict[str, Callable[[], Function]]:

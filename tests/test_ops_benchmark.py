@@ -22,7 +22,9 @@ from charlm import benchmark
 
 SMALL = {
     "cross_entropy": grid.cross_entropy(5, 7),
+    "cross_entropy, a loss a row": grid.cross_entropy(5, 7, weighted=True, reduction="none"),
     "linear_cross_entropy": grid.linear_cross_entropy(5, 3, 7),
+    "linear_cross_entropy, a loss a row": grid.linear_cross_entropy(5, 3, 7, reduction="none"),
     "linear_cross_entropy, frozen weight": grid.linear_cross_entropy(5, 3, 7, frozen=True),
     "embedding_linear": grid.embedding_linear(5, 2, 6, 3, 4),
     "mlp_cross_entropy": grid.mlp_cross_entropy(5, 3, 2, 4),
@@ -227,16 +229,17 @@ def test_the_exit_status_says_whether_an_op_is_too_slow(
     calls = fake_times(monkeypatch, lambda: 1.04)
     status, lines = run(capsys, *options)
     assert status == 0
-    linear = ["charlm", "eager", *(["torch_linear"] if HAS_TORCH_LINEAR else [])]
-    assert calls == [(names, 7) for names in (["charlm", "eager"], ["charlm", "eager"], linear, ["charlm", "eager"])]
-    assert any(line.startswith("0 of 4 too slow: more than 5% behind eager or torch_linear.") for line in lines)
+    pair = ["charlm", "eager"]
+    linear = [*pair, *(["torch_linear"] if HAS_TORCH_LINEAR else [])]
+    assert calls == [(names, 7) for names in (pair, pair, pair, pair, linear, linear, pair)]
+    assert any(line.startswith("0 of 7 too slow: more than 5% behind eager or torch_linear.") for line in lines)
     fake_times(monkeypatch, lambda: 1.06)
     status, lines = run(capsys, *options)
     assert status == 1
-    assert [line.split(" | ")[-1] for line in lines if " float32 " in line and line[0] == "|"] == ["too slow |"] * 4
+    assert [line.split(" | ")[-1] for line in lines if " float32 " in line and line[0] == "|"] == ["too slow |"] * 7
     calls = fake_times(monkeypatch, lambda: 1.06)
     assert run(capsys, *options, "--against", "compile", "--rounds", 2)[0] == 0
-    assert calls == [(["charlm", "compile"], 2)] * 4
+    assert calls == [(["charlm", "compile"], 2)] * 7
 
 
 def test_every_row_is_measured_on_every_number_of_threads(

@@ -33,7 +33,9 @@ def function_of(sample: Sample) -> Callable[..., Tensor]:
 
 
 @every_op
-def test_a_trace_without_gradients_is_saved_and_runs(sample: Sample) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_trace_without_gradients_is_saved_and_runs(sample: Sample, dtype: torch.dtype) -> None:
+    sample = sample.to(dtype)
     values = tuple(sample.arguments[name] for name in sample.differentiable)
     with torch.no_grad():
         traced: Any = torch.jit.trace(function_of(sample), values)

@@ -6,7 +6,7 @@ everything else, which is then for the op of the same name: other devices, dtype
 
 import torch
 from torch import Tensor, is_grad_enabled
-from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
+from torch._C import _are_functorch_transforms_active, _is_tracing, _len_torch_dispatch_stack
 from torch._C._autograd import _get_current_graph_task_keep_graph, _profiler_enabled
 from torch.autograd import forward_ad
 
@@ -28,9 +28,12 @@ def serves(size: int) -> bool:
     """Whether a call on so many numbers is for the functions above, as far as that does not depend on its tensors.
 
     It is small, nothing is compiled, and nobody would miss the op: there is no mode that sees operations, as tracers
-    and fake tensors do, and no profiler. That autograd or vmap want to see it is for the caller to exclude.
+    and fake tensors do, no trace of TorchScript, and no profiler. That autograd or vmap want to see it is for the
+    caller to exclude.
     """
-    return not _is_compiling() and size <= SMALL and not (_len_torch_dispatch_stack() or _profiler_enabled())
+    if _is_compiling() or size > SMALL:
+        return False
+    return not (_len_torch_dispatch_stack() or _is_tracing() or _profiler_enabled())
 
 
 def is_plain_backward() -> bool:
