@@ -106,6 +106,13 @@ def check_chunking(options: Any) -> None:
         raise TypeError(f"options must be a torch.nn.LinearCrossEntropyOptions or None, got {options!r}")
 
 
+def may_promote(logits: Tensor, target: Tensor, weight: Tensor | None) -> bool:
+    """Whether `promoted` could change or refuse anything: not where all are in the dtype of the logits, or integers."""
+    return (weight is not None and weight.dtype is not logits.dtype) or (
+        target.dtype is not logits.dtype and target.dtype.is_floating_point
+    )
+
+
 def promoted(
     logits: Sequence[Tensor | None], target: Tensor, weight: Tensor | None, *, autocast: bool
 ) -> tuple[Sequence[Any], Tensor, Tensor | None]:

@@ -8,7 +8,16 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from charlm.ops import _direct, _dtensor, _extension, _transforms, reference  # noqa: F401  _extension registers ops
-from charlm.ops._arguments import HALF, LossOptions, check_output_dtype, complain, keywords, loss_options, promoted
+from charlm.ops._arguments import (
+    HALF,
+    LossOptions,
+    check_output_dtype,
+    complain,
+    keywords,
+    loss_options,
+    may_promote,
+    promoted,
+)
 from charlm.ops._autograd import apply, autocast_dtype, check_devices, needs_gradient
 from charlm.ops._saved import Version, wanted_gradients
 from charlm.ops._scaling import scale_saved
@@ -83,7 +92,7 @@ def cross_entropy(
         if autocast and _transforms.is_exporting():
             loss = _reference(input, target, weight, options)
         else:
-            if weight is not None or target.dtype.is_floating_point:
+            if may_promote(input, target, weight):
                 (input,), target, weight = promoted((input,), target, weight, autocast=autocast)
             if output_dtype is None and not autocast:
                 output_dtype = input.dtype

@@ -20,6 +20,7 @@ from charlm.ops._arguments import (
     complain,
     keywords,
     loss_options,
+    may_promote,
     promoted,
 )
 from charlm.ops._autograd import apply, autocast_dtype, cast, check_devices, needs_gradient
@@ -132,7 +133,7 @@ def linear_cross_entropy(
                 output_dtype=output_dtype,
             )
         lower = autocast_dtype(input)
-        if lower is None and weight is None and not target.dtype.is_floating_point:
+        if lower is None and not may_promote(input, target, weight):
             loss = _call(*tensors, codes)
         elif lower is not None and _transforms.is_exporting():
             loss = _reference(*tensors, codes)
