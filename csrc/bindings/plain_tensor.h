@@ -45,7 +45,7 @@ bool read_plain(PyObject* object, PlainTensor* tensor);
 // New tensors on the CPU: of the shape, type and, where it has no gaps, the strides of another; or contiguous. Null
 // with an error set where that fails.
 PyReference empty_like(PyObject* tensor);
-PyReference empty(Storage storage, int dims, const int64_t* sizes);
+PyReference empty(Storage storage, int dims, const int64_t* sizes);  // of at most two dimensions
 // The memory of one of them.
 void* memory_of(const PyReference& tensor);
 
