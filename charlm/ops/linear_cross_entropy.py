@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _forward = torch.ops.charlm.linear_cross_entropy_forward.default
 _backward = torch.ops.charlm.linear_cross_entropy_backward.default
+# input, linear_weight, target, linear_bias, weight
+_Tensors = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 def linear_cross_entropy(
@@ -189,23 +191,13 @@ def _call(
     if needs_gradient(input, linear_weight, target, linear_bias):
         loss: Tensor = apply(_LinearCrossEntropy, *tensors, options)
         return loss
-    return _kernel(*tensors, options, (False, False, False), False)[0]
+    return _kernel(tensors, options, (False, False, False), False)[0]
 
 
-def _kernel(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    linear_bias: Tensor | None,
-    weight: Tensor | None,
-    options: LossOptions,
-    wanted: tuple[bool, bool, bool],
-    keeps_lse: bool,
-) -> Sequence[Any]:
+def _kernel(tensors: _Tensors, options: LossOptions, wanted: tuple[bool, bool, bool], keeps_lse: bool) -> Sequence[Any]:
     """The loss, lse, and the gradients of input, linear_weight and linear_bias; what is not wanted may be None."""
-    tensors = (input, linear_weight, target, linear_bias, weight)
     found = None
-    if _is_small(input, linear_weight):
+    if _is_small(*tensors[:2]):
         found = _direct.linear_cross_entropy_forward(*tensors, options, *wanted, keeps_lse)
     return found or _forward(*tensors, *options, *wanted)
 
@@ -259,7 +251,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.in_forward = options.reduction != 0 and not target_needs and input.dtype != torch.float16
         wanted = (input_needs, weight_needs, bias_needs) if ctx.in_forward else (False, False, False)
         tensors = (input, linear_weight, target, linear_bias, weight)
-        loss, lse, *gradients = _kernel(*tensors, options, wanted, not ctx.in_forward)
+        loss, lse, *gradients = _kernel(tensors, options, wanted, not ctx.in_forward)
         gradients = [NOTHING if gradient is None else gradient for gradient in gradients]
         ctx.unread = None if torch.compiler.is_compiling() else Unread(linear_bias=linear_bias)
         if not ctx.in_forward:  # torch keeps no bias, so that it may change
