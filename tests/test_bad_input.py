@@ -135,6 +135,17 @@ def test_embedding_linear_shapes_and_values(changes: dict[str, Any], message: st
     refuses(GOOD["embedding_linear"], ValueError, message, **changes)
 
 
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [(op, name) for op, good in GOOD.items() for name, value in good.arguments.items() if isinstance(value, Tensor)],
+)
+def test_a_tensor_without_dimensions_is_named(op: str, name: str) -> None:
+    bad = GOOD[op].with_arguments(**{name: GOOD[op].arguments[name].new_zeros(())})
+    for replaced in ({}, bad.leaves()):
+        with pytest.raises(ValueError, match=rf"^{name} must have .*, got \(\)$"):
+            bad.call(getattr(ops, op), replaced)
+
+
 @pytest.mark.parametrize("value", [27, 31, -1, 2**40, -(2**63)])
 @pytest.mark.parametrize("options", [{}, ALL_LOSS_OPTIONS], ids=names_of)
 @pytest.mark.parametrize("make_sample", [cross_entropy_sample, linear_cross_entropy_sample])

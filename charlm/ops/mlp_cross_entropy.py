@@ -160,7 +160,7 @@ class _MlpCrossEntropy(torch.autograd.Function):
         ctx.in_forward = options.reduction != 0 and embedding.dtype != torch.float16
         arguments = (ids, target, embedding, weight1, bias1, weight2, bias2)
         found = None
-        if ctx.in_forward and _direct.serves(ids.numel() * weight1.shape[0]):
+        if ctx.in_forward and weight1.ndim == 2 and _direct.serves(ids.numel() * weight1.shape[0]):
             found = _direct.mlp_cross_entropy_forward(*arguments, options)
         loss, *gradients = found or _forward(*arguments, *_of_schema(options), ctx.in_forward)
         ctx.unread = None
