@@ -127,9 +127,8 @@ def linear_cross_entropy(
 
 def _of_losses(rows: int, dtype: torch.dtype, reduction: str) -> tuple[Tensor | None, dict[str, Any]]:
     """The upstream gradient of a loss, and the options that say of what shape the loss is."""
-    if reduction == "mean":
-        return None, {}
-    return torch.randn(rows).to(dtype) if reduction == "none" else None, {"reduction": reduction}
+    upstream = torch.randn(rows).to(dtype) if reduction == "none" else None
+    return upstream, {} if reduction == "mean" else {"reduction": reduction}
 
 
 def _note(reduction: str) -> str:

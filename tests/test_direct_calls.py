@@ -21,6 +21,7 @@ from charlm.ops import _direct, reference
 pytestmark = pytest.mark.cpu
 
 V, D, H, N, T = 11, 5, 24, 9, 3
+OPTIONS = ops._arguments._DEFAULTS[1]  # of the mean
 
 
 def leaves(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -87,8 +88,7 @@ def test_a_loss_alone(dtype: torch.dtype) -> None:
 
 def test_a_frozen_layer_costs_no_gradient() -> None:
     hidden, weight, target, bias = linear_inputs()
-    options = ops._arguments._DEFAULTS[1]
-    found = _direct.linear_cross_entropy_forward(hidden, weight, target, bias, None, options, True, False, False, False)
+    found = _direct.linear_cross_entropy_forward(hidden, weight, target, bias, None, OPTIONS, True, False, False, False)
     assert found is not None
     assert found[1] is None
     assert found[3:] == (None, None)
@@ -182,9 +182,6 @@ OTHERS = {
     "no tensor": lambda t: t.tolist(),
     "integers": lambda t: t.long(),
 }
-
-
-OPTIONS = ops._arguments._DEFAULTS[1]
 
 
 def cross_entropy_directly(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> object:

@@ -90,7 +90,8 @@ CrossEntropyArguments<T> read_cross_entropy_arguments(const Tensor& input, const
     arguments.target = contiguous_as(target, ScalarType::Long);
     problem.target = arguments.target.template const_data_ptr<int64_t>();
   }
-  set_options(options, weight, input, &arguments.weight, &problem);
+  set_options(options, &problem);
+  set_weight(weight, input, &arguments.weight, &problem);
   return arguments;
 }
 

@@ -18,12 +18,15 @@ void check_ignores_nothing(const CrossEntropyOptions& options) {
 }
 
 template <typename T>
-void set_options(const CrossEntropyOptions& options, const OptionalTensor& weight, const Tensor& input,
-                 OptionalTensor* holder, CrossEntropy<T>* problem) {
+void set_options(const CrossEntropyOptions& options, CrossEntropy<T>* problem) {
   problem->ignore_index = options.ignore_index;
   problem->label_smoothing = option_as<T>("label_smoothing", options.label_smoothing);
   problem->softcap = option_as<T>("softcap", options.softcap);
   problem->z_loss = option_as<T>("z_loss", options.z_loss);
+}
+
+template <typename T>
+void set_weight(const OptionalTensor& weight, const Tensor& input, OptionalTensor* holder, CrossEntropy<T>* problem) {
   if (!weight.has_value()) return;
   check_same_device("weight", *weight, "input", input);
   check_floating("weight", *weight);
@@ -47,8 +50,7 @@ void set_lse(const Tensor& lse, CrossEntropy<T>* problem) {
   check(lse.numel() == 2 * problem->rows && lse.is_contiguous() && lse.element_size() == sizeof(T),
         "lse must be what the forward op returned, shape (2, ", problem->rows, "), got shape ", ShapeString(lse));
   check_memory("lse", lse);
-  problem->shift = static_cast<T*>(lse.data_ptr());
-  problem->log_sum = problem->shift + problem->rows;
+  set_lse(static_cast<T*>(lse.data_ptr()), problem);
 }
 
 template <typename T>
@@ -57,7 +59,7 @@ Losses<T>::Losses(Reduction reduction, Shape shape, Kept kept, CrossEntropy<T>* 
       result_(allocate(reduction == Reduction::kNone ? shape : Shape(), kDtype<T>)),
       kept_(kept == Kept::kLse ? allocate({2, problem->rows}, kDtype<T>) : allocate({problem->rows}, kDtype<T>)),
       rows_(reduction == Reduction::kNone ? 0 : problem->rows),
-      denominator_(reduction == Reduction::kMean ? cpu::mean_denominator(*problem) : 1) {
+      denominator_(denominator_of(reduction, *problem)) {
   problem->loss = reduction == Reduction::kNone ? result_.template mutable_data_ptr<T>() : rows_.data();
   problem->scale = 1 / denominator_;
   if (kept == Kept::kLse) {
@@ -86,15 +88,14 @@ void set_upstream(const Tensor& grad_output, Reduction reduction, OptionalTensor
   if (per_row) {
     problem->row_scale = values;
   } else {
-    problem->scale = reduction == Reduction::kMean ? 1 / cpu::mean_denominator(*problem) : 1;
-    problem->scale *= values[0];
+    problem->scale = 1 / denominator_of(reduction, *problem) * values[0];
   }
 }
 
-template void set_options(const CrossEntropyOptions&, const OptionalTensor&, const Tensor&, OptionalTensor*,
-                          CrossEntropy<float>*);
-template void set_options(const CrossEntropyOptions&, const OptionalTensor&, const Tensor&, OptionalTensor*,
-                          CrossEntropy<double>*);
+template void set_options(const CrossEntropyOptions&, CrossEntropy<float>*);
+template void set_options(const CrossEntropyOptions&, CrossEntropy<double>*);
+template void set_weight(const OptionalTensor&, const Tensor&, OptionalTensor*, CrossEntropy<float>*);
+template void set_weight(const OptionalTensor&, const Tensor&, OptionalTensor*, CrossEntropy<double>*);
 template void check_targets(const CrossEntropy<float>&, Shape);
 template void check_targets(const CrossEntropy<double>&, Shape);
 template void set_lse(const Tensor&, CrossEntropy<float>*);

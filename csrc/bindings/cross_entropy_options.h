@@ -22,18 +22,32 @@ CrossEntropyOptions cross_entropy_options(int64_t ignore_index, int64_t reductio
 // An ignore_index is no option of class probabilities; a negative one is the default.
 void check_ignores_nothing(const CrossEntropyOptions& options);
 
-// Fills the options in; `weight` (C,) is converted into `holder`, which must outlive the problem.
+// Fills in the options that are numbers.
 template <typename T>
-void set_options(const CrossEntropyOptions& options, const OptionalTensor& weight, const Tensor& input,
-                 OptionalTensor* holder, CrossEntropy<T>* problem);
+void set_options(const CrossEntropyOptions& options, CrossEntropy<T>* problem);
+
+// Class weights (C,), converted into `holder`, which must outlive the problem.
+template <typename T>
+void set_weight(const OptionalTensor& weight, const Tensor& input, OptionalTensor* holder, CrossEntropy<T>* problem);
 
 // Throws IndexError at the first target that is neither a class nor ignore_index. `shape` is the shape to name it in.
 template <typename T>
 void check_targets(const CrossEntropy<T>& problem, Shape shape);
 
-// The (2, N) tensor that forward hands to backward: shift, then log_sum, of every row.
+// The (2, N) values that forward hands to backward: shift, then log_sum, of every row.
+template <typename T>
+void set_lse(T* values, CrossEntropy<T>* problem) {
+  problem->shift = values;
+  problem->log_sum = values + problem->rows;
+}
 template <typename T>
 void set_lse(const Tensor& lse, CrossEntropy<T>* problem);
+
+// What the sum of the row losses is divided by.
+template <typename T>
+T denominator_of(Reduction reduction, const CrossEntropy<T>& problem) {
+  return reduction == Reduction::kMean ? cpu::mean_denominator(problem) : 1;
+}
 
 // What forward keeps of each row for backward: all that its kernels need to compute the gradient, or, where forward has
 // computed it, what it lacks of the logits in half precision.

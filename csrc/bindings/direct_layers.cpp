@@ -149,14 +149,14 @@ PyObject* mlp_cross_entropy_forward_directly(PyObject*, PyObject* const* argumen
   return or_none([&]() -> PyObject* {
     const Workspace<int32_t> tokens(examples * length), distinct(examples * length), context(examples),
         table(number_contexts_table_size(examples));
-    const TokenIds token_ids{ids.data, ids.integer, examples, length, ids.strides[0], ids.strides[1]},
-        classes{target.data, target.integer, examples, 1, target.strides[0]};
+    const TokenIds token_ids{ids.data, ids.integer, examples, length, ids.strides[0], ids.strides[1]};
     if (!read_tokens(token_ids, shape.vocab_size, tokens.data())) return nullptr;
+    const Values<int64_t> classes(target);
     const Workspace<Example> pairs(examples);
     const int64_t contexts =
         number_contexts(tokens.data(), examples, length, table.data(), context.data(), distinct.data());
     for (int64_t n = 0; n < examples; ++n) {
-      const int64_t y = id_at(classes, n, 0);
+      const int64_t y = classes.data()[n];
       const bool is_ignored = y == options.ignore_index;
       if (!is_ignored && (y < 0 || y >= shape.vocab_size)) return nullptr;
       pairs.data()[n] = {context.data()[n], is_ignored ? kIgnored : static_cast<int32_t>(y)};

@@ -3,6 +3,7 @@
 #include <functional>
 #include <numeric>
 #include <tuple>
+#include <type_traits>
 
 namespace charlm {
 
@@ -40,14 +41,27 @@ bool read_options(PyObject* tuple, CrossEntropyOptions* options) {
   return true;
 }
 
+namespace {
+
 template <typename T>
-Values<T>::Values(const PlainTensor& tensor) : data_(static_cast<const T*>(tensor.data)) {
-  if (tensor.is(kStorageOf<T>) && tensor.is_contiguous) return;
-  copy_.resize(tensor.count);
-  data_ = copy_.data();
+bool is_stored_as(const PlainTensor& tensor) {
+  if constexpr (std::is_same_v<T, int64_t>) {
+    return !tensor.is_floating && tensor.integer == IntegerType::kInt64;
+  } else {
+    return tensor.is(kStorageOf<T>);
+  }
+}
+
+void copy_values(const PlainTensor& tensor, int64_t* to) {
+  const TokenIds ids{tensor.data,     tensor.integer,    tensor.sizes[0],
+                     tensor.sizes[1], tensor.strides[0], tensor.strides[1]};
+  for (int64_t n = 0; n < tensor.count; ++n) to[n] = id_at(ids, n / ids.context_length, n % ids.context_length);
+}
+
+template <typename T>
+void copy_values(const PlainTensor& tensor, T* to) {
   const int64_t *const sizes = tensor.sizes, *const strides = tensor.strides;
   const auto copy = [&](const auto* from) {
-    T* to = copy_.data();
     for (int64_t i = 0; i < sizes[0]; ++i) {
       for (int64_t j = 0; j < sizes[1]; ++j) {
         for (int64_t k = 0; k < sizes[2]; ++k) {
@@ -63,13 +77,14 @@ Values<T>::Values(const PlainTensor& tensor) : data_(static_cast<const T*>(tenso
   }
 }
 
-ClassIndices::ClassIndices(const PlainTensor& tensor) : data_(static_cast<const int64_t*>(tensor.data)) {
-  if (tensor.integer == IntegerType::kInt64 && tensor.is_contiguous) return;
-  const TokenIds ids{tensor.data,     tensor.integer,    tensor.sizes[0],
-                     tensor.sizes[1], tensor.strides[0], tensor.strides[1]};
+}  // namespace
+
+template <typename T>
+Values<T>::Values(const PlainTensor& tensor) : data_(static_cast<const T*>(tensor.data)) {
+  if (is_stored_as<T>(tensor) && tensor.is_contiguous) return;
   copy_.resize(tensor.count);
   data_ = copy_.data();
-  for (int64_t n = 0; n < tensor.count; ++n) copy_[n] = id_at(ids, n / ids.context_length, n % ids.context_length);
+  copy_values(tensor, copy_.data());
 }
 
 template <typename T>
@@ -77,15 +92,12 @@ LossArguments<T>::LossArguments(int64_t classes, int dims, const int64_t* shape,
     : reduction(options.reduction), dims(dims), shape(shape) {
   problem.rows = std::accumulate(shape, shape + dims, int64_t{1}, std::multiplies<int64_t>());
   problem.classes = classes;
-  problem.ignore_index = options.ignore_index;
-  problem.label_smoothing = option_as<T>("label_smoothing", options.label_smoothing);
-  problem.softcap = option_as<T>("softcap", options.softcap);
-  problem.z_loss = option_as<T>("z_loss", options.z_loss);
+  set_options(options, &problem);
 }
 
 template <typename T>
 bool LossArguments<T>::take_classes(const PlainTensor& target) {
-  classes_ = ClassIndices(target);
+  classes_ = Values<int64_t>(target);
   problem.target = classes_.data();
   return cpu::first_bad_target(problem) < 0;
 }
@@ -105,8 +117,7 @@ PyReference LossArguments<T>::make_lse() {
   const int64_t sizes[] = {2, problem.rows};
   PyReference lse = empty(kStorageOf<T>, 2, sizes);
   if (lse == nullptr) return nullptr;
-  problem.shift = static_cast<T*>(memory_of(lse));
-  problem.log_sum = problem.shift + problem.rows;
+  set_lse(static_cast<T*>(memory_of(lse)), &problem);
   return lse;
 }
 
@@ -115,8 +126,7 @@ bool LossArguments<T>::take_lse(PyObject* lse) {
   PlainTensor tensor;
   if (!read_plain(lse, &tensor) || !tensor.is(kStorageOf<T>) || !tensor.is_matrix(2, problem.rows)) return false;
   problem.lse_is_known = true;
-  problem.shift = static_cast<T*>(tensor.data);
-  problem.log_sum = problem.shift + problem.rows;
+  set_lse(static_cast<T*>(tensor.data), &problem);
   return true;
 }
 
@@ -131,8 +141,7 @@ bool LossArguments<T>::take_upstream(PyObject* grad_output) {
   if (per_row) {
     problem.row_scale = upstream_.data();
   } else {
-    problem.scale = reduction == Reduction::kMean ? 1 / cpu::mean_denominator(problem) : 1;
-    problem.scale *= *upstream_.data();
+    problem.scale = 1 / denominator_of(reduction, problem) * *upstream_.data();
   }
   return true;
 }
@@ -141,12 +150,12 @@ template <typename T>
 LossResult<T>::LossResult(Storage storage, LossArguments<T>* loss)
     : storage_(storage),
       reduction_(loss->reduction),
+      has_rows_(reduction_ == Reduction::kNone && storage == kStorageOf<T>),
       tensor_(empty(storage, reduction_ == Reduction::kNone ? loss->dims : 0, loss->shape)),
       memory_(tensor_ == nullptr ? nullptr : memory_of(tensor_)),
-      rows_(loss->problem.rows),
-      denominator_(reduction_ == Reduction::kMean ? cpu::mean_denominator(loss->problem) : 1) {
-  const bool in_tensor = reduction_ == Reduction::kNone && storage == kStorageOf<T>;
-  loss->problem.loss = in_tensor ? static_cast<T*>(memory_) : rows_.data();
+      rows_(has_rows_ ? 0 : loss->problem.rows),
+      denominator_(denominator_of(reduction_, loss->problem)) {
+  loss->problem.loss = has_rows_ ? static_cast<T*>(memory_) : rows_.data();
   loss->problem.scale = 1 / denominator_;
 }
 
@@ -155,7 +164,7 @@ PyObject* LossResult<T>::finished(const CrossEntropy<T>& problem) const {
   with_storage<T>(memory_, storage_, [&](auto* out) {
     if (reduction_ != Reduction::kNone) {
       from_compute(static_cast<T>(cpu::total_loss(problem) / denominator_), out);
-    } else if (problem.loss == rows_.data()) {
+    } else if (!has_rows_) {
       for (int64_t n = 0; n < problem.rows; ++n) from_compute(problem.loss[n], out + n);
     }
   });
@@ -164,6 +173,7 @@ PyObject* LossResult<T>::finished(const CrossEntropy<T>& problem) const {
 
 template class Values<float>;
 template class Values<double>;
+template class Values<int64_t>;
 template class LossArguments<float>;
 template class LossArguments<double>;
 template class LossResult<float>;

@@ -30,29 +30,20 @@ bool read_options(PyObject* tuple, CrossEntropyOptions* options);
 // A tensor (C,), (N, C) or (N, C, d1), or another of the same strides whose memory is `data`, as rows of classes.
 ClassMatrix rows_of(const PlainTensor& tensor, void* data);
 
-// The values of a floating-point tensor, in the order of its indices: its own memory, or a copy.
+// The values of a tensor, in the order of its indices: its own memory, or a copy. T is float or double, for
+// floating-point tensors, or int64_t, for integers.
 template <typename T>
 class Values {
  public:
   Values() = default;
   explicit Values(const PlainTensor& tensor);
+  Values(Values&&) = default;
+  Values& operator=(Values&&) = default;
   const T* data() const { return data_; }
 
  private:
   const T* data_ = nullptr;
   std::vector<T> copy_;
-};
-
-// The classes of a tensor of any integer type, in the same way.
-class ClassIndices {
- public:
-  ClassIndices() = default;
-  explicit ClassIndices(const PlainTensor& tensor);
-  const int64_t* data() const { return data_; }
-
- private:
-  const int64_t* data_ = nullptr;
-  std::vector<int64_t> copy_;
 };
 
 // The arguments that losses have in common, and the problem that points into them.
@@ -75,7 +66,7 @@ class LossArguments {
   const int64_t* const shape;
 
  private:
-  ClassIndices classes_;
+  Values<int64_t> classes_;
   Values<T> weight_, upstream_;
 };
 
@@ -92,9 +83,10 @@ class LossResult {
  private:
   Storage storage_;
   Reduction reduction_;
+  bool has_rows_;  // the tensor has room for the row losses
   PyReference tensor_;
   void* memory_;
-  Workspace<T> rows_;  // (N,) where the tensor has no room for them
+  Workspace<T> rows_;  // (N,) where it has not
   T denominator_;
 };
 

@@ -42,7 +42,7 @@ bool multiply_rows(const PlainTensor& gradient, const PlainTensor& scale, PyObje
   if (!read_plain(target, &tensor)) return false;
   if (!tensor.is_floating) {
     if (tensor.count != of.rows) return false;
-    const ClassIndices indices(tensor);
+    const Values<int64_t> indices(tensor);
     for (int64_t n = 0; n < of.rows; ++n) {
       if (indices.data()[n] == ignore_index) factors[n] = 0;
     }

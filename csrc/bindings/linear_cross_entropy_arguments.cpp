@@ -58,7 +58,8 @@ LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
   } else {
     problem.loss.target = problem.target.template const_data_ptr<int64_t>();
   }
-  set_options(options, weight, input, &problem.class_weight, &problem.loss);
+  set_options(options, &problem.loss);
+  set_weight(weight, input, &problem.class_weight, &problem.loss);
   return problem;
 }
 
