@@ -184,12 +184,9 @@ class OpsBackend(EagerBackend):
     model_backend = "ops"
 
     def _prepare(self) -> Callable[..., Tensor]:
-        device = self.model.device
-        if not has_kernels(device):
-            how = " or install charlm again where nvcc is on the PATH" if device.type == "cuda" else ""
-            raise ValueError(
-                f"backend 'ops' has no kernels for {device}, where the model is: use 'eager' or 'compile'{how}"
-            )
+        why = why_no_kernels(self.model.device)
+        if why is not None:
+            raise ValueError(f"backend 'ops' cannot be used: {why}")
         return super()._prepare()
 
     def _add_gradients(self, loss: Tensor) -> None:
@@ -304,14 +301,21 @@ class FusedBackend:
         return contexts[:, -self._context_length :]
 
 
-def has_kernels(device: torch.device) -> bool:
-    """Whether `charlm.ops` computes on it."""
-    return device.type == "cpu" or (device.type == "cuda" and _C.build_info()["cuda"] is not None)
+def why_no_kernels(device: torch.device) -> str | None:
+    """Why `charlm.ops` cannot compute on a device, and what to do, in one sentence; None where they can.
+
+    The first time it is asked of a GPU, code is loaded there.
+    """
+    if device.type == "cpu":
+        return None
+    if device.type == "cuda":
+        return _C.why_no_kernels(torch.cuda.current_device() if device.index is None else device.index)
+    return f"charlm has no kernels for {device}; backend 'eager', which is plain PyTorch, works there"
 
 
 def default_backend(model: LanguageModel, processes: Processes) -> str:
     """The name of the fastest backend that takes the model where it is."""
-    if not has_kernels(model.device):
+    if why_no_kernels(model.device) is not None:
         return "eager"
     parameters = engine_parameters(model)
     known = parameters is not None and parameters[0].dtype in (torch.float32, torch.float64)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from charlm import distributed, optimizers
 from charlm._rules import check, check_type, shown
-from charlm.backends import BACKENDS, default_backend, has_kernels
+from charlm.backends import BACKENDS, default_backend, why_no_kernels
 from charlm.batches import BatchSampler
 from charlm.data import Dataset, Distinct
 from charlm.evaluation import evaluate
@@ -53,7 +53,7 @@ class Trainer:
         max_grad_norm: clips the norm of the whole gradient to this, or None.
         batch_size: B examples drawn with replacement, or "full": the whole split in every step.
         backend: "eager", "compile", "ops" or "fused" (one process, on the CPU); None is "fused" where that can be,
-            otherwise "ops", and "eager" on devices that the ops have no kernels for.
+            otherwise "ops", and "eager", with a warning, on devices that the ops have no kernels for.
         seed: of the batches; initial weights are the model's own matter.
         device: where to move the model; None leaves it where it is.
 
@@ -112,10 +112,13 @@ class Trainer:
 
         self._processes = distributed.current()
         self.model = _moved(model, device)
-        if not has_kernels(self.model.device):
+        why = why_no_kernels(self.model.device)
+        if why is not None:
             # Nobody could call it there, `charlm.sample` for one.
             self.model.backend = "eager"
         self.backend = backend or default_backend(self.model, self._processes)
+        if why is not None and backend is None:
+            warnings.warn(f"training with backend 'eager': {why}", stacklevel=2)
         self.dataset = dataset
         self.optimizer = optimizers.create(self.model, options, learning_rate)
         self._backend = BACKENDS[self.backend](self.model, self.optimizer, dataset.train, options, self._processes)

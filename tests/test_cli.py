@@ -20,7 +20,7 @@ from command_line import SMALL_MLP, CommandLine, weights
 from rich.console import Console
 
 import charlm
-from charlm import PRESETS, Trainer, TrainingConfig, TrainingRun, checkpoint
+from charlm import _C, PRESETS, Trainer, TrainingConfig, TrainingRun, checkpoint
 from charlm.backends import BACKENDS
 from charlm.cli import main
 from charlm.cli.commands import app
@@ -211,6 +211,20 @@ def test_info_has_what_a_bug_report_needs(run_charlm: CommandLine) -> None:
     assert re.search(rf"^instruction_set +{facts['instruction_set']}$", text, re.MULTILINE)
     assert re.search(r"^build torch_target_version +2\.10$", text, re.MULTILINE)
     assert re.search(rf"^torch +{re.escape(torch.__version__)}$", text, re.MULTILINE)
+
+
+def test_info_says_whether_the_kernels_run_on_each_gpu(
+    run_charlm: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", {0: "H100", 1: "V100"}.__getitem__)
+    monkeypatch.setattr(_C, "why_no_kernels", {0: None, 1: "cuda:1 is too old"}.__getitem__)
+    facts = json.loads(run_charlm.output("info", "--json"))
+    assert facts["devices"] == ["cpu", "cuda:0 H100", "cuda:1 V100"]
+    assert facts["kernels"] == {"cuda:0": "yes", "cuda:1": "cuda:1 is too old"}
+    text = run_charlm.output("info")
+    assert re.search(r"^kernels cuda:0 +yes$", text, re.MULTILINE)
+    assert re.search(r"^kernels cuda:1 +cuda:1 is too old$", text, re.MULTILINE)
 
 
 # Progress

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +42,25 @@ def test_an_op_on_a_cuda_tensor_says_what_to_do_where_it_has_no_kernels() -> Non
     arguments = (torch.randn(4, 27), torch.zeros(4, dtype=torch.int64), None, -100, 1, 0.0, 0.0, 0.0, False)
     with pytest.raises(ValueError if built else RuntimeError, match=message):
         on_cuda(torch.ops.charlm.cross_entropy_forward.default, *arguments)
+
+
+def test_why_there_are_no_kernels_where_cuda_is_not_built() -> None:
+    """Where it is, what is said is about a driver, or a GPU."""
+    why = _C.why_no_kernels(0)
+    if _C.build_info()["cuda"] is None:
+        assert why is not None
+        assert re.search(r"^charlm was built without kernels for GPUs.* nvcc is on the PATH; backend 'eager'", why)
+    elif not torch.cuda.is_available():
+        assert why is not None
+        assert re.search(r"^(charlm's kernels cannot run|CUDA cannot load charlm's kernels) on cuda:0: ", why)
+
+
+@pytest.mark.parametrize(
+    ("device", "error"), [(-1, ValueError), (2**31, ValueError), (2**64, OverflowError), ("0", TypeError)]
+)
+def test_what_is_no_index_of_a_device_is_refused(device: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        _C.why_no_kernels(device)
 
 
 def test_every_op_says_what_to_do_without_kernels() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import small_names
 import torch
 from cases import device, generator
+from command_line import CommandLine
 from torch import Tensor
 
-from charlm import _C, MLP, CountBigram, Trainer, data, evaluate, sample
-from charlm.backends import BACKENDS
+from charlm import _C, MLP, CountBigram, Trainer, backends, data, evaluate, sample
+from charlm.backends import BACKENDS, why_no_kernels
 
 
 @pytest.fixture
@@ -30,11 +33,9 @@ class OtherMLP(MLP):
 def test_the_default_is_the_fastest_backend_that_takes_the_model(dataset: data.Dataset) -> None:
     other = OtherMLP(len(dataset.vocabulary), 3, 4, 16)
     half = make_mlp(dataset).to(torch.bfloat16)
-    cases = [(make_mlp(dataset), "fused"), (other, "ops"), (half, "ops"), (make_mlp(dataset, "meta"), "eager")]
-    for model, expected in cases:
+    for model, expected in [(make_mlp(dataset), "fused"), (other, "ops"), (half, "ops")]:
         assert Trainer(model, dataset, learning_rate=0.1).backend == expected
-        # Where the ops have no kernels, the model itself could not compute with them either.
-        assert model.backend == ("eager" if expected == "eager" else "ops")
+        assert model.backend == "ops"
 
 
 def test_the_default_on_the_device_trains(dataset: data.Dataset) -> None:
@@ -50,7 +51,11 @@ def test_the_default_on_the_device_trains(dataset: data.Dataset) -> None:
 @pytest.mark.parametrize(
     ("backend", "message"),
     [
-        ("ops", "backend 'ops' has no kernels for meta, where the model is: use 'eager' or 'compile'$"),
+        (
+            "ops",
+            "backend 'ops' cannot be used: charlm has no kernels for meta; backend 'eager', which is plain PyTorch, "
+            "works there$",
+        ),
         ("fused", "backend 'fused' trains on the CPU, but the model is on meta: use 'ops' or 'eager'"),
     ],
 )
@@ -59,13 +64,66 @@ def test_a_backend_that_cannot_train_there_is_named(dataset: data.Dataset, backe
         Trainer(make_mlp(dataset, "meta"), dataset, learning_rate=0.1, backend=backend)
 
 
-@pytest.mark.parametrize("built", [False, True])
-def test_kernels_for_gpus_are_those_of_the_build(built: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from charlm.backends import has_kernels
+def test_what_cuda_says_of_a_gpu_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_C, "why_no_kernels", {0: None, 1: "it is too old"}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert why_no_kernels(torch.device("cuda", 0)) is None
+    assert why_no_kernels(torch.device("cuda", 1)) == "it is too old"
+    assert why_no_kernels(torch.device("cuda")) == "it is too old"
+    assert why_no_kernels(torch.device("cpu")) is None
+    assert why_no_kernels(torch.device("mps")) == (
+        "charlm has no kernels for mps; backend 'eager', which is plain PyTorch, works there"
+    )
 
-    monkeypatch.setattr(_C, "build_info", lambda: {"cuda": "90" if built else None})
-    assert has_kernels(torch.device("cuda", 1)) == built
-    assert has_kernels(torch.device("cpu"))
+
+@pytest.fixture
+def old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a model is, it seems to be on a GPU that the ops have no kernels for."""
+    for module in (backends, sys.modules[Trainer.__module__]):
+        monkeypatch.setattr(module, "why_no_kernels", lambda _: "cuda:1 is too old; backend 'eager' works there")
+
+
+def test_the_default_without_kernels_is_eager_and_says_why_once(dataset: data.Dataset, old_gpu: None) -> None:
+    model = make_mlp(dataset)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        trainer = Trainer(model, dataset, learning_rate=0.1)
+        losses = trainer.run(20)
+        trainer.evaluate("dev")
+    (warning,) = warned
+    assert str(warning.message) == "training with backend 'eager': cuda:1 is too old; backend 'eager' works there"
+    assert warning.filename == __file__
+    # Nor could the model itself compute with the ops.
+    assert (trainer.backend, model.backend) == ("eager", "eager")
+    expected = Trainer(make_mlp(dataset), dataset, learning_rate=0.1, backend="eager").run(20)  # without a warning
+    assert torch.equal(losses, expected)
+
+
+def test_a_backend_that_was_chosen_is_refused_or_used_without_a_word(dataset: data.Dataset, old_gpu: None) -> None:
+    message = "^backend 'ops' cannot be used: cuda:1 is too old; backend 'eager' works there$"
+    with pytest.raises(ValueError, match=message):
+        Trainer(make_mlp(dataset), dataset, learning_rate=0.1, backend="ops")
+    model = make_mlp(dataset)
+    assert Trainer(model, dataset, learning_rate=0.1, backend="eager").backend == "eager"
+    assert model.backend == "eager"
+
+
+@pytest.mark.parametrize(("rank", "kind"), [("0", "warning"), ("3", "warning (rank 3)")])
+def test_train_says_in_a_line_why_it_does_not_use_the_ops(
+    run_charlm: CommandLine, names: Path, old_gpu: None, monkeypatch: pytest.MonkeyPatch, rank: str, kind: str
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    config = ("--context-length", 2, "--embedding-dim", 2, "--hidden-dim", 4, "--batch-size", 8, "--steps", 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        result = run_charlm("train", names, *config, "--quiet", "--out", "run")
+    assert result.err == f"{kind}: training with backend 'eager': cuda:1 is too old; backend 'eager' works there\n"
+    assert result.code == 0
+    assert "backend eager" in result.out
+    monkeypatch.setenv("RANK", "0")
+    assert run_charlm.error("train", names, *config, "--quiet", "--out", "other", "--backend", "ops") == (
+        "backend 'ops' cannot be used: cuda:1 is too old; backend 'eager' works there"
+    )
 
 
 @pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"compile"}))

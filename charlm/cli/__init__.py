@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from charlm.cli import startup, streams
 
@@ -43,6 +44,11 @@ def _run(arguments: Sequence[str], program: str) -> int:
     if sys.stdout is None:
         print("error: standard output is closed", file=sys.stderr)
         return EXIT_USAGE
+    with streams.warnings_as_lines() if not os.environ.get(DEBUG_VARIABLE) else nullcontext():
+        return _run_command(arguments, program)
+
+
+def _run_command(arguments: Sequence[str], program: str) -> int:
     from charlm.cli.commands import Interrupted, app
 
     try:
@@ -63,7 +69,5 @@ def _run(arguments: Sequence[str], program: str) -> int:
         from charlm.cli.errors import explain
 
         message, code = explain(error)
-        # All processes of `torchrun` write to one terminal.
-        rank = os.environ.get("RANK", "0")
-        print(f"error: {message}" if rank == "0" else f"error (rank {rank}): {message}", file=sys.stderr)
+        streams.complain("error", message)
         return code

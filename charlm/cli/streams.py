@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def open_closed() -> None:
@@ -27,3 +30,18 @@ def flush_or_discard() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def complain(kind: str, message: str) -> None:
+    """Writes a line to standard error, "error: ..." or "warning: ..."."""
+    # All processes of `torchrun` write to one terminal.
+    rank = os.environ.get("RANK", "0")
+    print(f"{kind}: {message}" if rank == "0" else f"{kind} (rank {rank}): {message}", file=sys.stderr)
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Warnings are a line each, without the place in the code that Python shows."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: complain("warning", " ".join(str(message).split()))
+        yield

@@ -2,11 +2,13 @@
 // tests. Limited API: one binary for every Python from 3.10.
 #include <Python.h>
 
+#include <climits>
 #include <cstring>
+#include <exception>
 
-#include "bindings/architectures.h"
 #include "bindings/branches.h"
 #include "bindings/direct_calls.h"
+#include "bindings/gpu_support.h"
 #include "kernels/isa.h"
 
 namespace charlm {
@@ -62,6 +64,22 @@ PyObject* build_info(PyObject*, PyObject*) {
                        static_cast<unsigned long>(TORCH_TARGET_VERSION >> 48), "cuda", cuda_architectures());
 }
 
+PyObject* why_no_kernels_on(PyObject*, PyObject* argument) {
+  const long device = PyLong_AsLong(argument);
+  if (device == -1 && PyErr_Occurred() != nullptr) return nullptr;
+  if (device < 0 || device > INT_MAX) {
+    return PyErr_Format(PyExc_ValueError, "the device must be the index of a CUDA device, got %R", argument);
+  }
+  try {
+    const std::optional<std::string> why = why_no_kernels(static_cast<int>(device));
+    if (!why.has_value()) Py_RETURN_NONE;
+    return PyUnicode_FromString(why->c_str());
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+}
+
 // As PyMethodDef wants functions with METH_FASTCALL.
 PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
@@ -76,6 +94,8 @@ PyMethodDef methods[] = {
      "Run the CPU kernels on the named set from now on; None: on the best, or the fastest for tiny calls."},
     {"last_branch", last_branch_name, METH_NOARGS, "Which branch the last op took, '<op>/<branch>'."},
     {"build_info", build_info, METH_NOARGS, "Compiler, oldest torch, and the GPUs this binary has kernels for."},
+    {"why_no_kernels", why_no_kernels_on, METH_O,
+     "Why the ops cannot run on the CUDA device of an index, and what to do, in one sentence; None where they can."},
     {"cross_entropy_forward", fast(cross_entropy_forward_directly), METH_FASTCALL, kDirect},
     {"cross_entropy_backward", fast(cross_entropy_backward_directly), METH_FASTCALL, kDirect},
     {"linear_cross_entropy_forward", fast(linear_cross_entropy_forward_directly), METH_FASTCALL, kDirect},

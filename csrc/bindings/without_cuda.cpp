@@ -3,7 +3,7 @@
 
 #include <stdexcept>
 
-#include "bindings/architectures.h"
+#include "bindings/gpu_support.h"
 
 namespace charlm {
 namespace {
@@ -22,15 +22,17 @@ constexpr const char* kOps[] = {
     "evaluate_full",
 };
 
-void refuse(StableIValue*, uint64_t, uint64_t) {
-  throw std::runtime_error(
-      "charlm was built without kernels for GPUs, so its ops take CPU tensors only: move the tensors to the CPU, or "
-      "install charlm again where nvcc is on the PATH");
-}
+constexpr const char* kWhy =
+    "charlm was built without kernels for GPUs, so its ops take CPU tensors only: move the tensors to the CPU, or "
+    "install charlm again where nvcc is on the PATH; backend 'eager', which is plain PyTorch, works on GPUs too";
+
+void refuse(StableIValue*, uint64_t, uint64_t) { throw std::runtime_error(kWhy); }
 
 }  // namespace
 
 const char* cuda_architectures() { return nullptr; }
+
+std::optional<std::string> why_no_kernels(int) { return kWhy; }
 
 STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, ops) {
   for (const char* op : kOps) ops.impl(op, refuse);

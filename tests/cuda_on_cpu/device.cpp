@@ -1,19 +1,23 @@
 // The device that is simulated: what torch's C interface tells the bindings for CUDA, and does for them, so that they
 // run as they are, on tensors of the CPU. The linker puts each __wrap_f in the place of f, which then is __real_f.
 //
-// To the bindings every tensor is on cuda:0, and they may allocate memory there only. Fresh memory is NaN in every
-// dtype. The watch is told of every tensor whose memory a binding hands to its kernels, and of what torch writes.
+// To the bindings every tensor is on one GPU (gpus.h), and they may allocate memory there only. Fresh memory is NaN in
+// every dtype, and a test can have there be none. The watch is told of every tensor whose memory a binding hands to its
+// kernels, and of what torch writes.
 #include <dlfcn.h>
 #include <string.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 
+#include <atomic>
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 
 #include "bindings/branches.h"
+#include "bindings/gpu_support.h"
+#include "gpus.h"
 #include "watch.h"
 
 // Exported by the torch builds that contain MKL; null in the others.
@@ -36,20 +40,30 @@ void* __real_dlsym(void*, const char*);
 
 namespace {
 
-constexpr int32_t kIndex = 0;
+// How many more calls of torch get memory; less than 0: all.
+std::atomic<int> calls_with_memory = -1;
+// Whether a call gets none: then torch has failed as it does where memory has run out.
+bool is_out_of_memory() {
+  if (calls_with_memory < 0 || calls_with_memory-- != 0) return false;
+  const int64_t bytes = int64_t{1} << 60, stride = 1;
+  AtenTensorHandle result = nullptr;
+  __real_aoti_torch_empty_strided(1, &bytes, &stride, aoti_torch_dtype_uint8(), aoti_torch_device_type_cpu(), -1,
+                                  &result);
+  return true;
+}
 
 // The device that torch is to use in the place of one that a binding names.
 int32_t device_behind(int32_t device_type, int32_t device_index) {
-  if (device_type != aoti_torch_device_type_cuda() || device_index != kIndex) {
+  if (device_type != aoti_torch_device_type_cuda() || device_index != simulator::gpu_of_tensors()) {
     throw std::runtime_error("a binding for CUDA uses device " + std::to_string(device_index) + " of type " +
-                             std::to_string(device_type) + " instead of cuda:0");
+                             std::to_string(device_type) + ", on which there is no tensor");
   }
   return aoti_torch_device_type_cpu();
 }
 
 int32_t current_stream(int32_t device_index, void** stream) {
   device_behind(aoti_torch_device_type_cuda(), device_index);
-  *stream = nullptr;
+  *stream = simulator::current_stream(device_index);
   return AOTI_TORCH_SUCCESS;
 }
 
@@ -119,19 +133,22 @@ AOTITorchError __wrap_aoti_torch_get_device_type(AtenTensorHandle, int32_t* resu
 }
 
 AOTITorchError __wrap_aoti_torch_get_device_index(AtenTensorHandle, int32_t* result) {
-  *result = kIndex;
+  *result = simulator::gpu_of_tensors();
   return AOTI_TORCH_SUCCESS;
 }
 
 AOTITorchError __wrap_aoti_torch_create_device_guard(int32_t device_index, DeviceGuardHandle* result) {
-  static char guard;
   device_behind(aoti_torch_device_type_cuda(), device_index);
-  *result = reinterpret_cast<DeviceGuardHandle>(&guard);
+  *result = reinterpret_cast<DeviceGuardHandle>(new int(simulator::current_gpu()));
+  simulator::current_gpu() = device_index;
   return AOTI_TORCH_SUCCESS;
 }
 
 // The end of a call.
-AOTITorchError __wrap_aoti_torch_delete_device_guard(DeviceGuardHandle) {
+AOTITorchError __wrap_aoti_torch_delete_device_guard(DeviceGuardHandle guard) {
+  int* before = reinterpret_cast<int*>(guard);
+  simulator::current_gpu() = *before;
+  delete before;
   simulator::device_memory().clear();
   return AOTI_TORCH_SUCCESS;
 }
@@ -153,6 +170,7 @@ AOTITorchError __wrap_aoti_torch_aten_fill__Scalar(AtenTensorHandle tensor, doub
 
 AOTITorchError __wrap_aoti_torch_empty_strided(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype,
                                                int32_t device_type, int32_t device_index, AtenTensorHandle* result) {
+  if (is_out_of_memory()) return AOTI_TORCH_FAILURE;
   const int32_t error =
       __real_aoti_torch_empty_strided(dim, sizes, strides, dtype, device_behind(device_type, device_index), -1, result);
   if (error == AOTI_TORCH_SUCCESS) spoil(*result);
@@ -172,6 +190,8 @@ AOTITorchError __wrap_torch_call_dispatcher(const char* op, const char* overload
                                             uint64_t version) {
   const std::string_view name(op);
   const bool adds = name == "charlm::multiply_add";
+  const bool may_allocate = adds || name == "aten::mm" || name == "aten::sort" || name == "aten::empty_like";
+  if (may_allocate && is_out_of_memory()) return AOTI_TORCH_FAILURE;
   if (name == "aten::mm" || adds) {
     const AtenTensorHandle out = tensor_in(stack[adds || std::string_view(overload) == "dtype_out" ? 3 : 2]);
     check_product({tensor_in(stack[0]), tensor_in(stack[1]), out, adds ? tensor_in(stack[2]) : out});
@@ -197,7 +217,17 @@ void* __wrap_dlsym(void* library, const char* name) {
   return wanted ? reinterpret_cast<void*>(&current_stream) : __real_dlsym(library, name);
 }
 
-// For Python: charlm._C knows only the branches of its own copy of the bindings.
+// For Python: charlm._C knows only what its own copy of the bindings does.
 __attribute__((visibility("default"))) const char* simulator_last_branch() { return charlm::last_branch(); }
+// null: the kernels run there.
+__attribute__((visibility("default"))) const char* simulator_why_no_kernels(int gpu) {
+  thread_local std::string why;
+  why = charlm::why_no_kernels(gpu).value_or("");
+  return why.empty() ? nullptr : why.c_str();
+}
+// So many calls of torch get memory, and the next one gets none; -1: all do. Returns how many there still were.
+__attribute__((visibility("default"))) int simulator_limit_memory(int calls) {
+  return calls_with_memory.exchange(calls);
+}
 
 }  // extern "C"

@@ -7,7 +7,8 @@
 //   two accesses to the same byte, one of them a write, that no synchronisation orders: by threads of a block without a
 //   __syncthreads between them (within a warp, a __syncwarp will do), or by different blocks of a launch;
 //   a misaligned access, such as a vector at any element of an array;
-//   a barrier, a shuffle or a vote that some of its threads never reach, or reach at another place.
+//   a barrier, a shuffle or a vote that some of its threads never reach, or reach at another place;
+//   a stream that is not torch's current one of the GPU that the tensors are on.
 //
 // g++ compiles every access into a call of a function (watch.cpp defines them), so kernels are watched as they are.
 // What it cannot show: arrays of a thread, or static arrays of shared memory, that run into one another (`make
@@ -28,15 +29,15 @@ inline constexpr int kWarp = 32;
 // Which of the faults that a test has planted in the kernels is at work; none is fault 0.
 bool fault(int number);
 
-// The dynamic shared memory that a block can have, a Hopper GPU's, and what it has without asking.
+// The dynamic shared memory that a block can have on any GPU, and what it has without asking.
 inline constexpr size_t kMaxShared = 227 << 10, kUnaskedShared = 48 << 10;
 bool ask_shared(const void* kernel, size_t bytes);
 
 // Runs run(call) for every thread of a grid; `call`, of so many bytes, holds the kernel's arguments. A launch that CUDA
 // would refuse, and one in which a thread does what it must not, return an error.
 enum class Outcome { kDone, kRefused, kFaulty };
-Outcome launch(const void* kernel, const dim3& grid, const dim3& block, size_t shared_bytes, void (*run)(const void*),
-               const void* call, size_t call_bytes);
+Outcome launch(const void* kernel, const dim3& grid, const dim3& block, size_t shared_bytes, const void* stream,
+               void (*run)(const void*), const void* call, size_t call_bytes);
 // Of the last launch that was faulty.
 const char* fault_message();
 unsigned char* dynamic_shared();

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.utils import cpp_extension
 
+from building.cuda import TARGETS
 from charlm import _C
 from charlm.ops import _direct, _products, _scaling
 
@@ -50,7 +52,7 @@ _SANITIZE = ["-fsanitize=address", "-g1"] if os.environ.get("CHARLM_SANITIZE") e
 if _SANITIZE:
     _KERNELS = _SIMULATOR = ["-O1", *_SANITIZE]
     _BINDINGS = [*_BINDINGS, *_SANITIZE]
-_SUPPORT = [HERE / name for name in ("threads.cpp", "watch.cpp", "device.cpp")]
+_SUPPORT = [HERE / name for name in ("threads.cpp", "watch.cpp", "device.cpp", "gpus.cpp")]
 _SUFFIXES = (".h", ".cpp", ".cu", ".cuh")
 
 # Of the name of a file of KERNELS and its text: the text to compile.
@@ -77,6 +79,10 @@ def load(edit: Edit) -> None:
     last_branch = _library.simulator_last_branch
     last_branch.restype = ctypes.c_char_p
     _C.last_branch = lambda: last_branch().decode()
+    _library.simulator_why_no_kernels.restype = ctypes.c_char_p
+    _C.why_no_kernels = _why_no_kernels
+    for gpu in GPUS[1:]:
+        _index_of(gpu)
     charlm, aten = torch.library.Library("charlm", "IMPL"), torch.library.Library("aten", "IMPL")
     charlm.impl("multiply_add", _products.multiply_add, "CPU")
     charlm.impl("scale_gradients_", _scaling.scale_gradients, "CPU")
@@ -100,6 +106,85 @@ def plant(number: int) -> None:
     """Puts a fault to work that an edit has written into the kernels as `simulator::fault(number)`; 0: none."""
     assert _library is not None
     _library.simulator_plant(number)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU to simulate: its compute capability, the newest CUDA of its driver, and the shared memory of a block."""
+
+    capability: str
+    shared_kib: int
+    driver: str = "13.1"
+
+
+# cuda:0, where all is unless a test says otherwise, and cuda:1.
+GPUS = (Gpu("9.0", 227), Gpu("8.0", 163))
+_indices: dict[Gpu, int] = {GPUS[0]: 0}
+
+
+@contextmanager
+def tensors_on(gpu: Gpu) -> Iterator[int]:
+    """All tensors are on a GPU, whose index this is."""
+    assert _library is not None
+    index = _index_of(gpu)
+    _library.simulator_place_tensors(index)
+    try:
+        yield index
+    finally:
+        _library.simulator_place_tensors(0)
+
+
+def _index_of(gpu: Gpu) -> int:
+    """That of the GPU, which is there from now on."""
+    assert _library is not None
+    if gpu not in _indices:
+        capability, (major, minor) = int(gpu.capability.replace(".", "")), map(int, gpu.driver.split("."))
+        _indices[gpu] = _library.simulator_add_gpu(capability, 1000 * major + 10 * minor, gpu.shared_kib << 10)
+    return _indices[gpu]
+
+
+@contextmanager
+def current_device(index: int) -> Iterator[None]:
+    """A GPU is this thread's current one, and must be so at the end."""
+    assert _library is not None
+    _library.simulator_set_device(index)
+    try:
+        yield
+        assert _library.simulator_current_device() == index
+    finally:
+        _library.simulator_set_device(0)
+
+
+@contextmanager
+def stream(number: int) -> Iterator[None]:
+    """Torch's current stream is another one than that of number 0."""
+    assert _library is not None
+    _library.simulator_choose_stream(number)
+    try:
+        yield
+    finally:
+        _library.simulator_choose_stream(0)
+
+
+@contextmanager
+def memory_for(calls: int) -> Iterator[Callable[[], bool]]:
+    """So many of torch's functions that bindings call get memory, and the next one gets none.
+
+    Yields:
+        What tells whether it came to that; then, all get memory again.
+    """
+    assert _library is not None
+    _library.simulator_limit_memory(calls)
+    try:
+        yield lambda: _library.simulator_limit_memory(-1) < 0
+    finally:
+        _library.simulator_limit_memory(-1)
+
+
+def _why_no_kernels(device: int) -> str | None:
+    assert _library is not None
+    why = _library.simulator_why_no_kernels(device)
+    return None if why is None else why.decode()
 
 
 @contextmanager
@@ -167,7 +252,7 @@ def _compile(source: Path, csrc: Path) -> Path:
     includes += [f"-isystem{path}" for path in cpp_extension.include_paths()]
     # The version of the stable interface that the extension itself is built for.
     version = int(str(_C.build_info()["torch_target_version"])) << 48
-    macros = [f"-DTORCH_TARGET_VERSION={version:#x}", '-DCHARLM_CUDA_ARCHITECTURES="simulated"']
+    macros = [f"-DTORCH_TARGET_VERSION={version:#x}", f'-DCHARLM_CUDA_ARCHITECTURES="{" ".join(TARGETS)}"']
     kind = _KERNELS if source.suffix == ".cu" else _SIMULATOR if source.parent == HERE else _BINDINGS
     options = [*_COMPILER, *kind]
     command = [*options, *includes, *macros]

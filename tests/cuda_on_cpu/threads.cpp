@@ -186,14 +186,18 @@ const char* fault_message() { return message; }
 
 bool ask_shared(const void* kernel, size_t bytes) {
   const std::lock_guard lock(launching);
-  if (bytes > kMaxShared) return false;
+  if (bytes > static_cast<size_t>(gpu(current_gpu())->shared_bytes)) return false;
   asked_shared[kernel] = bytes;
   return true;
 }
 
-Outcome launch(const void* kernel, const dim3& grid, const dim3& block, size_t shared_bytes, void (*run)(const void*),
-               const void* call, size_t call_bytes) {
+Outcome launch(const void* kernel, const dim3& grid, const dim3& block, size_t shared_bytes, const void* stream,
+               void (*run)(const void*), const void* call, size_t call_bytes) {
   const std::lock_guard lock(launching);
+  if (const char* what = misplaced(stream)) {
+    snprintf(message, sizeof(message), "%s", what);
+    return Outcome::kFaulty;
+  }
   gridDim = grid;
   blockDim = block;
   thread_count = static_cast<int>(block.x * block.y * block.z);

@@ -2,6 +2,8 @@
 
 #include <dlfcn.h>
 
+#include "bindings/gpu_support.h"
+
 namespace charlm {
 namespace {
 
@@ -25,7 +27,9 @@ cuda::Stream current_stream(int32_t device) {
 
 Device device_of(const char* name, const Tensor& tensor) {
   check(tensor.is_cuda(), name, " must be on a CUDA device, got ", DeviceString(tensor));
-  return tensor.device();
+  const Device device = tensor.device();
+  if (const auto why = why_no_kernels(device.index())) throw std::runtime_error(*why);
+  return device;
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include <tuple>
 #include <utility>
 
+#include "gpus.h"
 #include "simulator.h"
 
 #define __global__
@@ -46,7 +47,17 @@ inline constexpr int warpSize = simulator::kWarp;
 
 // Launches run at once, to their end.
 using cudaStream_t = struct CUstream_st*;
-enum cudaError_t : int { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
+enum cudaError_t : int {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorInvalidDeviceFunction = 98,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorInvalidKernelImage = 200,
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorUnsupportedPtxVersion = 222,
+  cudaErrorLaunchFailure = 719,
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes = 0;
@@ -59,13 +70,16 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> arguments;
   };
+  if (const int error = simulator::code_error(*simulator::gpu(simulator::current_gpu()))) {
+    return static_cast<cudaError_t>(error);
+  }
   const Call call{kernel, {std::forward<Arguments>(arguments)...}};
   const auto run = [](const void* data) {
     const Call& call = *static_cast<const Call*>(data);
     std::apply(call.kernel, call.arguments);
   };
   switch (simulator::launch(reinterpret_cast<const void*>(kernel), config->gridDim, config->blockDim,
-                            config->dynamicSmemBytes, run, &call, sizeof(call))) {
+                            config->dynamicSmemBytes, config->stream, run, &call, sizeof(call))) {
     case simulator::Outcome::kDone:
       return cudaSuccess;
     case simulator::Outcome::kRefused:
@@ -80,17 +94,63 @@ cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
   const bool granted = simulator::ask_shared(reinterpret_cast<const void*>(kernel), static_cast<size_t>(bytes));
   return granted ? cudaSuccess : cudaErrorInvalidValue;
 }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+// Whether the runtime can talk to a GPU.
+inline cudaError_t device_error(int device) {
+  const simulator::Gpu* gpu = simulator::gpu(device);
+  if (gpu == nullptr) return cudaErrorInvalidDevice;
+  return gpu->driver / 1000 < simulator::kRuntime / 1000 ? cudaErrorInsufficientDriver : cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int device) {
+  if (const cudaError_t error = device_error(device)) return error;
+  return simulator::current_gpu() = device, cudaSuccess;
+}
+inline cudaError_t cudaGetDevice(int* device) { return *device = simulator::current_gpu(), cudaSuccess; }
 // Few multiprocessors, so that small problems keep each of them busy several times.
-enum cudaDeviceAttr : int { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? 3 : static_cast<int>(simulator::kMaxShared);
-  return cudaSuccess;
+enum cudaDeviceAttr : int {
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+};
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  if (const cudaError_t error = device_error(device)) return error;
+  const simulator::Gpu& gpu = *simulator::gpu(device);
+  switch (attribute) {
+    case cudaDevAttrComputeCapabilityMajor:
+      return *value = gpu.capability / 10, cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      return *value = gpu.capability % 10, cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      return *value = gpu.shared_bytes, cudaSuccess;
+    default:
+      return *value = 3, cudaSuccess;
+  }
 }
 inline const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaErrorLaunchFailure ? simulator::fault_message() : "invalid argument";
+  switch (error) {
+    case cudaErrorLaunchFailure:
+      return simulator::fault_message();
+    case cudaErrorNoKernelImageForDevice:
+      return "no kernel image is available for execution on the device";
+    case cudaErrorInvalidDevice:
+      return "invalid device ordinal";
+    default:
+      return "invalid argument";
+  }
 }
+
+// Of the driver of the GPU that the tensors are on: a machine has one for all of its GPUs.
+inline cudaError_t cudaDriverGetVersion(int* version) {
+  return *version = simulator::gpu(simulator::gpu_of_tensors())->driver, cudaSuccess;
+}
+inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = simulator::kRuntime, cudaSuccess; }
+struct cudaFuncAttributes {};
+template <typename Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel*) {
+  return static_cast<cudaError_t>(simulator::code_error(*simulator::gpu(simulator::current_gpu())));
+}
+enum cudaStreamCaptureMode : int { cudaStreamCaptureModeRelaxed = 2 };
+inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
 
 // Synchronisation. The line tells places apart, as all threads must wait at the same one.
 inline void __syncthreads(int line = __builtin_LINE()) { simulator::block_barrier(line); }

@@ -1,7 +1,0 @@
-#include "bindings/architectures.h"
-
-namespace charlm {
-
-const char* cuda_architectures() { return CHARLM_CUDA_ARCHITECTURES; }
-
-}  // namespace charlm
