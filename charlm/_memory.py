@@ -32,10 +32,11 @@ def check_memory(what: str, size: int) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; torch has no class for that on the CPU."""
+    """Whether memory ran out; torch has a class for that on a GPU only, and not of what an op reports."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "out of memory")  # by the CPU's allocator, and by CUDA's in an error of an op
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
 def _shown(size: int) -> str:

@@ -49,6 +49,7 @@ DIRECT = "tests/test_direct_calls.py::test_"
 CE = "tests/test_cross_entropy.py::test_"
 EL = "tests/test_embedding_linear.py::test_"
 MLP = "tests/test_mlp_cross_entropy.py::test_"
+DEVICE = "tests/test_cuda_device.py::test_"
 CONTRACT = "tests/test_op_contract.py::test_"
 ENGINE = "tests/test_engine.py::test_"
 BRANCHES = "tests/test_engine_branches.py::test_"
@@ -406,6 +407,20 @@ PYTHON = [
         (TRAINING + "the_trainer_does_what_a_plain_pytorch_loop_does",),
     ),
     Fault(
+        "the default backend has no kernels",
+        "charlm/backends.py",
+        '    if why_no_kernels(model.device) is not None:\n        return "eager"\n',
+        "",
+        ("tests/test_training_devices.py::test_the_default_without_kernels_is_eager_and_says_why_once",),
+    ),
+    Fault(
+        "a trainer that falls back to plain PyTorch says nothing",
+        "charlm/trainer.py",
+        "if why is not None and backend is None:",
+        "if False:",
+        ("tests/test_training_devices.py::test_the_default_without_kernels_is_eager_and_says_why_once",),
+    ),
+    Fault(
         "the fused backend drops the softcap",
         "charlm/backends.py",
         'self._softcap = getattr(model, "softcap", None)',
@@ -443,6 +458,20 @@ PYTHON = [
 ]
 
 CUDA = [
+    Fault(
+        "launches are on the default stream",
+        "csrc/bindings/cuda/device_call.cpp",
+        "  TORCH_ERROR_CODE_CHECK(get_stream(device, &stream));",
+        "  if (device < 0) TORCH_ERROR_CODE_CHECK(get_stream(device, &stream));",
+        (DEVICE + "two_streams_at_once",),
+    ),
+    Fault(
+        "an op does not ask whether there is code for the GPU",
+        "csrc/bindings/cuda/device_call.cpp",
+        "  if (const auto why = why_no_kernels(device.index())) throw std::runtime_error(*why);\n",
+        "",
+        ("tests/cuda_on_cpu/test_gpus.py::test_ops_say_it_where_they_are_called",),
+    ),
     Fault(
         "the last chunk of a short row is read twice",
         "csrc/kernels/cuda/cross_entropy_narrow.cuh",

@@ -52,8 +52,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what does not ask where the ops run, where that is not the CPU, and what takes a simulator hours."""
     import cases
+    import torch
 
     left_out = {"cpu": {"cuda"}, "simulated": {"cpu", "vast"}}.get(config.getoption("--device"), {"cpu"})
+    if cases.device.type == "cuda" and torch.cuda.device_count() < 2:
+        left_out = left_out | {"two_gpus"}
     kept, deselected = [], []
     for item in items:
         runs_there = not cases.on_cuda or item.get_closest_marker("cuda") is not None or _uses_cases(item)

@@ -1,5 +1,10 @@
 #include "bindings/errors.h"
 
+#if defined(__linux__)
+// Of libtorch from 2.13 on.
+extern "C" const char* torch_exception_get_what_without_backtrace() __attribute__((weak));
+#endif
+
 namespace charlm {
 
 std::ostream& operator<<(std::ostream& stream, const ShapeString& part) {
@@ -67,6 +72,16 @@ void out_of_range(const char* name, int64_t place, Shape shape, const std::strin
       concatenate(name, place_string(place, shape), " = ", value, " is out of range for ", limit, " ", what));
 }
 
+std::string torchs_reason() {
+#if defined(__linux__)
+  if (torch_exception_get_what_without_backtrace != nullptr) {
+    const std::string text = torch_exception_get_what_without_backtrace();
+    if (!text.empty()) return ": " + text.substr(0, text.find('\n'));
+  }
+#endif
+  return "";
+}
+
 void out_of_memory(unsigned __int128 bytes, const Device& device) {
   const auto digits = [](unsigned __int128 number) {
     std::string text;
@@ -75,7 +90,7 @@ void out_of_memory(unsigned __int128 bytes, const Device& device) {
     return text;
   };
   throw std::runtime_error(concatenate("can't allocate memory on ", DeviceString(device), ": you tried to allocate ",
-                                       digits(bytes), " bytes"));
+                                       digits(bytes), " bytes", device.is_cpu() ? "" : torchs_reason()));
 }
 
 }  // namespace charlm

@@ -48,6 +48,8 @@ std::ostream& operator<<(std::ostream& stream, const DeviceString& part);
 // counted in row-major order.
 [[noreturn]] void out_of_range(const char* name, int64_t place, Shape shape, const std::string& value, int64_t limit,
                                const char* what);
+// Why the last function of torch's that failed did so, as ": " and a line; "" from a torch that does not say.
+std::string torchs_reason();
 // `bytes` may be more than 64 bits hold.
 [[noreturn]] void out_of_memory(unsigned __int128 bytes, const Device& device = kCpu);
 

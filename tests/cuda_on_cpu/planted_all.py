@@ -1,4 +1,4 @@
-"""The faults in the kernels of all ops, by op, and numbered."""
+"""The faults in the kernels of all ops and in their launches, by op, and numbered."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from contextlib import suppress
 
 import planted_cross_entropy
 import planted_embedding_linear
+import planted_launch
 import planted_mlp_cross_entropy
 
 PLANTED = {
     "cross_entropy": planted_cross_entropy.PLANTED,
     "embedding_linear": planted_embedding_linear.PLANTED,
     "mlp_cross_entropy": planted_mlp_cross_entropy.PLANTED,
+    "launch": planted_launch.PLANTED,
 }
 FAULTS = [(op, fault) for op, planted in PLANTED.items() for fault in planted.faults]
 

@@ -12,7 +12,11 @@ using torch::stable::detail::to;
 // The result or the first of the results; tensors in the stack are handed over.
 template <size_t kCount>
 void call(const char* op, const char* overload, std::array<StableIValue, kCount>* stack) {
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack->data(), TORCH_ABI_VERSION));
+  if (torch_call_dispatcher(op, overload, stack->data(), TORCH_ABI_VERSION) != AOTI_TORCH_SUCCESS) {
+    const std::string reason = torchs_reason();
+    throw std::runtime_error(concatenate(
+        op, " failed", reason.empty() ? ": torch says why on standard error, mostly that memory has run out" : reason));
+  }
 }
 
 }  // namespace
