@@ -110,6 +110,7 @@ def everything() -> dict[str, Any]:
                     "took_s": 9,
                 },
                 "narrow": {"error": "ERR_NVGPUCTRPERM", "took_s": 2},
+                "table": {"duration_s": 2e-4, "error": "no counters"},
             },
             "tests": {
                 "tests": {
@@ -245,8 +246,10 @@ def test_tables_have_every_measurement() -> None:
         "| kernel | duration | dram share | occupancy | warps per sm |",
         "| --- | --- | --- | --- | --- |",
         "| wide | 700 µs | 91% | 50% | 1,234 |",
+        "| table | 200 µs | - | - | - |",
         "",
         "- narrow: ERR_NVGPUCTRPERM",
+        "- table: no counters",
     ]
     assert section(text, "Machine") == ["- nvidia-smi: power limit 700 W, clock mhz 1980"]
 

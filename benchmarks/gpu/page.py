@@ -179,7 +179,7 @@ def _profile(results: Results) -> list[str]:
     columns: dict[str, Callable[[Row], str | None]] = {"kernel": lambda row: _escaped(row["kernel"])}
     for name in dict.fromkeys(key for row in rows for key in row if key != "kernel"):
         columns[_escaped(name.removesuffix("_s").replace("_", " "))] = partial(_metric, name)
-    others = {name: entry for name, entry in found.items() if not entries.numbers(entry)}
+    others = {name: entry for name, entry in found.items() if _problem(entry) or not entries.numbers(entry)}
     return _blocks(_table(columns, rows), _statuses(others))
 
 
