@@ -16,8 +16,8 @@ from pathlib import Path
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
-# `-MD` tells ninja which headers a file has read. The assembler's report on registers and the intermediate code that it
-# got are what scripts/cuda_resources.py reads.
+# `-MD` tells ninja which headers a file has read. The assembler's report on registers, the intermediate code that it
+# got and the machine code that it made are what scripts/cuda_resources.py reads.
 _RULES = """\
 rule compile
   command = $compiler $flags -MD -MF $out.d -c $in -o $out
@@ -31,7 +31,7 @@ rule precompile
   deps = gcc
 rule nvcc
   command = mkdir -p $kept && $compiler $flags -MD -MF $out.d --keep --keep-dir $kept -c $in -o $out 2> $kept.ptxas $
-    || { cat $kept.ptxas; exit 1; } && find $kept -type f ! -name '*.ptx' -delete
+    || { cat $kept.ptxas; exit 1; } && find $kept -type f ! -name '*.ptx' ! -name '*.cubin' -delete
   description = compile $out
   depfile = $out.d
   deps = gcc

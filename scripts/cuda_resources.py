@@ -1,10 +1,12 @@
 """Holds every CUDA kernel to the committed table, tests/cuda_resources.json: registers, spills, accesses to vectors.
 
-    python scripts/cuda_resources.py          fails where a kernel spills, takes more registers than the table says, or
+    python -m scripts.cuda_resources          fails where a kernel spills, takes more registers than the table says, or
                                               has fewer instructions that load or store a vector
-    python scripts/cuda_resources.py --write  writes the table anew
+    python -m scripts.cuda_resources --write  writes the table anew
+    python -m scripts.cuda_resources --show 'wide_rows<float, true>' --architecture sm_90    prints a kernel's loops
 
-It reads what the assembler said in the last build, and what it was given, which setup.py leaves in build/objects/cuda.
+It reads what the assembler said in the last build, what it was given and what it made, which setup.py leaves in
+build/objects/cuda.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from scripts import sass
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "tests" / "cuda_resources.json"
@@ -79,6 +83,39 @@ def measured() -> Resources:
     return {file: kernels for file, kernels in resources.items() if kernels}
 
 
+def describe(kernel: sass.Kernel) -> str:
+    """Its loops, each below the one that it is in: where it is, its instructions by kind, and the loads in flight."""
+
+    def of(blocks: set[int]) -> str:
+        kinds = kernel.kinds(blocks)
+        most = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common(16))
+        return f"{kinds.total()} instructions, {kernel.loads_in_flight(blocks)} loads in flight: {most}"
+
+    def lines(loop: sass.Loop, indent: str) -> Iterator[str]:
+        places = [instruction.offset for i in loop.blocks for instruction in kernel.blocks[i].instructions]
+        trip = kernel.count(kernel.longest_path(loop.blocks, lambda _: 1))
+        yield f"{indent}loop {min(places):04x}-{max(places):04x}, at most {trip:.0f} a trip: {of(loop.blocks)}"
+        for inner in loop.inner:
+            yield from lines(inner, indent + "  ")
+
+    inside = [inner for loop in kernel.loops for inner in loop.inner]
+    outermost = [loop for loop in kernel.loops if not any(loop is inner for inner in inside)]
+    whole = of(set(kernel.order))
+    return "\n".join([whole, *(line for loop in outermost for line in lines(loop, "  "))])
+
+
+def show(name: str, architecture: str, cubins: Sequence[Path]) -> None:
+    """Prints the loops of the kernels whose names have `name` in them; of that one alone which has no other name."""
+    kernels = [kernel for cubin in cubins for kernel in sass.disassemble(cubin) if kernel.architecture == architecture]
+    names = [_short(line) for line in _demangle("\n".join(kernel.name for kernel in kernels)).splitlines()]
+    wanted = [name] if name in names else [other for other in names if name in other]
+    if not wanted:
+        sys.exit(f"no kernel for {architecture} is named {name!r}: {', '.join(sorted(names)) or 'there are none'}")
+    for found, kernel in zip(names, kernels, strict=True):
+        if found in wanted:
+            print(f"{found} on {architecture}: {describe(kernel)}")
+
+
 def complaints(table: Resources, now: Resources) -> list[str]:
     """What has become worse, or is not in the table."""
     lines = []
@@ -101,13 +138,21 @@ def complaints(table: Resources, now: Resources) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the table anew")
+    parser.add_argument("--show", metavar="KERNEL", help="print the loops of a kernel, by its name or a part of it")
+    parser.add_argument("--architecture", default="sm_90", help="of the kernel to show (default: %(default)s)")
+    parser.add_argument("--cubin", type=Path, help="where the kernel to show is, if not in the last build")
     options = parser.parse_args(arguments)
+    if options.show is not None:
+        number = options.architecture.rpartition("_")[2]
+        cubins = [options.cubin] if options.cubin else sorted(BUILD.rglob(f"*_{number}.cubin"))
+        show(options.show, options.architecture, cubins)
+        return
     now = measured()
     if options.write:
         TABLE.write_text(json.dumps(now, indent=1) + "\n")
         return
     if lines := complaints(json.loads(TABLE.read_text()), now):
-        sys.exit("\n".join([*lines, "If that is right: python scripts/cuda_resources.py --write"]))
+        sys.exit("\n".join([*lines, "If that is right: python -m scripts.cuda_resources --write"]))
     print(f"{sum(map(len, now.values()))} kernels within {TABLE.relative_to(ROOT)}")
 
 
