@@ -30,7 +30,8 @@ rule precompile
   depfile = $out.d
   deps = gcc
 rule nvcc
-  command = mkdir -p $kept && $compiler $flags -MD -MF $out.d --keep --keep-dir $kept -c $in -o $out 2> $kept.ptxas $
+  command = rm -rf $kept && mkdir -p $kept && $
+    $compiler $flags -MD -MF $out.d --keep --keep-dir $kept -c $in -o $out 2> $kept.ptxas $
     || { cat $kept.ptxas; exit 1; } && find $kept -type f ! -name '*.ptx' ! -name '*.cubin' -delete
   description = compile $out
   depfile = $out.d

@@ -1,4 +1,4 @@
-"""What a compiled kernel does, read from its machine code: its loops, the loads it has in flight, the length of a path.
+"""What a compiled kernel does, read from its machine code: its instructions, its loops, the longest way through them.
 
 The code is the text that `nvdisasm -c` prints of a cubin. A kernel is cut into blocks, which control enters at the
 first instruction alone and leaves at the last. A loop is a block, its head, with what leads back to it. What a diverged
@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
@@ -27,14 +27,9 @@ _TABLE_OF_LABELS = re.compile(r'BRANCH_TARGETS ([^"]+)')
 # A register, and whether it stands for two: an address [R6.64] is in R6 and R7.
 _REGISTER = re.compile(r"\bR(\d+)(?:\.reuse)?(\.64)?\b")
 
-_LOADS = {"LDG", "LD"}
 _STORES = {"ST", "STG", "STS", "STL", "RED", "REDG"}
-_WITHOUT_RESULT = _STORES | {"LDGSTS", "R2UR", "R2P", "CALL", "RET", "WARPSYNC", "BRX", "BAR"}
+_WITHOUT_RESULT = _STORES | {"LDGSTS", "FCHK", "R2UR", "R2P", "CALL", "RET", "WARPSYNC", "BRX", "BAR"}
 _JUMPS = {"BRA", "BRX", "BRXU", "JMP", "EXIT", "RET"}
-
-# Among the loads in flight: a copy to shared memory (cp.async), which has no register, and what ends a group of them.
-_COPY = frozenset({-1})
-_COMMIT = frozenset({-2})
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ class Instruction:
 
     @cached_property
     def registers(self) -> tuple[frozenset[int], frozenset[int]]:
-        """Those it reads, and those it writes. Of a value in several that it computes with, it has the first alone."""
+        """Those it reads, and those it writes; of a value in two that it computes with or computes, the first alone."""
         width = 4 if "128" in self._parts else 2 if "64" in self._parts or "WIDE" in self._parts else 1
         reads: set[int] = set()
         writes: set[int] = set()
@@ -89,6 +84,15 @@ class Instruction:
 class Block:
     instructions: list[Instruction] = field(default_factory=list)
     successors: list[int] = field(default_factory=list)
+
+    @property
+    def is_end(self) -> bool:
+        """Whether the kernel may end behind it."""
+        return self.instructions[-1].kind in {"EXIT", "RET"}
+
+    @property
+    def offset(self) -> int:
+        return self.instructions[0].offset
 
 
 @dataclass
@@ -132,14 +136,12 @@ class Kernel:
             found.append(i + 1)
         return found
 
-    @property
-    def instructions(self) -> Iterator[Instruction]:
-        """All that can be reached; NOPs behind the end and what calls alone lead to are left out."""
-        return (instruction for i in sorted(self.order) for instruction in self.blocks[i].instructions)
-
     @cached_property
     def order(self) -> list[int]:
-        """The blocks that can be reached, each behind all that lead to it but for those that jump back."""
+        """The blocks that can be reached, each behind all that lead to it but for those that jump back.
+
+        Neither what is called is among them nor what stands behind the end.
+        """
         done: list[int] = []
         seen = {0}
         stack = [(0, iter(self.blocks[0].successors))]
@@ -212,48 +214,16 @@ class Kernel:
                 min(around, key=lambda other: len(other.blocks)).inner.append(loop)
         return ordered
 
-    def loads_in_flight(self, blocks: Iterable[int] | None = None) -> int:
-        """The largest number of loads from global memory that are under way at a time, on one way through `blocks`.
-
-        By default that is the most that a loop has which loads and has no loop inside of it that does, and the most of
-        the whole kernel where none loads. A load is under way until an instruction takes its result, or writes where it
-        will be; those that were issued before it have then arrived as well. A copy to shared memory is under way until
-        it is waited for. Where ways meet, the one with more loads counts.
-        """
-        if blocks is None:
-            loading = [loop for loop in self.loops if self._loads(loop.blocks)]
-            innermost = [loop for loop in loading if not any(self._loads(inner.blocks) for inner in loop.inner)]
-            return max((self.loads_in_flight(loop.blocks) for loop in innermost), default=self._most(self.order))
-        return self._most(blocks)
-
     def kinds(self, blocks: Iterable[int]) -> Counter[str]:
         """How many instructions of each kind some blocks have."""
         return Counter(instruction.kind for i in blocks for instruction in self.blocks[i].instructions)
-
-    def _loads(self, blocks: Iterable[int]) -> bool:
-        return any(is_load(instruction) for i in blocks for instruction in self.blocks[i].instructions)
-
-    def _most(self, blocks: Iterable[int]) -> int:
-        most = 0
-        after: dict[int, list[frozenset[int]]] = {}
-        wanted = set(blocks)
-        for i in self.order:
-            if i not in wanted:
-                continue
-            flights = [after[before] for before in self.predecessors[i] if before in after]
-            flight = list(max(flights, key=_count, default=[]))
-            for instruction in self.blocks[i].instructions:
-                flight = _step(flight, instruction)
-                most = max(most, _count(flight))
-            after[i] = flight
-        return most
 
     def longest_path(self, blocks: Iterable[int], trips: Callable[[Loop], float]) -> dict[int, float]:
         """The way through `blocks` with the most instructions: the blocks on it, and how often each is passed.
 
         Of a loop that is one trip, from the first block back to it; of a kernel it ends where the kernel does. A loop
-        on the way has its own longest trip, as often as `trips` says. So the sum is a bound: no thread need ever go
-        that way. A call counts as the one instruction that it is. Empty where there is no way.
+        on the way has its own longest trip, as often as `trips` says; 0 leads around it. So the sum is a bound: no
+        thread need ever go that way. A call counts as the one instruction that it is. Empty where there is no way.
         """
         first, wanted, ends = self._on_the_way(set(blocks))
         inside = [loop for loop in self.loops if loop.head in wanted and loop.head != first]
@@ -265,8 +235,8 @@ class Kernel:
             members.setdefault(at, []).append(i)
         passed = {i: {i: 1.0} for i in members}
         for loop in outermost:
-            trip = self.longest_path(loop.blocks & wanted, trips)
-            passed[loop.head] = {i: times * trips(loop) for i, times in trip.items()}
+            trip, count = self.longest_path(loop.blocks & wanted, trips), trips(loop)
+            passed[loop.head] = {i: times * count for i, times in trip.items() if count > 0}
         lengths = {i: self.count(blocks) for i, blocks in passed.items()}
 
         longest = {first: lengths[first]} if first in lengths else {}
@@ -291,7 +261,10 @@ class Kernel:
         """The first of the blocks, those on a way from there to an end, and the ends."""
         first = next((i for i in self.order if i in blocks), -1)
         reached = _closure([first] if blocks else [], lambda i: self.blocks[i].successors, blocks)
-        ends = [i for i in sorted(reached) if not self.blocks[i].successors or first in self.blocks[i].successors]
+        if any(loop.head == first for loop in self.loops):
+            ends = [i for i in sorted(reached) if first in self.blocks[i].successors]
+        else:
+            ends = [i for i in sorted(reached) if self.blocks[i].is_end]
         return first, reached & _closure(ends, lambda i: self.predecessors[i], blocks), ends
 
     def count(self, way: dict[int, float], word: str | None = None) -> float:
@@ -312,42 +285,6 @@ def _closure(start: Iterable[int], following: Callable[[int], Iterable[int]], wa
             found.add(i)
             waiting += following(i)
     return found
-
-
-def is_load(instruction: Instruction) -> bool:
-    """Whether it reads global memory, for a register or as a copy to shared memory."""
-    return instruction.kind in _LOADS or instruction.kind == "LDGSTS"
-
-
-# Loads under way, in the order of their issue, each as the registers that it writes.
-_Flight = list[frozenset[int]]
-
-
-def _count(flight: _Flight) -> int:
-    return sum(load != _COMMIT for load in flight)
-
-
-def _step(flight: _Flight, instruction: Instruction) -> _Flight:
-    """What is under way after an instruction."""
-    if not flight and not is_load(instruction):
-        return flight
-    reads, writes = instruction.registers
-    touched = reads | writes
-    arrived = max((i for i, load in enumerate(flight) if load & touched), default=-1)
-    flight = [load for i, load in enumerate(flight) if i > arrived or load in (_COPY, _COMMIT)]
-    if instruction.kind in _LOADS:
-        return [*flight, writes]
-    if instruction.kind == "LDGSTS":
-        return [*flight, _COPY]
-    if instruction.kind == "LDGDEPBAR":
-        return [*flight, _COMMIT]
-    if instruction.kind == "DEPBAR":  # DEPBAR.LE SB0, 0x1: all groups but one have arrived
-        groups = [i for i, load in enumerate(flight) if load == _COMMIT]
-        left = int(instruction.operands.rpartition(" ")[2], 0)
-        if len(groups) > left:
-            waited = groups[len(groups) - 1 - left]
-            return [load for i, load in enumerate(flight) if i > waited or load not in (_COPY, _COMMIT)]
-    return flight
 
 
 def parse(text: str) -> list[Kernel]:
@@ -393,9 +330,8 @@ def find_nvdisasm() -> Path:
     except metadata.PackageNotFoundError:
         files = []
     found = [Path(str(file.locate())) for file in files if file.name == "nvdisasm"]
-    for program in ("nvdisasm", "nvcc"):
-        if path := shutil.which(program):
-            found.append(Path(path).resolve().with_name("nvdisasm"))
+    for program in filter(None, map(shutil.which, ("nvdisasm", "nvcc"))):
+        found.append(Path(program).resolve().with_name("nvdisasm"))
     for path in found:
         if path.exists():
             return path

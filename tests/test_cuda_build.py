@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -15,7 +16,9 @@ import torch
 
 from building.cuda import find_nvcc
 from charlm import _C
-from scripts import cuda_resources
+from scripts import cuda_resources, sass
+from scripts.cuda_figures import FIGURES, Figure
+from scripts.cuda_resources import Entry, Resources
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -125,19 +128,113 @@ def test_accesses_to_vectors_are_counted() -> None:
     assert cuda_resources.vectors(ptx) == {"_Z1fPi": 2, "_Z1gv": 0}
 
 
-def test_spills_growth_lost_vectors_and_new_kernels_are_complained_about() -> None:
-    now = {"op": cuda_resources.parse(LOG)}
+def test_spills_growth_lost_vectors_and_loads_and_new_kernels_are_complained_about() -> None:
+    now: Resources = {"op": cuda_resources.parse(LOG)}
     for kernel in now["op"].values():
         for entry in kernel.values():
-            entry["vectors"] = 4
-    assert cuda_resources.complaints(now, now) == ["op: g on sm_80 spills 14 bytes"]
-    table = {"op": {"f<float, true>": {"sm_90": {"registers": 47, "spilled": 0, "vectors": 5}}}}
-    assert cuda_resources.complaints(table, now) == [
+            entry.update(vectors=4, loads=2)
+    assert cuda_resources.complaints(now, now, []) == ["op: g on sm_80 spills 14 bytes"]
+    table: Resources = {"op": {"f<float, true>": {"sm_90": {"registers": 47, "spilled": 0, "vectors": 5, "loads": 3}}}}
+    assert cuda_resources.complaints(table, now, []) == [
         "op: f<float, true> on sm_90 takes 48 registers, 47 in the table",
         "op: f<float, true> on sm_90 accesses 4 vectors, 5 in the table",
+        "op: f<float, true> on sm_90 has 2 loads in flight, 3 in the table",
         "op: g on sm_80 spills 14 bytes",
         "op: g on sm_80 is not in the table",
     ]
+
+
+FIGURE = Figure("op", "f", "forward", "an element", units=8)
+
+
+def with_figure(instructions: float, loads: int) -> Resources:
+    entry: Entry = {"registers": 48, "spilled": 0, "vectors": 5, "loads": 8}
+    entry["per_element"] = {"forward": {"instructions": instructions, "loads": loads}}
+    return {"op": {"f": {"sm_90": entry}}}
+
+
+@pytest.mark.parametrize(
+    ("instructions", "loads", "bounds", "expected"),
+    [
+        (6.4, 4, {"at_most": 7, "at_least": 4}, []),
+        (6.5, 5, {}, []),  # within 2 %
+        (6.6, 4, {}, ["takes 6.6 instructions an element, 6.4 in the table"]),
+        (6.4, 3, {}, ["has 3 loads in flight, 4 in the table"]),
+        (6.4, 4, {"at_most": 6}, ["takes 6.4 instructions an element, which must be at most 6"]),
+        (6.4, 4, {"at_least": 5}, ["has 4 loads in flight, which must be at least 5"]),
+    ],
+)
+def test_a_figure_that_has_become_worse_or_passes_its_bound_is_complained_about(
+    instructions: float, loads: int, bounds: dict[str, float], expected: list[str]
+) -> None:
+    figures = [dataclasses.replace(FIGURE, **bounds)]
+    found = cuda_resources.complaints(with_figure(6.4, 4), with_figure(instructions, loads), figures)
+    assert found == [f"op: f on sm_90, forward, {line}" for line in expected]
+
+
+def test_a_figure_that_is_nowhere_is_complained_about() -> None:
+    found = with_figure(6.4, 4)
+    assert cuda_resources.complaints(found, {}, [FIGURE]) == ["op: f on sm_90, forward, is not in the build"]
+    other = dataclasses.replace(FIGURE, name="backward")
+    table = with_figure(6.4, 4)
+    found["op"]["f"]["sm_90"]["per_element"]["backward"] = {"instructions": 9.5, "loads": 4}
+    assert cuda_resources.complaints(table, found, [other]) == ["op: f on sm_90, backward, is not in the table"]
+
+
+def test_the_figures_of_the_table_are_those_that_are_declared_and_keep_their_bounds() -> None:
+    table: Resources = json.loads(cuda_resources.TABLE.read_text())
+    assert cuda_resources.complaints(table, table) == []
+    declared = [
+        (figure.file, figure.kernel, where, figure.name) for figure in FIGURES for where in figure.architectures
+    ]
+    assert len(set(declared)) == len(declared)
+    assert set(declared) == {
+        (file, kernel, architecture, name)
+        for file, kernels in table.items()
+        for kernel, architectures in kernels.items()
+        for architecture, entry in architectures.items()
+        for name in entry.get("per_element", {})
+    }
+
+
+def test_a_build_whose_machine_code_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_resources, "BUILD", tmp_path)
+    with pytest.raises(SystemExit, match="has no output of the assembler: build with nvcc first"):
+        cuda_resources.measured()
+    (tmp_path / "op.ptxas").write_text(LOG)
+    with pytest.raises(SystemExit, match=r"op has no machine code.* Delete .*op\.o, .* CCACHE_DISABLE=1"):
+        cuda_resources.measured()
+
+
+COPY = """\
+	.target	sm_90
+	.section	.text._Z4copyPf,"ax",@progbits
+.L_x_1:
+        /*0000*/                   LDG.E R4, desc[UR4][R2.64] ;
+        /*0010*/                   STG.E desc[UR4][R6.64], R4 ;
+        /*0020*/               @P0 BRA `(.L_x_1) ;
+        /*0030*/                   EXIT ;
+"""
+
+
+def test_the_loops_of_a_kernel_are_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its name or a part of it, with its figures."""
+    figures = [Figure("op", "copy", "forward", "an element", units=2, loop="LDG")]
+    figures.append(Figure("op", "copy", "backward", "an element", units=2, loop="STS"))
+    monkeypatch.setattr(cuda_resources, "FIGURES", figures)
+    monkeypatch.setattr(sass, "disassemble", lambda cubin: sass.parse(COPY))
+    for name in ("copy", "cop"):
+        cuda_resources.main(["--show", name, "--cubin", "x.cubin"])
+        assert capsys.readouterr().out.splitlines() == [
+            "copy on sm_90: 4 instructions, 1 loads in flight: LDG 1, STG 1, BRA 1, EXIT 1",
+            "  loop 0000-0020, at most 3 a trip: 3 instructions, 1 loads in flight: LDG 1, STG 1, BRA 1",
+            "  forward: 1.5 instructions an element, 1 loads in flight",
+            "  backward: no way leads through a loop with STS",
+        ]
+    with pytest.raises(SystemExit, match="no kernel for sm_90 is named 'move', but copy"):
+        cuda_resources.main(["--show", "move", "--cubin", "x.cubin"])
+    with pytest.raises(SystemExit, match="no kernel for sm_80 is named 'copy', but there is none"):
+        cuda_resources.main(["--show", "copy", "--cubin", "x.cubin", "--architecture", "sm_80"])
 
 
 def test_no_kernel_of_the_table_spills() -> None:

@@ -1,0 +1,145 @@
+"""What chosen CUDA kernels take an element, a row or an output, counted in their machine code: which, and how.
+
+A figure is the number of instructions that a warp issues on the longest way through the code, over the number of
+elements that this treats. It is a bound: no thread need go that way, and the rare code that lies on it counts too,
+unless `never` leaves it out. Add a figure to FIGURES, and see the loops of its kernel by
+
+    python -m scripts.cuda_resources --show 'wide_rows<__nv_bfloat16, true>' --architecture sm_90
+
+Loops and code are told apart by words, the kinds of their instructions: `LDG.128 LDS*4 !STG` is code that has a load
+of 128 bits from global memory, at least four loads from shared memory, and no store to global memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from scripts.loads_in_flight import loads_in_flight
+from scripts.sass import Kernel, Loop
+
+
+@dataclass(frozen=True)
+class Figure:
+    file: str
+    kernel: str
+    name: str
+    unit: str  # "an element"
+    units: float  # that are treated by what is counted: one trip of the loop, or the kernel
+    each: str = ""  # a word: `units` are those of each such instruction on the way
+    loop: str = ""  # words that a loop fits without those inside of it; of several the longest. "": the whole kernel
+    # Of the loops inside, by words that they fit, the first count; 0: the way leads around it.
+    trips: Mapping[str, float] = field(default_factory=dict)
+    never: str = ""  # words: where one of these instructions is, the way does not lead
+    at_most: float | None = None  # instructions, whatever the table says
+    at_least: int | None = None  # loads in flight, whatever the table says
+    architectures: tuple[str, ...] = ("sm_90",)
+
+    def measure(self, kernel: Kernel) -> dict[str, float]:
+        """Instructions a unit, and loads in flight on the way; ValueError where the kernel has no such code."""
+        never = self.never.split()
+        code = {i for i in kernel.order if not any(kernel.count({i: 1}, word) for word in never)}
+
+        def trips(loop: Loop) -> float:
+            for words, count in self.trips.items():
+                if fits(kernel, loop.own & code, words):
+                    return count
+            raise ValueError(f"no trips are given for the loop at {kernel.blocks[loop.head].offset:04x}")
+
+        places = [code]
+        if self.loop:
+            places = [loop.blocks & code for loop in kernel.loops if fits(kernel, loop.own & code, self.loop)]
+        ways = [kernel.longest_path(blocks, trips) for blocks in places]
+        way = max(ways, key=kernel.count, default={})
+        if not way:
+            where = f"a loop with {self.loop}" if self.loop else "it"
+            raise ValueError(f"no way leads through {where}" + (f" without {self.never}" if self.never else ""))
+        units = self.units * (kernel.count(way, self.each) if self.each else 1)
+        if units == 0:
+            raise ValueError(f"no {self.each} is on the way")
+        return {"instructions": round(kernel.count(way) / units, 2), "loads": loads_in_flight(kernel, way)}
+
+
+def fits(kernel: Kernel, blocks: Iterable[int], words: str) -> bool:
+    """Whether some blocks have the instructions that the words name, and none of those after a `!`."""
+    way = dict.fromkeys(blocks, 1.0)
+    for word in words.split():
+        kind, _, least = word.lstrip("!").partition("*")
+        if (kernel.count(way, kind) >= int(least or 1)) == word.startswith("!"):
+            return False
+    return True
+
+
+FIGURES = [
+    # Vectors of 8 classes; rows' first and last ones by the element are left out.
+    Figure(
+        "cross_entropy",
+        "wide_rows<__nv_bfloat16, true>",
+        "forward",
+        unit="an element",
+        units=8,
+        each="LDG.128",
+        loop="LDG.128 !STG",
+        never="LDG.U16",
+    ),
+    Figure(
+        "cross_entropy",
+        "wide_rows<__nv_bfloat16, true>",
+        "backward",
+        unit="an element",
+        units=8,
+        each="LDG.128",
+        loop="LDG.128 STG.128",
+        never="LDG.U16 STG.U16",
+    ),
+    # 27 classes are 4 lanes a row, and 256 rows a block of 8 warps. Their 864 vectors are 3 or 4 a thread: 3 warps take
+    # the unrolled loop once, 5 the other one 3 times.
+    Figure(
+        "cross_entropy",
+        "narrow_rows<__nv_bfloat16, true>",
+        "forward, C = 27",
+        unit="a row",
+        units=32,
+        trips={
+            "LDG.128*4": 3 / 8,
+            "LDG.128": 5 * 3 / 8,
+            "LDG.U16*4": 0,
+            "LDG.U16 !STG": 1 / 8,  # what is not a whole vector, for one warp
+            "MUFU.EX2*8": 1,
+            "SHFL": 2,
+            "LDG STG": 1,  # a thread a row
+            "STS": 4,  # 4 lanes a row
+            "LDS": 0,  # of the gradient
+        },
+        never="CALL F2FP",
+    ),
+    Figure(
+        "embedding_linear",
+        "sum_table_rows<float, 4>",
+        "forward, T = 3",
+        unit="an output",
+        units=16,
+        loop="STG.128",
+        trips={"LDG.128": 3},
+    ),
+    # The longest of the ways to a slope that takes no exponential.
+    Figure(
+        "embedding_linear",
+        "scatter_into_tables<float>",
+        "backward, T = 3",
+        unit="a row",
+        units=8,
+        loop="LDG*8",
+        trips={"LDG*4": 0},  # unrolled: 3 keys are fewer
+        never="MUFU CALL",
+    ),
+    Figure(
+        "embedding_linear",
+        "sum_segments<float>",
+        "backward",
+        unit="a row",
+        units=4,
+        loop="LDG*4 STG",
+        never="CALL",
+    ),
+]
