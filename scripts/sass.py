@@ -218,14 +218,17 @@ class Kernel:
         """How many instructions of each kind some blocks have."""
         return Counter(instruction.kind for i in blocks for instruction in self.blocks[i].instructions)
 
-    def longest_path(self, blocks: Iterable[int], trips: Callable[[Loop], float]) -> dict[int, float]:
+    def longest_path(
+        self, blocks: Iterable[int], trips: Callable[[Loop], float], exit: int | None = None
+    ) -> dict[int, float]:
         """The way through `blocks` with the most instructions: the blocks on it, and how often each is passed.
 
-        Of a loop that is one trip, from the first block back to it; of a kernel it ends where the kernel does. A loop
-        on the way has its own longest trip, as often as `trips` says; 0 leads around it. So the sum is a bound: no
-        thread need ever go that way. A call counts as the one instruction that it is. Empty where there is no way.
+        Of a loop that is one trip, from the first block back to it; of a kernel it ends where the kernel does, at any
+        of its exits or, by their addresses, at one. A loop on the way has its own longest trip, as often as `trips`
+        says; 0 leads around it. So the sum is a bound: no thread need ever go that way. A call counts as the one
+        instruction that it is. Empty where there is no way.
         """
-        first, wanted, ends = self._on_the_way(set(blocks))
+        first, wanted, ends = self._on_the_way(set(blocks), exit)
         inside = [loop for loop in self.loops if loop.head in wanted and loop.head != first]
         outermost = [loop for loop in inside if not any(loop in other.inner for other in inside)]
         # A loop is passed as if its head were all of it.
@@ -257,14 +260,15 @@ class Kernel:
             at = before.get(at, -1)
         return way
 
-    def _on_the_way(self, blocks: set[int]) -> tuple[int, set[int], list[int]]:
+    def _on_the_way(self, blocks: set[int], exit: int | None) -> tuple[int, set[int], list[int]]:
         """The first of the blocks, those on a way from there to an end, and the ends."""
         first = next((i for i in self.order if i in blocks), -1)
         reached = _closure([first] if blocks else [], lambda i: self.blocks[i].successors, blocks)
         if any(loop.head == first for loop in self.loops):
-            ends = [i for i in sorted(reached) if first in self.blocks[i].successors]
+            ends = [i for i in reached if first in self.blocks[i].successors]
         else:
-            ends = [i for i in sorted(reached) if self.blocks[i].is_end]
+            exits = [i for i in sorted(self.order) if self.blocks[i].is_end]
+            ends = [i for i in (exits if exit is None else exits[exit : exit + 1]) if i in reached]
         return first, reached & _closure(ends, lambda i: self.predecessors[i], blocks), ends
 
     def count(self, way: dict[int, float], word: str | None = None) -> float:

@@ -222,6 +222,13 @@ def test_the_longest_way_leads_around_a_loop_of_no_trips() -> None:
     assert found.count(found.longest_path(found.order, lambda _: 0)) == 2
 
 
+def test_the_longest_way_ends_at_the_exit_that_is_asked_for() -> None:
+    found = kernel("MOV R4, RZ", "@P0 EXIT", "@P1 BRA `(.L_x_1)", "MOV R5, RZ", "EXIT", ".L_x_1:", "EXIT")
+    ways = [found.longest_path(found.order, once, exit) for exit in (None, 0, 1, 2, 3)]
+    assert [found.count(way) for way in ways] == [5, 2, 5, 4, 0]
+    assert figure(units=1, exit=0).measure(found) == {"instructions": 2, "loads": 0}
+
+
 def test_a_trip_ends_where_it_began_whatever_else_may_end_it() -> None:
     found = kernel(".L_x_1:", load(4), load(5), load(6), "@P0 EXIT", "@P1 BRA `(.L_x_1)", "EXIT")
     (loop,) = found.loops
