@@ -31,15 +31,14 @@ class Figure:
     # Of the loops inside, by words that they fit, the first count; 0: the way leads around it.
     trips: Mapping[str, float] = field(default_factory=dict)
     exit: int | None = None  # of the whole kernel: which EXIT ends the way, by their addresses; None: any
-    never: str = ""  # words: where one of these instructions is, the way does not lead
+    never: tuple[str, ...] = ()  # words of blocks that the way does not lead through
     at_most: float | None = None  # instructions, whatever the table says
     at_least: int | None = None  # loads in flight, whatever the table says
     architectures: tuple[str, ...] = ("sm_90",)
 
     def measure(self, kernel: Kernel) -> dict[str, float]:
         """Instructions a unit, and loads in flight on the way; ValueError where the kernel has no such code."""
-        never = self.never.split()
-        code = {i for i in kernel.order if not any(kernel.count({i: 1}, word) for word in never)}
+        code = {i for i in kernel.order if not any(fits(kernel, [i], words) for words in self.never)}
 
         def trips(loop: Loop) -> float:
             for words, count in self.trips.items():
@@ -54,7 +53,9 @@ class Figure:
         way = max(ways, key=kernel.count, default={})
         if not way:
             where = f"a loop with {self.loop}" if self.loop else "it"
-            raise ValueError(f"no way leads through {where}" + (f" without {self.never}" if self.never else ""))
+            raise ValueError(
+                f"no way leads through {where}" + "".join(f", never one with {words}" for words in self.never)
+            )
         units = self.units * (kernel.count(way, self.each) if self.each else 1)
         if units == 0:
             raise ValueError(f"no {self.each} is on the way")
@@ -81,7 +82,7 @@ FIGURES = [
         units=8,
         each="LDG.128",
         loop="LDG.128 !F2FP",
-        never="LDG.U16",
+        never=("LDG.U16",),
     ),
     Figure(
         "cross_entropy",
@@ -91,7 +92,7 @@ FIGURES = [
         units=8,
         each="LDG.128",
         loop="LDG.128 F2FP",  # which packs gradients
-        never="LDG.U16 STG.U16",
+        never=("LDG.U16", "STG.U16"),
     ),
     # 27 classes are 4 lanes a row, and 256 rows a block of 8 warps. Their 864 vectors are 3 or 4 a thread: 3 warps take
     # the unrolled loop once, 5 the other one 3 times.
@@ -112,7 +113,7 @@ FIGURES = [
             "STS": 4,  # 4 lanes a row
         },
         exit=0,  # the gradient comes behind it
-        never="CALL",
+        never=("CALL",),
     ),
     Figure(
         "embedding_linear",
@@ -132,7 +133,7 @@ FIGURES = [
         units=8,
         loop="LDG*8",
         trips={"LDG*4": 0},  # unrolled: 3 keys are fewer
-        never="MUFU CALL",
+        never=("MUFU", "CALL"),
     ),
     Figure(
         "embedding_linear",
@@ -141,6 +142,6 @@ FIGURES = [
         unit="a row",
         units=4,
         loop="LDG*4 STG",
-        never="CALL",
+        never=("CALL",),
     ),
 ]

@@ -254,8 +254,9 @@ def test_a_figure_is_what_a_way_takes_an_element() -> None:
     assert figure(loop="LDG", each="LDG").measure(NESTED) == {"instructions": 0.5, "loads": 2}
     row = figure(loop="STG", trips={"LDG": 5})
     assert row.measure(NESTED) == {"instructions": 26 / 4, "loads": 2}
-    short = figure(loop="STS", trips={"LDG": 5}, never="STG.E")
+    short = figure(loop="STS", trips={"LDG": 5}, never=("STG.E",))
     assert short.measure(NESTED) == {"instructions": 24 / 4, "loads": 2}
+    assert figure(loop="MOV", trips={"LDG": 5}, never=("STS !LDG",)).measure(NESTED) == row.measure(NESTED)
     whole = figure(units=1, trips={"LDG": 5, "STG": 3})
     assert whole.measure(NESTED) == {"instructions": 83, "loads": 3}
 
@@ -273,12 +274,15 @@ def test_of_several_loops_that_fit_a_figure_is_of_the_longest() -> None:
     ("options", "message"),
     [
         ({"loop": "LDG.128"}, "no way leads through a loop with LDG.128$"),
-        ({"loop": "LDG", "never": "FADD"}, "no way leads through a loop with LDG without FADD"),
+        (
+            {"loop": "LDG", "never": ("FADD !STG", "STS")},
+            "a loop with LDG, never one with FADD !STG, never one with STS$",
+        ),
         ({"loop": "STG"}, "no trips are given for the loop at 0004"),
         ({"loop": "LDG", "each": "LDG.128"}, "no LDG.128 is on the way"),
     ],
 )
-def test_a_figure_says_what_a_kernel_lacks(options: dict[str, str], message: str) -> None:
+def test_a_figure_says_what_a_kernel_lacks(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         figure(**options).measure(NESTED)
 
