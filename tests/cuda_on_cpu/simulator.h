@@ -59,6 +59,11 @@ T exchange(unsigned mask, T value, int source, int line) {
   return value;
 }
 
+// The asynchronous copies that the running thread has begun, each to be taken once and made; those of a thread that
+// never waits for them are lost.
+void defer_copy(void* to, const void* from);
+bool take_copy(void** to, const void** from);
+
 // While one lives, accesses are checked for bounds only.
 struct Atomic {
   Atomic();

@@ -8,6 +8,8 @@
 #include <mutex>
 #include <numeric>
 #include <random>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cuda_runtime.h"
@@ -36,6 +38,7 @@ struct Thread {
   State state = State::kDone;
   int line = 0;
   unsigned mask = 0;
+  std::vector<std::pair<void*, const void*>> copies;
 };
 
 // Lanes write into the slots of one parity while slow ones still read those of the other.
@@ -130,6 +133,7 @@ bool run_block() {
     memset(warp.parity, 0, sizeof(warp.parity));
   }
   for (int thread = 0; thread < thread_count; ++thread) {
+    threads[thread].copies.clear();
     Fiber& fiber = threads[thread].fiber;
     fiber.start(kStackBytes, thread * kStackOffset % kStackOffsets, run_thread);
 #if defined(__SANITIZE_ADDRESS__)
@@ -265,6 +269,16 @@ unsigned vote(unsigned mask, bool predicate, int line) {
     if ((mask >> other & 1) != 0 && warp.slots[parity][other] != 0) result |= 1u << other;
   }
   return result;
+}
+
+void defer_copy(void* to, const void* from) { threads[running.thread].copies.emplace_back(to, from); }
+
+bool take_copy(void** to, const void** from) {
+  auto& copies = threads[running.thread].copies;
+  if (copies.empty()) return false;
+  std::tie(*to, *from) = copies.back();
+  copies.pop_back();
+  return true;
 }
 
 }  // namespace simulator

@@ -13,20 +13,28 @@ unsigned reduce_threads(int64_t values) {
   return static_cast<unsigned>(threads < kWarp ? kWarp : threads > kReduceThreads ? kReduceThreads : threads);
 }
 
-// Sums over the rows of a block of threads, and of the same block of every later grid; zeros for blocks that there are
-// not.
+// How many rows a thread has under way at the same time.
+constexpr int kTargetsAhead = 8;
+constexpr int64_t kMaxDenominatorBlocks = 256;
+
+// Sums over the rows of a block, and of the same block of every later grid.
 template <typename T>
-__global__ void __launch_bounds__(kReduceThreads) sum_mean_weights(const CrossEntropy<T> p, T* denominators) {
+__global__ void __launch_bounds__(kReduceThreads) sum_mean_weights(const CrossEntropy<T> p, T* sums) {
   __shared__ T scratch[kWarp];
   T sum = 0;
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t row = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; row < p.rows; row += step) {
-    sum += row_target(p, row).mean_weight;
+#pragma unroll 1
+  for (int64_t row = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; row < p.rows; row += kTargetsAhead * step) {
+    int64_t y[kTargetsAhead];
+#pragma unroll
+    for (int k = 0; k < kTargetsAhead; ++k) y[k] = p.target[row + k * step < p.rows ? row + k * step : row];
+#pragma unroll
+    for (int k = 0; k < kTargetsAhead; ++k) {
+      if (row + k * step < p.rows) sum += row_target(p, y[k]).mean_weight;
+    }
   }
   sum = block_sum(sum, scratch);
-  if (threadIdx.x == 0) denominators[blockIdx.x] = sum;
-  const bool is_left = threadIdx.x >= gridDim.x && threadIdx.x < kDenominatorParts;
-  if (blockIdx.x == 0 && is_left) denominators[threadIdx.x] = 0;
+  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
 // One block; in double, as there may be one part for each of many rows.
@@ -51,25 +59,32 @@ template <typename S, bool kPlain>
 Error run_narrow(const CrossEntropy<Compute<S>>& p, const CrossEntropyRun<Compute<S>>& run, Stream stream) {
   const NarrowTile tile = NarrowTile::of(p.classes, sizeof(S));
   return launch(narrow_rows<S, kPlain>, (p.rows + tile.rows - 1) / tile.rows, dim3(kNarrowThreads),
-                NarrowMemory<S>::bytes(tile, p.classes), stream, p, run, tile);
+                tile.shared_bytes(p.classes, sizeof(S)), stream, p, run, tile);
 }
 
-template <typename S, bool kPlain>
-Error run_wide(CrossEntropy<Compute<S>> p, const CrossEntropyRun<Compute<S>>& run, Stream stream) {
-  const WideShape shape = WideShape::of(p);
+template <typename S, bool kPlain, bool kAdjacent>
+Error run_wide_as(CrossEntropy<Compute<S>> p, const CrossEntropyRun<Compute<S>>& run, WideShape shape, Stream stream) {
   const dim3 threads(static_cast<unsigned>(shape.threads), static_cast<unsigned>(shape.rows));
+  const auto walk = [&] {
+    return launch(wide_rows<S, kPlain, kAdjacent>, shape.row_blocks * shape.splits, threads, 0, stream, p, run, shape);
+  };
   if (shape.splits > 1 && !p.lse_is_known) {
-    const Error error =
-        launch(wide_rows<S, kPlain>, shape.row_blocks * shape.splits, threads, 0, stream, p, run, shape.splits);
-    if (error != cudaSuccess) return error;
+    if (const Error error = walk()) return error;
     const Error merge_error =
         launch(merge_splits<S, kPlain>, merge_blocks(p.rows), dim3(kMergeThreads), 0, stream, p, run, shape.splits);
     if (merge_error != cudaSuccess || p.input_gradient.data == nullptr) return merge_error;
     p.lse_is_known = true;
   }
   // Where a gradient needs sum_c a_c, one block has to see the whole row.
-  const int splits = p.lse_is_known && total_is_unknown(p) ? 1 : shape.splits;
-  return launch(wide_rows<S, kPlain>, shape.row_blocks * splits, threads, 0, stream, p, run, splits);
+  if (p.lse_is_known && total_is_unknown(p)) shape.splits = 1;
+  return walk();
+}
+
+template <typename S, bool kPlain>
+Error run_wide(CrossEntropy<Compute<S>> p, const CrossEntropyRun<Compute<S>>& run, Stream stream) {
+  const WideShape shape = WideShape::of(p);
+  return shape.is_adjacent ? run_wide_as<S, kPlain, true>(p, run, shape, stream)
+                           : run_wide_as<S, kPlain, false>(p, run, shape, stream);
 }
 
 }  // namespace
@@ -111,11 +126,15 @@ Error divide_by_denominator(CrossEntropy<T>* problem, CrossEntropyRun<T>* run, D
     problem->scale /= static_cast<T>(problem->rows);
     return cudaSuccess;
   }
-  T* denominators = library.allocate_values<T>(kDenominatorParts);
-  run->denominators = denominators;
-  int64_t blocks = (problem->rows + kReduceThreads - 1) / kReduceThreads;
-  blocks = blocks < 1 ? 1 : blocks > kDenominatorParts ? kDenominatorParts : blocks;
-  return launch(sum_mean_weights<T>, blocks, dim3(reduce_threads(problem->rows)), 0, stream, *problem, denominators);
+  T* denominator = library.allocate_values<T>(1);
+  run->denominator = denominator;
+  int64_t blocks = (problem->rows + kTargetsAhead * kReduceThreads - 1) / (kTargetsAhead * kReduceThreads);
+  blocks = blocks < 1 ? 1 : blocks > kMaxDenominatorBlocks ? kMaxDenominatorBlocks : blocks;
+  T* sums = blocks == 1 ? denominator : library.allocate_values<T>(blocks);
+  const Error error =
+      launch(sum_mean_weights<T>, blocks, dim3(reduce_threads(problem->rows)), 0, stream, *problem, sums);
+  if (error != cudaSuccess || blocks == 1) return error;
+  return reduce_cross_entropy<T>(sums, nullptr, blocks, denominator, stream);
 }
 
 template <typename T>

@@ -12,11 +12,9 @@ struct CrossEntropyRun {
   T* loss_parts = nullptr;          // (cross_entropy_parts(problem),), sums over some rows each; null: not wanted
   T* weight_parts = nullptr;        // as loss_parts: the denominator of a mean; null with it
   const T* upstream = nullptr;      // (1,), one more factor of every gradient; null: 1
-  const T* denominators = nullptr;  // (kDenominatorParts,), whose sum divides every gradient; null: 1
+  const T* denominator = nullptr;   // (1,), which divides every gradient; null: 1
   T* split_rows = nullptr;          // (cross_entropy_split_values(problem),)
 };
-
-inline constexpr int kDenominatorParts = 32;  // one for each lane of a warp
 
 // How the launches cut a problem, by its shape alone.
 template <typename T>

@@ -21,6 +21,7 @@ class OutputLayer {
         rows_(problem.loss.rows),
         classes_(problem.loss.classes),
         features_(problem.input.columns),
+        stride_(linear_cross_entropy_stride(problem)),
         chunk_(rows_),
         has_gradient_(problem.input_gradient != nullptr || problem.weight_gradient != nullptr ||
                       problem.bias_gradient != nullptr) {
@@ -44,7 +45,7 @@ class OutputLayer {
     if (const Error error = rows_ == 0 ? clear_sums() : place_sums()) return error;
     loss_ = p_.loss;
     run_.upstream = p_.upstream;
-    logits_ = library_.allocate_values<S>(chunk_ * classes_);
+    logits_ = library_.allocate_values<S>(chunk_ * stride_);
     if (p_.mean && (has_gradient_ || p_.loss.probabilities_gradient.data != nullptr)) {
       if (const Error error = divide_by_denominator(&loss_, &run_, library_, stream_)) return error;
     }
@@ -84,7 +85,7 @@ class OutputLayer {
     part.input = {};
     part.input.data = logits_;
     part.input.storage = p_.input.storage;
-    part.input.outer_stride = classes_;
+    part.input.outer_stride = stride_;
     part.input_gradient = part.input;
     if (!has_gradient_) part.input_gradient.data = nullptr;
     return part;
@@ -92,7 +93,7 @@ class OutputLayer {
 
   Error run_chunk(int64_t first, int64_t rows) {
     const Matrix input = p_.input.rows_from(first, rows);
-    const Matrix logits(logits_, p_.input.storage, rows, classes_);
+    const Matrix logits(logits_, p_.input.storage, rows, classes_, stride_, 1);
     if (p_.bias == nullptr) {
       library_.multiply(logits, input, p_.weight.transposed());
     } else {
@@ -113,7 +114,7 @@ class OutputLayer {
     }
     if (p_.weight_gradient != nullptr) add_to_weight_gradient(first, logits, input);
     if (bias_sums_ == nullptr) return cudaSuccess;
-    return column_sums(static_cast<const S*>(logits_), rows, classes_, classes_, first > 0, bias_sums_, library_,
+    return column_sums(static_cast<const S*>(logits_), rows, classes_, stride_, first > 0, bias_sums_, library_,
                        stream_);
   }
 
@@ -145,7 +146,7 @@ class OutputLayer {
   const LinearCrossEntropy<T>& p_;
   DeviceLibrary& library_;
   Stream stream_;
-  int64_t rows_, classes_, features_, chunk_;
+  int64_t rows_, classes_, features_, stride_, chunk_;
   bool has_gradient_;
   T *weight_sums_ = nullptr, *bias_sums_ = nullptr;
   S* logits_ = nullptr;

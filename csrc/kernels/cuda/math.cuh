@@ -7,23 +7,52 @@
 
 namespace charlm::cuda {
 
-// For every element. In float32 its absolute error is below 2^-22 where x <= 0, in two instructions: __expf's, but for
-// its care for results below 2^-126, which takes as many again.
-__device__ inline float fast_exp(float x) {
+// 2^x, 0 where that is below 2^-126: one instruction.
+__device__ inline float exp2_fast(float x) {
 #if defined(__CUDACC__)
   float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.4426950408889634f));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 #else
-  return exp(x);
+  return std::exp2(x);
 #endif
 }
-__device__ inline double fast_exp(double x) { return exp(x); }
+
+// e^(z - shift) for many z, as 2^(z s - shift s) with s = log2(e): two instructions each in float32. The product
+// shift s is rounded, and that is the same factor for all z: what they add up to is to be multiplied by `correction`.
+//
+// From 2^30 on numbers are so far apart that e^(z - shift) is 1 or as good as 0. There s is 1, and nothing is rounded.
+template <typename T>
+struct Exponential {
+  float s, shift_s;
+
+  __device__ explicit Exponential(float shift)
+      : s(fabsf(shift) < 0x1p30f ? 1.4426950408889634f : 1.0f), shift_s(shift * s) {}
+  __device__ float operator()(float z) const { return exp2_fast(fmaf(z, s, -shift_s)); }
+  // What sums of exponentials under another shift, a smaller one, are multiplied by to be under this one.
+  __device__ float from(const Exponential& other) const {
+    return s == other.s ? exp2_fast(other.shift_s - shift_s) : 0.0f;
+  }
+  __device__ float correction(float shift) const { return exp2_fast(-fmaf(shift, s, -shift_s)); }
+};
+template <>
+struct Exponential<double> {
+  double shift;
+
+  __device__ explicit Exponential(double shift) : shift(shift) {}
+  __device__ double operator()(double z) const { return exp(z - shift); }
+  __device__ double from(const Exponential& other) const { return exp(other.shift - shift); }
+  __device__ double correction(double) const { return 1; }
+};
 
 template <typename T>
 inline constexpr T kLowest = static_cast<T>(-FLT_MAX);
 template <>
 inline constexpr double kLowest<double> = -DBL_MAX;
+
+// A product that no fused addition takes up.
+__device__ inline float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+__device__ inline double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 
 template <typename T>
 __device__ inline T not_a_number() {

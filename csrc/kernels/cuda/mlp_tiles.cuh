@@ -21,6 +21,7 @@ template <int kClasses>  // rows whose loads from P are under way at the same ti
 inline constexpr int kHiddenRows = kClasses <= 28 ? 8 : 4;
 inline constexpr int kLogitRows = 8;
 inline constexpr int kRowLanes = 4;
+inline constexpr int kRowPart = 7;   // logits that one of them holds at a time: 27 classes are one part
 inline constexpr int kPositions = 3;  // of a row, whose places in dP a thread adds to at the same time
 inline constexpr int kMaxTileRows = 64, kMinTileRows = 16;
 
@@ -56,7 +57,7 @@ struct MlpMemory {
   T* hidden;          // (rows, H)
   T* weight2;         // (kClasses, H), 0 for classes that there are not
   T* logits;          // (rows, kClasses), then dz
-  T* scratch;         // (kWarp,)
+  T* scratch;         // (2 * kWarp,)
   T* table_gradient;  // the block's dP, contiguous
   int* keys;          // (rows, T)
 
@@ -68,7 +69,7 @@ struct MlpMemory {
   }
   static int64_t bytes(const MlpTiles<T>& p) {
     const int64_t stride = stride_of(p.hidden_dim);
-    const int64_t values = (p.tile_rows + kClasses) * stride + p.tile_rows * kLogitStride + kWarp + table_values(p);
+    const int64_t values = (p.tile_rows + kClasses) * stride + p.tile_rows * kLogitStride + 2 * kWarp + table_values(p);
     return values * static_cast<int64_t>(sizeof(T)) +
            p.tile_rows * p.context_length * static_cast<int64_t>(sizeof(int));
   }
@@ -77,7 +78,7 @@ struct MlpMemory {
     weight2 = hidden + p.tile_rows * hidden_stride;
     logits = weight2 + kClasses * hidden_stride;
     scratch = logits + p.tile_rows * kLogitStride;
-    table_gradient = scratch + kWarp;
+    table_gradient = scratch + 2 * kWarp;
     keys = reinterpret_cast<int*>(table_gradient + table_values(p));
     if (!kTableInShared) table_gradient = p.gradients_of_block();
   }
@@ -137,23 +138,23 @@ __device__ inline void finish_row(const MlpTiles<T>& p, T* logits, int64_t row, 
                                   T* mean_weight) {
   const int lane = static_cast<int>(threadIdx.x) % kRowLanes;
   const SoftmaxPart<T> part =
-      merge_lanes<T, kPlain>(narrow_part<T, kPlain>(p.loss, logits, lane, kRowLanes), kRowLanes);
-  const RowTarget<T> target = exists ? row_target(p.loss, row) : RowTarget<T>{};
+      merge_lanes<T, kPlain>(narrow_part<T, kPlain, kRowLanes, kRowPart>(p.loss, logits, lane), kRowLanes);
+  const T sum = part.exact_sum(), log_sum = log(sum);
+  const RowTarget<T> target = exists ? row_target(p.loss, p.loss.target[row]) : RowTarget<T>{};
   if (exists && lane == 0) {
     const T target_input = target.index >= 0 ? logits[target.index] : T(0);
-    const T value = row_loss<T, kPlain>(p.loss, target, part, target_input);
+    const T value = row_loss<T, kPlain>(p.loss, target, part, log_sum, target_input);
     if (p.run.row_loss != nullptr) p.run.row_loss[row] = value;
     *loss += value;
     *mean_weight += target.mean_weight;
   }
   if (!p.has_gradient) return;
-  RowGradient<T> gradient{};
-  if (exists) {
-    gradient = row_gradient<T, kPlain>(p.loss, row, target, part.shift, part.sum, log(part.sum), part.total, scale);
-  }
+  RowGradient<T> gradient;
+  if (exists) gradient = row_gradient<T, kPlain>(p.loss, row, target, part.shift, sum, log_sum, part.total, scale);
+  const bool counts = exists && !target.ignored;
   __syncwarp();  // lane 0 has read the target's logit
   for (int c = lane; c < p.classes(); c += kRowLanes) {
-    logits[c] = exists ? input_gradient<T, kPlain>(p.loss, gradient, logits[c], c == target.index, c, T(0)) : T(0);
+    logits[c] = counts ? input_gradient<T, kPlain>(p.loss, gradient, logits[c], c == target.index, c, T(0)) : T(0);
   }
 }
 

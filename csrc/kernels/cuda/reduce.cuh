@@ -31,4 +31,21 @@ __device__ inline T block_sum(T value, T* scratch) {
   return value;
 }
 
+// Two sums at once. `scratch` has 2 * kWarp values of shared memory, which are not to be written before a barrier.
+template <typename T>
+__device__ inline void block_sums(T* first, T* second, T* scratch) {
+  const int warp = thread_in_block() / kWarp, lane = thread_in_block() % kWarp;
+  *first = warp_sum(*first);
+  *second = warp_sum(*second);
+  if (lane == 0) {
+    scratch[warp] = *first;
+    scratch[kWarp + warp] = *second;
+  }
+  __syncthreads();
+  if (warp != 0) return;
+  const bool has_warp = lane < threads_of_block() / kWarp;
+  *first = warp_sum(has_warp ? scratch[lane] : T(0));
+  *second = warp_sum(has_warp ? scratch[kWarp + lane] : T(0));
+}
+
 }  // namespace charlm::cuda

@@ -52,46 +52,55 @@ __device__ inline T spread_coefficient(const CrossEntropy<T>& p, int64_t c, T pr
 // needs no special case.
 template <typename T>
 struct SoftmaxPart {
-  T shift = kLowest<T>;
-  T sum = 0;      // of exp(z - shift)
-  T total = 0;    // of a_c
-  T product = 0;  // of a_c (z - shift)
+  T shift, sum;  // sum of exponential(z)
+  T total;       // of a_c
+  T product;     // of a_c (z - shift)
+  Exponential<T> exponential;
+
+  __device__ explicit SoftmaxPart(T shift = kLowest<T>, T sum = 0, T total = 0, T product = 0)
+      : shift(shift), sum(sum), total(total), product(product), exponential(shift) {}
 
   __device__ void raise_shift(T to) {
     if (!(to > shift)) return;
-    sum *= fast_exp(shift - to);
-    if (total != 0) product -= (to - shift) * total;
+    const Exponential<T> raised(to);
+    sum *= raised.from(exponential);
+    product = product_under(to);
     shift = to;
+    exponential = raised;
   }
+
+  __device__ T product_under(T larger_shift) const {
+    return total != 0 ? product - (larger_shift - shift) * total : product;
+  }
+
+  // Of e^(z - shift).
+  __device__ T exact_sum() const { return sum * exponential.correction(shift); }
 };
 
+// Of a and b as of b and a, to the bit, so that all lanes that merge the same parts have the same.
 template <typename T, bool kPlain>
-__device__ inline SoftmaxPart<T> merge(SoftmaxPart<T> low, SoftmaxPart<T> high) {
-  const T shift = larger(low.shift, high.shift);
-  low.raise_shift(shift);
-  high.raise_shift(shift);
-  low.sum += high.sum;
+__device__ inline SoftmaxPart<T> merge(const SoftmaxPart<T>& a, const SoftmaxPart<T>& b) {
+  SoftmaxPart<T> both(larger(a.shift, b.shift));
+  both.sum = rounded_product(a.sum, both.exponential.from(a.exponential)) +
+             rounded_product(b.sum, both.exponential.from(b.exponential));
   if constexpr (!kPlain) {
-    low.total += high.total;
-    low.product += high.product;
+    both.total = a.total + b.total;
+    both.product = a.product_under(both.shift) + b.product_under(both.shift);
   }
-  return low;
+  return both;
 }
 
 // Merges over `lanes` neighbouring lanes, a power of two; all lanes of the warp take part. The result is in each lane.
 template <typename T, bool kPlain>
 __device__ inline SoftmaxPart<T> merge_lanes(SoftmaxPart<T> part, int lanes) {
+#pragma unroll 1
   for (int offset = lanes / 2; offset > 0; offset /= 2) {
-    SoftmaxPart<T> other;
-    other.shift = from_lane_xor(part.shift, offset);
-    other.sum = from_lane_xor(part.sum, offset);
+    SoftmaxPart<T> other(from_lane_xor(part.shift, offset), from_lane_xor(part.sum, offset));
     if constexpr (!kPlain) {
       other.total = from_lane_xor(part.total, offset);
       other.product = from_lane_xor(part.product, offset);
     }
-    // The lower lane's comes first in both, or rounding would tell the lanes apart.
-    const bool upper = (static_cast<int>(threadIdx.x) & offset) != 0;
-    part = upper ? merge<T, kPlain>(other, part) : merge<T, kPlain>(part, other);
+    part = merge<T, kPlain>(part, other);
   }
   return part;
 }
@@ -100,32 +109,34 @@ __device__ inline SoftmaxPart<T> merge_lanes(SoftmaxPart<T> part, int lanes) {
 // and the gradient of its row NaN, and counts for nothing in the mean.
 template <typename T>
 struct RowTarget {
-  int64_t index = -1;  // class, or -1
+  int index = -1;      // class, or -1
   T index_weight = 0;  // (1 - smoothing) weight_y
   T mean_weight = 1;   // what the row adds to the mean's denominator
   bool ignored = false, valid = true;
 };
 
+// `y` is p.target[row], where there is one: read early, and looked at when it is needed.
 template <typename T>
-__device__ inline RowTarget<T> row_target(const CrossEntropy<T>& p, int64_t row) {
+__device__ inline RowTarget<T> row_target(const CrossEntropy<T>& p, int64_t y) {
   RowTarget<T> target;
   if (p.target == nullptr) return target;
-  const int64_t y = p.target[row];
   target.ignored = y == p.ignore_index;
-  target.valid = target.ignored || (y >= 0 && y < p.classes);
-  const bool counts = target.valid && !target.ignored;
-  target.index = counts ? y : -1;
-  target.mean_weight = !counts ? T(0) : p.weight != nullptr ? p.weight[y] : T(1);
+  const bool is_class = static_cast<uint64_t>(y) < static_cast<uint64_t>(p.classes);
+  target.valid = target.ignored || is_class;
+  const bool counts = is_class && !target.ignored;
+  target.index = counts ? static_cast<int>(y) : -1;
+  target.mean_weight = counts ? T(1) : T(0);
+  if (p.weight != nullptr && counts) target.mean_weight = p.weight[target.index];
   target.index_weight = (1 - p.label_smoothing) * target.mean_weight;
   return target;
 }
 
 template <typename T, bool kPlain>
 __device__ inline T row_loss(const CrossEntropy<T>& p, const RowTarget<T>& target, const SoftmaxPart<T>& part,
-                             T target_input) {
+                             T log_sum, T target_input) {
   if (target.ignored) return 0;
   if (!target.valid) return not_a_number<T>();
-  const T log_sum = log(part.sum), lse = part.shift + log_sum;
+  const T lse = part.shift + log_sum;
   T loss = 0;
   if (target.index >= 0) loss = target.index_weight * (log_sum - (logit<T, kPlain>(p, target_input) - part.shift));
   if constexpr (!kPlain) {
@@ -136,14 +147,16 @@ __device__ inline T row_loss(const CrossEntropy<T>& p, const RowTarget<T>& targe
   return p.z_loss != 0 ? loss + p.z_loss * lse * lse : loss;
 }
 
-// What the gradient of a row is made of: d loss / d input_c = slope_c (e^(z_c - shift) factor - a_c scale), and for the
+// What the gradient of a row is made of: d loss / d input_c = slope_c (exponential(z_c) factor - a_c scale), and for the
 // target's class also - index_scale slope_c.
 template <typename T>
 struct RowGradient {
-  T shift, log_sum, factor, scale, index_scale;
-  bool ignored;
+  T shift = 0, log_sum = 0, factor = 0, scale = 0, index_scale = 0;
+  bool ignored = false;
+  Exponential<T> exponential{T(0)};
 };
 
+// `sum` is that of e^(z - shift).
 template <typename T, bool kPlain>
 __device__ inline RowGradient<T> row_gradient(const CrossEntropy<T>& p, int64_t row, const RowTarget<T>& target,
                                               T shift, T sum, T log_sum, T total, T scale) {
@@ -152,38 +165,45 @@ __device__ inline RowGradient<T> row_gradient(const CrossEntropy<T>& p, int64_t 
   T weight = target.index_weight;
   if constexpr (!kPlain) weight += total_is_unknown(p) ? total : p.label_smoothing;
   const T penalty = 2 * p.z_loss * (shift + log_sum);
+  RowGradient<T> row_values;
+  row_values.shift = shift;
+  row_values.log_sum = log_sum;
+  row_values.ignored = target.ignored;
+  row_values.exponential = Exponential<T>(shift);
   // One class has probability 1, so that all but the penalty cancels; exactly, if it is not computed.
-  if (p.classes == 1) return {shift, log_sum, penalty * scale / sum, 0 * scale, 0 * scale, target.ignored};
-  return {shift, log_sum, (weight + penalty) * scale / sum, scale, target.index_weight * scale, target.ignored};
+  const T counted = p.classes == 1 ? penalty : weight + penalty;
+  row_values.factor = counted * scale / sum * row_values.exponential.correction(shift);
+  row_values.scale = p.classes == 1 ? 0 * scale : scale;
+  row_values.index_scale = p.classes == 1 ? 0 * scale : target.index_weight * scale;
+  return row_values;
 }
 
+// Of a row that is not ignored.
 template <typename T, bool kPlain>
 __device__ inline T input_gradient(const CrossEntropy<T>& p, const RowGradient<T>& row, T input, bool is_target,
                                    int64_t c, T probability) {
-  T gradient = fast_exp(logit<T, kPlain>(p, input) - row.shift) * row.factor;
+  T gradient = row.exponential(logit<T, kPlain>(p, input)) * row.factor;
   if constexpr (!kPlain) {
     if (p.target == nullptr || p.label_smoothing != 0) gradient -= spread_coefficient(p, c, probability) * row.scale;
   }
   if (is_target) gradient -= row.index_scale;
-  gradient *= logit_slope<T, kPlain>(p, input);
-  return row.ignored ? T(0) : gradient;
+  return gradient * logit_slope<T, kPlain>(p, input);
 }
 
-// The factor that the gradients of all rows share. Every lane of a warp takes part.
+// The factor that the gradients of all rows share.
 template <typename S>
 __device__ inline Compute<S> gradient_scale(const CrossEntropy<Compute<S>>& p, const CrossEntropyRun<Compute<S>>& run) {
   Compute<S> scale = p.scale;
   if (run.upstream != nullptr) scale *= *run.upstream;
-  if (run.denominators != nullptr) scale /= warp_sum(run.denominators[thread_in_block() % kWarp]);
+  if (run.denominator != nullptr) scale /= *run.denominator;
   return scale;
 }
 
-// Sums of the block's rows, from what each thread has of them. `scratch` has kWarp values of shared memory.
+// Sums of the block's rows, from what each thread has of them. `scratch` has 2 * kWarp values of shared memory.
 template <typename T>
 __device__ inline void write_parts(const CrossEntropyRun<T>& run, T loss, T mean_weight, T* scratch) {
   if (run.loss_parts == nullptr) return;
-  loss = block_sum(loss, scratch);
-  mean_weight = block_sum(mean_weight, scratch);
+  block_sums(&loss, &mean_weight, scratch);
   if (thread_in_block() != 0) return;
   run.loss_parts[blockIdx.x] = loss;
   run.weight_parts[blockIdx.x] = mean_weight;

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include "kernels/cuda/math.cuh"
 #include "kernels/storage.h"
 
 namespace charlm::cuda {
@@ -41,6 +42,48 @@ __device__ inline __half to_storage(float value) {
   return __float2half_rn(value);
 }
 
+// Two values in the halves of a word. Those of bfloat16 are the upper halves of float's.
+__device__ inline void unpack_pair(unsigned word, __nv_bfloat16, float* values) {
+  values[0] = __uint_as_float(word << 16);
+  values[1] = __uint_as_float(word & 0xffff0000u);
+}
+__device__ inline void unpack_pair(unsigned word, __half, float* values) {
+  __half2 pair;
+  memcpy(&pair, &word, sizeof(pair));
+  const float2 both = __half22float2(pair);
+  values[0] = both.x;
+  values[1] = both.y;
+}
+__device__ inline unsigned pack_pair(float low, float high, __nv_bfloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  unsigned word;
+  memcpy(&word, &pair, sizeof(word));
+  return word;
+}
+__device__ inline unsigned pack_pair(float low, float high, __half) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  unsigned word;
+  memcpy(&word, &pair, sizeof(word));
+  return word;
+}
+// Of each two halves the larger one; of a NaN and a number, the number.
+__device__ inline unsigned larger_pair(unsigned a, unsigned b, __nv_bfloat16) {
+  __nv_bfloat162 x, y;
+  memcpy(&x, &a, sizeof(x));
+  memcpy(&y, &b, sizeof(y));
+  const __nv_bfloat162 result = __hmax2(x, y);
+  memcpy(&a, &result, sizeof(a));
+  return a;
+}
+__device__ inline unsigned larger_pair(unsigned a, unsigned b, __half) {
+  __half2 x, y;
+  memcpy(&x, &a, sizeof(x));
+  memcpy(&y, &b, sizeof(y));
+  const __half2 result = __hmax2(x, y);
+  memcpy(&a, &result, sizeof(a));
+  return a;
+}
+
 inline constexpr int kVectorBytes = 16;  // the widest access a thread makes
 template <typename S>
 inline constexpr int kVectorWidth = kVectorBytes / static_cast<int>(sizeof(S));
@@ -52,9 +95,9 @@ struct alignas(kVectorBytes) Vector {
 
 // Elements before the first that lies on a 16-byte boundary.
 template <typename S>
-__device__ inline int64_t misaligned_head(const S* data) {
-  const uintptr_t past = reinterpret_cast<uintptr_t>(data) % kVectorBytes;
-  return past == 0 ? 0 : static_cast<int64_t>((kVectorBytes - past) / sizeof(S));
+__device__ inline int misaligned_head(const S* data) {
+  const unsigned past = static_cast<unsigned>(reinterpret_cast<uintptr_t>(data)) % kVectorBytes;
+  return static_cast<int>((kVectorBytes - past) % kVectorBytes / sizeof(S));
 }
 
 template <typename S>
@@ -69,6 +112,58 @@ __device__ inline void store_vector(S* data, const Vector<S>& vector) {
   uint4 raw;
   memcpy(&raw, &vector, sizeof(raw));
   *reinterpret_cast<uint4*>(data) = raw;
+}
+
+// The values of 16 bytes as they were loaded, to compute with, and back. A loop that loads several such before it takes
+// the first one apart has them all under way at the same time.
+template <typename S>
+__device__ inline void unpack(const uint4& raw, Compute<S>* values) {
+  if constexpr (sizeof(S) == sizeof(Compute<S>)) {
+    memcpy(values, &raw, sizeof(raw));
+  } else {
+    const unsigned words[] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) unpack_pair(words[i], S{}, values + 2 * i);
+  }
+}
+template <typename S>
+__device__ inline uint4 pack(const Compute<S>* values) {
+  uint4 raw;
+  if constexpr (sizeof(S) == sizeof(Compute<S>)) {
+    memcpy(&raw, values, sizeof(raw));
+  } else {
+    unsigned words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words[i] = pack_pair(values[2 * i], values[2 * i + 1], S{});
+    raw = {words[0], words[1], words[2], words[3]};
+  }
+  return raw;
+}
+
+// The largest of the values of several vectors, but for NaN.
+template <typename S, int kVectors>
+__device__ inline Compute<S> largest_of(const uint4* raw) {
+  if constexpr (sizeof(S) == sizeof(Compute<S>)) {
+    Compute<S> largest = -static_cast<Compute<S>>(INFINITY);
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      Compute<S> values[kVectorWidth<S>];
+      unpack<S>(raw[v], values);
+#pragma unroll
+      for (int i = 0; i < kVectorWidth<S>; ++i) largest = larger(largest, values[i]);
+    }
+    return largest;
+  } else {
+    unsigned pair = raw[0].x;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      pair = larger_pair(larger_pair(pair, raw[v].x, S{}), raw[v].y, S{});
+      pair = larger_pair(larger_pair(pair, raw[v].z, S{}), raw[v].w, S{});
+    }
+    Compute<S> both[2];
+    unpack_pair(pair, S{}, both);
+    return larger(both[0], both[1]);
+  }
 }
 
 // Calls function(S{}) with the storage type of a problem that computes in T.

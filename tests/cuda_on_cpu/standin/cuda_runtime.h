@@ -205,6 +205,16 @@ T atomicMax(T* address, T value) {
   return before;
 }
 
+// Copies that a thread need not wait for: here they are made when it waits for them, and no thread sees them before.
+namespace simulator {
+inline void copy_async(uint4* to, const uint4* from) { defer_copy(to, from); }
+inline void wait_for_copies() {
+  void* to;
+  const void* from;
+  while (take_copy(&to, &from)) *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
+}
+}  // namespace simulator
+
 template <typename T>
 T __ldg(const T* address) {
   return *address;
@@ -212,6 +222,8 @@ T __ldg(const T* address) {
 inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
 inline float __fdividef(float x, float y) { return x / y; }
+inline float __fmul_rn(float x, float y) { return x * y; }
+inline double __dmul_rn(double x, double y) { return x * y; }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
