@@ -156,6 +156,26 @@ def test_losses_of_wide_rows_that_are_all_ignored(reduction: str) -> None:
     check(sample.with_arguments(target=torch.full((6,), -100, device=device)))
 
 
+# Exponentials are powers of two of products that are rounded: what that costs grows with the logits, and is made up for.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("classes", [27, 64, 600, 33000])
+@pytest.mark.parametrize("offset", [3e4, -1e6, 7e8, 2.0**30, -(2.0**30), 1e12, -3.38e38, 3.38e38])
+def test_losses_of_logits_far_from_zero(offset: float, classes: int, dtype: torch.dtype) -> None:
+    sample = cross_entropy_sample(3, classes, dtype=dtype)
+    logits = (sample.arguments["input"].double() + offset).to(dtype)
+    logits[0, ::3] = -torch.inf
+    logits[1, ::2] = torch.finfo(dtype).min  # as a mask is written
+    target = torch.tensor([1, 1, classes - 1], device=device)
+    check(sample.with_arguments(input=logits, target=target))
+
+
+@pytest.mark.parametrize("classes", [27, 64, 600])
+def test_losses_of_rows_that_are_masked_as_a_whole(classes: int) -> None:
+    logits = torch.full((2, classes), torch.finfo(torch.float32).min, device=device)
+    sample = cross_entropy_sample(2, classes, dtype=torch.float32, reduction="none").with_arguments(input=logits)
+    assert torch.allclose(evaluate(sample)["result"].cpu(), torch.tensor(float(classes)).log(), atol=1e-6)
+
+
 def test_more_than_two_to_the_eighteenth_classes() -> None:
     check(cross_entropy_sample(1, 2**18 + 3, dtype=torch.bfloat16))
 

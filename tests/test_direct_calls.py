@@ -242,7 +242,7 @@ def test_what_forward_keeps_must_be_what_it_kept() -> None:
         return _direct.cross_entropy_backward(upstream, logits, target, None, lse, OPTIONS)
 
     assert gradient(upstream, lse) is not None
-    for other in (lse[:1], lse[:, 1:].contiguous(), lse.t().contiguous().t(), lse.double(), lse.flatten()):
+    for other in (lse[:1], lse[1:], lse.view(1, -1), lse.repeat_interleave(2)[::2], lse.double()):
         assert gradient(upstream, other) is None
     for other in (torch.ones(1), torch.ones(N), torch.tensor(1)):
         assert gradient(other, lse) is None

@@ -32,6 +32,11 @@ class LossOptions(NamedTuple):
     z_loss: float
 
 
+def lse_values(rows: int, options: LossOptions) -> int:
+    """How many values of so many rows forward hands to backward: see csrc/bindings/schemas.cpp."""
+    return 2 * rows + (options.reduction == 1)
+
+
 _DEFAULTS = tuple(LossOptions(-100, code, 0.0, 0.0, 0.0) for code in REDUCTIONS.values())  # to make one takes time
 
 

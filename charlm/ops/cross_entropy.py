@@ -15,6 +15,7 @@ from charlm.ops._arguments import (
     complain,
     keywords,
     loss_options,
+    lse_values,
     may_promote,
     promoted,
 )
@@ -340,7 +341,8 @@ def _(
     return (
         input.new_empty(row_shape if LossOptions(*options).reduction == 0 else [], dtype=compute_dtype),
         input.new_empty(
-            [_rows(input)] if compute_gradient and input.is_cpu else [2, _rows(input)], dtype=compute_dtype
+            [_rows(input) if compute_gradient and input.is_cpu else lse_values(_rows(input), LossOptions(*options))],
+            dtype=compute_dtype,
         ),
         torch.empty_like(input) if compute_gradient else input.new_empty([0]),
     )

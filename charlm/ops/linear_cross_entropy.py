@@ -20,6 +20,7 @@ from charlm.ops._arguments import (
     complain,
     keywords,
     loss_options,
+    lse_values,
     may_promote,
     promoted,
 )
@@ -327,7 +328,7 @@ def _(
         rows = rows * size
     return (
         input.new_empty(input.shape[:-1] if LossOptions(*options).reduction == 0 else [], dtype=compute_dtype),
-        input.new_empty([2, rows], dtype=compute_dtype),
+        input.new_empty([lse_values(rows, LossOptions(*options))], dtype=compute_dtype),
         _wanted(input, input_gradient, input),
         _wanted(linear_weight, weight_gradient, input),
         input.new_empty([linear_weight.shape[0] if bias_gradient else 0]),

@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor grad_output, const Tensor input
     CrossEntropyArguments<T> arguments = read_cross_entropy_arguments<T>(input, target, weight, options);
     CrossEntropy<T>& problem = arguments.problem;
     check_targets(problem, target.sizes());
-    set_lse(lse, &problem);
+    set_lse(lse, options.reduction, &problem);
     problem.lse_is_known = true;
     if (input_gradient) problem.input_gradient = class_matrix(grad_input);
     if (target_gradient) {

@@ -46,27 +46,28 @@ void check_targets(const CrossEntropy<T>& problem, Shape shape) {
 }
 
 template <typename T>
-void set_lse(const Tensor& lse, CrossEntropy<T>* problem) {
-  check(lse.numel() == 2 * problem->rows && lse.is_contiguous() && lse.element_size() == sizeof(T),
-        "lse must be what the forward op returned, shape (2, ", problem->rows, "), got shape ", ShapeString(lse));
+void set_lse(const Tensor& lse, Reduction reduction, CrossEntropy<T>* problem) {
+  const int64_t values = lse_values(problem->rows, reduction);
+  check(lse.numel() == values && lse.is_contiguous() && lse.element_size() == sizeof(T),
+        "lse must be what the forward op returned, shape (", values, "), got shape ", ShapeString(lse));
   check_memory("lse", lse);
-  set_lse(static_cast<T*>(lse.data_ptr()), problem);
+  set_lse(static_cast<T*>(lse.data_ptr()), reduction, problem);
 }
 
 template <typename T>
 Losses<T>::Losses(Reduction reduction, Shape shape, Kept kept, CrossEntropy<T>* problem)
     : reduction_(reduction),
       result_(allocate(reduction == Reduction::kNone ? shape : Shape(), kDtype<T>)),
-      kept_(kept == Kept::kLse ? allocate({2, problem->rows}, kDtype<T>) : allocate({problem->rows}, kDtype<T>)),
-      rows_(reduction == Reduction::kNone ? 0 : problem->rows),
-      denominator_(denominator_of(reduction, *problem)) {
-  problem->loss = reduction == Reduction::kNone ? result_.template mutable_data_ptr<T>() : rows_.data();
-  problem->scale = 1 / denominator_;
+      kept_(allocate({kept == Kept::kLse ? lse_values(problem->rows, reduction) : problem->rows}, kDtype<T>)),
+      rows_(reduction == Reduction::kNone ? 0 : problem->rows) {
   if (kept == Kept::kLse) {
-    set_lse(kept_, problem);
+    set_lse(kept_, reduction, problem);
   } else {
     problem->target_log_probability = kept_.template mutable_data_ptr<T>();
   }
+  denominator_ = denominator_of(reduction, *problem);
+  problem->loss = reduction == Reduction::kNone ? result_.template mutable_data_ptr<T>() : rows_.data();
+  problem->scale = 1 / denominator_;
 }
 
 template <typename T>
@@ -98,8 +99,8 @@ template void set_weight(const OptionalTensor&, const Tensor&, OptionalTensor*, 
 template void set_weight(const OptionalTensor&, const Tensor&, OptionalTensor*, CrossEntropy<double>*);
 template void check_targets(const CrossEntropy<float>&, Shape);
 template void check_targets(const CrossEntropy<double>&, Shape);
-template void set_lse(const Tensor&, CrossEntropy<float>*);
-template void set_lse(const Tensor&, CrossEntropy<double>*);
+template void set_lse(const Tensor&, Reduction, CrossEntropy<float>*);
+template void set_lse(const Tensor&, Reduction, CrossEntropy<double>*);
 template class Losses<float>;
 template class Losses<double>;
 template void set_upstream(const Tensor&, Reduction, OptionalTensor*, CrossEntropy<float>*);

@@ -34,19 +34,27 @@ void set_weight(const OptionalTensor& weight, const Tensor& input, OptionalTenso
 template <typename T>
 void check_targets(const CrossEntropy<T>& problem, Shape shape);
 
-// The (2, N) values that forward hands to backward: shift, then log_sum, of every row.
-template <typename T>
-void set_lse(T* values, CrossEntropy<T>* problem) {
-  problem->shift = values;
-  problem->log_sum = values + problem->rows;
+// How many values forward hands to backward: shift and log_sum of every row, and what a mean divides by.
+inline int64_t lse_values(int64_t rows, Reduction reduction) {
+  return 2 * rows + (reduction == Reduction::kMean ? 1 : 0);
 }
 template <typename T>
-void set_lse(const Tensor& lse, CrossEntropy<T>* problem);
+void set_lse(T* values, Reduction reduction, CrossEntropy<T>* problem) {
+  problem->shift = values;
+  problem->log_sum = values + problem->rows;
+  problem->denominator = reduction == Reduction::kMean ? values + 2 * problem->rows : nullptr;
+}
+template <typename T>
+void set_lse(const Tensor& lse, Reduction reduction, CrossEntropy<T>* problem);
 
-// What the sum of the row losses is divided by.
+// What the sum of the row losses is divided by. On the CPU; forward keeps it where it keeps lse.
 template <typename T>
 T denominator_of(Reduction reduction, const CrossEntropy<T>& problem) {
-  return reduction == Reduction::kMean ? cpu::mean_denominator(problem) : 1;
+  if (reduction != Reduction::kMean) return 1;
+  if (problem.lse_is_known) return *problem.denominator;
+  const T denominator = cpu::mean_denominator(problem);
+  if (problem.denominator != nullptr) *problem.denominator = denominator;
+  return denominator;
 }
 
 // What forward keeps of each row for backward: all that its kernels need to compute the gradient, or, where forward has
@@ -61,7 +69,7 @@ class Losses {
   Losses(Reduction reduction, Shape shape, Kept kept, CrossEntropy<T>* problem);
   // In the compute dtype: of `shape` for "none", otherwise a scalar. For a problem whose losses are known.
   Tensor reduced(const CrossEntropy<T>& problem) const;
-  const Tensor& kept() const { return kept_; }  // (2, N) or (N,)
+  const Tensor& kept() const { return kept_; }  // (lse_values(N, reduction),) or (N,)
 
  private:
   Reduction reduction_;
@@ -70,7 +78,8 @@ class Losses {
   T denominator_;
 };
 
-// Sets the upstream gradient: per row under "none" (converted into `holder`), folded into the scale otherwise.
+// Sets the upstream gradient: per row under "none" (converted into `holder`), folded into the scale otherwise. After
+// set_lse.
 template <typename T>
 void set_upstream(const Tensor& grad_output, Reduction reduction, OptionalTensor* holder, CrossEntropy<T>* problem);
 

@@ -8,8 +8,8 @@
 namespace charlm {
 
 // (input, target, weight, options, keeps_lse, wants_gradient, rounds) -> (loss, what is kept of it, gradient or None).
-// Kept is shift and log_sum of each row, (2, N), or, of a gradient in bfloat16, the log-probabilities of the targets;
-// otherwise None. The loss is in the dtype computed in, or rounded to that of the input.
+// Kept is what backward needs: lse, as in schemas.cpp, or, of a gradient in bfloat16, the log-probabilities of the
+// targets; otherwise None. The loss is in the dtype computed in, or rounded to that of the input.
 PyObject* cross_entropy_forward_directly(PyObject* module, PyObject* const* arguments, Py_ssize_t count);
 
 // (grad_output, input, target, weight, lse, options) -> gradient of the input.

@@ -62,7 +62,6 @@ template <typename T>
 PyObject* forward(const PlainCrossEntropy& call, bool keeps_lse, bool wants_gradient, bool rounds) {
   auto loss = call.loss_arguments<T>();
   if (!call.fill(&loss)) return nullptr;
-  const LossResult<T> result(rounds ? call.input.storage : kStorageOf<T>, &loss);
   PyReference gradient = none(), kept = none();
   if (wants_gradient) gradient = call.make_gradient(&loss.problem.input_gradient);
   if (keeps_lse) {
@@ -71,6 +70,7 @@ PyObject* forward(const PlainCrossEntropy& call, bool keeps_lse, bool wants_grad
     kept = empty(Storage::kFloat32, 1, &loss.problem.rows);
     if (kept != nullptr) loss.problem.target_log_probability = static_cast<T*>(memory_of(kept));
   }
+  const LossResult<T> result(rounds ? call.input.storage : kStorageOf<T>, &loss);
   if (!result.is_possible() || gradient == nullptr || kept == nullptr) return nullptr;
   cpu::cross_entropy(loss.problem);
   took_branch("cross_entropy_forward/direct");

@@ -81,8 +81,8 @@ template <typename T>
 PyObject* layer_forward(const Layer& layer, bool keeps_lse) {
   LayerCall<T> call(layer);
   if (!call.take_targets()) return nullptr;
-  const LossResult<T> result(kStorageOf<T>, &call.loss);
   const PyReference lse = keeps_lse ? call.loss.make_lse() : none();
+  const LossResult<T> result(kStorageOf<T>, &call.loss);
   if (!result.is_possible() || lse == nullptr || !call.make_gradients()) return nullptr;
   call.run();
   took_branch("linear_cross_entropy_forward/direct");

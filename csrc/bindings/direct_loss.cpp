@@ -114,19 +114,20 @@ bool LossArguments<T>::take_weight(PyObject* weight) {
 
 template <typename T>
 PyReference LossArguments<T>::make_lse() {
-  const int64_t sizes[] = {2, problem.rows};
-  PyReference lse = empty(kStorageOf<T>, 2, sizes);
+  const int64_t size = lse_values(problem.rows, reduction);
+  PyReference lse = empty(kStorageOf<T>, 1, &size);
   if (lse == nullptr) return nullptr;
-  set_lse(static_cast<T*>(memory_of(lse)), &problem);
+  set_lse(static_cast<T*>(memory_of(lse)), reduction, &problem);
   return lse;
 }
 
 template <typename T>
 bool LossArguments<T>::take_lse(PyObject* lse) {
   PlainTensor tensor;
-  if (!read_plain(lse, &tensor) || !tensor.is(kStorageOf<T>) || !tensor.is_matrix(2, problem.rows)) return false;
+  const int64_t size = lse_values(problem.rows, reduction);
+  if (!read_plain(lse, &tensor) || !tensor.is(kStorageOf<T>) || !tensor.is_vector(size)) return false;
   problem.lse_is_known = true;
-  set_lse(static_cast<T*>(tensor.data), &problem);
+  set_lse(static_cast<T*>(tensor.data), reduction, &problem);
   return true;
 }
 

@@ -56,8 +56,9 @@ class LossArguments {
   bool take_classes(const PlainTensor& target);  // indices of that shape, all in range
   bool take_weight(PyObject* weight);            // (C,), or None
   bool take_lse(PyObject* lse);                  // what make_lse made
-  bool take_upstream(PyObject* grad_output);     // of that shape under "none", else a scalar; after take_classes
-  // A new tensor (2, N), into which the problem writes shift and log_sum of each row; null with an error set.
+  bool take_upstream(PyObject* grad_output);     // of that shape under "none", else a scalar; after take_lse
+  // A new tensor for what backward needs of each row, which the problem writes, and of the mean, which the result does,
+  // made after it; null with an error set.
   PyReference make_lse();
 
   CrossEntropy<T> problem;

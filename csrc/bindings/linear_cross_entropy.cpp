@@ -73,7 +73,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor grad_output, co
     CrossEntropy<decltype(type)>& loss = call.problem.loss;
     check(!target_gradient || loss.target == nullptr,
           "target must be class probabilities to have a gradient, got class indices");
-    set_lse(lse, &loss);
+    set_lse(lse, options.reduction, &loss);
     loss.lse_is_known = true;
     const Tensor grad_target = allocate(target_gradient ? target.sizes() : Shape({0}), input.scalar_type());
     if (target_gradient) {

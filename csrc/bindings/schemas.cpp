@@ -3,8 +3,9 @@
 //
 // reduction is 0 "none", 1 "mean", 2 "sum"; softcap 0 means none. Gradients that are not asked for come back empty.
 // A loss is in the dtype that is computed in, float32 for half precision; rounding it is the caller's choice.
-// lse (2, N) is what forward hands to backward: two numbers a row whose sum is logsumexp. Where cross_entropy_forward
-// on the CPU computes the gradient, it is the log-probability of each target instead, (N,): see
+// lse (2 N,) is what forward hands to backward: two numbers a row whose sum is logsumexp, first those of one kind, then
+// the others; under the mean there is one more, (2 N + 1,), which the sum is divided by. Where cross_entropy_forward on
+// the CPU computes the gradient, it is the log-probability of each target instead, (N,): see
 // charlm/ops/cross_entropy.py. rows (min(V, N*T), D) are the embeddings that backward reads, as they were: a copy of
 // the table, or what the ids picked from it, one row each, where that is less.
 #include <torch/csrc/stable/library.h>

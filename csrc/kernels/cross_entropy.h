@@ -40,6 +40,8 @@ struct CrossEntropy {
   T* shift = nullptr;
   T* log_sum = nullptr;
   bool lse_is_known = false;
+  // (1,), what a mean divides by: like lse written where not null, or read where lse_is_known.
+  T* denominator = nullptr;
   T* target_log_probability = nullptr;  // (N,), of class indices, on the CPU alone; null: not wanted
   const T* row_scale = nullptr;         // (N,), upstream gradient of each row; null: 1
   T scale = 1;                          // every gradient is scale * row_scale * d loss / d input

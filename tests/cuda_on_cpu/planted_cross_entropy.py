@@ -8,23 +8,39 @@ from planted import WRONG_NUMBERS, Fault, Planted, missing_barriers
 
 from charlm import ops
 
-FILES = ("cross_entropy.cu", "cross_entropy_narrow.cuh", "cross_entropy_wide.cuh", "reduce.cuh", "softmax_row.cuh")
+FILES = ("cross_entropy.cu", "cross_entropy_narrow.cuh", "cross_entropy_wide.cuh", "reduce.cuh")
 
 NARROW, WIDE, ROW = "cross_entropy_narrow.cuh", "cross_entropy_wide.cuh", "softmax_row.cuh"
+PIECES, SUMS = "row_pieces.cuh", "cross_entropy.cu"
 MISTAKES = [
-    Fault(NARROW, "i < count; i += threads) to[i]", "i < count + FAULT; i += threads) to[i]", "a race|out of bounds"),
+    Fault(NARROW, "e < head + count - tail;", "e < head + count - tail + FAULT;", "a race|out of bounds"),
     Fault(NARROW, "tail = head + vectors", "tail = FAULT + head + vectors", "nothing has written"),
     Fault(
         NARROW,
-        "int64_t head = misaligned_head(from);",
-        "int64_t head = FAULT ? 0 : misaligned_head(from);",
+        "const int head = misaligned_head(source);",
+        "const int head = FAULT ? 0 : misaligned_head(source);",
         "misaligned",
     ),
-    Fault(NARROW, "if (r < rows) part =", "if (r < rows || FAULT) part =", "nothing has written"),
-    Fault(NARROW, "begin = lane; begin < classes;", "begin = lane + FAULT; begin < classes;", WRONG_NUMBERS),
-    Fault(NARROW, "if (lane != 0) continue;", "if (lane > FAULT) continue;", "a race"),
-    Fault(WIDE, "c >= begin && c < end;", "c >= begin && c < end + FAULT;", "a race|out of bounds"),
-    Fault(WIDE, "has_next = i + threads < pieces;", "has_next = i + threads < pieces - FAULT;", WRONG_NUMBERS),
+    Fault(NARROW, "wait_for_copies();", "if (!FAULT) wait_for_copies();", "nothing has written"),
+    Fault(NARROW, "has_row = r < rows,", "has_row = r < rows + FAULT,", "nothing has written|out of bounds"),
+    Fault(NARROW, "int begin = lane;", "int begin = lane + FAULT;", WRONG_NUMBERS),
+    Fault(NARROW, "if (lane == 0 && has_row) {", "if (lane <= FAULT && has_row) {", "a race"),
+    Fault(NARROW, "__syncwarp();", "if (!FAULT) __syncwarp();", "a race"),
+    Fault(NARROW, "target % lanes == lane)", "target % lanes == lane + FAULT)", WRONG_NUMBERS),
+    Fault(
+        PIECES,
+        "v + (kVectorsAhead - 1) * threads < vectors;",
+        "v + (kVectorsAhead - 1) * threads < vectors + FAULT;",
+        f"out of bounds|nothing has written|{WRONG_NUMBERS}",
+    ),
+    Fault(PIECES, "raw[k - 1] = raw[k];", "raw[k - 1] = raw[FAULT ? k - 1 : k];", WRONG_NUMBERS),
+    Fault(
+        PIECES,
+        "e < head + end - last;",
+        "e < head + end - last + FAULT;",
+        f"out of bounds|nothing has written|{WRONG_NUMBERS}",
+    ),
+    Fault(PIECES, "contains(i) ? piece", "contains(i) || FAULT ? piece", "out of bounds"),
     Fault(
         WIDE,
         "if (thread != 0 || !has_row) return;",
@@ -35,9 +51,9 @@ MISTAKES = [
     Fault(
         WIDE, "if (threads <= kWarp) return", "if (threads <= kWarp || (FAULT && threadIdx.x > 63)) return", "waits for"
     ),
-    Fault(WIDE, "store_vector(first, out);", "store_vector(first + FAULT, out);", "misaligned"),
-    Fault("cross_entropy.cu", "&& threadIdx.x < kDenom", "&& threadIdx.x < !FAULT * kDenom", "nothing has written"),
-    Fault(ROW, "y < p.classes);", "y < p.classes + FAULT);", "out of bounds"),
+    Fault(WIDE, "(data + classes.first) =", "(data + FAULT + classes.first) =", "misaligned"),
+    Fault(SUMS, "k * step < p.rows ? row", "k * step < p.rows || FAULT ? row", "out of bounds"),
+    Fault(ROW, "static_cast<uint64_t>(p.classes);", "static_cast<uint64_t>(p.classes + FAULT);", "out of bounds"),
     Fault(ROW, "if (!target.valid) return", "if (!target.valid && !FAULT) return", WRONG_NUMBERS),
     Fault(ROW, "run.loss_parts[blockIdx.x] = loss;", "run.loss_parts[FAULT ? 0 : blockIdx.x] = loss;", "a race"),
 ]
@@ -48,8 +64,9 @@ def run_everything() -> None:
     sample = cross_entropy_sample(4, 27, dtype=torch.float32, weighted=True, reduction="none")
     losses = ops.cross_entropy(**{**sample.arguments, "target": torch.tensor([0, 27, 1, 2])})
     assert losses.isnan().tolist() == [False, True, False, False], f"{losses[1]} instead of NaN"
+    check(cross_entropy_sample(2, 90, 3, dtype=torch.float32))  # classes that are not adjacent
     for dtype, shapes in (
-        (torch.float32, ((65, 27), (3, 33000))),
+        (torch.float32, ((65, 27), (9, 101), (3, 33000))),
         (torch.bfloat16, ((261, 27), (5, 600), (3, 4096))),
     ):
         for rows, classes in shapes:

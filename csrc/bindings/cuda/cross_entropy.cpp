@@ -28,8 +28,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor targ
     const Tensor loss = per_row ? allocate(arguments.row_shape, compute_type(input), device.device)
                                 : allocate({}, compute_type(input), device.device);
     (per_row ? call.row_loss : call.total_loss) = loss.template mutable_data_ptr<T>();
-    const Tensor lse = allocate({2, call.problem.rows}, compute_type(input), device.device);
-    set_lse(lse, &call.problem);
+    const Tensor lse = allocate({lse_values(call.problem.rows, options.reduction)}, compute_type(input), device.device);
+    set_lse(lse, options.reduction, &call.problem);
     const Tensor gradient =
         compute_gradient ? empty_gradient(input) : allocate({0}, input.scalar_type(), device.device);
     if (compute_gradient) call.problem.input_gradient = class_matrix(gradient);
@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor grad_output, const Tensor input
     CrossEntropy<T>& problem = call.problem = arguments.problem;
     call.mean = options.reduction == Reduction::kMean;
     check_same_device("lse", lse, "input", input);
-    set_lse(lse, &problem);
+    set_lse(lse, options.reduction, &problem);
     problem.lse_is_known = true;
     if (input_gradient) problem.input_gradient = class_matrix(grad_input);
     if (target_gradient) {

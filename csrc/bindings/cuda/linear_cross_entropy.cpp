@@ -73,8 +73,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, c
     const Tensor loss = per_row ? allocate(leading_sizes(input), compute_type(input), call.device)
                                 : allocate({}, compute_type(input), call.device);
     (per_row ? problem.row_loss : problem.total_loss) = loss.template mutable_data_ptr<T>();
-    const Tensor lse = allocate({2, arguments.rows}, compute_type(input), call.device);
-    set_lse(lse, &problem.loss);
+    const Tensor lse = allocate({lse_values(arguments.rows, options.reduction)}, compute_type(input), call.device);
+    set_lse(lse, options.reduction, &problem.loss);
     const Gradients gradients = allocate_gradients(input, linear_weight, target,
                                                    {input_gradient, weight_gradient, bias_gradient, false}, &problem);
     run("linear_cross_entropy_forward/in_chunks", "linear_cross_entropy_forward/at_once", call, problem);
@@ -100,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor grad_output, co
     check(!target_gradient || problem.loss.target == nullptr,
           "target must be class probabilities to have a gradient, got class indices");
     check_same_device("lse", lse, "input", input);
-    set_lse(lse, &problem.loss);
+    set_lse(lse, options.reduction, &problem.loss);
     problem.loss.lse_is_known = true;
     const Tensor upstream = read_upstream(grad_output, input, options.reduction, &problem.loss, &problem.upstream);
     const Gradients gradients = allocate_gradients(

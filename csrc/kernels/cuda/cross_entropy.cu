@@ -40,17 +40,22 @@ __global__ void __launch_bounds__(kReduceThreads) sum_mean_weights(const CrossEn
 // One block; in double, as there may be one part for each of many rows.
 template <typename T>
 __global__ void __launch_bounds__(kReduceThreads)
-    reduce_parts(const T* loss_parts, const T* weight_parts, int64_t parts, T* result) {
-  __shared__ double scratch[kWarp];
+    reduce_parts(const T* loss_parts, const T* weight_parts, int64_t parts, T* result, T* weight_sum) {
+  __shared__ double scratch[2 * kWarp];
   double loss = 0, weight = 0;
   for (int64_t i = threadIdx.x; i < parts; i += blockDim.x) {
     loss += loss_parts[i];
     if (weight_parts != nullptr) weight += weight_parts[i];
   }
-  loss = block_sum(loss, scratch);
-  weight = block_sum(weight, scratch);
+  block_sums(&loss, &weight, scratch);
   if (threadIdx.x != 0) return;
   *result = static_cast<T>(weight_parts != nullptr ? loss / weight : loss);
+  if (weight_sum != nullptr) *weight_sum = static_cast<T>(weight);
+}
+
+template <typename T>
+__global__ void set_number(T* to, T number) {
+  *to = number;
 }
 
 int64_t merge_blocks(int64_t rows) { return (rows * kWarp + kMergeThreads - 1) / kMergeThreads; }
@@ -122,24 +127,27 @@ Error run_cross_entropy(const CrossEntropy<T>& problem, const CrossEntropyRun<T>
 
 template <typename T>
 Error divide_by_denominator(CrossEntropy<T>* problem, CrossEntropyRun<T>* run, DeviceLibrary& library, Stream stream) {
-  if (problem->target == nullptr) {
-    problem->scale /= static_cast<T>(problem->rows);
-    return cudaSuccess;
-  }
-  T* denominator = library.allocate_values<T>(1);
+  T* denominator = problem->denominator != nullptr ? problem->denominator : library.allocate_values<T>(1);
   run->denominator = denominator;
+  if (problem->lse_is_known) return cudaSuccess;
+  // Where forward computes the gradient too: it takes a walk over the targets before that over the logits.
+  if (problem->target == nullptr) {
+    return launch(set_number<T>, 1, dim3(1), 0, stream, denominator, static_cast<T>(problem->rows));
+  }
   int64_t blocks = (problem->rows + kTargetsAhead * kReduceThreads - 1) / (kTargetsAhead * kReduceThreads);
   blocks = blocks < 1 ? 1 : blocks > kMaxDenominatorBlocks ? kMaxDenominatorBlocks : blocks;
   T* sums = blocks == 1 ? denominator : library.allocate_values<T>(blocks);
   const Error error =
       launch(sum_mean_weights<T>, blocks, dim3(reduce_threads(problem->rows)), 0, stream, *problem, sums);
   if (error != cudaSuccess || blocks == 1) return error;
-  return reduce_cross_entropy<T>(sums, nullptr, blocks, denominator, stream);
+  return reduce_cross_entropy<T>(sums, nullptr, blocks, denominator, nullptr, stream);
 }
 
 template <typename T>
-Error reduce_cross_entropy(const T* loss_parts, const T* weight_parts, int64_t parts, T* result, Stream stream) {
-  return launch(reduce_parts<T>, 1, dim3(reduce_threads(parts)), 0, stream, loss_parts, weight_parts, parts, result);
+Error reduce_cross_entropy(const T* loss_parts, const T* weight_parts, int64_t parts, T* result, T* weight_sum,
+                           Stream stream) {
+  return launch(reduce_parts<T>, 1, dim3(reduce_threads(parts)), 0, stream, loss_parts, weight_parts, parts, result,
+                weight_sum);
 }
 
 template <typename T>
@@ -160,7 +168,7 @@ Error cross_entropy(const CrossEntropyCall<T>& call, DeviceLibrary& library, Str
   run.weight_parts = run.loss_parts + parts;
   if (const Error error = run_cross_entropy(problem, run, stream)) return error;
   return reduce_cross_entropy<T>(run.loss_parts, call.mean ? run.weight_parts : nullptr, parts, call.total_loss,
-                                 stream);
+                                 run.denominator == nullptr ? problem.denominator : nullptr, stream);
 }
 
 #define CHARLM_INSTANTIATE(T)                                                                          \
@@ -168,7 +176,7 @@ Error cross_entropy(const CrossEntropyCall<T>& call, DeviceLibrary& library, Str
   template int64_t cross_entropy_split_values(const CrossEntropy<T>&);                                 \
   template Error divide_by_denominator(CrossEntropy<T>*, CrossEntropyRun<T>*, DeviceLibrary&, Stream); \
   template Error run_cross_entropy(const CrossEntropy<T>&, const CrossEntropyRun<T>&, Stream);         \
-  template Error reduce_cross_entropy(const T*, const T*, int64_t, T*, Stream);                        \
+  template Error reduce_cross_entropy(const T*, const T*, int64_t, T*, T*, Stream);                    \
   template Error cross_entropy(const CrossEntropyCall<T>&, DeviceLibrary&, Stream);
 CHARLM_INSTANTIATE(float)
 CHARLM_INSTANTIATE(double)

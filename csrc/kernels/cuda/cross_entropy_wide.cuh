@@ -204,8 +204,8 @@ __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)  // 64 registers 
   const T scale = has_gradient ? gradient_scale<S>(p, run) : T(0);
   const int64_t y = has_row && p.target != nullptr ? p.target[row] : p.ignore_index;
   const S* input = static_cast<const S*>(p.input.data) + (has_row ? p.input.row_offset(row) : 0);
-  const RowPieces<S> pieces{input, p.input.class_stride, begin, has_row ? end : begin, thread,
-                            static_cast<int>(blockDim.x)};
+  const RowPieces<S> pieces{input,  p.input.class_stride,        begin, has_row ? end : begin,
+                            thread, static_cast<int>(blockDim.x)};
 
   SoftmaxPart<T> part;
   const bool walks = !p.lse_is_known || (!kPlain && total_is_unknown(p));
@@ -221,7 +221,8 @@ __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)  // 64 registers 
   // After the walk, which need not wait for it, and before a gradient in the place of the logits is written.
   const RowTarget<T> target = row_target(p, y);
   T target_input = 0;
-  if (thread == 0 && target.index >= 0) target_input = to_compute(input[target.index * p.input.class_stride]);
+  if (thread == 0 && !p.lse_is_known && target.index >= 0)
+    target_input = to_compute(input[target.index * p.input.class_stride]);
   if (walks) part = merge_group<T, kPlain>(part, shared);
   if (shape.splits > 1 && !p.lse_is_known) {
     if (thread != 0 || !has_row) return;

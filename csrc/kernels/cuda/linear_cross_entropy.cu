@@ -140,7 +140,8 @@ class OutputLayer {
       if (const Error error = store_computed(bias_sums_, classes_, bias_gradient(), stream_)) return error;
     }
     if (p_.total_loss == nullptr) return cudaSuccess;
-    return reduce_cross_entropy<T>(loss_parts_, p_.mean ? weight_parts_ : nullptr, parts_, p_.total_loss, stream_);
+    return reduce_cross_entropy<T>(loss_parts_, p_.mean ? weight_parts_ : nullptr, parts_, p_.total_loss,
+                                   run_.denominator == nullptr ? loss_.denominator : nullptr, stream_);
   }
 
   const LinearCrossEntropy<T>& p_;

@@ -107,8 +107,8 @@ class TiledModel {
     if (launched != cudaSuccess) return launched;
     if (sums_losses) {
       const T* weights = p_.output.mean ? tiles_.run.weight_parts : nullptr;
-      const Error error =
-          reduce_cross_entropy<T>(tiles_.run.loss_parts, weights, launch_.blocks, p_.output.total_loss, stream_);
+      const Error error = reduce_cross_entropy<T>(tiles_.run.loss_parts, weights, launch_.blocks, p_.output.total_loss,
+                                                  nullptr, stream_);
       if (error != cudaSuccess) return error;
     }
     return p_.has_gradient ? add_gradients(projection, library) : cudaSuccess;

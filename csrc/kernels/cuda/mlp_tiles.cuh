@@ -21,7 +21,7 @@ template <int kClasses>  // rows whose loads from P are under way at the same ti
 inline constexpr int kHiddenRows = kClasses <= 28 ? 8 : 4;
 inline constexpr int kLogitRows = 8;
 inline constexpr int kRowLanes = 4;
-inline constexpr int kRowPart = 7;   // logits that one of them holds at a time: 27 classes are one part
+inline constexpr int kRowPart = 7;    // logits that one of them holds at a time: 27 classes are one part
 inline constexpr int kPositions = 3;  // of a row, whose places in dP a thread adds to at the same time
 inline constexpr int kMaxTileRows = 64, kMinTileRows = 16;
 

@@ -19,19 +19,18 @@ __device__ inline T warp_sum(T value) {
   return value;
 }
 
-// The sum over the block, in its thread 0. `scratch` has kWarp values of shared memory.
+// The sum over the block, in its thread 0. `scratch` has kWarp values of shared memory, which are not to be written
+// again before a barrier.
 template <typename T>
 __device__ inline T block_sum(T value, T* scratch) {
   const int warp = thread_in_block() / kWarp, lane = thread_in_block() % kWarp;
   value = warp_sum(value);
   if (lane == 0) scratch[warp] = value;
   __syncthreads();
-  if (warp == 0) value = warp_sum(lane < threads_of_block() / kWarp ? scratch[lane] : T(0));
-  __syncthreads();
-  return value;
+  return warp == 0 ? warp_sum(lane < threads_of_block() / kWarp ? scratch[lane] : T(0)) : value;
 }
 
-// Two sums at once. `scratch` has 2 * kWarp values of shared memory, which are not to be written before a barrier.
+// Two of them at once, where `scratch` has 2 * kWarp values.
 template <typename T>
 __device__ inline void block_sums(T* first, T* second, T* scratch) {
   const int warp = thread_in_block() / kWarp, lane = thread_in_block() % kWarp;

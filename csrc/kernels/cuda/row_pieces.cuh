@@ -132,7 +132,8 @@ struct RowPieces {
     for (int c = begin + thread; c < end; c += kCount * threads) {
       ScalarPiece<S, kCount> piece{{}, {c, threads, end}};
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) piece.raw[i] = row[(piece.classes.contains(i) ? piece.classes[i] : c) * class_stride];
+      for (int i = 0; i < kCount; ++i)
+        piece.raw[i] = row[(piece.classes.contains(i) ? piece.classes[i] : c) * class_stride];
       body(piece);
     }
   }

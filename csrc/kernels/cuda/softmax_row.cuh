@@ -147,8 +147,8 @@ __device__ inline T row_loss(const CrossEntropy<T>& p, const RowTarget<T>& targe
   return p.z_loss != 0 ? loss + p.z_loss * lse * lse : loss;
 }
 
-// What the gradient of a row is made of: d loss / d input_c = slope_c (exponential(z_c) factor - a_c scale), and for the
-// target's class also - index_scale slope_c.
+// What the gradient of a row is made of: d loss / d input_c = slope_c (exponential(z_c) factor - a_c scale), and for
+// the target's class also - index_scale slope_c.
 template <typename T>
 struct RowGradient {
   T shift = 0, log_sum = 0, factor = 0, scale = 0, index_scale = 0;

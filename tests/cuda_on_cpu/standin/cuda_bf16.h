@@ -19,7 +19,9 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {
 struct __nv_bfloat162 {
   __nv_bfloat16 x, y;
 };
-inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)}; }
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+  return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
+}
 
 // Of a NaN and a number, the number.
 inline __nv_bfloat16 __hmax(__nv_bfloat16 a, __nv_bfloat16 b) {
