@@ -156,7 +156,7 @@ def test_losses_of_wide_rows_that_are_all_ignored(reduction: str) -> None:
     check(sample.with_arguments(target=torch.full((6,), -100, device=device)))
 
 
-# Exponentials are powers of two of products that are rounded: what that costs grows with the logits, and is made up for.
+# Exponentials are powers of two of rounded products: what that costs grows with the logits, and is made up for.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("classes", [27, 64, 600, 33000])
 @pytest.mark.parametrize("offset", [3e4, -1e6, 7e8, 2.0**30, -(2.0**30), 1e12, -3.38e38, 3.38e38])

@@ -12,6 +12,7 @@ FILES = ("cross_entropy.cu", "cross_entropy_narrow.cuh", "cross_entropy_wide.cuh
 
 NARROW, WIDE, ROW = "cross_entropy_narrow.cuh", "cross_entropy_wide.cuh", "softmax_row.cuh"
 PIECES, SUMS = "row_pieces.cuh", "cross_entropy.cu"
+BEYOND_THE_ROW = f"out of bounds|nothing has written|{WRONG_NUMBERS}"
 MISTAKES = [
     Fault(NARROW, "e < head + count - tail;", "e < head + count - tail + FAULT;", "a race|out of bounds"),
     Fault(NARROW, "tail = head + vectors", "tail = FAULT + head + vectors", "nothing has written"),
@@ -31,14 +32,14 @@ MISTAKES = [
         PIECES,
         "v + (kVectorsAhead - 1) * threads < vectors;",
         "v + (kVectorsAhead - 1) * threads < vectors + FAULT;",
-        f"out of bounds|nothing has written|{WRONG_NUMBERS}",
+        BEYOND_THE_ROW,
     ),
     Fault(PIECES, "raw[k - 1] = raw[k];", "raw[k - 1] = raw[FAULT ? k - 1 : k];", WRONG_NUMBERS),
     Fault(
         PIECES,
         "e < head + end - last;",
         "e < head + end - last + FAULT;",
-        f"out of bounds|nothing has written|{WRONG_NUMBERS}",
+        BEYOND_THE_ROW,
     ),
     Fault(PIECES, "contains(i) ? piece", "contains(i) || FAULT ? piece", "out of bounds"),
     Fault(

@@ -189,9 +189,9 @@ __global__ void __launch_bounds__(kNarrowThreads, sizeof(S) == sizeof(double) ? 
   SoftmaxPart<T> part;
   if (!p.lse_is_known || (!kPlain && total_is_unknown(p))) {
     if (has_row) {
-      constexpr int kChunk = kPlain ? kNarrowChunk : kNarrowPart;
+      constexpr int kChunk = kPlain ? kNarrowChunk : sizeof(T) == sizeof(float) ? kNarrowPart : kNarrowPart / 2;
       part = tile.lanes == 1 ? narrow_part<S, kPlain, 1, kChunk>(p, own, lane)
-                             : narrow_part<S, kPlain, 0, kNarrowPart>(p, own, lane, tile.lanes);
+                             : narrow_part<S, kPlain, 0, kPlain ? kNarrowPart : kChunk>(p, own, lane, tile.lanes);
     }
     part = merge_lanes<T, kPlain>(part, tile.lanes);
   }

@@ -129,14 +129,15 @@ __device__ inline SoftmaxPart<T> merge_group(SoftmaxPart<T> part, T (*shared)[kW
 // Where the gradients of a row go.
 template <typename S>
 struct GradientRow {
-  S* data;                                        // null: not wanted
+  bool is_wanted;
+  S* data;
   int64_t class_stride;                           // of data
   int64_t probabilities, probabilities_gradient;  // the row's offsets in these matrices
   int target;                                     // class, or -1
 
   template <typename Classes>
   __device__ void store(const Compute<S>* values, const Classes& classes) const {
-    if (data == nullptr) return;
+    if (!is_wanted) return;
     if constexpr (Classes::kIsVector) {
       *reinterpret_cast<uint4*>(data + classes.first) = pack<S>(values);
     } else {
@@ -256,8 +257,12 @@ __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)  // 64 registers 
   }
   if (!has_gradient || !has_row) return;
   const RowGradient<T> values = row_gradient<T, kPlain>(p, row, target, part.shift, sum, log_sum, part.total, scale);
-  GradientRow<S> to{nullptr, p.input_gradient.class_stride, 0, 0, target.index};
-  if (p.input_gradient.data != nullptr) to.data = &value_at<S>(p.input_gradient, p.input_gradient.row_offset(row), 0);
+  GradientRow<S> to{p.input_gradient.data != nullptr,
+                    &value_at<S>(p.input_gradient, p.input_gradient.row_offset(row), 0),
+                    p.input_gradient.class_stride,
+                    0,
+                    0,
+                    target.index};
   if constexpr (!kPlain) {
     if (p.target == nullptr) to.probabilities = p.probabilities.row_offset(row);
     if (p.probabilities_gradient.data != nullptr) {
@@ -265,7 +270,7 @@ __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)  // 64 registers 
     }
   }
   const uintptr_t apart = reinterpret_cast<uintptr_t>(to.data) - reinterpret_cast<uintptr_t>(input);
-  const bool in_vectors = kAdjacent && (to.data == nullptr || (to.class_stride == 1 && apart % kVectorBytes == 0));
+  const bool in_vectors = kAdjacent && (!to.is_wanted || (to.class_stride == 1 && apart % kVectorBytes == 0));
   const auto walk = [&](const auto& body) {
     if (kAdjacent && in_vectors) {
       pieces.template for_each_vector<kPieceVectors>(body);
