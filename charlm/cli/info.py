@@ -38,8 +38,8 @@ def _facts_of_the_extension() -> dict[str, Any]:
         "instruction_sets": _C.instruction_sets(),
         "threads": torch.get_num_threads(),
         "devices": ["cpu", *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count()))],
-        # The high byte is the major, the low byte the minor version of the oldest torch the binary can run under.
         "kernels": {f"cuda:{i}": _C.why_no_kernels(i) or "yes" for i in range(torch.cuda.device_count())},
+        # The high byte is the major, the low byte the minor version of the oldest torch the binary can run under.
         "build": {**build, "torch_target_version": f"{target >> 8}.{target & 0xFF}"},
     }
 
