@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu` without a GPU: everything it runs, on small shapes on the CPU, with a clock in place."""
+"""What `python -m benchmarks.gpu` measures, without a GPU: on small shapes on the CPU, with a clock in place."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import json
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu import (
     __main__ as gpu,
@@ -25,13 +25,16 @@ from benchmarks.gpu import (
     embedding_linear,
     linear_cross_entropy,
     measure,
+    measurements,
     mlp_cross_entropy,
+    one_op,
+    profiled,
     training,
 )
-from benchmarks.gpu.measure import Task
-from benchmarks.gpu.results import Entry, Results
+from benchmarks.gpu.results import MOST_DIFFERENCE, Entry
+from benchmarks.gpu.task import Task, attempt
 from benchmarks.opponents import EAGER
-from charlm import data
+from charlm import data, ops
 from charlm.benchmark import WORKLOADS
 
 FACTS = {
@@ -41,7 +44,6 @@ FACTS = {
     "versions": {"charlm": "1.0", "torch": "2.13.0", "python": "3.12.3"},
     "cuda": "13.0",
 }
-LATER = float("inf")
 
 
 class Event:
@@ -84,16 +86,35 @@ def opponents(monkeypatch: pytest.MonkeyPatch) -> None:
         vars(made).update(content)
         monkeypatch.setitem(sys.modules, name, made)
 
-    class LigerCrossEntropyLoss:
-        def __init__(self, *, reduction: str = "mean") -> None:
-            self.reduction = reduction
+    # What `apply` of these autograd functions takes: arguments by position, and those with a default may be left out.
+    # Beside the loss there are three results that nobody asked for.
+    class LigerCrossEntropyFunction:
+        @staticmethod
+        def apply(
+            _input: Tensor,
+            target: Tensor,
+            weight: Tensor | None,
+            ignore_index: int = -100,
+            lse_square_scale: float = 0.0,
+            label_smoothing: float = 0.0,
+            reduction: str = "mean",
+            softcap: float | None = None,
+            return_z_loss: bool = False,
+            return_token_accuracy: bool = False,
+            return_predicted_tokens: bool = False,
+            /,
+        ) -> tuple[Tensor, None, None, None]:
+            assert lse_square_scale == label_smoothing == 0.0
+            loss = F.cross_entropy(_input, target, weight, ignore_index=ignore_index, reduction=reduction)
+            return loss, None, None, None
 
-        def __call__(self, _input: Tensor, target: Tensor) -> Tensor:
-            return F.cross_entropy(_input, target, reduction=self.reduction)
-
-    class LigerFusedLinearCrossEntropyLoss:
-        def __call__(self, lin_weight: Tensor, _input: Tensor, target: Tensor, bias: None = None) -> Tensor:
-            return F.cross_entropy(F.linear(_input, lin_weight), target)
+    class LigerFusedLinearCrossEntropyFunction:
+        @staticmethod
+        def apply(
+            _input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, *options: Any
+        ) -> tuple[Tensor, None, None, None]:
+            assert not options
+            return F.cross_entropy(F.linear(_input, weight, bias), target), None, None, None
 
     def linear_loss(
         e: Tensor, c: Tensor, targets: Tensor, *, filter_eps: str | None = "high", chunk_size: int = 4096
@@ -105,9 +126,9 @@ def opponents(monkeypatch: pytest.MonkeyPatch) -> None:
 
     module("liger_kernel")
     module(
-        "liger_kernel.transformers",
-        LigerCrossEntropyLoss=LigerCrossEntropyLoss,
-        LigerFusedLinearCrossEntropyLoss=LigerFusedLinearCrossEntropyLoss,
+        "liger_kernel.ops",
+        LigerCrossEntropyFunction=LigerCrossEntropyFunction,
+        LigerFusedLinearCrossEntropyFunction=LigerFusedLinearCrossEntropyFunction,
     )
     module("cut_cross_entropy", linear_cross_entropy=linear_loss)
     module("quack")
@@ -115,25 +136,23 @@ def opponents(monkeypatch: pytest.MonkeyPatch) -> None:
     module("quack.linear_cross_entropy", chunked_linear_cross_entropy=linear_loss)
 
 
-def done(tasks: Iterator[Task]) -> dict[str, Entry]:
+def done(tasks: Iterable[Task]) -> dict[str, Entry]:
     """The entries of tasks, each of which is to do what it should."""
-    entries = {task.name: gpu.attempt(task) for task in tasks}
+    entries = {task.name: attempt(task) for task in tasks}
     for entry in entries.values():
         assert "error" not in entry, entry
-        assert entry.get("difference", 0.0) <= gpu.MOST_DIFFERENCE
+        assert entry.get("difference", 0.0) <= MOST_DIFFERENCE
         assert all(entry[name] > 0.0 for name in ("median_s", "call_s") if name in entry)
     return entries
+
+
+def of(workload: measure.Workload) -> Iterator[Task]:
+    return measure.tasks(workload, workload.implementations)
 
 
 def one(entries: dict[str, Entry], implementation: str) -> Entry:
     (entry,) = [entry for entry in entries.values() if entry["implementation"] == implementation]
     return entry
-
-
-def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="there is no CUDA device: run this where torch finds a GPU"):
-        gpu.main([])
 
 
 def test_ceilings(cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +164,7 @@ def test_ceilings(cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
         return 1.0
 
     monkeypatch.setattr(measure, "gpu_seconds", one_second)
-    entries = done(ceilings.tasks())
+    entries = done(task for part, task in ceilings.tasks() if part == "ceilings")
     assert [{**entry, "took_s": 0} for entry in entries.values()] == [
         {"bytes_per_s": 2000.0, "took_s": 0},
         {"bytes_per_s": 1000.0, "took_s": 0},
@@ -157,56 +176,107 @@ def test_ceilings(cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_cross_entropy(cpu: None, opponents: None, backward: bool) -> None:
-    entries = done(measure.tasks([cross_entropy.workload(10, 256, backward=backward)]))
-    assert [entry["implementation"] for entry in entries.values()] == ["eager", "charlm", "compile", "quack", "liger"]
+    entries = done(of(cross_entropy.workload(10, 256, backward=backward)))
+    assert [entry["implementation"] for entry in entries.values()] == ["charlm", "eager", "compile", "quack", "liger"]
     entry = one(entries, "charlm")
     # 10 rows of 256 bfloat16 logits, a target of 8 bytes and a loss of 2 each.
     assert entry["bytes"] == (3 * 5120 + 2 * 100 if backward else 5120 + 100)
     assert entry["ceiling"] == "copy"
+    assert (entry["rows"], entry["classes"]) == (10, 256)
     assert entry["memory_bytes"] == 234
     assert entry["workload"] == f"cross_entropy N=10 C=256, forward{' + backward' * backward}"
     assert entry.get("published_share") == (None if backward else 1113 / 3350)
 
 
 def test_linear_cross_entropy(cpu: None, opponents: None) -> None:
-    entries = done(measure.tasks([linear_cross_entropy.workload(8, 16, 40)]))
-    names = ["eager", "charlm", "compile", "liger", "cce", "cce unfiltered", "quack"]
+    entries = done(of(linear_cross_entropy.workload(8, 16, 40)))
+    names = ["charlm", "eager", "compile", "liger", "cce", "cce unfiltered", "quack"]
     assert [entry["implementation"] for entry in entries.values()] == names
     # Three products of 2 * 8 * 16 * 40 operations.
     assert all((entry["flops"], entry["ceiling"]) == (30_720, "bf16 product") for entry in entries.values())
+    assert all((entry["rows"], entry["features"], entry["classes"]) == (8, 16, 40) for entry in entries.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backward", [False, True])
 def test_embedding_linear(cpu: None, backward: bool, dtype: torch.dtype) -> None:
     shape = embedding_linear.Shape(6, 3, 5, 4, 7, dtype)
-    entries = done(measure.tasks([embedding_linear.workload(shape, backward=backward)]))
-    assert [entry["implementation"] for entry in entries.values()] == ["eager", "charlm", "compile"]
+    entries = done(of(embedding_linear.workload(shape, backward=backward)))
+    assert [entry["implementation"] for entry in entries.values()] == ["charlm", "eager", "compile"]
     counted = (42 * dtype.itemsize * (3 if backward else 1), "copy" if backward else "write")
     assert all((entry["bytes"], entry["ceiling"]) == counted for entry in entries.values())
+    sizes = ("rows", "context_length", "vocab_size", "embedding_dim", "hidden_dim")
+    assert all([entry[size] for size in sizes] == [6, 3, 5, 4, 7] for entry in entries.values())
 
 
 def test_mlp_cross_entropy(cpu: None) -> None:
-    entries = done(measure.tasks([mlp_cross_entropy.workload(data.load(context_length=3), 10, 4, 8)]))
-    assert [entry["implementation"] for entry in entries.values()] == ["eager", "charlm", "compile"]
+    entries = done(of(mlp_cross_entropy.workload(data.load(context_length=3), 10, 4, 8)))
+    assert [entry["implementation"] for entry in entries.values()] == ["charlm", "eager", "compile"]
     # Three products of 2 * 10 * 8 * 27 operations.
     assert all((entry["flops"], entry["examples"]) == (12_960, 10) for entry in entries.values())
+    sizes = ("rows", "context_length", "vocab_size", "embedding_dim", "hidden_dim")
+    assert all([entry[size] for size in sizes] == [10, 3, 27, 4, 8] for entry in entries.values())
 
 
 def test_training(cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     small = replace(WORKLOADS["makemore"], hidden_dim=4, batch_size=8)
     monkeypatch.setattr(training, "WORKLOADS", dict.fromkeys(training.PRESETS, small))
-    monkeypatch.setattr(training, "PRESETS", ("makemore",))
     monkeypatch.setattr(training, "_ROUND_SECONDS", 1e-4)
-    entries = done(training.tasks())
-    assert list(entries) == ["makemore: eager", "makemore: ops", "makemore: compile"]
+    entries = done(training.tasks("makemore", training.BACKENDS))
+    assert list(entries) == ["makemore: ops", "makemore: eager", "makemore: compile"]
     assert entries["makemore: ops"]["examples"] == 8
 
 
-@pytest.mark.parametrize("part", ["cross_entropy", "linear_cross_entropy", "embedding_linear", "mlp_cross_entropy"])
-def test_every_task_of_an_op_has_a_name_of_its_own(part: str) -> None:
-    names = [task.name for task in gpu.create_parts(Path())[part]()]
-    assert len(set(names)) == len(names) > 0
+def test_what_runs_out_of_time_has_measured_something_of_everything() -> None:
+    tasks = list(measurements.ours_and_eager())
+    names = [(part, task.name) for part, task in tasks]
+    assert len(set(names)) == len(names) == 2 * (18 + 2 + 4 + 4 + 3)
+    assert {task.facts["implementation"] for _, task in tasks} == {"charlm", "ops", "eager"}
+    # Each part has its turn, ours before what it is compared with; of the shapes the extremes come first.
+    assert [part for part, _ in tasks[:10:2]] == [*measurements.OPS, "training"]
+    assert [task.facts["implementation"] for _, task in tasks[:4]] == ["charlm", "eager"] * 2
+    classes = [task.facts["classes"] for part, task in tasks if part == "cross_entropy"][::2]
+    assert classes[:5] == [27, 262144, 16384, 1024, 65536]
+    assert sorted(classes) == sorted(2 * [classes for _, classes in cross_entropy.SHAPES])
+    assert {task.facts["implementation"] for _, task in measurements.peers()} == set(measurements.PEERS)
+    assert {task.facts["implementation"] for _, task in measurements.compiled()} == {"compile"}
+
+
+def test_spread() -> None:
+    assert measurements.spread([0, 1, 2, 3, 4, 5, 6]) == [0, 6, 3, 1, 4, 2, 5]
+    assert measurements.spread([1]) == [1]
+
+
+@pytest.mark.parametrize("call", profiled.CALLS)
+def test_what_is_profiled(call: str, cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    for name in ("start", "stop"):
+        monkeypatch.setattr(torch.cuda.profiler, name, lambda name=name: said.append(name))
+    monkeypatch.setattr(profiled, "ROWS", 5)
+    monkeypatch.setattr(profiled, "WIDE", (3, 300))
+    monkeypatch.setattr(profiled, "SHAPE", replace(profiled.SHAPE, rows=7))
+    op = "embedding_linear" if "table" in call else "cross_entropy"
+    right = getattr(ops, op)
+
+    def watched(*arguments: Any, **options: Any) -> Tensor:
+        said.append("forward")
+        result = right(*arguments, **options)
+        if result.requires_grad:
+            result.register_hook(lambda gradient: said.append("backward"))
+        return result
+
+    monkeypatch.setattr(ops, op, watched)
+    profiled.main(call)
+    backward = call in ("wide cross_entropy backward", "scatter_into_tables")
+    assert said == (["forward", "start", "backward", "stop"] if backward else ["start", "forward", "stop"])
+
+
+def test_one_op(cpu: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    one_op.main()
+    assert sorted(json.loads(capsys.readouterr().out)) == ["first_call_s", "import_s"]
+    monkeypatch.setattr(ops, "cross_entropy", lambda logits, target: torch.tensor(3.0))
+    with pytest.raises(SystemExit, match=r"cross_entropy of 27 equal logits is 3.0 and not log\(27\)"):
+        one_op.main()
 
 
 def test_shapes_are_those_that_others_publish() -> None:
@@ -222,8 +292,8 @@ def test_what_is_not_installed_or_fails_is_recorded(cpu: None, monkeypatch: pyte
 
     monkeypatch.setitem(sys.modules, "quack", None)
     monkeypatch.setitem(EAGER, "cross_entropy", out_of_memory)
-    tasks = measure.tasks([cross_entropy.workload(10, 256, backward=True)])
-    entries = {entry["implementation"]: entry for entry in map(gpu.attempt, tasks)}
+    tasks = of(cross_entropy.workload(10, 256, backward=True))
+    entries = {entry["implementation"]: entry for entry in map(attempt, tasks)}
     assert entries["quack"]["error"].startswith("not installed: ")
     assert entries["quack"]["bytes"] == 15_560
     assert entries["eager"]["error"] == "OutOfMemoryError: CUDA out of memory."
@@ -236,7 +306,7 @@ def test_a_wrong_result_is_a_failure(cpu: None) -> None:
     wrong = measure.Workload(
         "w", ("eager", "charlm"), lambda: lambda name: lambda: [torch.tensor([3.0, 4.0 + (name == "charlm")])], {}
     )
-    entries = {task.name: gpu.attempt(task) for task in measure.tasks([wrong])}
+    entries = {task.name: attempt(task) for task in of(wrong)}
     assert entries["w: charlm"]["difference"] == pytest.approx(0.2)
     assert gpu.failures({"parts": {"p": entries}}) == ["p: w: charlm"]
 
@@ -254,6 +324,26 @@ def test_differences(monkeypatch: pytest.MonkeyPatch) -> None:
             measure.relative_difference([torch.tensor([float(value)])], [torch.tensor([1.0])])
 
 
+def test_the_cache_is_flushed_by_reading(cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written there stays in the cache until the call that is measured makes room, in its own time."""
+    monkeypatch.setattr(measure, "_FLUSH_BYTES", 4096)
+    monkeypatch.setattr(measure, "_SECONDS", 1e-9)
+    written: list[int] = []
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            written.append(result.numel())
+            return result
+
+    with Watched():
+        measure.gpu_seconds(lambda: [])
+    # Memory is allocated and cleared once; all else writes a number, as often as something is measured at least.
+    assert sorted(written)[-1:] == [1024]
+    assert sum(count > 1 for count in written) <= 2
+    assert written.count(1) > measure._FEWEST_CALLS
+
+
 def test_a_slow_step_is_called_a_few_times(cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_SECONDS", 0.01)
     calls = []
@@ -267,93 +357,6 @@ def test_a_slow_step_is_called_a_few_times(cpu: None, monkeypatch: pytest.Monkey
     assert len(calls) == 4  # one to warm up
     assert measure.call_seconds(step) >= 0.02
     assert len(calls) == 8
-
-
-@pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Results]:
-    monkeypatch.setattr(measure, "is_broken", lambda: False)
-    monkeypatch.setattr(measure, "release_memory", lambda: None)
-    return lambda facts=FACTS, **options: Results(tmp_path / "results" / "a-gpu.json", facts, **options)
-
-
-def test_what_was_done_is_not_done_again(results: Callable[..., Results], tmp_path: Path) -> None:
-    ran: list[str] = []
-
-    def task(name: str, error: type[BaseException] | None = None) -> Task:
-        def run() -> Entry:
-            ran.append(name)
-            if error is not None:
-                raise error("why\nwhere")
-            return {"value": 1}
-
-        return Task(name, run, {"implementation": "eager"})
-
-    def run(given: Results, tasks: list[Task], deadline: float = LATER) -> list[str]:
-        return gpu.run_parts(given, ["p"], {"p": lambda: iter(tasks)}, deadline)
-
-    def entries() -> dict[str, Any]:
-        parts = json.loads((tmp_path / "results" / "a-gpu.json").read_text())["parts"]
-        return {name: entry | {"took_s": 0} for name, entry in parts["p"].items()}
-
-    value = {"implementation": "eager", "value": 1, "took_s": 0}
-    failed = {"implementation": "eager", "error": "RuntimeError: why", "took_s": 0}
-    with pytest.raises(KeyboardInterrupt):
-        run(results(), [task("a"), task("b", RuntimeError), task("c", KeyboardInterrupt)])
-    assert entries() == {"a": value, "b": failed}
-    assert run(results(), [task("a"), task("b"), task("c")]) == []
-    assert ran == ["a", "b", "c", "c"]
-    assert entries() == {"a": value, "b": failed, "c": value}
-    assert run(results(retry=True), [task("a"), task("b"), task("c")]) == []
-    assert ran == ["a", "b", "c", "c", "b"]
-    assert entries()["b"] == value
-    # Of another commit nothing is kept; what there is no time for is named.
-    assert run(results({**FACTS, "commit": "def"}), [task("a"), task("b")], time.monotonic() - 1) == ["p: a", "p: b"]
-    assert run(results({**FACTS, "commit": "def"}), [task("b")]) == []
-    assert entries() == {"b": value}
-
-
-def test_a_crash_is_not_met_again(results: Callable[..., Results]) -> None:
-    results().begin("p", "a", {"implementation": "quack"})
-    after = results()
-    assert after.has("p", "a")
-    assert after.data["parts"]["p"]["a"] == {
-        "implementation": "quack",
-        "error": "the process ended while this ran",
-    }
-
-
-def test_a_device_that_cannot_be_used_any_more_takes_a_new_process(
-    results: Callable[..., Results], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def illegal() -> Entry:
-        monkeypatch.setattr(measure, "is_broken", lambda: True)
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
-    monkeypatch.setattr(gpu.signal, "signal", lambda *_: None)
-    parts = {"ceilings": lambda: iter([Task("copy", illegal), Task("write", lambda: {"bytes_per_s": 1e9})])}
-    monkeypatch.setattr(gpu, "create_parts", lambda logs: parts)
-    started: list[list[str]] = []
-
-    def execv(program: str, arguments: list[str]) -> None:
-        started.append(arguments)
-        raise SystemExit
-
-    monkeypatch.setattr(gpu.os, "execv", execv)
-    given = ["--retry", "--out", str(tmp_path / "results"), "--commit", "abc"]
-    with pytest.raises(SystemExit):
-        gpu.main(given)
-    (arguments,) = started
-    assert arguments[:3] == [sys.executable, "-m", "benchmarks.gpu"]
-    assert arguments[3:-1] == given[1:]
-    assert 8.0 < float(arguments[-1].removeprefix("--minutes=")) <= 9.0
-
-    monkeypatch.setattr(measure, "is_broken", lambda: False)
-    with pytest.raises(SystemExit, match="failed: ceilings: copy"):
-        gpu.main(arguments[3:])
-    page = (tmp_path / "results" / "a-gpu.md").read_text()
-    assert "- copy: RuntimeError: CUDA error: an illegal memory access was encountered\n- write: 1 GB/s\n" in page
 
 
 def test_a_failed_command_is_a_failure() -> None:

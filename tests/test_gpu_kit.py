@@ -62,18 +62,15 @@ def test_the_kit_has_what_is_lacking(
     python.write_text('#!/bin/sh\necho "$@"\necho "$PYTHONPATH"\n')
     python.chmod(0o755)
     path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
-    result = subprocess.run(
-        [str(shutil.which("bash")), str(kit / "run.sh"), "--parts", "tests"],
-        cwd="/",
-        env={"PATH": path, "PYTHONPATH": "/elsewhere"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stdout.splitlines() == [
-        "-m benchmarks.gpu --commit abc123 --parts tests",
-        f"{tmp_path}:{kit}/site:/elsewhere",
-    ]
+
+    def run(**environment: str) -> list[str]:
+        command = [str(shutil.which("bash")), str(kit / "run.sh"), "--steps", "tests"]
+        environment |= {"PATH": path, "PYTHONPATH": "/elsewhere"}
+        result = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=True)
+        return result.stdout.splitlines()
+
+    assert run() == ["-m benchmarks.gpu --commit abc123 --steps tests", f"{tmp_path}:{kit}/site:/elsewhere"]
+    assert run(OUT="/what comes back")[0] == "-m benchmarks.gpu --commit abc123 --out /what comes back --steps tests"
     assert (tmp_path / "charlm" / compiled).is_file()
 
 

@@ -1,167 +1,179 @@
-"""`python -m benchmarks.gpu`: everything that takes a GPU, in parts, into `results/<gpu>.json` and a table beside it.
+"""`python -m benchmarks.gpu`: all that a GPU is asked, in one call of ten minutes, into `results/<gpu>.json`.
 
-    ceilings              what this GPU does at best: a copy, a write, products of matrices
-    tests                 the tests of the ops, on the GPU
-    sanitizer             some of them under compute-sanitizer: memcheck, racecheck, synccheck, initcheck
-    cross_entropy, linear_cross_entropy, embedding_linear, mlp_cross_entropy
-                          the op against eager PyTorch, torch.compile, and Liger, quack and CCE where installed
-    training              whole training steps by each backend
+    machine    what the GPU and the software are
+    smoke      every op in every dtype against float64, twice, on a side stream, in a CUDA graph
+    risky      what may ruin a device: limits of launches, misaligned storage, bad numbers, more than 2^31 elements
+    ceilings   what the GPU does at best: a copy, a write, products of matrices
+    charlm     times of the ops and of training, beside eager PyTorch
+    ncu        five kernels under Nsight Compute
+    tests      the tests of the ops
+    sanitizer  some of them under compute-sanitizer: memcheck, racecheck, synccheck, initcheck
+    peers      times of Liger, CCE and quack, where they are installed
+    compile    times of torch.compile, in what is left
 
-What the file already has for this commit is not done again, so a run that was cut short goes on where it was.
+A step has processes of its own and a limit, at which they are killed. What it did by then is kept, as every result is
+written at once; what its limit cut off is done before the last step, as far as there is time. What the file already has
+for this commit is not done again, so a run that was cut short goes on where it was. This process never touches the GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import re
+import resource
+import shlex
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
-
-from benchmarks.gpu import (
-    ceilings,
-    commands,
-    cross_entropy,
-    embedding_linear,
-    linear_cross_entropy,
-    measure,
-    mlp_cross_entropy,
-    training,
-)
-from benchmarks.gpu.measure import Task
-from benchmarks.gpu.page import render
-from benchmarks.gpu.results import Entry, Results, is_failure
+from benchmarks.gpu import plan
+from benchmarks.gpu.jobs import START, Name, Record, worker_command
+from benchmarks.gpu.logs import Logs
+from benchmarks.gpu.processes import ROOT, Command, complete, run
+from benchmarks.gpu.results import Results, failures
+from benchmarks.gpu.steps import STEPS, Step, TaskStep
 from charlm import environment
 
-Part = Callable[[], Iterator[Task]]
-
-OURS = ("charlm", "ops")
-# Of our results from eager's, beyond which something is wrong: bfloat16 rounds to 0.004.
-MOST_DIFFERENCE = 0.02
-
-
-def create_parts(logs: Path) -> dict[str, Part]:
-    """All parts, in the order in which they run; commands write to a folder."""
-    return {
-        "ceilings": ceilings.tasks,
-        "tests": partial(commands.test_tasks, logs),
-        "sanitizer": partial(commands.sanitizer_tasks, logs),
-        "cross_entropy": cross_entropy.tasks,
-        "linear_cross_entropy": linear_cross_entropy.tasks,
-        "embedding_linear": embedding_linear.tasks,
-        "mlp_cross_entropy": mlp_cross_entropy.tasks,
-        "training": training.tasks,
-    }
-
-
-class BrokenDeviceError(RuntimeError):
-    """The process can use the GPU no more; a new one can."""
-
-
-def run_parts(results: Results, parts: Sequence[str], table: Mapping[str, Part], deadline: float) -> list[str]:
-    """Does what the results lack; returns the names of what was not begun before the deadline."""
-    left = []
-    for part in parts:
-        for task in table[part]():
-            if results.has(part, task.name):
-                continue
-            if time.monotonic() > deadline:
-                left.append(f"{part}: {task.name}")
-                continue
-            print(f"{part}: {task.name} ...", end=" ", flush=True)
-            results.begin(part, task.name, task.facts)
-            try:
-                entry = attempt(task)
-            except BaseException:  # Ctrl-C, or SIGTERM: another time
-                results.forget(part, task.name)
-                raise
-            results.put(part, task.name, entry)
-            print(entry.get("error", "done"), flush=True)
-            if measure.is_broken():
-                raise BrokenDeviceError
-            measure.release_memory()
-    return left
-
-
-def attempt(task: Task) -> Entry:
-    """The entry of a task; of one that fails the first line of why, as it must not end the run."""
-    started = time.monotonic()
-    try:
-        measured = task.run()
-    except ImportError as error:
-        measured = {"error": f"not installed: {error}"}
-    except Exception as error:
-        measured = {"error": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"}
-    return {**task.facts, **measured, "took_s": round(time.monotonic() - started, 1)}
-
-
-def failures(results: Mapping[str, Any]) -> list[str]:
-    """The tasks of ours that failed: what an opponent cannot do is recorded, and no failure."""
-    return [
-        f"{part}: {name}"
-        for part, entries in results["parts"].items()
-        for name, entry in entries.items()
-        if entry.get("implementation", OURS[0]) in OURS
-        and (is_failure(entry) or entry.get("difference", 0.0) > MOST_DIFFERENCE)
-    ]
+_LIST_SECONDS = 60.0  # importing torch from a disk that has never been read
+_ASK_SECONDS = 30.0
+_REPORT_SECONDS = 30.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    started = time.monotonic()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = list(create_parts(Path()))
-    parser.add_argument("--parts", nargs="*", choices=names, default=names, help="which to run (all)")
-    parser.add_argument(
-        "--out", type=Path, default=commands.ROOT / "benchmarks" / "results", help="of results and logs"
-    )
-    parser.add_argument("--minutes", type=float, default=9.0, help="after which nothing further is begun (9)")
+    names = [step.name for step in STEPS]
+    parser.add_argument("--steps", nargs="*", choices=names, default=names, help="which to run (all)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of what is written")
+    parser.add_argument("--minutes", type=float, default=9.25, help="after which everything ends (9.25)")
     parser.add_argument("--retry", action="store_true", help="do again what failed")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be run, and how long it may take")
     parser.add_argument("--commit", default=environment.commit(), help="of the sources, where git does not know")
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(given)
-    deadline = time.monotonic() + 60 * options.minutes
-    if not torch.cuda.is_available():
-        sys.exit("there is no CUDA device: run this where torch finds a GPU")
+    steps = [step for step in STEPS if step.name in options.steps]
+    if options.dry_run:
+        print(plan.describe(steps, list_tasks(steps)["tasks"], 60 * options.minutes))
+        return
+    gpu, driver = find_gpu()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
-    gpu = torch.cuda.get_device_name()
+    # A core of a process that has mapped a GPU's memory takes long to write, and is of no use here.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    described = list_tasks(steps)
     facts = {
         "gpu": gpu,
+        "driver": driver,
         "commit": options.commit,
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "versions": environment.versions(),
-        "cuda": torch.version.cuda,
+        "versions": described["versions"],
+        "cuda": described["cuda"],
+        "machine": environment.machine(),
+        "command": shlex.join(["python", "-m", "benchmarks.gpu", *given]),
     }
-    logs = options.out / "logs"
     path = options.out / f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
-    results = Results(path, facts, retry=options.retry)
-    try:
-        left = run_parts(results, options.parts, create_parts(logs), deadline)
-    except BrokenDeviceError:
-        _start_again(given, deadline)
-    finally:
-        path.with_suffix(".md").write_text(render(results.data))
-    print(render(results.data))
-    messages = [f"failed: {name}" for name in failures(results.data)]
-    messages += [f"no time for: {name}" for name in left]
+    left = measure(steps, described["tasks"], path, facts, started + 60 * options.minutes, retry=options.retry)
+    write_report(path)
+    failed = failures(json.loads(path.read_text()))
+    messages = [f"failed: {name}" for name in failed] + [f"no time for: {': '.join(name)}" for name in left]
     if messages:
-        sys.exit("\n".join([*messages, f"see {path} and {logs}; the same command goes on where this ended"]))
+        sys.exit("\n".join([*messages, f"see {path} and logs.tar.gz; the same command goes on where this ended"]))
 
 
-def _start_again(given: Sequence[str], deadline: float) -> NoReturn:
-    """Goes on in a new process, in the time that is left."""
-    kept = [argument for argument in given if argument != "--retry"]
-    minutes = f"--minutes={(deadline - time.monotonic()) / 60:.2f}"
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "benchmarks.gpu", *kept, minutes])
+def measure(
+    steps: Sequence[Step],
+    tasks: Mapping[str, Sequence[Name]],
+    path: Path,
+    facts: Mapping[str, Any],
+    deadline: float,
+    *,
+    retry: bool,
+) -> list[Name]:
+    """Does what the results lack, until a time of the monotonic clock; returns what was not done."""
+    results = Results(path, facts, retry=retry)
+    results.save()
+    logs = Logs(path.parent / "logs.tar.gz", keeps=results.goes_on)
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        line = f"{time.monotonic() - began:6.1f} s  {text}"
+        print(line, flush=True)
+        with (logs.folder / "run.log").open("a") as log:
+            print(line, file=log)
+
+    record = Record(results, logs.folder, say)
+
+    def left_of(step: Step) -> list[Name]:
+        return [name for name in tasks[step.name] if not results.has(*name) or name in record.cut]
+
+    def run_step(step: Step, seconds: float) -> None:
+        for part, name in [(part, name) for part, entries in results.data["parts"].items() for name in entries]:
+            if name == f"{step.name}: {START}":
+                results.forget(part, name)
+        names = left_of(step)
+        record.once_more(names)
+        say(f"{step.name}: {len(names)} to do in at most {seconds:.0f} s")
+        run(step.jobs(names, record), time.monotonic() + seconds, at_once=step.at_once)
+        logs.pack()
+
+    try:
+        run_steps(steps, left_of, run_step, deadline)
+    finally:
+        logs.close()
+    return [name for step in steps for name in left_of(step)]
+
+
+def run_steps(
+    steps: Sequence[Step],
+    left_of: Callable[[Step], Sequence[Name]],
+    run_step: Callable[[Step, float], None],
+    deadline: float,
+) -> None:
+    """Runs each step for its time, and what is left of them once more before the one that has no limit."""
+    limited = [step for step in steps if step.seconds < float("inf")]
+    for step in [*limited, *limited, *(step for step in steps if step not in limited)]:
+        seconds = min(step.seconds, deadline - time.monotonic())
+        if seconds > 0 and left_of(step):
+            run_step(step, seconds)
+
+
+def find_gpu() -> tuple[str, str]:
+    """Its name and the version of its driver."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    if shutil.which(query[0]) is None:
+        sys.exit("there is no GPU: nvidia-smi is not installed")
+    status, text = complete(Command(query), _ASK_SECONDS)
+    if status != 0 or ", " not in text:
+        sys.exit(f"there is no GPU: {text.strip() or 'nvidia-smi does not answer'}")
+    name, driver = text.splitlines()[0].rsplit(", ", 1)
+    return name, driver
+
+
+def list_tasks(steps: Sequence[Step]) -> dict[str, Any]:
+    """The versions, and the names of the tasks by step. A process of its own imports torch for it."""
+    status, text = complete(worker_command("--list"), _LIST_SECONDS)
+    if status != 0:
+        sys.exit(f"what there is to do cannot be listed: {text.strip() or 'that took too long'}")
+    listed: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
+    tasks = {step: [(part, name) for part, name in names] for step, names in listed["tasks"].items()}
+    tasks |= {step.name: step.names() for step in steps if not isinstance(step, TaskStep)}
+    return {**listed, "tasks": tasks}
+
+
+def write_report(path: Path) -> None:
+    """The page and the figures. A process of its own, as nothing that drawing meets may cost what was measured."""
+    status, text = complete(
+        Command([sys.executable, "-m", "benchmarks.gpu.report", str(path.resolve())]), _REPORT_SECONDS
+    )
+    if status != 0:
+        print(f"not all of the page and its figures could be written: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seconds", type=float, required=True, help="after which no further test is started")
+    parser.addoption("--seconds", type=float, required=True, help="after which no further test is run, but skipped")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -18,25 +18,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 class _AsManyAsFit:
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._deadline: float | None = None
-        self._selected = self._left_out = 0
+        self._deadline = time.monotonic() + seconds
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        # The same order each time, and whatever fits has something of every file.
+        # The same order each time and in each process, and whatever fits has something of every file.
         random.Random(0).shuffle(items)
-        self._selected = len(items)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self) -> bool | None:
-        if self._deadline is None:  # collecting, which imports torch, is not counted
-            self._deadline = time.monotonic() + self._seconds
-        if time.monotonic() < self._deadline:
-            return None
-        self._left_out += 1
-        return True
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        run = self._selected - self._left_out
-        terminalreporter.write_line(f"{run} of {self._selected} tests fitted into {self._seconds:g} s")
+    def pytest_runtest_setup(self) -> None:
+        if time.monotonic() >= self._deadline:
+            pytest.skip("no time left")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu import measure
-from benchmarks.gpu.measure import Step, Task, Workload
+from benchmarks.gpu.measure import Step, Workload
 from benchmarks.opponents import contestants
 
 # (N, C): quack publishes from 256 classes on, with fewer rows of more than 65,536; 27 are the symbols of names.
@@ -26,10 +27,6 @@ _H100_GB_PER_S = 3350
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def tasks() -> Iterator[Task]:
-    return measure.tasks(workloads())
-
-
 def workloads() -> Iterator[Workload]:
     for rows, classes in SHAPES:
         for backward in (False, True):
@@ -37,14 +34,15 @@ def workloads() -> Iterator[Workload]:
 
 
 def workload(rows: int, classes: int, *, backward: bool) -> Workload:
-    counts = {"bytes": moved_bytes(rows, classes, backward=backward), "ceiling": "copy"}
+    facts: dict[str, Any] = {"rows": rows, "classes": classes}
+    facts |= {"bytes": moved_bytes(rows, classes, backward=backward), "ceiling": "copy"}
     if not backward and classes in QUACK_GB_PER_S:
-        counts["published_share"] = QUACK_GB_PER_S[classes] / _H100_GB_PER_S
+        facts["published_share"] = QUACK_GB_PER_S[classes] / _H100_GB_PER_S
     return Workload(
         f"cross_entropy N={rows:,} C={classes:,}, forward{' + backward' * backward}",
         tuple(IMPLEMENTATIONS),
         lambda: _create(rows, classes, backward=backward),
-        counts,
+        facts,
     )
 
 
@@ -55,9 +53,14 @@ def moved_bytes(rows: int, classes: int, *, backward: bool, element_size: int = 
     return logits + each_row + (2 * logits + each_row if backward else 0)
 
 
-def _create(rows: int, classes: int, *, backward: bool) -> Callable[[str], Step]:
+def inputs(rows: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Logits and targets."""
     logits = torch.randn(rows, classes, dtype=torch.bfloat16, device=measure.DEVICE)
-    target = torch.randint(classes, (rows,), device=measure.DEVICE)
+    return logits, torch.randint(classes, (rows,), device=measure.DEVICE)
+
+
+def _create(rows: int, classes: int, *, backward: bool) -> Callable[[str], Step]:
+    logits, target = inputs(rows, classes)
 
     def step(name: str) -> Step:
         loss = IMPLEMENTATIONS[name]()
@@ -84,10 +87,11 @@ def _quack() -> Loss:
 
 def _liger() -> Loss:
     """Its sum of the losses, for which it has the gradient after forward: for losses of rows it takes a second pass."""
-    from liger_kernel.transformers import LigerCrossEntropyLoss  # type: ignore[import-not-found, unused-ignore]
+    # Its modules for users need transformers as well.
+    from liger_kernel.ops import LigerCrossEntropyFunction  # type: ignore[import-not-found, unused-ignore]
 
-    loss: Loss = LigerCrossEntropyLoss(reduction="sum")
-    return loss
+    # The options are no class weights, ignore_index, no penalty, no smoothing, and the reduction. The loss comes first.
+    return lambda logits, target: LigerCrossEntropyFunction.apply(logits, target, None, -100, 0.0, 0.0, "sum")[0]
 
 
 IMPLEMENTATIONS: dict[str, Callable[[], Loss]] = {

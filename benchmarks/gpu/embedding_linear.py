@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu import measure
-from benchmarks.gpu.measure import Step, Task, Workload
+from benchmarks.gpu.measure import Step, Workload
 from benchmarks.opponents import contestants
 
 Layer = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -34,8 +34,10 @@ SHAPES = (
 )
 
 
-def tasks() -> Iterator[Task]:
-    return measure.tasks(workload(shape, backward=backward) for shape in SHAPES for backward in (False, True))
+def workloads() -> Iterator[Workload]:
+    for shape in SHAPES:
+        for backward in (False, True):
+            yield workload(shape, backward=backward)
 
 
 def workload(shape: Shape, *, backward: bool) -> Workload:
@@ -45,7 +47,15 @@ def workload(shape: Shape, *, backward: bool) -> Workload:
         f"forward{' + backward' * backward}",
         tuple(IMPLEMENTATIONS),
         lambda: _create(shape, backward=backward),
-        {"bytes": moved_bytes(shape, backward=backward), "ceiling": "copy" if backward else "write"},
+        {
+            "rows": shape.rows,
+            "context_length": shape.context_length,
+            "vocab_size": shape.vocab_size,
+            "embedding_dim": shape.embedding_dim,
+            "hidden_dim": shape.hidden_dim,
+            "bytes": moved_bytes(shape, backward=backward),
+            "ceiling": "copy" if backward else "write",
+        },
     )
 
 
@@ -54,7 +64,8 @@ def moved_bytes(shape: Shape, *, backward: bool) -> int:
     return shape.rows * shape.hidden_dim * shape.dtype.itemsize * (3 if backward else 1)
 
 
-def _create(shape: Shape, *, backward: bool) -> Callable[[str], Step]:
+def inputs(shape: Shape, *, backward: bool) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Ids, parameters, and the gradient of the output."""
     ids = torch.randint(shape.vocab_size, (shape.rows, shape.context_length), device=measure.DEVICE)
     fan_in = shape.context_length * shape.embedding_dim
     sizes = ((shape.vocab_size, shape.embedding_dim), (shape.hidden_dim, fan_in), (shape.hidden_dim,))
@@ -62,7 +73,11 @@ def _create(shape: Shape, *, backward: bool) -> Callable[[str], Step]:
         (torch.randn(size, device=measure.DEVICE) / size[-1] ** 0.5).to(shape.dtype).requires_grad_(backward)
         for size in sizes
     ]
-    upstream = torch.randn(shape.rows, shape.hidden_dim, dtype=shape.dtype, device=measure.DEVICE)
+    return ids, parameters, torch.randn(shape.rows, shape.hidden_dim, dtype=shape.dtype, device=measure.DEVICE)
+
+
+def _create(shape: Shape, *, backward: bool) -> Callable[[str], Step]:
+    ids, parameters, upstream = inputs(shape, backward=backward)
 
     def step(name: str) -> Step:
         layer = IMPLEMENTATIONS[name]()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu import measure
-from benchmarks.gpu.measure import Step, Task, Workload
+from benchmarks.gpu.measure import Step, Workload
 from benchmarks.opponents import contestants
 
 # (N, D, C): Llama 3 8B, as in Liger's figures, and Gemma 2 2B, as in those of Cut Cross Entropy.
@@ -17,8 +17,8 @@ SHAPES = ((8192, 4096, 128256), (8192, 2304, 256000))
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def tasks() -> Iterator[Task]:
-    return measure.tasks(workload(*shape) for shape in SHAPES)
+def workloads() -> Iterator[Workload]:
+    return (workload(*shape) for shape in SHAPES)
 
 
 def workload(rows: int, features: int, classes: int) -> Workload:
@@ -26,7 +26,13 @@ def workload(rows: int, features: int, classes: int) -> Workload:
         f"linear_cross_entropy N={rows:,} D={features:,} C={classes:,}, forward + backward",
         tuple(IMPLEMENTATIONS),
         lambda: _create(rows, features, classes),
-        {"flops": product_flops(rows, features, classes), "ceiling": "bf16 product"},
+        {
+            "rows": rows,
+            "features": features,
+            "classes": classes,
+            "flops": product_flops(rows, features, classes),
+            "ceiling": "bf16 product",
+        },
     )
 
 
@@ -55,12 +61,12 @@ def _create(rows: int, features: int, classes: int) -> Callable[[str], Step]:
 
 
 def _liger() -> Loss:
-    from liger_kernel.transformers import (  # type: ignore[import-not-found, unused-ignore]
-        LigerFusedLinearCrossEntropyLoss,
+    from liger_kernel.ops import (  # type: ignore[import-not-found, unused-ignore]
+        LigerFusedLinearCrossEntropyFunction,
     )
 
-    loss = LigerFusedLinearCrossEntropyLoss()
-    return lambda input, weight, target: loss(weight, input, target)
+    # The loss comes first.
+    return lambda input, weight, target: LigerFusedLinearCrossEntropyFunction.apply(input, weight, target)[0]
 
 
 def _cce(**options: None) -> Loss:

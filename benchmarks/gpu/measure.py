@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from statistics import median
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.results import Entry
+from benchmarks.gpu.results import OURS, Entry
+from benchmarks.gpu.task import Task
 
 DEVICE = "cuda"
 
@@ -30,21 +31,6 @@ Step = Callable[[], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is done once and recorded under its name.
-
-    Attributes:
-        name: within its part.
-        run: what it returns is recorded, or why it raised.
-        facts: that are recorded in either case.
-    """
-
-    name: str
-    run: Callable[[], Entry]
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Workload:
     """The same computation by several implementations.
 
@@ -52,26 +38,26 @@ class Workload:
         name: with its sizes.
         implementations: the first is the one that the others are compared with.
         create: draws the inputs; returns what makes the step of an implementation, or raises ImportError.
-        counts: of what no implementation can do without: "bytes" or "flops", the "ceiling" these are to be compared
-            with, and "examples".
+        facts: the sizes, such as "rows"; of what no implementation can do without, "bytes" or "flops"; the "ceiling"
+            these are to be compared with, and "examples".
     """
 
     name: str
     implementations: Sequence[str]
     create: Callable[[], Callable[[str], Step]]
-    counts: Mapping[str, Any]
+    facts: Mapping[str, Any]
 
 
-def tasks(workloads: Iterable[Workload]) -> Iterator[Task]:
-    """A task for every implementation of every workload. Inputs are drawn when the first of them runs."""
-    for workload in workloads:
-        create = cache(workload.create)
-        reference = cache(partial(_reference_results, create, workload.implementations[0]))
-        for name in workload.implementations:
+def tasks(workload: Workload, implementations: Container[str]) -> Iterator[Task]:
+    """A task for each of these implementations, charlm first. Inputs are drawn when the first of them runs."""
+    create = cache(workload.create)
+    reference = cache(partial(_reference_results, create, workload.implementations[0]))
+    for name in sorted(workload.implementations, key=lambda name: name != OURS[0]):
+        if name in implementations:
             yield Task(
                 f"{workload.name}: {name}",
                 partial(_measure, create, name, reference),
-                {"workload": workload.name, "implementation": name, **workload.counts},
+                {"workload": workload.name, "implementation": name, **workload.facts},
             )
 
 
@@ -144,15 +130,18 @@ def call_seconds(step: Step) -> float:
 def gpu_seconds(step: Step) -> float:
     """The median time of a call between two events, without Python's and with nothing of its own in the cache.
 
-    Before each call the GPU is kept busy overwriting the cache, for so long that all launches are queued by then.
+    Before each call the GPU is kept busy filling the cache with other memory, for so long that all launches are queued
+    by then. It reads that memory, which leaves the cache clean: what was written there instead, up to 50 MB, the call
+    would have to write back to memory in its own time, to make room.
     """
-    flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=DEVICE)
+    flush = torch.zeros(_FLUSH_BYTES // 4, device=DEVICE)
+    total = torch.empty((), device=DEVICE)
     enqueuing, count = _warm_up(step)
     flushes = 1 + math.ceil(min(enqueuing, 0.01) * _FLUSHES_PER_SECOND)
     events = []
     for _ in range(count):
         for _ in range(flushes):
-            flush.zero_()
+            torch.sum(flush, 0, out=total)
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
         step()
@@ -178,6 +167,8 @@ def _warm_up(step: Step) -> tuple[float, int]:
 
 def is_broken() -> bool:
     """Whether the process can use the GPU no more, as after an access out of bounds."""
+    if DEVICE != "cuda":
+        return False
     try:
         torch.cuda.synchronize()
     except RuntimeError:

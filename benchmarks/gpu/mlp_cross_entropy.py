@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu import measure
-from benchmarks.gpu.measure import Step, Task, Workload
+from benchmarks.gpu.measure import Step, Workload
 from benchmarks.opponents import contestants
 from charlm import data
 
@@ -21,9 +21,9 @@ SHAPES = ((32, 10, 200), (4096, 10, 200), (228_146, 10, 200), (128, 48, 512))
 Loss = Callable[..., Tensor]
 
 
-def tasks() -> Iterator[Task]:
+def workloads() -> Iterator[Workload]:
     dataset = data.load(context_length=CONTEXT_LENGTH)
-    return measure.tasks(workload(dataset, *shape) for shape in SHAPES)
+    return (workload(dataset, *shape) for shape in SHAPES)
 
 
 def workload(dataset: data.Dataset, rows: int, embedding_dim: int, hidden_dim: int) -> Workload:
@@ -33,7 +33,16 @@ def workload(dataset: data.Dataset, rows: int, embedding_dim: int, hidden_dim: i
         "forward + backward",
         tuple(IMPLEMENTATIONS),
         lambda: _create(dataset, rows, embedding_dim, hidden_dim),
-        {"flops": product_flops(rows, hidden_dim, classes), "ceiling": "float32 product", "examples": rows},
+        {
+            "rows": rows,
+            "context_length": CONTEXT_LENGTH,
+            "vocab_size": classes,
+            "embedding_dim": embedding_dim,
+            "hidden_dim": hidden_dim,
+            "flops": product_flops(rows, hidden_dim, classes),
+            "ceiling": "float32 product",
+            "examples": rows,
+        },
     )
 
 

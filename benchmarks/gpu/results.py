@@ -10,7 +10,11 @@ from typing import Any
 
 Entry = dict[str, Any]
 
-_UNFINISHED = "the process ended while this ran"
+_UNFINISHED = "the run ended while this ran"
+
+OURS = ("charlm", "ops")
+# Of our results from eager's, beyond which something is wrong: bfloat16 rounds to 0.004.
+MOST_DIFFERENCE = 0.02
 
 
 class Results:
@@ -19,36 +23,38 @@ class Results:
     Args:
         path: of the file; what it holds is kept if it is of the same `facts["commit"]`.
         facts: on what is measured, and when.
-        retry: entries that say of an error are forgotten.
+        retry: entries that say of an error are forgotten. Those that were "cut", as time was over, always are.
     """
 
     def __init__(self, path: Path, facts: Mapping[str, Any], *, retry: bool = False) -> None:
         self._path = path
         before = json.loads(path.read_text()) if path.exists() else {}
-        parts = before["parts"] if before.get("commit") == facts["commit"] else {}
-        if retry:
-            parts = {
-                part: {name: entry for name, entry in entries.items() if not is_failure(entry)}
-                for part, entries in parts.items()
+        self.goes_on = before.get("commit") == facts["commit"]
+        parts = before["parts"] if self.goes_on else {}
+        parts = {
+            part: {
+                name: entry for name, entry in entries.items() if not ("cut" in entry or (retry and is_failure(entry)))
             }
+            for part, entries in parts.items()
+        }
         self.data: dict[str, Any] = {**facts, "parts": parts}
 
     def has(self, part: str, name: str) -> bool:
         return name in self.data["parts"].get(part, {})
 
     def begin(self, part: str, name: str, facts: Mapping[str, Any]) -> None:
-        """Should the process be killed, or crash, the task counts as failed and is not what the next run dies of."""
+        """Should this process be killed as well, the task counts as failed and is not what the next run dies of."""
         self.put(part, name, {**facts, "error": _UNFINISHED})
 
     def put(self, part: str, name: str, entry: Entry) -> None:
         self.data["parts"].setdefault(part, {})[name] = entry
-        self._write()
+        self.save()
 
     def forget(self, part: str, name: str) -> None:
         del self.data["parts"][part][name]
-        self._write()
+        self.save()
 
-    def _write(self) -> None:
+    def save(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.data, indent=1) + "\n")
@@ -58,3 +64,14 @@ class Results:
 def is_failure(entry: Mapping[str, Any]) -> bool:
     """Whether a task did not do what it should: it raised, or a command of it failed."""
     return "error" in entry or any(run["exit_status"] != 0 for run in entry.get("commands", {}).values())
+
+
+def failures(results: Mapping[str, Any]) -> list[str]:
+    """The tasks of ours that failed: what an opponent cannot do is recorded, and no failure."""
+    return [
+        f"{part}: {name}"
+        for part, entries in results["parts"].items()
+        for name, entry in entries.items()
+        if entry.get("implementation", OURS[0]) in OURS
+        and (is_failure(entry) or entry.get("difference", 0.0) > MOST_DIFFERENCE)
+    ]

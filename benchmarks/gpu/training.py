@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from statistics import median
@@ -10,8 +10,8 @@ from statistics import median
 from torch import Tensor
 
 from benchmarks.gpu import measure
-from benchmarks.gpu.measure import Task
 from benchmarks.gpu.results import Entry
+from benchmarks.gpu.task import Task
 from charlm.benchmark import WORKLOADS, elapsed_seconds, warm_up
 from charlm.configuration import TrainingConfig
 from charlm.data import Dataset
@@ -19,24 +19,26 @@ from charlm.trainer import Trainer
 
 # Of charlm bench. The backend "fused" trains on the CPU.
 PRESETS = ("makemore", "eureka", "large")
-BACKENDS = ("eager", "ops", "compile")
+BACKENDS = ("ops", "eager", "compile")
 ROUNDS = 5
 _ROUND_SECONDS = 0.3
 _COMPARED_STEPS = 3
 
 
-def tasks() -> Iterator[Task]:
-    for preset in PRESETS:
-        config = WORKLOADS[preset]
-        dataset = cache(config.load_data)
-        reference = cache(partial(_first_losses, config, dataset))
-        for backend in BACKENDS:
+def tasks(preset: str, backends: Container[str]) -> Iterator[Task]:
+    """A task for each of these backends."""
+    config = WORKLOADS[preset]
+    dataset = cache(config.load_data)
+    reference = cache(partial(_first_losses, config, dataset))
+    for backend in BACKENDS:
+        if backend in backends:
             yield Task(
                 f"{preset}: {backend}",
                 partial(_measure, config, backend, dataset, reference),
                 {
                     "workload": f"training steps of {preset}: batches of {config.batch_size:,}, {config.optimizer}",
                     "implementation": backend,
+                    "rows": config.batch_size,
                     "examples": config.batch_size,
                 },
             )
@@ -48,7 +50,7 @@ def _trainer(config: TrainingConfig, backend: str, dataset: Dataset) -> Trainer:
 
 
 def _first_losses(config: TrainingConfig, dataset: Callable[[], Dataset]) -> Tensor:
-    return _trainer(config, BACKENDS[0], dataset()).run(_COMPARED_STEPS)
+    return _trainer(config, "eager", dataset()).run(_COMPARED_STEPS)
 
 
 def _measure(
