@@ -8,7 +8,7 @@ PYTHON ?= python3
 TORCH_VERSION ?= 2.13.0
 # Of a machine with a GPU but without compiler or network: an interpreter of its Python's version, and what it lacks.
 GPU_PYTHON ?= $(PYTHON)
-GPU_PACKAGES ?= liger-kernel cut-cross-entropy expecttest pytest-timeout
+GPU_PACKAGES ?= liger-kernel cut-cross-entropy expecttest
 VENV := .venv
 BIN := $(VENV)/bin
 # Re-run the set-up whenever a file that decides what is installed or compiled changes.
@@ -66,7 +66,7 @@ bench: $(VENV)/.ready
 	$(PIP_INSTALL) "charlm-ops[bench]"
 	$(BIN)/python -m benchmarks
 
-# On a machine with a GPU: tests on it, sanitizers, benchmarks; what a run that was cut short has done is not repeated.
+# On a machine with a GPU: all that it is asked, in ten minutes; what a run that was cut short has done is not repeated.
 gpu: $(VENV)/.tools
 	$(BIN)/python -m benchmarks.gpu
 

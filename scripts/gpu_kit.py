@@ -7,6 +7,7 @@ gpu-kit/site/     the packages, without what they depend on
 gpu-kit/run.sh    puts them into place and runs `python3 -m benchmarks.gpu`
 
 Copy the sources and gpu-kit/ there, and run: bash gpu-kit/run.sh
+The variable OUT, where it is set, is the folder of what that writes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 cp gpu-kit/charlm/*.so charlm/
 export PYTHONPATH="$PWD:$PWD/gpu-kit/site${{PYTHONPATH:+:$PYTHONPATH}}"
-exec python3 -m benchmarks.gpu --commit {commit} "$@"
+exec python3 -m benchmarks.gpu --commit {commit} ${{OUT:+--out "$OUT"}} "$@"
 """
 
 
