@@ -1,7 +1,7 @@
 """A plugin for pytest, `-p benchmarks.gpu.lost_device`: one test that ruins a GPU, or hangs, does not fail the others.
 
 After some errors, such as an access out of bounds, CUDA refuses all that a process asks of it. A worker of pytest-xdist
-ends there, and another takes over its tests; without workers the whole run ends. A test that hangs ends its process.
+ends there, and another takes over its tests; so it does where a test hangs. Without workers a lost device ends the run.
 What a test failed of is said at once, for the case that there is no end at which pytest would.
 """
 
@@ -31,7 +31,8 @@ class _LostDevice:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self) -> Iterator[None]:
-        faulthandler.dump_traceback_later(TEST_SECONDS, exit=True, file=self._stderr)
+        if self._is_worker:  # else nobody would take over
+            faulthandler.dump_traceback_later(TEST_SECONDS, exit=True, file=self._stderr)
         try:
             return (yield)
         finally:
