@@ -389,6 +389,17 @@ def test_a_whole_run(
     assert (results["gpu"], results["driver"]) == ("NVIDIA H100 80GB HBM3", "580.1")
     assert results["command"] == f"python -m benchmarks.gpu --out {out} --commit abc"
     assert "- copy: 1 GB/s\n- write: 2 GB/s\n" in (out / f"{name}.md").read_text()
+    # A run that is told to stop has its page, too.
+    (out / f"{name}.md").unlink()
+
+    def stop(*_: Any) -> None:
+        sys.exit("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "run_steps", stop)
+        with pytest.raises(SystemExit, match="stopped"):
+            gpu.main(["--out", str(out), "--commit", "abc"])
+    assert (out / f"{name}.md").exists()
     # There is nothing left to do.
     before = results["parts"]
     with pytest.raises(SystemExit, match="failed: risky: aborts"):
@@ -402,6 +413,7 @@ def test_a_run_that_was_killed_says_so(tmp_path: Path) -> None:
     assert after.has("p", "a")
     assert after.data["parts"]["p"]["a"] == {"implementation": "quack", "error": "the run ended while this ran"}
     assert not Results(tmp_path / "a.json", FACTS, retry=True).has("p", "a")
+    assert Results(tmp_path / "none.json", {**FACTS, "commit": None}).data["parts"] == {}
 
 
 def test_a_page_that_cannot_be_written_costs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

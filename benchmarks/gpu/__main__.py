@@ -79,8 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "command": shlex.join(["python", "-m", "benchmarks.gpu", *given]),
     }
     path = options.out / f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
-    left = measure(steps, described["tasks"], path, facts, started + 60 * options.minutes, retry=options.retry)
-    write_report(path)
+    try:
+        left = measure(steps, described["tasks"], path, facts, started + 60 * options.minutes, retry=options.retry)
+    finally:  # also where it was told to stop
+        write_report(path)
     failed = failures(json.loads(path.read_text()))
     messages = [f"failed: {name}" for name in failed] + [f"no time for: {': '.join(name)}" for name in left]
     if messages:

@@ -29,7 +29,7 @@ class Results:
     def __init__(self, path: Path, facts: Mapping[str, Any], *, retry: bool = False) -> None:
         self._path = path
         before = json.loads(path.read_text()) if path.exists() else {}
-        self.goes_on = before.get("commit") == facts["commit"]
+        self.goes_on = bool(before) and before["commit"] == facts["commit"]
         parts = before["parts"] if self.goes_on else {}
         parts = {
             part: {
