@@ -102,15 +102,14 @@ def everything() -> dict[str, Any]:
                 {"eager": {"call_s": 4e-3}, "ops": {"call_s": 1e-3, "difference": 0.0}},
             ),
             "ncu": {
-                "wide": {
-                    "duration_s": 7e-4,
-                    "dram_share": 0.914,
-                    "occupancy": 0.5,
-                    "warps_per_sm": 1234.5,
+                "ncu wide": {
+                    "kernels": [
+                        {"kernel": "wide_rows<float>", "duration_s": 7e-4, "dram_percent": 91.4},
+                        {"kernel": "reduce_parts", "duration_s": 2e-6, "occupancy_percent": 50.0},
+                    ],
                     "took_s": 9,
                 },
-                "narrow": {"error": "ERR_NVGPUCTRPERM", "took_s": 2},
-                "table": {"duration_s": 2e-4, "error": "no counters"},
+                "ncu narrow": {"error": "ERR_NVGPUCTRPERM", "took_s": 2},
             },
             "tests": {
                 "tests": {
@@ -243,13 +242,12 @@ def test_tables_have_every_measurement() -> None:
         "| training steps of makemore: batches of 32, sgd | ops | 1 ms | 4.00 | 32,000 | 0.0e+00 |",
     ]
     assert section(text, "Profile") == [
-        "| kernel | duration | dram share | occupancy | warps per sm |",
+        "| call | kernel | duration | dram percent | occupancy percent |",
         "| --- | --- | --- | --- | --- |",
-        "| wide | 700 µs | 91% | 50% | 1,234 |",
-        "| table | 200 µs | - | - | - |",
+        "| ncu wide | wide_rows&lt;float&gt; | 700 µs | 91.4 | - |",
+        "| ncu wide | reduce_parts | 2 µs | - | 50 |",
         "",
-        "- narrow: ERR_NVGPUCTRPERM",
-        "- table: no counters",
+        "- ncu narrow: ERR_NVGPUCTRPERM",
     ]
     assert section(text, "Machine") == ["- nvidia-smi: power limit 700 W, clock mhz 1980"]
 
@@ -503,3 +501,16 @@ def test_without_matplotlib_the_page_is_written(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ImportError):
         page.write(path)
     assert path.with_suffix(".md").read_text() == page.render(everything())
+
+
+def test_a_wrong_result_is_called_so_and_is_no_peer() -> None:
+    timed = {"workload": "w", "bytes": 900, "ceiling": "copy"}
+    part = {
+        "a": {**timed, "implementation": "charlm", "median_s": 2e-6, "difference": 0.03},
+        "b": {**timed, "implementation": "liger", "median_s": 1e-6, "difference": 0.5},
+        "c": {**timed, "implementation": "quack", "median_s": 4e-6, "difference": 0.001},
+    }
+    text = page.render({**FACTS, "parts": {"cross_entropy": part}})
+    assert cells(section(text, "Summary")[2])[-2:] == ["quack, 4 µs", "2.00"]
+    assert cells(section(text, "cross_entropy")[2])[-1] == "3.0e-02, WRONG"
+    assert "- charlm's relative difference from eager: at most 3.0e-02, WRONG, in w" in section(text, "Correctness")

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import resource
 import shlex
 import shutil
@@ -32,7 +31,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import plan
+from benchmarks.gpu import entries, plan
 from benchmarks.gpu.jobs import START, Name, Record, worker_command
 from benchmarks.gpu.logs import Logs
 from benchmarks.gpu.processes import ROOT, Command, complete, run
@@ -78,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "machine": environment.machine(),
         "command": shlex.join(["python", "-m", "benchmarks.gpu", *given]),
     }
-    path = options.out / f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
+    path = options.out / f"{entries.slug(gpu)}.json"
     try:
         left = measure(steps, described["tasks"], path, facts, started + 60 * options.minutes, retry=options.retry)
     finally:  # also where it was told to stop
@@ -116,7 +115,7 @@ def measure(
         return [name for name in tasks[step.name] if not results.has(*name) or name in record.cut]
 
     def run_step(step: Step, seconds: float) -> None:
-        for part, name in [(part, name) for part, entries in results.data["parts"].items() for name in entries]:
+        for part, name in [(part, name) for part, done in results.data["parts"].items() for name in done]:
             if name == f"{step.name}: {START}":
                 results.forget(part, name)
         names = left_of(step)
@@ -172,7 +171,7 @@ def list_tasks(steps: Sequence[Step]) -> dict[str, Any]:
 def write_report(path: Path) -> None:
     """The page and the figures. A process of its own, as nothing that drawing meets may cost what was measured."""
     status, text = complete(
-        Command([sys.executable, "-m", "benchmarks.gpu.report", str(path.resolve())]), _REPORT_SECONDS
+        Command([sys.executable, "-m", "benchmarks.gpu.page", str(path.resolve())]), _REPORT_SECONDS
     )
     if status != 0:
         print(f"not all of the page and its figures could be written: {text}", file=sys.stderr)

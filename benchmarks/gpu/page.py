@@ -130,9 +130,9 @@ def _correctness(results: Results) -> list[str]:
         for workload, implementations in entries.workloads(results, op).items()
     ]
     lines += [f"- charlm in {_escaped(workload)}: {_status(row)}" for workload, row in own if "error" in row]
-    if differences := {workload: row["difference"] for workload, row in own if "difference" in row}:
-        worst = max(differences, key=lambda workload: differences[workload])
-        said = f"at most {differences[worst]:.1e}, in {_escaped(worst)}"
+    if compared := {workload: row for workload, row in own if "difference" in row}:
+        worst = max(compared, key=lambda workload: compared[workload]["difference"])
+        said = f"at most {_difference(compared[worst])}, in {_escaped(worst)}"
     else:
         said = _NOT_MEASURED
     return [*lines, f"- charlm's relative difference from eager: {said}"]
@@ -165,7 +165,7 @@ def _measurements(results: Results, op: str) -> list[str]:
         "quack, published": _published,
         "examples/s": _examples,
         "memory": lambda row: f"{row['memory_bytes'] / 1e6:,.0f} MB" if "memory_bytes" in row else None,
-        "difference": lambda row: f"{row['difference']:.1e}" if "difference" in row else None,
+        "difference": _difference,
     }
     rows = [row for implementations in compared.values() for row in implementations.values()]
     others = {name: entry for name, entry in entries.part(results, op).items() if not entries.is_compared(entry)}
@@ -175,12 +175,11 @@ def _measurements(results: Results, op: str) -> list[str]:
 def _profile(results: Results) -> list[str]:
     """What ncu says of each kernel."""
     found = entries.part(results, "ncu")
-    rows = [{"kernel": name, **numbers} for name, entry in found.items() if (numbers := entries.numbers(entry))]
-    columns: dict[str, Callable[[Row], str | None]] = {"kernel": lambda row: _escaped(row["kernel"])}
-    for name in dict.fromkeys(key for row in rows for key in row if key != "kernel"):
+    rows = [{"call": name, **kernel} for name, entry in found.items() for kernel in entry.get("kernels", [])]
+    columns: dict[str, Callable[[Row], str | None]] = {}
+    for name in dict.fromkeys(key for row in rows for key in row):
         columns[_escaped(name.removesuffix("_s").replace("_", " "))] = partial(_metric, name)
-    others = {name: entry for name, entry in found.items() if _problem(entry) or not entries.numbers(entry)}
-    return _blocks(_table(columns, rows), _statuses(others))
+    return _blocks(_table(columns, rows), _statuses({name: entry for name, entry in found.items() if _problem(entry)}))
 
 
 def _blocks(*blocks: Sequence[str]) -> list[str]:
@@ -277,6 +276,12 @@ def _published(row: Row) -> str | None:
     return f"{row['published_share']:.0%}" if "published_share" in row else None
 
 
+def _difference(row: Row) -> str | None:
+    if "difference" not in row:
+        return None
+    return f"{row['difference']:.1e}" + (", WRONG" if entries.is_wrong(row) else "")
+
+
 def _examples(row: Row) -> str | None:
     elapsed = entries.seconds(row)
     return None if elapsed is None or "examples" not in row else f"{row['examples'] / elapsed:,.0f}"
@@ -284,12 +289,9 @@ def _examples(row: Row) -> str | None:
 
 def _metric(name: str, row: Row) -> str | None:
     value = row.get(name)
-    if value is None:
-        return None
-    if name.endswith("_s"):
-        return duration(value)
-    is_share = name == "occupancy" or name.endswith("_share")
-    return f"{value:.0%}" if is_share else entries.three_digits(value)
+    if value is None or isinstance(value, str):
+        return None if value is None else _escaped(value)
+    return duration(value) if name.endswith("_s") else entries.three_digits(value)
 
 
 def _escaped(text: object) -> str:
