@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu import entries
 from benchmarks.gpu.entries import Row
+from benchmarks.gpu.results import OURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +33,7 @@ class Style:
 
 # By implementation, in the order of bars. Colours that colour-blind readers tell apart, in every figure the same.
 STYLES = {
-    **dict.fromkeys(entries.OURS, Style("charlm", "#c1121f", "o", width=3.2, weight="bold")),
+    **dict.fromkeys(OURS, Style("charlm", "#c1121f", "o", width=3.2, weight="bold")),
     "quack": Style("quack", "#0072b2", "s"),
     "liger": Style("Liger", "#009e73", "^"),
     "cce": Style("CCE", "#cc79a7", "D"),

@@ -14,7 +14,7 @@ unsigned reduce_threads(int64_t values) {
 }
 
 // How many rows a thread has under way at the same time.
-constexpr int kTargetsAhead = 8;
+constexpr int kTargetsAhead = 4;
 constexpr int64_t kMaxDenominatorBlocks = 256;
 
 // Sums over the rows of a block, and of the same block of every later grid.
