@@ -32,6 +32,11 @@ bool fault(int number);
 // The dynamic shared memory that a block can have on any GPU, and what it has without asking.
 inline constexpr size_t kMaxShared = 227 << 10, kUnaskedShared = 48 << 10;
 bool ask_shared(const void* kernel, size_t bytes);
+// What a multiprocessor has: each block takes kBlockShared of shared memory beside its own.
+inline constexpr size_t kMultiprocessorShared = 228 << 10, kBlockShared = 1 << 10;
+inline constexpr int kMultiprocessorThreads = 2048, kMultiprocessorBlocks = 32;
+// Blocks of a kernel that fit into one; 0 where a launch would be refused.
+int blocks_at_once(const void* kernel, int threads, size_t shared_bytes);
 
 // Runs run(call) for every thread of a grid; `call`, of so many bytes, holds the kernel's arguments. A launch that CUDA
 // would refuse, and one in which a thread does what it must not, return an error.

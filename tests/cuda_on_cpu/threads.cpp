@@ -64,6 +64,11 @@ const void* thread_closure;
 auto* const dynamic_memory = static_cast<unsigned char*>(aligned_alloc(256, kMaxShared));
 std::map<const void*, size_t> asked_shared;  // by kernel
 
+size_t granted_shared(const void* kernel) {
+  const auto asked = asked_shared.find(kernel);
+  return asked == asked_shared.end() ? kUnaskedShared : asked->second;
+}
+
 // Keeps the message of a fault, with the place of the thread.
 void note_list(const char* format, va_list list) {
   int length = vsnprintf(message, sizeof(message), format, list);
@@ -195,6 +200,14 @@ bool ask_shared(const void* kernel, size_t bytes) {
   return true;
 }
 
+int blocks_at_once(const void* kernel, int threads, size_t shared_bytes) {
+  const std::lock_guard lock(launching);
+  if (threads <= 0 || threads > static_cast<int>(kMaxThreads) || shared_bytes > granted_shared(kernel)) return 0;
+  const int warps = (threads + kWarp - 1) / kWarp;
+  const size_t by_shared = kMultiprocessorShared / (shared_bytes + kBlockShared);
+  return std::min({kMultiprocessorBlocks, kMultiprocessorThreads / (warps * kWarp), static_cast<int>(by_shared)});
+}
+
 Outcome launch(const void* kernel, const dim3& grid, const dim3& block, size_t shared_bytes, const void* stream,
                void (*run)(const void*), const void* call, size_t call_bytes) {
   const std::lock_guard lock(launching);
@@ -206,8 +219,7 @@ Outcome launch(const void* kernel, const dim3& grid, const dim3& block, size_t s
   blockDim = block;
   thread_count = static_cast<int>(block.x * block.y * block.z);
   if (grid.x == 0 || thread_count == 0 || thread_count > static_cast<int>(kMaxThreads)) return Outcome::kRefused;
-  const auto asked = asked_shared.find(kernel);
-  if (shared_bytes > (asked == asked_shared.end() ? kUnaskedShared : asked->second)) return Outcome::kRefused;
+  if (shared_bytes > granted_shared(kernel)) return Outcome::kRefused;
   if (grid.y != 1 || grid.z != 1) return Outcome::kRefused;
   for (int i = 0; i < thread_count; ++i) {
     threads[i].index = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));

@@ -36,15 +36,25 @@ struct DeviceLimits {
 // A block has more shared memory than this only where its kernel has asked for it.
 inline constexpr int64_t kUnaskedSharedBytes = 48 << 10;
 
+template <typename... Parameters>
+Error allow_shared(void (*kernel)(Parameters...), int64_t shared_bytes) {
+  if (shared_bytes <= kUnaskedSharedBytes) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+}
+
+// How many blocks of a kernel a multiprocessor runs at the same time: its registers count as well as shared memory.
+template <typename... Parameters>
+Error blocks_at_once(void (*kernel)(Parameters...), int threads, int64_t shared_bytes, int* blocks) {
+  if (const Error error = allow_shared(kernel, shared_bytes)) return error;
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads, static_cast<size_t>(shared_bytes));
+}
+
 // Enqueues kernel(arguments...); blocks = 0 launches nothing, which CUDA itself would refuse.
 template <typename... Parameters, typename... Arguments>
 Error launch(void (*kernel)(Parameters...), int64_t blocks, dim3 threads, int64_t shared_bytes, Stream stream,
              const Arguments&... arguments) {
   if (blocks == 0) return cudaSuccess;
-  if (shared_bytes > kUnaskedSharedBytes) {
-    const auto limit = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    if (const Error error = cudaFuncSetAttribute(kernel, limit, static_cast<int>(shared_bytes))) return error;
-  }
+  if (const Error error = allow_shared(kernel, shared_bytes)) return error;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = threads;

@@ -47,13 +47,16 @@ struct TileLaunch {
     }
     shared_bytes = bytes();
     if (shared_bytes > limits.block_shared_bytes) return false;
-    const int64_t at_once = limits.multiprocessors * (limits.block_shared_bytes / shared_bytes);
-    tiles->tiles_per_block = (count() + at_once - 1) / at_once;
-    blocks = (count() + tiles->tiles_per_block - 1) / tiles->tiles_per_block;
     // As in cross_entropy.cu, double has the general kernel alone.
     constexpr bool kHasPlain = sizeof(T) == sizeof(float);
     kernel = kHasPlain && is_plain(tiles->loss) ? mlp_tiles<T, kHasPlain, kClasses, kTableInShared>
                                                 : mlp_tiles<T, false, kClasses, kTableInShared>;
+    int multiprocessor_blocks = 0;
+    if (blocks_at_once(kernel, threads, shared_bytes, &multiprocessor_blocks) != cudaSuccess) return false;
+    if (multiprocessor_blocks == 0) return false;
+    const int64_t at_once = static_cast<int64_t>(limits.multiprocessors) * multiprocessor_blocks;
+    tiles->tiles_per_block = (count() + at_once - 1) / at_once;
+    blocks = (count() + tiles->tiles_per_block - 1) / tiles->tiles_per_block;
     return true;
   }
 };

@@ -94,6 +94,13 @@ cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
   const bool granted = simulator::ask_shared(reinterpret_cast<const void*>(kernel), static_cast<size_t>(bytes));
   return granted ? cudaSuccess : cudaErrorInvalidValue;
 }
+// As many as threads and shared memory have room for; what a kernel has of static shared memory, and of registers, is
+// not known here.
+template <typename Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel* kernel, int threads, size_t bytes) {
+  *blocks = simulator::blocks_at_once(reinterpret_cast<const void*>(kernel), threads, bytes);
+  return cudaSuccess;
+}
 // Whether the runtime can talk to a GPU.
 inline cudaError_t device_error(int device) {
   const simulator::Gpu* gpu = simulator::gpu(device);
@@ -224,6 +231,9 @@ inline float __logf(float x) { return std::log(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __fmul_rn(float x, float y) { return x * y; }
 inline double __dmul_rn(double x, double y) { return x * y; }
+inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y) {
+  return static_cast<unsigned long long>(static_cast<unsigned __int128>(x) * y >> 64);
+}
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
@@ -242,6 +252,7 @@ inline unsigned __float_as_uint(float value) {
 // CUDA has these in the global namespace, for both types.
 using std::erf;
 using std::exp;
+using std::exp2;
 using std::log;
 using std::sqrt;
 using std::tanh;
