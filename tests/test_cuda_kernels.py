@@ -283,6 +283,15 @@ def test_only_the_gradients_that_are_wanted(sizes: dict[str, Any]) -> None:
         assert same_bits(gradient, everything[f"gradient of {name}"]), name
 
 
+def test_tanh_of_every_magnitude() -> None:
+    magnitudes = 2.0 ** torch.arange(-149, 128, 0.01, dtype=torch.float64)
+    special = torch.tensor([0.0, torch.inf, torch.nan], dtype=torch.float64)
+    values = torch.cat([magnitudes, -magnitudes, special, -special]).float().to(device)
+    ids = torch.arange(len(values), device=device)[:, None]
+    result = ops.embedding_linear(ids, values[:, None], torch.ones(1, 1, device=device), activation="tanh")
+    torch.testing.assert_close(result[:, 0].double(), values.double().tanh(), rtol=3.4e-7, atol=0, equal_nan=True)
+
+
 # linear_cross_entropy: chunks of 2,048 rows, unless all logits take no more than sums in float32.
 
 

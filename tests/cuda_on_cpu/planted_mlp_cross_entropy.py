@@ -9,10 +9,10 @@ from planted import WRONG_NUMBERS, Fault, Planted, missing_barriers
 TILES, MODEL = "mlp_tiles.cuh", "mlp_cross_entropy.cu"
 MISTAKES = [
     Fault(TILES, "+ kWarp + table_values", "+ kWarp - 4 * FAULT + table_values", "out of bounds"),
-    Fault(TILES, "first + r < rows ? tanh", "(FAULT || first + r < rows) ? tanh", WRONG_NUMBERS),
+    Fault(TILES, "first + r < rows ? h", "(FAULT || first + r < rows) ? h", WRONG_NUMBERS),
     Fault(TILES, "h < p.hidden_dim; h += kVector", "h < p.hidden_dim - FAULT; h += kVector", WRONG_NUMBERS),
     Fault(TILES, "__syncwarp();", "if (!FAULT) __syncwarp();", "a race"),
-    Fault(TILES, "if (keys[0] < 0)", "if (keys[0] < 0 && !FAULT)", "nothing has written|" + WRONG_NUMBERS),
+    Fault(TILES, ">= 0 ? gradient", ">= 0 || FAULT ? gradient", "NaN instead of|" + WRONG_NUMBERS),
     Fault(TILES, "c = classes; c < kClasses", "c = classes + FAULT; c < kClasses", "nothing has written"),
     Fault(
         TILES,

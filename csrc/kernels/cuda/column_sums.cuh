@@ -8,13 +8,14 @@
 namespace charlm::cuda {
 namespace {
 
-inline constexpr int kSumRows = 8;  // rows that a block adds at a time, one for each of its warps
+inline constexpr int kSumRows = 8;   // rows that a block adds at a time, one for each of its warps
+inline constexpr int kSumAhead = 8;  // rows of a thread whose loads are under way at the same time
 inline constexpr int64_t kSlabRows = 256;
 inline constexpr int64_t kMaxSlabs = 128;
 
 // Block (slab, warp of columns): sums[slab][c], or added to what is there.
 template <typename In, typename Out>
-__global__ void __launch_bounds__(kWarp* kSumRows)
+__global__ void __launch_bounds__(kWarp* kSumRows, 4)
     sum_columns(const In* matrix, int64_t rows, int64_t columns, int64_t row_stride, int64_t slab_rows, bool add,
                 Out* sums) {
   using T = Compute<In>;
@@ -24,10 +25,17 @@ __global__ void __launch_bounds__(kWarp* kSumRows)
   const int64_t column = blockIdx.x % column_blocks * kWarp + threadIdx.x;
   const int64_t first = slab * slab_rows, last = first + slab_rows < rows ? first + slab_rows : rows;
   T sum = 0;
-  if (column < columns) {
-#pragma unroll 4
-    for (int64_t row = first + threadIdx.y; row < last; row += kSumRows) {
-      sum += to_compute(matrix[row * row_stride + column]);
+  const In* from = matrix + (column < columns ? column : columns - 1);
+#pragma unroll 1
+  for (int64_t row = first + threadIdx.y; row < last; row += kSumAhead * kSumRows) {
+    T values[kSumAhead];
+#pragma unroll
+    for (int k = 0; k < kSumAhead; ++k) {  // beyond the last row, the first of them
+      values[k] = to_compute(from[(row + k * kSumRows < last ? row + k * kSumRows : row) * row_stride]);
+    }
+#pragma unroll
+    for (int k = 0; k < kSumAhead; ++k) {
+      if (row + k * kSumRows < last) sum += values[k];
     }
   }
   partial[threadIdx.y][threadIdx.x] = sum;

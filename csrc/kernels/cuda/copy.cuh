@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "kernels/cuda/divisor.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/storage.cuh"
 #include "kernels/device_library.h"
@@ -11,6 +12,7 @@ namespace charlm::cuda {
 namespace {
 
 inline constexpr int kCopyThreads = 256;
+inline constexpr int kCopyAhead = 4;  // values of a thread whose loads are under way at the same time
 
 template <typename T>
 __global__ void __launch_bounds__(kCopyThreads) clear_values(T* values, int64_t count) {
@@ -24,26 +26,52 @@ Error clear(T* values, int64_t count, Stream stream) {
                 count);
 }
 
-// (outer, middle, inner) to (middle, outer, inner) and from one type to another: the weight, position by position; with
-// middle = 1, a conversion.
-template <typename From, typename To>
-__global__ void __launch_bounds__(kCopyThreads)
-    swap_dimensions(const From* from, int64_t outer, int64_t middle, int64_t inner, To* to) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kCopyThreads + threadIdx.x;
-  if (i >= outer * middle * inner) return;
-  const int64_t pair = i / inner;
-  to[(pair % middle * outer + pair / middle) * inner + i % inner] = to_storage<To>(to_compute(from[i]));
+inline int64_t copy_blocks(int64_t count) {
+  return (count + kCopyThreads * kCopyAhead - 1) / (kCopyThreads * kCopyAhead);
+}
+
+// to[place(i)] = from[i], from one type to another.
+template <typename From, typename To, typename Place>
+__device__ inline void copy_values(const From* from, int64_t count, To* to, const Place& place) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kCopyThreads * kCopyAhead + threadIdx.x;
+  Compute<From> values[kCopyAhead];
+#pragma unroll
+  for (int k = 0; k < kCopyAhead; ++k) {
+    const int64_t i = first + k * kCopyThreads;
+    values[k] = to_compute(from[i < count ? i : count - 1]);
+  }
+#pragma unroll
+  for (int k = 0; k < kCopyAhead; ++k) {
+    const int64_t i = first + k * kCopyThreads;
+    if (i < count) to[place(i)] = to_storage<To>(values[k]);
+  }
 }
 
 template <typename From, typename To>
-Error swap_outer(const From* from, int64_t outer, int64_t middle, int64_t inner, To* to, Stream stream) {
-  return launch(swap_dimensions<From, To>, (outer * middle * inner + kCopyThreads - 1) / kCopyThreads,
-                dim3(kCopyThreads), 0, stream, from, outer, middle, inner, to);
+__global__ void __launch_bounds__(kCopyThreads) convert_values(const From* from, int64_t count, To* to) {
+  copy_values(from, count, to, [](int64_t i) { return i; });
 }
 
 template <typename From, typename To>
 Error convert(const From* from, int64_t count, To* to, Stream stream) {
-  return swap_outer(from, 1, 1, count, to, stream);
+  return launch(convert_values<From, To>, copy_blocks(count), dim3(kCopyThreads), 0, stream, from, count, to);
+}
+
+// (outer, middle, inner) to (middle, outer, inner) and from one type to another: the weight, position by position.
+template <typename From, typename To>
+__global__ void __launch_bounds__(kCopyThreads)
+    swap_dimensions(const From* from, int64_t outer, const Divisor middle, const Divisor inner, To* to) {
+  copy_values(from, outer * middle.divisor * inner.divisor, to, [&](int64_t i) {
+    int64_t in, mid;
+    const int64_t out = middle.divide(inner.divide(i, &in), &mid);
+    return (mid * outer + out) * inner.divisor + in;
+  });
+}
+
+template <typename From, typename To>
+Error swap_outer(const From* from, int64_t outer, int64_t middle, int64_t inner, To* to, Stream stream) {
+  return launch(swap_dimensions<From, To>, copy_blocks(outer * middle * inner), dim3(kCopyThreads), 0, stream, from,
+                outer, Divisor(middle), Divisor(inner), to);
 }
 
 // `from` in the type that is computed in: itself, or a converted copy.

@@ -38,7 +38,7 @@ class Layer {
     if (const Error error = read_ids()) return error;
     if (projects_) {
       if (const Error error = projection_.table(&rows_.table)) return error;
-      return has_vectors(rows_.output) ? sum_rows<kVectorWidth<S>>() : sum_rows<1>();
+      return has_vectors(rows_.output) ? sum_rows<kVector>() : sum_rows<1>();
     }
     const S* input;
     auto* picked = static_cast<S*>(call_.picked_rows);
@@ -46,7 +46,7 @@ class Layer {
     multiply_input(input, rows_.output);
     const bool done = rows_.bias == nullptr && rows_.activation == Activation::kNone;
     if (done && call_.embedding_dim > 0) return cudaSuccess;
-    return has_vectors(rows_.output) ? add_bias_and_activate<kVectorWidth<S>>() : add_bias_and_activate<1>();
+    return has_vectors(rows_.output) ? add_bias_and_activate<kVector>() : add_bias_and_activate<1>();
   }
 
   Error backward() {
@@ -56,20 +56,23 @@ class Layer {
   }
 
  private:
+  static constexpr int kVector = kVectorWidth<T>;  // values that move at a time: 16 bytes of what is computed with
+
   Matrix matrix(const void* data, int64_t rows, int64_t columns) const {
     return Matrix(data, call_.storage, rows, columns);
   }
-  bool has_vectors(const void* rows) const {
-    return has_vector_rows<S>(rows, rows_.hidden_dim) &&
-           (rows_.bias == nullptr || has_vector_rows<S>(rows_.bias, rows_.hidden_dim));
+  // Whether rows, and the bias, can be moved so many values at a time.
+  bool has_vectors(const S* rows) const {
+    return has_vector_rows<kVector>(rows, rows_.hidden_dim) &&
+           (rows_.bias == nullptr || has_vector_rows<kVector>(rows_.bias, rows_.hidden_dim));
   }
 
   Error read_ids() { return token_keys(call_.ids, call_.vocab_size, projects_, &rows_.keys, library_, stream_); }
 
   template <int kWidth>
   Error sum_rows() {
-    const RowGrid grid = RowGrid::of(rows_.rows, rows_.hidden_dim / kWidth, kTableRowsAhead);
-    return launch(sum_table_rows<S, kWidth>, grid.blocks, grid.threads, 0, stream_, rows_);
+    const TableShape shape = TableShape::of(rows_, kWidth);
+    return launch(sum_table_rows<S, kWidth>, shape.blocks, shape.threads, 0, stream_, rows_, shape);
   }
 
   // Into `to`, or where that is null into memory of this call.
@@ -84,8 +87,9 @@ class Layer {
       return launch(gather_embeddings<S, width()>, grid.blocks, grid.threads, 0, stream_, rows_.keys, count,
                     call_.embedding_dim, embedding, is_picked, invalid, to);
     };
-    return has_vector_rows<S>(embedding, call_.embedding_dim) ? run(std::integral_constant<int, kVectorWidth<S>>{})
-                                                              : run(std::integral_constant<int, 1>{});
+    return has_vector_rows<kVectorWidth<S>>(embedding, call_.embedding_dim)
+               ? run(std::integral_constant<int, kVectorWidth<S>>{})
+               : run(std::integral_constant<int, 1>{});
   }
 
   void multiply_input(const S* input, S* output) {

@@ -17,6 +17,7 @@ namespace charlm::cuda {
 namespace {
 
 inline constexpr int kFiniteThreads = 256;
+inline constexpr int kFiniteAhead = 4, kKeysAhead = 8;  // loads of a thread that are under way at the same time
 
 // Block d copies column d of (rows, columns), 0 for what is not finite, and counts that.
 template <typename S>
@@ -24,11 +25,20 @@ __global__ void __launch_bounds__(kFiniteThreads)
     copy_finite(const S* from, int64_t rows, int64_t columns, Compute<S>* to, int32_t* left_out) {
   __shared__ int32_t scratch[kWarp];
   int32_t count = 0;
-  for (int64_t row = threadIdx.x; row < rows; row += kFiniteThreads) {
-    const int64_t at = row * columns + blockIdx.x;
-    const Compute<S> value = to_compute(from[at]);
-    to[at] = is_finite(value) ? value : Compute<S>(0);
-    count += is_finite(value) ? 0 : 1;
+  for (int64_t first = threadIdx.x; first < rows; first += kFiniteAhead * kFiniteThreads) {
+    Compute<S> values[kFiniteAhead];
+#pragma unroll
+    for (int k = 0; k < kFiniteAhead; ++k) {
+      const int64_t row = first + k * kFiniteThreads;
+      values[k] = to_compute(from[(row < rows ? row : first) * columns + blockIdx.x]);
+    }
+#pragma unroll
+    for (int k = 0; k < kFiniteAhead; ++k) {
+      const int64_t row = first + k * kFiniteThreads;
+      if (row >= rows) break;
+      to[row * columns + blockIdx.x] = is_finite(values[k]) ? values[k] : Compute<S>(0);
+      count += is_finite(values[k]) ? 0 : 1;
+    }
   }
   count = block_sum(count, scratch);
   if (threadIdx.x == 0) left_out[blockIdx.x] = count;
@@ -46,19 +56,26 @@ struct WeightGradient {
   S* gradient;                 // (H, T*D)
 
   __device__ bool occurs(int64_t token, int64_t position) const {
-    for (int64_t row = 0; row < rows; ++row) {
-      if (keys[row * context_length + position] == token * context_length + position) return true;
+    for (int64_t first = 0; first < rows; first += kKeysAhead) {
+      bool found = false;
+#pragma unroll
+      for (int k = 0; k < kKeysAhead; ++k) {
+        const int64_t row = first + k < rows ? first + k : first;
+        found |= keys[row * context_length + position] == token * context_length + position;
+      }
+      if (found) return true;
     }
     return false;
   }
 };
 
 template <typename S>
-__global__ void __launch_bounds__(kCopyThreads) store_weight_gradient(const WeightGradient<S> p) {
+__global__ void __launch_bounds__(kCopyThreads)
+    store_weight_gradient(const WeightGradient<S> p, const Divisor dimensions, const Divisor positions) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kCopyThreads + threadIdx.x;
   if (i >= p.hidden_dim * p.context_length * p.embedding_dim) return;
-  const int64_t d = i % p.embedding_dim, pair = i / p.embedding_dim;
-  const int64_t t = pair % p.context_length, h = pair / p.context_length;
+  int64_t d, t;
+  const int64_t pair = dimensions.divide(i, &d), h = positions.divide(pair, &t);
   Compute<S> value = p.products[(t * p.hidden_dim + h) * p.embedding_dim + d];
   if (p.left_out[d] > 0) {
     for (int64_t token = 0; token < p.vocab_size && value == value; ++token) {
@@ -155,7 +172,8 @@ class Projection {
                               products,
                               static_cast<S*>(call_.weight_gradient)};
     const int64_t blocks = (columns_ * dim + kCopyThreads - 1) / kCopyThreads;
-    return launch(store_weight_gradient<S>, blocks, dim3(kCopyThreads), 0, stream_, p);
+    return launch(store_weight_gradient<S>, blocks, dim3(kCopyThreads), 0, stream_, p, Divisor(dim),
+                  Divisor(context_length_));
   }
 
   const EmbeddingLinearCall& call_;

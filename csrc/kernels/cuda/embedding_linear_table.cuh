@@ -21,67 +21,156 @@ struct LayerRows {
   S* output;
   const S* grad_output;
 
-  __device__ bool is_valid(int64_t row) const { return keys[row * context_length] >= 0; }
-  // d output / d pre of one hidden unit of a valid row.
-  __device__ Compute<S> slope(int64_t row, int64_t h) const {
-    if (derivative_uses_output(activation)) {
-      return activation_slope(activation, to_compute(output[row * hidden_dim + h]));
+  // The gradients of hidden unit h before the activation, in kRows rows that exist: at(matrix, r) is where a matrix
+  // (N, H) has it of row r, and key(r, t) a key of that row. Loads wait for nothing that is loaded but keys; a row that
+  // has a bad id, whose gradient is 0, loads what another id names.
+  template <int kRows, typename At, typename Key>
+  __device__ void load_gradients(const At& at, const Key& key, const bool (&valid)[kRows], int64_t h,
+                                 Compute<S> (&gradients)[kRows]) const {
+    using T = Compute<S>;
+    // Where the slope of the activation takes neither, a matrix that is read anyway.
+    const S* from = derivative_uses_output(activation) ? output : pre != nullptr ? pre : grad_output;
+    S upstream[kRows], stored[kRows];  // converted when all are on their way
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      upstream[r] = *at(grad_output, r);
+      stored[r] = *at(from, r);
     }
-    if (!derivative_uses_input(activation)) return 1;
-    Compute<S> value = bias != nullptr ? to_compute(bias[h]) : Compute<S>(0);
-    if (table == nullptr) return activation_slope(activation, value + to_compute(pre[row * hidden_dim + h]));
-    for (int64_t t = 0; t < context_length; ++t) {
-      value += table[static_cast<int64_t>(keys[row * context_length + t]) * hidden_dim + h];
+    T values[kRows];  // of which the slope is a function
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) values[r] = to_compute(stored[r]);
+    if (derivative_uses_input(activation)) complete_inputs(key, h, values);
+    with_activation_slope<T>(activation, [&](const auto& slope) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const T gradient = to_compute(upstream[r]) * slope(values[r]);
+        gradients[r] = valid[r] ? gradient : T(0);
+      }
+    });
+  }
+
+  // Products and bias, or rows of P and bias.
+  template <int kRows, typename Key>
+  __device__ void complete_inputs(const Key& key, int64_t h, Compute<S> (&inputs)[kRows]) const {
+    const Compute<S> added = bias != nullptr ? to_compute(bias[h]) : Compute<S>(0);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) inputs[r] = table == nullptr ? inputs[r] + added : added;
+    if (table == nullptr) return;
+#pragma unroll 1
+    for (int t = 0; t < context_length; ++t) {
+      int row[kRows];
+      Compute<S> values[kRows];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) row[r] = key(r, t);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) values[r] = table[(row[r] > 0 ? row[r] : 0) * hidden_dim + h];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) inputs[r] += values[r];
     }
-    return activation_slope(activation, value);
   }
 };
 
 // output = activation(bias + the rows of P). Its time is that of writing N x H: P is read from the caches, of the
-// multiprocessor itself where it is the few ten KB of a character model. A thread adds up so many rows at once that
-// its loads overlap.
-inline constexpr int kTableRowsAhead = 4;
+// multiprocessor itself where it is the few ten KB of a character model. A thread has one vector of columns and
+// kTableRows rows at a time, whose loads overlap, as none waits for another: those of P, and of the keys that come
+// next. Where there is no such row, or its id is bad, another one is read.
+template <typename T>
+inline constexpr int kTableRows = sizeof(T) == sizeof(double) ? 4 : 8;  // what registers have room for
+inline constexpr int kTablePositions = 3;
+
+struct TableShape {
+  dim3 threads;
+  int64_t blocks;
+  int rounds;  // of a thread, kTableRows rows each
+
+  template <typename S>
+  static TableShape of(const LayerRows<S>& p, int width) {
+    constexpr int64_t kEnoughBlocks = 4096, kMaxRounds = 8;
+    const RowGrid one_round = RowGrid::of(p.rows, p.hidden_dim / width, kTableRows<Compute<S>>);
+    int64_t rounds = one_round.blocks / kEnoughBlocks;
+    rounds = rounds < 1 ? 1 : rounds > kMaxRounds ? kMaxRounds : rounds;
+    return {one_round.threads, (one_round.blocks + rounds - 1) / rounds, static_cast<int>(rounds)};
+  }
+};
+
+// Adds the next kPositions rows of P to each sum.
+template <int kPositions, int kRows, int kWidth, typename T>
+__device__ inline void add_table_rows(const T* table, int row_bytes, const int32_t* (&keys)[kRows], int t,
+                                      T (&sums)[kRows][kWidth]) {
+  int key[kPositions][kRows];
+  T values[kPositions][kRows][kWidth];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int i = 0; i < kPositions; ++i) key[i][r] = keys[r][t + i];
+  }
+#pragma unroll
+  for (int i = 0; i < kPositions; ++i) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      load_values<kWidth>(row_at(table, key[i][r] > 0 ? key[i][r] : 0, row_bytes), values[i][r]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kPositions; ++i) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) sums[r][j] += values[i][r][j];
+    }
+  }
+}
 
 template <typename S, int kWidth>
-__global__ void __launch_bounds__(kRowGridThreads) sum_table_rows(const LayerRows<S> p) {
+__global__ void __launch_bounds__(kRowGridThreads, 2) sum_table_rows(const LayerRows<S> p, const TableShape shape) {
   using T = Compute<S>;
-  const int64_t vectors = p.hidden_dim / kWidth;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y * kTableRowsAhead + threadIdx.y;
-  for (int64_t v = threadIdx.x; v < vectors; v += blockDim.x) {
-    const int64_t h = v * kWidth;
-    T sums[kTableRowsAhead][kWidth] = {};
-    if (p.bias != nullptr) {
-      T bias[kWidth];
-      load_values<kWidth>(p.bias + h, bias);
+  constexpr int kRows = kTableRows<T>;
+  const int context_length = static_cast<int>(p.context_length), columns = static_cast<int>(p.hidden_dim);
+  // Rows of the table, and so all others, are smaller than kProjectedTableBytes.
+  const int key_bytes = context_length * static_cast<int>(sizeof(int32_t));
+  const int table_bytes = columns * static_cast<int>(sizeof(T)), output_bytes = columns * static_cast<int>(sizeof(S));
+  const int row_step = static_cast<int>(blockDim.y), most = row_step * kRows * shape.rounds;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * most, left = p.rows - first_row;
+  const int rows = left < most ? static_cast<int>(left) : most;
+  const int32_t* block_keys = p.keys + first_row * p.context_length;
+  for (int h = static_cast<int>(threadIdx.x) * kWidth; h < columns; h += static_cast<int>(blockDim.x) * kWidth) {
+    T bias[kWidth] = {};
+    if (p.bias != nullptr) load_values<kWidth>(p.bias + h, bias);
+    const T* table = p.table + h;
+    S* output = p.output + first_row * p.hidden_dim + h;
+#pragma unroll 1
+    for (int first = static_cast<int>(threadIdx.y); first < rows; first += row_step * kRows) {
+      const int32_t* keys[kRows];
+      T sums[kRows][kWidth];
 #pragma unroll
-      for (int r = 0; r < kTableRowsAhead; ++r) {
-#pragma unroll
-        for (int i = 0; i < kWidth; ++i) sums[r][i] = bias[i];
+      for (int r = 0; r < kRows; ++r) {
+        const int row = first + r * row_step;
+        keys[r] = row_at(block_keys, row < rows ? row : rows - 1, key_bytes);
       }
-    }
-    for (int64_t t = 0; t < p.context_length; ++t) {
+      bool valid[kRows];
 #pragma unroll
-      for (int r = 0; r < kTableRowsAhead; ++r) {
-        const int64_t row = first + r * static_cast<int64_t>(blockDim.y);
-        if (row >= p.rows) continue;
-        const int64_t key = p.keys[row * p.context_length + t];
-        T values[kWidth];
-        if (key >= 0) {
-          load_values<kWidth>(p.table + key * p.hidden_dim + h, values);
-        } else {
+      for (int r = 0; r < kRows; ++r) valid[r] = *keys[r] >= 0;
 #pragma unroll
-          for (int i = 0; i < kWidth; ++i) values[i] = not_a_number<T>();
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) sums[r][i] = valid[r] ? bias[i] : not_a_number<T>();
+      }
+      int t = 0;
+#pragma unroll 1
+      for (; t + kTablePositions <= context_length; t += kTablePositions) {
+        add_table_rows<kTablePositions>(table, table_bytes, keys, t, sums);
+      }
+#pragma unroll 1
+      for (; t < context_length; ++t) add_table_rows<1>(table, table_bytes, keys, t, sums);
+      with_activation<T>(p.activation, [&](const auto& function) {
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+          for (int i = 0; i < kWidth; ++i) sums[r][i] = function(sums[r][i]);
+          const int row = first + r * row_step;
+          if (row < rows) store_values<kWidth>(row_at(output, row, output_bytes), sums[r]);
         }
-#pragma unroll
-        for (int i = 0; i < kWidth; ++i) sums[r][i] += values[i];
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < kTableRowsAhead; ++r) {
-      const int64_t row = first + r * static_cast<int64_t>(blockDim.y);
-      if (row >= p.rows) continue;
-      activate<kWidth>(p.activation, sums[r]);
-      store_values<kWidth>(p.output + row * p.hidden_dim + h, sums[r]);
+      });
     }
   }
 }
@@ -90,7 +179,9 @@ __global__ void __launch_bounds__(kRowGridThreads) sum_table_rows(const LayerRow
 // one column: no two threads ever write one place, and the order is that of the rows. Reading grad_output and output is
 // what takes the time.
 inline constexpr int kScatterWarps = 4;
-inline constexpr int kScatterAhead = 8;                   // rows whose loads are under way at the same time
+template <typename T>  // rows whose loads are under way at the same time: what registers have room for
+inline constexpr int kScatterRows = sizeof(T) == sizeof(double) ? 4 : 8;
+inline constexpr int kScatterPositions = 3;               // of a row, whose places a thread adds to at the same time
 inline constexpr int64_t kScatterSharedBytes = 48 << 10;  // four blocks a multiprocessor
 inline constexpr int64_t kScatterBlocks = 1024;           // fill every multiprocessor several times over
 inline constexpr int64_t kScatterMinRows = 128;
@@ -117,9 +208,10 @@ struct ScatterShape {
 
 // Block (rows, columns): partial[rows] is the dP of its rows.
 template <typename S>
-__global__ void __launch_bounds__(kScatterWarps* kWarp)
+__global__ void __launch_bounds__(kScatterWarps* kWarp, sizeof(S) == sizeof(double) ? 2 : 4)
     scatter_into_tables(const LayerRows<S> p, const ScatterShape shape, Compute<S>* partial) {
   using T = Compute<S>;
+  constexpr int kRows = kScatterRows<T>;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   T* tables = reinterpret_cast<T*>(dynamic_shared());
   T* column = tables + warp * shape.table_rows * kWarp + lane;
@@ -129,24 +221,53 @@ __global__ void __launch_bounds__(kScatterWarps* kWarp)
 
   const int64_t end = (row_block + 1) * shape.rows_per_block;
   const int64_t last = h >= p.hidden_dim ? 0 : end < p.rows ? end : p.rows;  // no rows for lanes beyond the columns
-  for (int64_t first = row_block * shape.rows_per_block + warp * kScatterAhead; first < last;
-       first += shape.warps * kScatterAhead) {
-    T gradient[kScatterAhead];
+  const int context_length = static_cast<int>(p.context_length);
+  // Of rows of matrices that are smaller than kProjectedTableBytes.
+  const int key_bytes = context_length * static_cast<int>(sizeof(int32_t));
+  const int row_bytes = static_cast<int>(p.hidden_dim) * static_cast<int>(sizeof(S));
+  for (int64_t first = row_block * shape.rows_per_block + warp * kRows; first < last; first += shape.warps * kRows) {
+    const int rows = last - first < kRows ? static_cast<int>(last - first) : kRows;
+    const int64_t first_place = first * p.hidden_dim + h;
+    const int32_t* first_keys = p.keys + first * p.context_length;
+    const auto at = [&](const S* matrix, int r) {
+      return row_at(matrix + first_place, r < rows ? r : rows - 1, row_bytes);
+    };
+    const auto key = [&](int r, int t) { return *row_at(first_keys + t, r < rows ? r : rows - 1, key_bytes); };
+    int keys[kScatterPositions][kRows];
+    const auto load_keys = [&](int t) {
 #pragma unroll
-    for (int r = 0; r < kScatterAhead; ++r) {
-      const int64_t row = first + r;
-      gradient[r] = 0;
-      if (row < last && p.is_valid(row)) {
-        gradient[r] = to_compute(p.grad_output[row * p.hidden_dim + h]) * p.slope(row, h);
-      }
-    }
+      for (int i = 0; i < kScatterPositions; ++i) {
+        const int position = t + i < context_length ? t + i : t;
 #pragma unroll
-    for (int r = 0; r < kScatterAhead; ++r) {
-      const int64_t row = first + r;
-      if (row >= last || !p.is_valid(row)) continue;
-      for (int64_t t = 0; t < p.context_length; ++t) {
-        column[static_cast<int64_t>(p.keys[row * p.context_length + t]) * kWarp] += gradient[r];
+        for (int r = 0; r < kRows; ++r) keys[i][r] = key(r, position);
       }
+    };
+    load_keys(0);
+    bool valid[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) valid[r] = r < rows && keys[0][r] >= 0;
+    T gradients[kRows];
+    p.load_gradients(at, key, valid, h, gradients);
+#pragma unroll 1
+    for (int t = 0;;) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        // Different places, or one and the same sum: of positions that there are not, and of gradients that are 0.
+        T* to[kScatterPositions];
+        T sums[kScatterPositions];
+#pragma unroll
+        for (int i = 0; i < kScatterPositions; ++i) {
+          to[i] = column + (keys[i][r] > 0 ? keys[i][r] : 0) * kWarp;
+          sums[i] = *to[i];
+        }
+#pragma unroll
+        for (int i = 0; i < kScatterPositions; ++i) {
+          *to[i] = sums[i] + gradients[r];
+        }
+      }
+      t += kScatterPositions;
+      if (t >= context_length) break;
+      load_keys(t);
     }
   }
   __syncthreads();

@@ -21,8 +21,11 @@ template <int kClasses>  // rows whose loads from P are under way at the same ti
 inline constexpr int kHiddenRows = kClasses <= 28 ? 8 : 4;
 inline constexpr int kLogitRows = 8;
 inline constexpr int kRowLanes = 4;
-inline constexpr int kRowPart = 7;    // logits that one of them holds at a time: 27 classes are one part
-inline constexpr int kPositions = 3;  // of a row, whose places in dP a thread adds to at the same time
+inline constexpr int kRowPart = 7;  // logits that one of them holds at a time: 27 classes are one part
+template <int kClasses>  // rows whose keys a thread has at the same time
+inline constexpr int kTableGradientRows = kClasses <= 28 ? 4 : 2;
+inline constexpr int kPositions = 3;     // of a row, whose places in dP a thread adds to at the same time
+inline constexpr int kWeightsAhead = 4;  // of a column of W2, whose loads are under way at the same time
 inline constexpr int kMaxTileRows = 64, kMinTileRows = 16;
 
 template <typename T>
@@ -51,7 +54,7 @@ template <typename T, int kClasses, bool kTableInShared>
 struct MlpMemory {
   static constexpr int kRoom = kClasses, kVector = kVectorWidth<T>;
   static constexpr int kLogitStride = (kClasses / kVector | 1) * kVector;
-  static_assert(kClasses % kVector == 0);
+  static_assert(kClasses % kVector == 0 && kClasses % kWeightsAhead == 0);
 
   int hidden_stride;
   T* hidden;          // (rows, H)
@@ -90,21 +93,28 @@ __device__ inline void hidden_column(const MlpTiles<T>& p, const Memory& memory,
   constexpr int kRows = kHiddenRows<Memory::kRoom>;
   const bool exists = column < p.hidden_dim;
   const T bias = exists && p.bias1 != nullptr ? p.bias1[column] : T(0);
+  const T* table = p.table + (exists ? column : 0);
 #pragma unroll 1
   for (int first = 0; first < p.tile_rows; first += kRows) {
-    T values[kRows];
+    const int* keys = memory.keys + first * p.context_length;
+    T sums[kRows];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) values[r] = bias;
-    for (int t = 0; exists && t < p.context_length; ++t) {
+    for (int r = 0; r < kRows; ++r) sums[r] = keys[r * p.context_length] >= 0 ? bias : not_a_number<T>();
+#pragma unroll 1
+    for (int t = 0; t < p.context_length; ++t) {
+      int key[kRows];
+      T values[kRows];
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const int key = memory.keys[(first + r) * p.context_length + t];
-        values[r] += key >= 0 ? p.table[key * p.hidden_dim + column] : not_a_number<T>();
-      }
+      for (int r = 0; r < kRows; ++r) key[r] = keys[r * p.context_length + t];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) values[r] = table[(key[r] > 0 ? key[r] : 0) * p.hidden_dim];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) sums[r] += values[r];
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      memory.hidden[(first + r) * memory.hidden_stride + column] = exists && first + r < rows ? tanh(values[r]) : T(0);
+      const T h = fast_tanh(sums[r]);
+      memory.hidden[(first + r) * memory.hidden_stride + column] = exists && first + r < rows ? h : T(0);
     }
   }
 }
@@ -158,14 +168,24 @@ __device__ inline void finish_row(const MlpTiles<T>& p, T* logits, int64_t row, 
   }
 }
 
+// The value, for all that the compiler knows another one each time: addresses that are computed from it do not stay in
+// registers, one for each class, from tile to tile.
+__device__ inline int computed_again(int value) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
 // What the rows of a tile add to a column of dW2; h of the column becomes dpre. Rows beyond the last have dz = 0.
 template <typename T, typename Memory>
 __device__ inline void add_weight_gradient(const MlpTiles<T>& p, const Memory& memory, int column,
                                            T (&weight_gradient)[Memory::kRoom]) {
   constexpr int kVector = Memory::kVector;
   T weight[Memory::kRoom];
+  const T* from = memory.weight2 + computed_again(column);
 #pragma unroll
-  for (int c = 0; c < Memory::kRoom; ++c) weight[c] = memory.weight2[c * memory.hidden_stride + column];
+  for (int c = 0; c < Memory::kRoom; ++c) weight[c] = from[c * memory.hidden_stride];
 #pragma unroll 1  // more would not fit into registers
   for (int r = 0; r < p.tile_rows; ++r) {
     const T h = memory.hidden[r * memory.hidden_stride + column];
@@ -189,21 +209,41 @@ __device__ inline void add_weight_gradient(const MlpTiles<T>& p, const Memory& m
 // What they add to that column of dP.
 template <typename T, typename Memory>
 __device__ inline void add_table_gradient(const MlpTiles<T>& p, const Memory& memory, int column, int rows) {
+  constexpr int kRows = kTableGradientRows<Memory::kRoom>;
   T* table = memory.table_gradient + column;
 #pragma unroll 1
-  for (int r = 0; r < rows; ++r) {
-    const int* keys = memory.keys + r * p.context_length;
-    if (keys[0] < 0) continue;  // a bad id
-    const T gradient = memory.hidden[r * memory.hidden_stride + column];
-    for (int t = 0; t < p.context_length; t += kPositions) {  // which are different places
-      T sums[kPositions];
+  for (int first = 0; first < rows; first += kRows) {
+    const int* keys = memory.keys + first * p.context_length;
+    T gradients[kRows];
 #pragma unroll
-      for (int i = 0; i < kPositions; ++i) {
-        if (t + i < p.context_length) sums[i] = table[keys[t + i] * p.hidden_dim];
+    for (int r = 0; r < kRows; ++r) {  // none of a row that has a bad id or is not there
+      const T gradient = memory.hidden[(first + r) * memory.hidden_stride + column];
+      gradients[r] = keys[r * p.context_length] >= 0 ? gradient : T(0);
+    }
+#pragma unroll 1
+    for (int t = 0; t < p.context_length; t += kPositions) {
+      int key[kRows][kPositions];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int i = 0; i < kPositions; ++i) {
+          key[r][i] = keys[r * p.context_length + (t + i < p.context_length ? t + i : t)];
+        }
       }
 #pragma unroll
-      for (int i = 0; i < kPositions; ++i) {
-        if (t + i < p.context_length) table[keys[t + i] * p.hidden_dim] = sums[i] + gradient;
+      for (int r = 0; r < kRows; ++r) {
+        // Different places, or one and the same sum: of positions that there are not, and of gradients that are 0.
+        T* to[kPositions];
+        T sums[kPositions];
+#pragma unroll
+        for (int i = 0; i < kPositions; ++i) {
+          to[i] = table + (key[r][i] > 0 ? key[r][i] : 0) * p.hidden_dim;
+          sums[i] = *to[i];
+        }
+#pragma unroll
+        for (int i = 0; i < kPositions; ++i) {
+          *to[i] = sums[i] + gradients[r];
+        }
       }
     }
   }
@@ -224,9 +264,16 @@ __global__ void __launch_bounds__(kMlpThreads<T, kClasses>) mlp_tiles(const MlpT
 
   T weight_gradient[kClasses] = {}, bias_gradient = 0, loss = 0, mean_weight = 0;
 #pragma unroll 1  // or its addresses would stay in registers until they are next used
-  for (int c = 0; c < kClasses && column < filled; ++c) {
-    memory.weight2[c * memory.hidden_stride + column] =
-        exists && c < classes ? p.weight2[static_cast<int64_t>(c) * p.hidden_dim + column] : T(0);
+  for (int first = column < filled ? 0 : kClasses; first < kClasses; first += kWeightsAhead) {
+    T weights[kWeightsAhead];
+#pragma unroll
+    for (int i = 0; i < kWeightsAhead; ++i) {
+      weights[i] = p.weight2[(first + i < classes ? first + i : 0) * p.hidden_dim + (exists ? column : 0)];
+    }
+#pragma unroll
+    for (int i = 0; i < kWeightsAhead; ++i) {
+      memory.weight2[(first + i) * memory.hidden_stride + column] = exists && first + i < classes ? weights[i] : T(0);
+    }
   }
   for (int r = column; r < p.tile_rows; r += threads) {  // dz of classes that there are not
     for (int c = classes; c < kClasses; ++c) memory.logits[r * Memory::kLogitStride + c] = 0;
@@ -274,8 +321,8 @@ __global__ void __launch_bounds__(kMlpThreads<T, kClasses>) mlp_tiles(const MlpT
     }
 #pragma unroll
     for (int c = 0; c < kClasses; ++c) {
-      if (c >= classes) break;
-      gradients[p.table_values() + static_cast<int64_t>(c) * p.hidden_dim + column] = weight_gradient[c];
+      if (c < classes)
+        gradients[p.table_values() + static_cast<int64_t>(c) * p.hidden_dim + column] = weight_gradient[c];
     }
   }
   if (column < classes) gradients[p.table_values() + p.weight2_values() + column] = bias_gradient;

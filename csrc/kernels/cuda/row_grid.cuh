@@ -1,5 +1,7 @@
-// Threads spread over the rows and columns of a matrix, and the vectors of 16 bytes that they move where these fit.
+// Threads spread over the rows and columns of a matrix, and the vectors that they move where these fit.
 #pragma once
+
+#include <type_traits>
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/storage.cuh"
@@ -21,41 +23,69 @@ struct RowGrid {
   }
 };
 
-// Whether rows of so many values, one after the other from `data` on, all begin where a vector may.
-template <typename S>
-bool has_vector_rows(const void* data, int64_t columns) {
-  return columns % kVectorWidth<S> == 0 && reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0;
+// a * b in one instruction, as is an address from it: where the compiler sees long integers, it makes eight.
+__device__ inline int64_t long_product(int a, int b) {
+#if defined(__CUDACC__)
+  int64_t product;
+  asm("mul.wide.s32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+  return product;
+#else
+  return static_cast<int64_t>(a) * b;
+#endif
 }
 
-// kWidth values, which lie where a vector may unless kWidth is 1.
+// Row `row` of a matrix that has rows of so many bytes.
+template <typename T>
+__device__ inline T* row_at(T* first, int row, int row_bytes) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(first) + long_product(row, row_bytes));
+}
+
+// Whether rows of so many values, one after the other from `data` on, all begin where an access to kWidth may.
+template <int kWidth, typename S>
+bool has_vector_rows(const S* data, int64_t columns) {
+  return columns % kWidth == 0 && reinterpret_cast<uintptr_t>(data) % (kWidth * sizeof(S)) == 0;
+}
+
+// kWidth values in one access, of no type in particular: of others the compiler makes several.
+template <int kBytes>
+using Bits = std::conditional_t<kBytes == kVectorBytes, uint4, uint2>;
+
+template <int kWidth, typename S>
+__device__ inline void load_stored(const S* from, S* to) {
+  if constexpr (kWidth == 1) {
+    *to = *from;
+  } else {
+    const auto bits = *reinterpret_cast<const Bits<kWidth * sizeof(S)>*>(from);
+    static_assert(sizeof(bits) == kWidth * sizeof(S));
+    memcpy(to, &bits, sizeof(bits));
+  }
+}
+template <int kWidth, typename S>
+__device__ inline void store_stored(S* to, const S* from) {
+  if constexpr (kWidth == 1) {
+    *to = *from;
+  } else {
+    Bits<kWidth * sizeof(S)> bits;
+    static_assert(sizeof(bits) == kWidth * sizeof(S));
+    memcpy(&bits, from, sizeof(bits));
+    *reinterpret_cast<decltype(bits)*>(to) = bits;
+  }
+}
+
 template <int kWidth, typename S>
 __device__ inline void load_values(const S* from, Compute<S>* to) {
-  if constexpr (kWidth == 1) {
-    *to = to_compute(*from);
-  } else {
-    static_assert(kWidth % kVectorWidth<S> == 0);
+  S stored[kWidth];
+  load_stored<kWidth>(from, stored);
 #pragma unroll
-    for (int v = 0; v < kWidth; v += kVectorWidth<S>) {
-      const Vector<S> vector = load_vector(from + v);
-#pragma unroll
-      for (int i = 0; i < kVectorWidth<S>; ++i) to[v + i] = to_compute(vector.values[i]);
-    }
-  }
+  for (int i = 0; i < kWidth; ++i) to[i] = to_compute(stored[i]);
 }
 template <int kWidth, typename S>
 __device__ inline void store_values(S* to, const Compute<S>* from) {
-  if constexpr (kWidth == 1) {
-    *to = to_storage<S>(*from);
-  } else {
-    static_assert(kWidth % kVectorWidth<S> == 0);
+  S stored[kWidth];
 #pragma unroll
-    for (int v = 0; v < kWidth; v += kVectorWidth<S>) {
-      Vector<S> vector;
-#pragma unroll
-      for (int i = 0; i < kVectorWidth<S>; ++i) vector.values[i] = to_storage<S>(from[v + i]);
-      store_vector(to + v, vector);
-    }
-  }
+  for (int i = 0; i < kWidth; ++i) stored[i] = to_storage<S>(from[i]);
+  store_stored<kWidth>(to, stored);
 }
 
 }  // namespace charlm::cuda

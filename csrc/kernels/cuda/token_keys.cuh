@@ -8,43 +8,71 @@
 namespace charlm::cuda {
 namespace {
 
-__device__ inline int64_t id_of(const TokenIds& ids, int64_t row, int64_t position) {
-  const int64_t at = row * ids.row_stride + position * ids.position_stride;
+// Calls use(ids), a pointer to the type of the ids. Those of uint64 beyond int64 become negative, and are out of range
+// all the same.
+template <typename Use>
+__device__ inline void with_ids(const TokenIds& ids, const Use& use) {
   switch (ids.type) {
     case IntegerType::kInt8:
-      return static_cast<const int8_t*>(ids.data)[at];
+      return use(static_cast<const int8_t*>(ids.data));
     case IntegerType::kInt16:
-      return static_cast<const int16_t*>(ids.data)[at];
+      return use(static_cast<const int16_t*>(ids.data));
     case IntegerType::kInt32:
-      return static_cast<const int32_t*>(ids.data)[at];
+      return use(static_cast<const int32_t*>(ids.data));
     case IntegerType::kUInt8:
-      return static_cast<const uint8_t*>(ids.data)[at];
+      return use(static_cast<const uint8_t*>(ids.data));
     case IntegerType::kUInt16:
-      return static_cast<const uint16_t*>(ids.data)[at];
+      return use(static_cast<const uint16_t*>(ids.data));
     case IntegerType::kUInt32:
-      return static_cast<const uint32_t*>(ids.data)[at];
-    default:  // those of uint64 beyond int64 become negative, and are out of range all the same
-      return static_cast<const int64_t*>(ids.data)[at];
+      return use(static_cast<const uint32_t*>(ids.data));
+    default:
+      return use(static_cast<const int64_t*>(ids.data));
   }
 }
 
 inline constexpr int kKeyThreads = 256;
+inline constexpr int kIdsAhead = 4;  // whose loads are under way at the same time
+
+// Ids of a row from `position` on; beyond the last position, that of the last.
+template <typename Id>
+__device__ inline void load_ids(const Id* row, const TokenIds& ids, int64_t position, int64_t (&values)[kIdsAhead]) {
+#pragma unroll
+  for (int i = 0; i < kIdsAhead; ++i) {
+    const int64_t at = position + i < ids.context_length ? position + i : ids.context_length - 1;
+    values[i] = static_cast<int64_t>(row[at * ids.position_stride]);
+  }
+}
 
 // Keys are rows of a table, one per id and position, or the ids themselves.
 __global__ void __launch_bounds__(kKeyThreads)
     read_keys(const TokenIds ids, int64_t vocab_size, bool per_position, int32_t* keys) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kKeyThreads + threadIdx.x;
   if (row >= ids.rows) return;
-  bool valid = true;
-  for (int64_t t = 0; t < ids.context_length; ++t) {
-    const int64_t id = id_of(ids, row, t);
-    valid = valid && id >= 0 && id < vocab_size;
-  }
-  for (int64_t t = 0; t < ids.context_length; ++t) {
-    const int64_t id = id_of(ids, row, t);
-    const int64_t key = per_position ? id * ids.context_length + t : id;
-    keys[row * ids.context_length + t] = valid ? static_cast<int32_t>(key) : -1;
-  }
+  with_ids(ids, [&](const auto* data) {
+    int64_t values[kIdsAhead];
+    bool valid = true;
+    int64_t t = 0;
+#pragma unroll 1
+    do {
+      load_ids(data + row * ids.row_stride, ids, t, values);
+#pragma unroll
+      for (int i = 0; i < kIdsAhead; ++i) valid = valid && values[i] >= 0 && values[i] < vocab_size;
+      t += kIdsAhead;
+    } while (t < ids.context_length);
+    // The last ids that were read come first, so that those of a short context are read once.
+#pragma unroll 1
+    for (t -= kIdsAhead;;) {
+#pragma unroll
+      for (int i = 0; i < kIdsAhead; ++i) {
+        if (t + i >= ids.context_length) break;
+        const int64_t key = per_position ? values[i] * ids.context_length + t + i : values[i];
+        keys[row * ids.context_length + t + i] = valid ? static_cast<int32_t>(key) : -1;
+      }
+      if (t == 0) break;
+      t -= kIdsAhead;
+      load_ids(data + row * ids.row_stride, ids, t, values);
+    }
+  });
 }
 
 // (N, T) keys, for rows of a table where `per_position`.
