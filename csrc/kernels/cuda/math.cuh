@@ -7,14 +7,23 @@
 
 namespace charlm::cuda {
 
-// 2^x, 0 where that is below 2^-126: one instruction.
-__device__ inline float exp2_fast(float x) {
+// 2^x and 1 / x, in one instruction each; results below 2^-126 are 0.
+__device__ inline float approximate_exp2(float x) {
 #if defined(__CUDACC__)
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 #else
   return std::exp2(x);
+#endif
+}
+__device__ inline float approximate_reciprocal(float x) {
+#if defined(__CUDACC__)
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return 1 / x;
 #endif
 }
 
@@ -28,12 +37,12 @@ struct Exponential {
 
   __device__ explicit Exponential(float shift)
       : s(fabsf(shift) < 0x1p30f ? 1.4426950408889634f : 1.0f), shift_s(shift * s) {}
-  __device__ float operator()(float z) const { return exp2_fast(fmaf(z, s, -shift_s)); }
+  __device__ float operator()(float z) const { return approximate_exp2(fmaf(z, s, -shift_s)); }
   // What sums of exponentials under another shift, a smaller one, are multiplied by to be under this one.
   __device__ float from(const Exponential& other) const {
-    return s == other.s ? exp2_fast(other.shift_s - shift_s) : 0.0f;
+    return s == other.s ? approximate_exp2(other.shift_s - shift_s) : 0.0f;
   }
-  __device__ float correction(float shift) const { return exp2_fast(-fmaf(shift, s, -shift_s)); }
+  __device__ float correction(float shift) const { return approximate_exp2(-fmaf(shift, s, -shift_s)); }
 };
 template <>
 struct Exponential<double> {
@@ -67,26 +76,6 @@ __device__ inline bool is_finite(T x) {
 // Of a NaN and a number, the number.
 __device__ inline float larger(float a, float b) { return fmaxf(a, b); }
 __device__ inline double larger(double a, double b) { return fmax(a, b); }
-
-// 2^x and 1 / x, in one instruction each; results below 2^-126 are 0.
-__device__ inline float approximate_exp2(float x) {
-#if defined(__CUDACC__)
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-#else
-  return exp2(x);
-#endif
-}
-__device__ inline float approximate_reciprocal(float x) {
-#if defined(__CUDACC__)
-  float result;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-#else
-  return 1 / x;
-#endif
-}
 
 // tanh without a branch, in half the instructions of tanhf. Its relative error is below 2^-21.5, 3.4 units in the last
 // place, by the documented errors of the two instructions above; where these round correctly, below 2^-22.3, 1.9 units.

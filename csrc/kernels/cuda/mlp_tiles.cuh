@@ -22,7 +22,7 @@ inline constexpr int kHiddenRows = kClasses <= 28 ? 8 : 4;
 inline constexpr int kLogitRows = 8;
 inline constexpr int kRowLanes = 4;
 inline constexpr int kRowPart = 7;  // logits that one of them holds at a time: 27 classes are one part
-template <int kClasses>  // rows whose keys a thread has at the same time
+template <int kClasses>             // rows whose keys a thread has at the same time
 inline constexpr int kTableGradientRows = kClasses <= 28 ? 4 : 2;
 inline constexpr int kPositions = 3;     // of a row, whose places in dP a thread adds to at the same time
 inline constexpr int kWeightsAhead = 4;  // of a column of W2, whose loads are under way at the same time
