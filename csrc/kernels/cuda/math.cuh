@@ -27,6 +27,10 @@ __device__ inline float approximate_reciprocal(float x) {
 #endif
 }
 
+// A product that no fused addition takes up.
+__device__ inline float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+__device__ inline double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+
 // e^(z - shift) for many z, as 2^(z s - shift s) with s = log2(e): two instructions each in float32. The product
 // shift s is rounded, and that is the same factor for all z: what they add up to is to be multiplied by `correction`.
 //
@@ -36,7 +40,7 @@ struct Exponential {
   float s, shift_s;
 
   __device__ explicit Exponential(float shift)
-      : s(fabsf(shift) < 0x1p30f ? 1.4426950408889634f : 1.0f), shift_s(shift * s) {}
+      : s(fabsf(shift) < 0x1p30f ? 1.4426950408889634f : 1.0f), shift_s(rounded_product(shift, s)) {}
   __device__ float operator()(float z) const { return approximate_exp2(fmaf(z, s, -shift_s)); }
   // What sums of exponentials under another shift, a smaller one, are multiplied by to be under this one.
   __device__ float from(const Exponential& other) const {
@@ -58,10 +62,6 @@ template <typename T>
 inline constexpr T kLowest = static_cast<T>(-FLT_MAX);
 template <>
 inline constexpr double kLowest<double> = -DBL_MAX;
-
-// A product that no fused addition takes up.
-__device__ inline float rounded_product(float a, float b) { return __fmul_rn(a, b); }
-__device__ inline double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 
 template <typename T>
 __device__ inline T not_a_number() {
