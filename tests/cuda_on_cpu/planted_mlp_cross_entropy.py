@@ -8,7 +8,7 @@ from planted import WRONG_NUMBERS, Fault, Planted, missing_barriers
 
 TILES, MODEL = "mlp_tiles.cuh", "mlp_cross_entropy.cu"
 MISTAKES = [
-    Fault(TILES, "+ kWarp + table_values", "+ kWarp - 4 * FAULT + table_values", "out of bounds"),
+    Fault(TILES, "2 * kWarp + table_values", "2 * kWarp - 4 * FAULT + table_values", "out of bounds"),
     Fault(TILES, "first + r < rows ? h", "(FAULT || first + r < rows) ? h", WRONG_NUMBERS),
     Fault(TILES, "h < p.hidden_dim; h += kVector", "h < p.hidden_dim - FAULT; h += kVector", WRONG_NUMBERS),
     Fault(TILES, "__syncwarp();", "if (!FAULT) __syncwarp();", "a race"),
