@@ -475,7 +475,7 @@ CUDA = [
     Fault(
         "the last chunk of a short row is read twice",
         "csrc/kernels/cuda/cross_entropy_narrow.cuh",
-        "z[k] = c < classes ? logit<T, kPlain>(p, input) : -static_cast<T>(INFINITY);",
+        "z[k] = chunk.contains(k) ? logit<T, kPlain>(p, input) : -static_cast<T>(INFINITY);",
         "z[k] = logit<T, kPlain>(p, input);",
         (CE + "every_shape_in_every_dtype",),
     ),
@@ -496,22 +496,22 @@ CUDA = [
     Fault(
         "the last tile of a long run of one token is not added",
         "csrc/kernels/cuda/segmented_sum.cuh",
-        "other <= last; ++other)",
-        "other < last; ++other)",
+        "if (first + k <= last) sum += parts[k];",
+        "if (first + k < last) sum += parts[k];",
         (EL + "one_token_repeated_everywhere",),
     ),
     Fault(
         "on a GPU, positions of ids lie side by side whatever the stride",
         "csrc/kernels/cuda/token_keys.cuh",
-        "const int64_t at = row * ids.row_stride + position * ids.position_stride;",
-        "const int64_t at = row * ids.row_stride + position;",
+        "static_cast<int64_t>(row[at * ids.position_stride]);",
+        "static_cast<int64_t>(row[at]);",
         (EL + "ids_with_any_strides",),
     ),
     Fault(
         "the bias has the gradient of the last chunk alone",
         "csrc/kernels/cuda/linear_cross_entropy.cu",
-        "classes_, classes_, first > 0, bias_sums_, library_,",
-        "classes_, classes_, false, bias_sums_, library_,",
+        "classes_, stride_, first > 0, bias_sums_, library_,",
+        "classes_, stride_, false, bias_sums_, library_,",
         (CONTRACT + "every_dtype_at_a_size_of_many_tiles",),
     ),
     Fault(
