@@ -199,11 +199,19 @@ def test_the_way_follows_from_the_shape(sizes: dict[str, Any], way: str) -> None
     assert _C.last_branch() == f"embedding_linear_backward/{way}"
 
 
-# Several blocks of rows, several columns of blocks, rows that vectors of 16 bytes fit or do not, long and short runs.
+# Several blocks of rows, several columns of blocks, more positions than a thread has at once, rows that vectors of 16
+# bytes fit or do not, long and short runs.
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "shape",
-    [(300, 3, 27, 10, 40), (260, 2, 27, 8, 64), (9, 2, 40, 16, 24), (700, 3, 200, 4, 24), (300, 2, 299, 3, 40)],
+    [
+        (300, 3, 27, 10, 40),
+        (123, 5, 9, 4, 40),
+        (260, 2, 27, 8, 64),
+        (9, 2, 40, 16, 24),
+        (700, 3, 200, 4, 24),
+        (300, 2, 299, 3, 40),
+    ],
 )
 def test_layers_of_every_shape(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     check(embedding_linear_sample(*shape, dtype=dtype))
@@ -281,6 +289,10 @@ def test_only_the_gradients_that_are_wanted(sizes: dict[str, Any]) -> None:
         result = ops.embedding_linear(**{**sample.arguments, name: leaf})
         (gradient,) = torch.autograd.grad(result, leaf, normal(*result.shape, seed=99))
         assert same_bits(gradient, everything[f"gradient of {name}"]), name
+
+
+def test_so_many_rows_that_a_thread_goes_round_more_than_once() -> None:
+    check(embedding_linear_sample(4 * 1024 + 3, 1, 3, 1, 255))
 
 
 def test_tanh_of_every_magnitude() -> None:

@@ -71,9 +71,9 @@ struct LayerRows {
 };
 
 // output = activation(bias + the rows of P). Its time is that of writing N x H: P is read from the caches, of the
-// multiprocessor itself where it is the few ten KB of a character model. A thread has one vector of columns and
-// kTableRows rows at a time, whose loads overlap, as none waits for another: those of P, and of the keys that come
-// next. Where there is no such row, or its id is bad, another one is read.
+// multiprocessor itself where it is the few ten KB of a character model. A thread has one vector of columns. Of
+// kTableRows rows and kTablePositions positions it loads all keys, then all that these name, with no branch between:
+// where there is no such row, or its id is bad, another one is read.
 template <typename T>
 inline constexpr int kTableRows = sizeof(T) == sizeof(double) ? 4 : 8;  // what registers have room for
 inline constexpr int kTablePositions = 3;
@@ -85,7 +85,7 @@ struct TableShape {
 
   template <typename S>
   static TableShape of(const LayerRows<S>& p, int width) {
-    constexpr int64_t kEnoughBlocks = 4096, kMaxRounds = 8;
+    constexpr int64_t kEnoughBlocks = 512, kMaxRounds = 8;  // twice what an H100 runs at once
     const RowGrid one_round = RowGrid::of(p.rows, p.hidden_dim / width, kTableRows<Compute<S>>);
     int64_t rounds = one_round.blocks / kEnoughBlocks;
     rounds = rounds < 1 ? 1 : rounds > kMaxRounds ? kMaxRounds : rounds;
