@@ -13,8 +13,8 @@ unsigned reduce_threads(int64_t values) {
   return static_cast<unsigned>(threads < kWarp ? kWarp : threads > kReduceThreads ? kReduceThreads : threads);
 }
 
-// How many rows a thread has under way at the same time.
-constexpr int kTargetsAhead = 4;
+// How many targets, or parts of sums, a thread has under way at the same time.
+constexpr int kTargetsAhead = 4, kPartsAhead = 4;
 constexpr int64_t kMaxDenominatorBlocks = 256;
 
 // Sums over the rows of a block, and of the same block of every later grid.
@@ -42,20 +42,29 @@ template <typename T>
 __global__ void __launch_bounds__(kReduceThreads)
     reduce_parts(const T* loss_parts, const T* weight_parts, int64_t parts, T* result, T* weight_sum) {
   __shared__ double scratch[2 * kWarp];
+  const T* weights = weight_parts != nullptr ? weight_parts : loss_parts;
+  const int64_t step = blockDim.x;
   double loss = 0, weight = 0;
-  for (int64_t i = threadIdx.x; i < parts; i += blockDim.x) {
-    loss += loss_parts[i];
-    if (weight_parts != nullptr) weight += weight_parts[i];
+#pragma unroll 1
+  for (int64_t i = threadIdx.x; i < parts; i += kPartsAhead * step) {
+    T losses_ahead[kPartsAhead], weights_ahead[kPartsAhead];
+#pragma unroll
+    for (int k = 0; k < kPartsAhead; ++k) {
+      const int64_t at = i + k * step < parts ? i + k * step : i;
+      losses_ahead[k] = loss_parts[at];
+      weights_ahead[k] = weights[at];
+    }
+#pragma unroll
+    for (int k = 0; k < kPartsAhead; ++k) {
+      if (i + k * step >= parts) break;
+      loss += losses_ahead[k];
+      weight += weights_ahead[k];
+    }
   }
   block_sums(&loss, &weight, scratch);
   if (threadIdx.x != 0) return;
   *result = static_cast<T>(weight_parts != nullptr ? loss / weight : loss);
   if (weight_sum != nullptr) *weight_sum = static_cast<T>(weight);
-}
-
-template <typename T>
-__global__ void set_number(T* to, T number) {
-  *to = number;
 }
 
 int64_t merge_blocks(int64_t rows) { return (rows * kWarp + kMergeThreads - 1) / kMergeThreads; }
@@ -127,13 +136,14 @@ Error run_cross_entropy(const CrossEntropy<T>& problem, const CrossEntropyRun<T>
 
 template <typename T>
 Error divide_by_denominator(CrossEntropy<T>* problem, CrossEntropyRun<T>* run, DeviceLibrary& library, Stream stream) {
+  if (problem->target == nullptr) {
+    problem->scale /= static_cast<T>(problem->rows);
+    return cudaSuccess;
+  }
   T* denominator = problem->denominator != nullptr ? problem->denominator : library.allocate_values<T>(1);
   run->denominator = denominator;
   if (problem->lse_is_known) return cudaSuccess;
-  // Where forward computes the gradient too: it takes a walk over the targets before that over the logits.
-  if (problem->target == nullptr) {
-    return launch(set_number<T>, 1, dim3(1), 0, stream, denominator, static_cast<T>(problem->rows));
-  }
+  // Forward that computes the gradient too has to walk over the targets before it does over the logits.
   int64_t blocks = (problem->rows + kTargetsAhead * kReduceThreads - 1) / (kTargetsAhead * kReduceThreads);
   blocks = blocks < 1 ? 1 : blocks > kMaxDenominatorBlocks ? kMaxDenominatorBlocks : blocks;
   T* sums = blocks == 1 ? denominator : library.allocate_values<T>(blocks);

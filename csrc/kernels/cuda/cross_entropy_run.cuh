@@ -22,8 +22,8 @@ int64_t cross_entropy_parts(const CrossEntropy<T>& problem);
 template <typename T>
 int64_t cross_entropy_split_values(const CrossEntropy<T>& problem);
 
-// Has a run that follows divide gradients by the mean's denominator: the problem's, where lse_is_known, or else what
-// the targets say, which then becomes the problem's.
+// Has a run that follows divide gradients by the mean's denominator: the number of rows of probabilities; else the
+// problem's, where lse_is_known, or what the targets say, which then becomes the problem's.
 template <typename T>
 Error divide_by_denominator(CrossEntropy<T>* problem, CrossEntropyRun<T>* run, DeviceLibrary& library, Stream stream);
 

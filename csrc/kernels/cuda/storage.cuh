@@ -42,46 +42,36 @@ __device__ inline __half to_storage(float value) {
   return __float2half_rn(value);
 }
 
+template <typename To, typename From>
+__device__ inline To with_bits_of(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
 // Two values in the halves of a word. Those of bfloat16 are the upper halves of float's.
 __device__ inline void unpack_pair(unsigned word, __nv_bfloat16, float* values) {
   values[0] = __uint_as_float(word << 16);
   values[1] = __uint_as_float(word & 0xffff0000u);
 }
 __device__ inline void unpack_pair(unsigned word, __half, float* values) {
-  __half2 pair;
-  memcpy(&pair, &word, sizeof(pair));
-  const float2 both = __half22float2(pair);
+  const float2 both = __half22float2(with_bits_of<__half2>(word));
   values[0] = both.x;
   values[1] = both.y;
 }
 __device__ inline unsigned pack_pair(float low, float high, __nv_bfloat16) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  unsigned word;
-  memcpy(&word, &pair, sizeof(word));
-  return word;
+  return with_bits_of<unsigned>(__floats2bfloat162_rn(low, high));
 }
 __device__ inline unsigned pack_pair(float low, float high, __half) {
-  const __half2 pair = __floats2half2_rn(low, high);
-  unsigned word;
-  memcpy(&word, &pair, sizeof(word));
-  return word;
+  return with_bits_of<unsigned>(__floats2half2_rn(low, high));
 }
 // Of each two halves the larger one; of a NaN and a number, the number.
 __device__ inline unsigned larger_pair(unsigned a, unsigned b, __nv_bfloat16) {
-  __nv_bfloat162 x, y;
-  memcpy(&x, &a, sizeof(x));
-  memcpy(&y, &b, sizeof(y));
-  const __nv_bfloat162 result = __hmax2(x, y);
-  memcpy(&a, &result, sizeof(a));
-  return a;
+  return with_bits_of<unsigned>(__hmax2(with_bits_of<__nv_bfloat162>(a), with_bits_of<__nv_bfloat162>(b)));
 }
 __device__ inline unsigned larger_pair(unsigned a, unsigned b, __half) {
-  __half2 x, y;
-  memcpy(&x, &a, sizeof(x));
-  memcpy(&y, &b, sizeof(y));
-  const __half2 result = __hmax2(x, y);
-  memcpy(&a, &result, sizeof(a));
-  return a;
+  return with_bits_of<unsigned>(__hmax2(with_bits_of<__half2>(a), with_bits_of<__half2>(b)));
 }
 
 inline constexpr int kVectorBytes = 16;  // the widest access a thread makes
