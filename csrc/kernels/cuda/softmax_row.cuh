@@ -73,8 +73,8 @@ struct SoftmaxPart {
     return total != 0 ? product - (larger_shift - shift) * total : product;
   }
 
-  // Of e^(z - shift).
-  __device__ T exact_sum() const { return sum * exponential.correction(shift); }
+  // Of e^(z - shift): 1 of the largest, exactly, so that the loss of a sure prediction is 0, and what the others add.
+  __device__ T exact_sum() const { return 1 + (sum - exponential(shift)) * exponential.correction(shift); }
 };
 
 // Of a and b as of b and a, to the bit, so that all lanes that merge the same parts have the same.
