@@ -33,6 +33,7 @@ from cases import (
     same_bits,
 )
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from charlm import _C, ops
 
@@ -315,6 +316,72 @@ def test_chunks_of_any_length(rows: int, reduction: str, dtype: torch.dtype) -> 
     ops.linear_cross_entropy(**sample.arguments)
     assert _C.last_branch() == f"linear_cross_entropy_forward/{'in_chunks' if rows > 2048 else 'at_once'}"
     check(sample)
+
+
+class Products(TorchDispatchMode):
+    """Notes where the products that run in it put their results, also those that an op makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.results: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.charlm.multiply_add):
+            self.results.append(kwargs["out"] if "out" in kwargs else args[-1])
+        elif func.namespace == "charlm":
+            key = torch._C.DispatchKey.CUDA if device.type == "cuda" else torch._C.DispatchKey.CPU
+            with self:  # which is off here
+                return func.redispatch(torch._C.DispatchKeySet(key), *args, **kwargs)
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("trained", "count"), [(("input", "linear_weight"), 3), (("input",), 2), (("linear_weight",), 2), ((), 1)]
+)
+def test_a_product_for_the_logits_and_one_for_each_gradient(trained: tuple[str, ...], count: int) -> None:
+    sample = linear_cross_entropy_sample(9, 5, 600, dtype=torch.bfloat16, bias=False)
+    leaves = {name: sample.arguments[name].clone().requires_grad_() for name in trained}
+    with Products() as products:
+        loss = ops.linear_cross_entropy(**{**sample.arguments, **leaves})
+        if trained:
+            torch.autograd.grad(loss, list(leaves.values()))
+    assert len(products.results) == count
+
+
+# Whole lines of 64 elements, or, of few classes, whole vectors of 16 bytes.
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("classes", "dtype", "stride"),
+    [
+        (640, torch.bfloat16, 640),
+        (530, torch.bfloat16, 576),
+        (530, torch.float32, 576),
+        (512, torch.float16, 512),
+        (511, torch.bfloat16, 512),
+        (27, torch.bfloat16, 32),
+        (27, torch.float32, 28),
+        (27, torch.float64, 28),
+    ],
+)
+def test_rows_of_logits_begin_where_products_are_fast(
+    classes: int, dtype: torch.dtype, stride: int, bias: bool
+) -> None:
+    sample = linear_cross_entropy_sample(9, 5, classes, dtype=dtype, bias=bias)
+    with Products() as products:
+        ops.linear_cross_entropy(**sample.arguments)
+    (logits,) = products.results
+    assert (logits.shape, logits.stride()) == ((9, classes), (stride, 1))
+    check(sample)
+
+
+@pytest.mark.vast
+@pytest.mark.parametrize(("classes", "rows"), [(1 << 18, [1024, 76]), (1 << 20, [256, 256, 256, 256, 76])])
+def test_a_chunk_takes_no_more_than_a_gibibyte(classes: int, rows: list[int]) -> None:
+    sample = linear_cross_entropy_sample(1100, 1, classes, dtype=torch.float32, bias=False)
+    with Products() as products:
+        ops.linear_cross_entropy(**sample.arguments)
+    assert [logits.shape[0] for logits in products.results] == rows
 
 
 @pytest.mark.parametrize("targets", TARGETS)
