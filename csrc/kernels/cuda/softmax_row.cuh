@@ -74,7 +74,10 @@ struct SoftmaxPart {
   }
 
   // Of e^(z - shift): 1 of the largest, exactly, so that the loss of a sure prediction is 0, and what the others add.
-  __device__ T exact_sum() const { return 1 + (sum - exponential(shift)) * exponential.correction(shift); }
+  __device__ T exact_sum() const {
+    if constexpr (sizeof(T) == sizeof(double)) return sum;  // there the largest adds 1 as it is
+    return 1 + (sum - exponential(shift)) * exponential.correction(shift);
+  }
 };
 
 // Of a and b as of b and a, to the bit, so that all lanes that merge the same parts have the same.
