@@ -208,6 +208,7 @@ def test_the_way_follows_from_the_shape(sizes: dict[str, Any], way: str) -> None
     [
         (300, 3, 27, 10, 40),
         (123, 5, 9, 4, 40),
+        (300, 3, 27, 0, 40),
         (260, 2, 27, 8, 64),
         (9, 2, 40, 16, 24),
         (700, 3, 200, 4, 24),
@@ -429,6 +430,7 @@ def test_a_target_out_of_range_makes_its_row_of_a_chunk_nan(bad: int) -> None:
     [
         (1, 1, 1, 1, 1),
         (7, 3, 27, 4, 9),
+        (40, 3, 27, 0, 9),
         (65, 3, 27, 10, 40),
         (33, 8, 28, 3, 33),
         (150, 2, 65, 5, 16),

@@ -11,8 +11,9 @@ struct Divisor {
   int64_t divisor;
   uint64_t reciprocal;  // 2^63 / divisor, rounded up
 
+  // 0, of a size of zero, divides nothing.
   explicit Divisor(int64_t divisor)
-      : divisor(divisor), reciprocal(static_cast<uint64_t>(INT64_MAX) / static_cast<uint64_t>(divisor) + 1) {}
+      : divisor(divisor), reciprocal(static_cast<uint64_t>(INT64_MAX / (divisor > 0 ? divisor : 1)) + 1) {}
 
   // Of a number that is not negative, and that times the divisor is below 2^63: what was rounded up adds up to less
   // than 1 / divisor.
