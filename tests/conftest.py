@@ -17,6 +17,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# What torch has compiled it keeps for later runs, by what is in a graph. The shapes of an op's results, which its fake
+# says, are not: a graph of an older charlm would be taken for one of this.
+os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
+os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
