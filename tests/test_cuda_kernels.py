@@ -45,8 +45,8 @@ def unaligned(tensor: Tensor) -> Tensor:
     return torch.cat([tensor.flatten(), tensor.flatten()])[3 : 3 + tensor.numel()].view(tensor.shape)
 
 
-# cross_entropy: rows on both sides of 512 classes (shared memory or registers), of a warp and more for a row, and of
-# 32,768 (several blocks for a row); many rows of strided classes.
+# cross_entropy: rows on both sides of 512 classes, and that are whole vectors of 16 bytes or not (registers or shared
+# memory); a part of a warp and more for a row, and of 32,768 (several blocks for a row); many rows of strided classes.
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

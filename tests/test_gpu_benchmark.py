@@ -37,14 +37,6 @@ from benchmarks.opponents import EAGER
 from charlm import data, ops
 from charlm.benchmark import WORKLOADS
 
-FACTS = {
-    "gpu": "A GPU",
-    "commit": "abc",
-    "date": "2026-01-01",
-    "versions": {"charlm": "1.0", "torch": "2.13.0", "python": "3.12.3"},
-    "cuda": "13.0",
-}
-
 
 class Event:
     def __init__(self, *, enable_timing: bool) -> None:

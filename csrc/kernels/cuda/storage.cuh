@@ -97,12 +97,6 @@ __device__ inline Vector<S> load_vector(const S* data) {
   memcpy(&vector, &raw, sizeof(raw));
   return vector;
 }
-template <typename S>
-__device__ inline void store_vector(S* data, const Vector<S>& vector) {
-  uint4 raw;
-  memcpy(&raw, &vector, sizeof(raw));
-  *reinterpret_cast<uint4*>(data) = raw;
-}
 
 // The values of 16 bytes as they were loaded, to compute with, and back. A loop that loads several such before it takes
 // the first one apart has them all under way at the same time.
