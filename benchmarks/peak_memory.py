@@ -33,12 +33,21 @@ def peak_bytes(prepare: Prepare, threads: int) -> int | None:
 def _peak_of(prepare: Prepare, threads: int) -> int:
     torch.set_num_threads(threads)
     step = prepare()
-    # Not getrusage: its mark has what set-up took for a while, and starts at what the parent process holds.
-    _MARKS.write_text(_RESET_PEAK)
-    before = _resident_bytes("VmRSS")
+    peak = peak_from_here()
     for _ in range(_STEPS):
         step()
-    return _resident_bytes("VmHWM") - before
+    return peak()
+
+
+def peak_from_here() -> Callable[[], int]:
+    """What this process has held at most since, in resident bytes beyond those it holds now (Linux alone).
+
+    Memory that its allocator keeps from earlier work is held now: what is measured to the byte needs a new process.
+    """
+    # Not getrusage: its mark has what was taken before, and starts at what the parent process holds.
+    _MARKS.write_text(_RESET_PEAK)
+    before = _resident_bytes("VmRSS")
+    return lambda: _resident_bytes("VmHWM") - before
 
 
 def _resident_bytes(entry: str) -> int:

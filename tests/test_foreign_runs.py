@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from command_line import SMALL_MLP, CommandLine
 
+from benchmarks.peak_memory import peak_from_here
 from charlm.cli import main
 
 OPTIONS = (*SMALL_MLP, "--optimizer", "adamw", "--steps", 4, "--quiet")
@@ -221,8 +222,7 @@ def test_an_optimizer_counts_as_far_as_a_float32_can() -> None:
 @pytest.fixture
 def little_memory() -> Callable[[], int]:
     """How many bytes of memory this process has taken at most, beyond what it had when the test began."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return lambda: (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return peak_from_here() if sys.platform == "linux" else lambda: 0
 
 
 def test_sizes_are_compared_before_memory_is_taken(
