@@ -130,6 +130,18 @@ FIGURES = [
         at_most=25,
         at_least=8,
     ),
+    Figure(
+        "embedding_linear",
+        "sum_table_rows<__nv_bfloat16, 4>",
+        "forward, T = 3",
+        unit="an output",
+        units=32,
+        loop="STG.64",
+        trips={"LDG.128*12": 1, "LDG.128": 0},
+        never=("CALL", "MUFU.EX2 !MUFU.RCP", "MUFU.RCP !MUFU.RCP*4"),
+        at_most=25,
+        at_least=8,
+    ),
     # The slope of tanh, which takes no exponential.
     Figure(
         "embedding_linear",

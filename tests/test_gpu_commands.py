@@ -226,7 +226,7 @@ def test_without_workers_a_lost_device_ends_the_run(pytest_of: list[str], tmp_pa
 
 
 def test_a_test_that_hangs_ends_its_process(pytest_of: list[str], tmp_path: Path) -> None:
-    (tmp_path / "conftest.py").write_text("from benchmarks.gpu import lost_device\nlost_device.TEST_SECONDS = 1\n")
+    (tmp_path / "conftest.py").write_text("from benchmarks.gpu import lost_device\nlost_device.TEST_SECONDS = 3\n")
     (tmp_path / "test_hangs.py").write_text("import time\n\ndef test_a():\n    time.sleep(600)\n\ndef test_b(): ...\n")
     options = ["-p", "benchmarks.gpu.lost_device", "-p", "xdist.plugin", "-n", "1"]
     result = run_pytest([*pytest_of, *options], PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")

@@ -58,7 +58,7 @@ def measured(
     steps: Sequence[Step], tasks: dict[str, list[jobs.Name]], out: Path, **changed_facts: Any
 ) -> tuple[dict[str, Any], list[jobs.Name]]:
     facts = {**FACTS, **changed_facts}
-    left = gpu.measure(steps, tasks, out / "a-gpu.json", facts, time.monotonic() + 200.0, retry=False)
+    left = gpu.measure(steps, tasks, out / "a-gpu.json", facts, time.monotonic() + 600.0, retry=False)
     return json.loads((out / "a-gpu.json").read_text()), left
 
 
@@ -69,17 +69,17 @@ def logs_of(out: Path) -> dict[str, str]:
 
 def test_a_step_that_hangs_or_aborts_loses_nothing_else(rehearsal: Any, tmp_path: Path) -> None:
     steps = (
-        TaskStep("worst", 60, "gpu_rehearsal:all_kinds", task_seconds=1.0),
-        TaskStep("broken", 20, "gpu_rehearsal:broken", task_seconds=1.0),
+        TaskStep("worst", 200, "gpu_rehearsal:all_kinds", task_seconds=3.0),
+        TaskStep("broken", 100, "gpu_rehearsal:broken", task_seconds=3.0),
         CommandStep(
             "commands",
-            1.0,
+            4.0,
             lambda: {"hangs": python("import time; print('began', flush=True); time.sleep(600)"), "fine": python("")},
             lambda name, status, text: {},
             task_seconds=60.0,
             at_once=2,
         ),
-        TaskStep("last", 20, "gpu_rehearsal:fine", task_seconds=5.0),
+        TaskStep("last", 100, "gpu_rehearsal:fine", task_seconds=50.0),
     )
     tasks = {
         "worst": names_of(rehearsal.all_kinds),
@@ -91,7 +91,7 @@ def test_a_step_that_hangs_or_aborts_loses_nothing_else(rehearsal: Any, tmp_path
     parts = results["parts"]
     worst = parts["rehearsal"]
     assert list(worst) == ["one", "hangs", "two", "aborts", "three", "loses", "four"]
-    assert worst["hangs"]["error"] == "did not end within 1 s"
+    assert worst["hangs"]["error"] == "did not end within 3 s"
     assert any("in _hang" in line for line in worst["hangs"]["last_lines"])  # it says where
     assert worst["aborts"]["error"] == "the process ended: SIGABRT"
     assert worst["loses"]["error"] == "RuntimeError: CUDA error: an illegal memory access was encountered"
@@ -102,7 +102,7 @@ def test_a_step_that_hangs_or_aborts_loses_nothing_else(rehearsal: Any, tmp_path
     assert "nothing of this can be imported" in parts["broken"]["broken: start"]["last_lines"][-1]
     hanging = parts["commands"]["hangs"]["commands"]["hangs"]
     assert hanging["exit_status"] == 124
-    assert hanging["note"].startswith("ran out of time after 1.")
+    assert hanging["note"].startswith("ran out of time after ")
     assert hanging["last_lines"] == ["began"]
     assert parts["commands"]["fine"]["commands"]["fine"]["exit_status"] == 0
     assert {name: entry["bytes_per_s"] for name, entry in parts["ceilings"].items()} == {"copy": 1e9, "write": 2e9}
@@ -133,7 +133,7 @@ def test_a_step_that_hangs_or_aborts_loses_nothing_else(rehearsal: Any, tmp_path
 
 
 def test_tasks_side_by_side_each_in_a_process_of_its_own(rehearsal: Any, tmp_path: Path) -> None:
-    step = TaskStep("risky", 60, "gpu_rehearsal:alone", task_seconds=20.0, is_alone=True, at_once=3)
+    step = TaskStep("risky", 200, "gpu_rehearsal:alone", task_seconds=50.0, is_alone=True, at_once=3)
     results, left = measured([step], {"risky": names_of(rehearsal.alone)}, tmp_path)
     entries = results["parts"]["risky"]
     assert left == []
@@ -177,7 +177,7 @@ def test_a_process_that_is_interrupted_leaves_nothing_behind(
         if name == "two":
             raise KeyboardInterrupt
 
-    step = TaskStep("worst", 60, "gpu_rehearsal:all_kinds", task_seconds=1.0)
+    step = TaskStep("worst", 200, "gpu_rehearsal:all_kinds", task_seconds=50.0)
     monkeypatch.setattr(Results, "put", interrupt)
     with pytest.raises(KeyboardInterrupt):
         measured([step], {"worst": [("rehearsal", "one"), ("rehearsal", "two")]}, tmp_path)
@@ -236,7 +236,7 @@ def test_a_job_ends_at_the_time_of_its_step() -> None:
 
     log: list[str] = []
     given = [Endless(log, name) for name in "abc"]
-    assert processes.run(given, time.monotonic() + 0.1, at_once=2) == given[2:]
+    assert processes.run(given, time.monotonic() + 0.5, at_once=2) == given[2:]
     assert sorted(log) == ["start a", "start b", "stop a", "stop b"]
     log.clear()
     given[0].poll = lambda: sys.exit("stopped")  # type: ignore[method-assign]
@@ -368,7 +368,7 @@ def test_a_whole_run(
 ) -> None:
     nvidia_smi("echo 'NVIDIA H100 80GB HBM3, 580.1'")
     monkeypatch.setattr(gpu.signal, "signal", lambda *_: None)
-    steps = (TaskStep("ceilings", 60, "gpu_rehearsal:fine", 20), TaskStep("risky", 60, "gpu_rehearsal:alone", 20))
+    steps = (TaskStep("ceilings", 200, "gpu_rehearsal:fine", 50), TaskStep("risky", 200, "gpu_rehearsal:alone", 50))
     tasks = {"ceilings": names_of(rehearsal.fine), "risky": names_of(rehearsal.alone)}
     monkeypatch.setattr(gpu, "STEPS", steps)
     listed = {"versions": FACTS["versions"], "cuda": "13.0", "tasks": tasks}

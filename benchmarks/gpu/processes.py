@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 _POLL_SECONDS = 0.05
 # For saying where it was when it was told to end, and for the kernel to end what is told to.
-_WORD_SECONDS = 0.5
+_WORD_SECONDS = 2.0
 _END_SECONDS = 5.0
 
 

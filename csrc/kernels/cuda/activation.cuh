@@ -1,7 +1,7 @@
 // The activations of embedding_linear and their derivatives.
 #pragma once
 
-#include "kernels/cuda/math.cuh"
+#include "kernels/cuda/storage.cuh"
 #include "kernels/embedding_linear.h"
 
 namespace charlm::cuda {
@@ -12,12 +12,14 @@ __device__ inline T normal_cdf(T x) {
   return T(0.5) + T(0.5) * erf(x * T(0.70710678118654752440));
 }
 
-// Calls use(function) with the activation, of which a NaN is one again: which it is is asked once for all values.
-template <typename T, typename Use>
+// Calls use(function) with the activation, of which a NaN is one again, for results that are kept as an S: which it is
+// is asked once for all values.
+template <typename S, typename Use>
 __device__ inline void with_activation(Activation activation, const Use& use) {
+  using T = Compute<S>;
   switch (activation) {
     case Activation::kTanh:
-      return use([](T x) { return fast_tanh(x); });
+      return use([](T x) { return fast_tanh<S>(x); });
     case Activation::kRelu:
       return use([](T x) { return x < 0 ? T(0) : x; });
     case Activation::kGelu:

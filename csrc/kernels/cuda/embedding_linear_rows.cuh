@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kRowGridThreads) activate_rows(const LayerRows
 #pragma unroll
     for (int r = 0; r < kRowsPerThread; ++r) load_values<kWidth>(p.output + rows.row(r) * p.hidden_dim + h, values[r]);
     if (p.bias != nullptr) load_values<kWidth>(p.bias + h, bias);
-    with_activation<T>(p.activation, [&](const auto& function) {
+    with_activation<S>(p.activation, [&](const auto& function) {
 #pragma unroll
       for (int r = 0; r < kRowsPerThread; ++r) {
 #pragma unroll

@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kRowGridThreads, 2) sum_table_rows(const Layer
       }
 #pragma unroll 1
       for (; t < context_length; ++t) add_table_rows<1>(table, table_bytes, keys, t, sums);
-      with_activation<T>(p.activation, [&](const auto& function) {
+      with_activation<S>(p.activation, [&](const auto& function) {
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
 #pragma unroll

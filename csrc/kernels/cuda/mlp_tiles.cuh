@@ -113,7 +113,7 @@ __device__ inline void hidden_column(const MlpTiles<T>& p, const Memory& memory,
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const T h = fast_tanh(sums[r]);
+      const T h = fast_tanh<T>(sums[r]);
       memory.hidden[(first + r) * memory.hidden_stride + column] = exists && first + r < rows ? h : T(0);
     }
   }
