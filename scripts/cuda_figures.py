@@ -118,29 +118,20 @@ FIGURES = [
         at_most=18,
     ),
     # tanh, the one activation with a reciprocal and no exponential beside it that takes a call.
-    Figure(
-        "embedding_linear",
-        "sum_table_rows<float, 4>",
-        "forward, T = 3",
-        unit="an output",
-        units=32,  # 8 rows of 4 columns
-        loop="STG.128",
-        trips={"LDG.128*12": 1, "LDG.128": 0},
-        never=("CALL", "MUFU.EX2 !MUFU.RCP", "MUFU.RCP !MUFU.RCP*4"),
-        at_most=25,
-        at_least=8,
-    ),
-    Figure(
-        "embedding_linear",
-        "sum_table_rows<__nv_bfloat16, 4>",
-        "forward, T = 3",
-        unit="an output",
-        units=32,
-        loop="STG.64",
-        trips={"LDG.128*12": 1, "LDG.128": 0},
-        never=("CALL", "MUFU.EX2 !MUFU.RCP", "MUFU.RCP !MUFU.RCP*4"),
-        at_most=25,
-        at_least=8,
+    *(
+        Figure(
+            "embedding_linear",
+            f"sum_table_rows<{storage}, 4>",
+            "forward, T = 3",
+            unit="an output",
+            units=32,  # 8 rows of 4 columns
+            loop=store,
+            trips={"LDG.128*12": 1, "LDG.128": 0},
+            never=("CALL", "MUFU.EX2 !MUFU.RCP", "MUFU.RCP !MUFU.RCP*4"),
+            at_most=25,
+            at_least=8,
+        )
+        for storage, store in (("float", "STG.128"), ("__nv_bfloat16", "STG.64"))
     ),
     # The slope of tanh, which takes no exponential.
     Figure(

@@ -39,6 +39,9 @@ class Call:
         arguments = {name: change(value) if isinstance(value, Tensor) else value for name, value in self.tensors()}
         return replace(self, arguments={**self.arguments, **arguments})
 
+    def in_float64(self) -> Call:
+        return self.changed(lambda value: value.double() if value.is_floating_point() else value)
+
     def tensors(self) -> Iterable[tuple[str, Tensor]]:
         return [(name, value) for name, value in self.arguments.items() if isinstance(value, Tensor)]
 
@@ -60,7 +63,7 @@ def evaluate(call: Call, namespace: Any = ops) -> dict[str, Tensor]:
 
 def truth(call: Call) -> dict[str, Tensor]:
     """What the reference computes in float64."""
-    return evaluate(call.changed(lambda value: value.double() if value.is_floating_point() else value), reference)
+    return evaluate(call.in_float64(), reference)
 
 
 def compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], dtype: torch.dtype) -> float:

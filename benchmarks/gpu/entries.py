@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.gpu.results import MOST_DIFFERENCE, OURS
+from benchmarks.gpu.results import OURS, is_wrong
 
 Row = Mapping[str, Any]
 
@@ -68,11 +68,6 @@ def numbers(entry: Row) -> dict[str, float]:
         for name, value in entry.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and name != "took_s"
     }
-
-
-def is_wrong(row: Row) -> bool:
-    """Whether the results differ from eager's by more than rounding does."""
-    return bool(row.get("difference", 0.0) > MOST_DIFFERENCE)
 
 
 def is_installed(row: Row) -> bool:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from benchmarks.gpu.device import is_lost
 
 TEST_SECONDS = 40
 
@@ -50,18 +51,6 @@ class _LostDevice:
             if self._is_worker:
                 os._exit(1)
             pytest.exit("the GPU can be used no more", returncode=1)
-
-
-def is_lost() -> bool:
-    """Whether CUDA refuses everything from now on."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return False
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return True
-    return False
 
 
 def _first_line(report: pytest.TestReport) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.device import is_lost
 from benchmarks.gpu.results import OURS, Entry
 from benchmarks.gpu.task import Task
 
@@ -166,14 +167,8 @@ def _warm_up(step: Step) -> tuple[float, int]:
 
 
 def is_broken() -> bool:
-    """Whether the process can use the GPU no more, as after an access out of bounds."""
-    if DEVICE != "cuda":
-        return False
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return True
-    return False
+    """Whether the process can use the device no more."""
+    return DEVICE == "cuda" and is_lost()
 
 
 def release_memory() -> None:

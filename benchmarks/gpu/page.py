@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.gpu import entries, figures
 from benchmarks.gpu.entries import Row
+from benchmarks.gpu.results import is_wrong
 from benchmarks.markdown import table
 from charlm.cli.bench import duration
 
@@ -279,7 +280,7 @@ def _published(row: Row) -> str | None:
 def _difference(row: Row) -> str | None:
     if "difference" not in row:
         return None
-    return f"{row['difference']:.1e}" + (", WRONG" if entries.is_wrong(row) else "")
+    return f"{row['difference']:.1e}" + (", WRONG" if is_wrong(row) else "")
 
 
 def _examples(row: Row) -> str | None:

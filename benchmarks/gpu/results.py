@@ -67,12 +67,16 @@ def is_failure(entry: Mapping[str, Any]) -> bool:
     return "error" in entry or any(run["exit_status"] != 0 for run in entry.get("commands", {}).values())
 
 
+def is_wrong(entry: Mapping[str, Any]) -> bool:
+    """Whether what was measured differs from eager's results by more than rounding does."""
+    return bool(entry.get("difference", 0.0) > MOST_DIFFERENCE)
+
+
 def failures(results: Mapping[str, Any]) -> list[str]:
     """The tasks of ours that failed: what an opponent cannot do is recorded, and no failure."""
     return [
         f"{part}: {name}"
         for part, entries in results["parts"].items()
         for name, entry in entries.items()
-        if entry.get("implementation", OURS[0]) in OURS
-        and (is_failure(entry) or entry.get("difference", 0.0) > MOST_DIFFERENCE)
+        if entry.get("implementation", OURS[0]) in OURS and (is_failure(entry) or is_wrong(entry))
     ]

@@ -18,7 +18,8 @@ from torch import Tensor
 from benchmarks.gpu import checks, measure
 from benchmarks.gpu.checks import Call
 from benchmarks.gpu.results import Entry
-from benchmarks.gpu.task import Task
+from benchmarks.gpu.task import Task, in_a_line
+from benchmarks.options import dtype_name
 
 # Both losses' options at once; what "weighted" is, checks.py knows.
 _ALL_OPTIONS: dict[str, Any] = {
@@ -62,7 +63,7 @@ def tasks() -> Iterator[tuple[str, Task]]:
     for way, check in WAYS.items():
         for dtype in checks.DTYPES:
             for op in CASES:
-                word = str(dtype).removeprefix("torch.")
+                word = dtype_name(dtype)
                 yield (
                     "smoke",
                     Task(f"{op} {word}: {way}", partial(_every_case, check, op, dtype), {"op": op, "dtype": word}),
@@ -76,7 +77,7 @@ def _every_case(check: Callable[[str, str, torch.dtype], float], op: str, dtype:
         try:
             largest = max(largest, check(op, case, dtype))
         except Exception as error:
-            errors.append(f"{case}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}")
+            errors.append(f"{case}: {in_a_line(error)}")
             if measure.is_broken():
                 break
     return {"error": "; ".join(errors)} if errors else {"largest_difference": largest}

@@ -33,5 +33,10 @@ def attempt(task: Task) -> Entry:
     except ImportError as error:
         measured = {"error": f"not installed: {error}"}
     except Exception as error:
-        measured = {"error": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"}
+        measured = {"error": in_a_line(error)}
     return {**task.facts, **measured, "took_s": round(time.monotonic() - started, 1)}
+
+
+def in_a_line(error: Exception) -> str:
+    """Its type, and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
