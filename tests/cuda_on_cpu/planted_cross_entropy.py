@@ -56,7 +56,7 @@ MISTAKES = [
     Fault(SUMS, "k * step < p.rows ? row", "k * step < p.rows || FAULT ? row", "out of bounds"),
     Fault(ROW, "static_cast<uint64_t>(p.classes);", "static_cast<uint64_t>(p.classes + FAULT);", "out of bounds"),
     Fault(ROW, "if (!target.valid) return", "if (!target.valid && !FAULT) return", WRONG_NUMBERS),
-    Fault(ROW, "run.loss_parts[blockIdx.x] = loss;", "run.loss_parts[FAULT ? 0 : blockIdx.x] = loss;", "a race"),
+    Fault(ROW, "run.loss_parts[blockIdx.x] = sums", "run.loss_parts[FAULT ? 0 : blockIdx.x] = sums", "a race"),
 ]
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from cases import check, embedding_linear_sample, evaluate
 from planted import WRONG_NUMBERS, Fault, Planted, missing_barriers
 
-TABLE, ROWS, KEYS, SEGMENTS, SUMS = (
+TABLE, ROWS, COLUMN, KEYS, SEGMENTS, SUMS = (
     "embedding_linear_table.cuh",
     "embedding_linear_rows.cuh",
+    "table_column.cuh",
     "token_keys.cuh",
     "segmented_sum.cuh",
     "column_sums.cuh",
@@ -34,9 +35,9 @@ MISTAKES = [
     Fault(TABLE, "end < p.rows ? end : p.rows;", "end < p.rows ? end : p.rows - FAULT;", WRONG_NUMBERS),
     Fault(TABLE, "key[i][r] > 0 ?", "key[i][r] > 0 || FAULT ?", "out of bounds"),
     Fault(TABLE, "row[r] > 0 ?", "row[r] > 0 || FAULT ?", "out of bounds"),
-    Fault(TABLE, "keys[i][r] > 0 ?", "keys[i][r] > 0 || FAULT ?", "out of bounds|a race"),
+    Fault(COLUMN, "keys[i] > 0 ?", "keys[i] > 0 || FAULT ?", "out of bounds|a race"),
     Fault(TABLE, "valid[r] ? bias[i]", "valid[r] || FAULT ? bias[i]", WRONG_NUMBERS),
-    Fault(TABLE, "r < rows && keys[0][r] >= 0", "(FAULT || r < rows) && keys[0][r] >= 0", WRONG_NUMBERS),
+    Fault(TABLE, "r < rows && keys[r][0] >= 0", "(FAULT || r < rows) && keys[r][0] >= 0", WRONG_NUMBERS),
     Fault(ROWS, "return first < count;", "return first < count + FAULT;", "out of bounds"),
     Fault(ROWS, "(blockDim.y) < count; }", "(blockDim.y) < count + FAULT; }", "out of bounds"),
     Fault(ROWS, "keys_at[r] > 0 ?", "keys_at[r] > 0 || FAULT ?", "out of bounds"),

@@ -61,10 +61,11 @@ __global__ void __launch_bounds__(kReduceThreads)
       weight += weights_ahead[k];
     }
   }
-  block_sums(&loss, &weight, scratch);
+  double sums[] = {loss, weight};
+  block_sums(sums, scratch);
   if (threadIdx.x != 0) return;
-  *result = static_cast<T>(weight_parts != nullptr ? loss / weight : loss);
-  if (weight_sum != nullptr) *weight_sum = static_cast<T>(weight);
+  *result = static_cast<T>(weight_parts != nullptr ? sums[0] / sums[1] : sums[0]);
+  if (weight_sum != nullptr) *weight_sum = static_cast<T>(sums[1]);
 }
 
 int64_t merge_blocks(int64_t rows) { return (rows * kWarp + kMergeThreads - 1) / kMergeThreads; }

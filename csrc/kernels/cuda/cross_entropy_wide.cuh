@@ -6,8 +6,6 @@
 // reads it again: from device memory in a backward pass, from the cache where forward computes the gradient as well.
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/cuda/row_pieces.cuh"
 #include "kernels/cuda/softmax_row.cuh"
 

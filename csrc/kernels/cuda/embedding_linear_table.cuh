@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/row_grid.cuh"
+#include "kernels/cuda/table_column.cuh"
 
 namespace charlm::cuda {
 namespace {
@@ -181,7 +182,6 @@ __global__ void __launch_bounds__(kRowGridThreads, 2) sum_table_rows(const Layer
 inline constexpr int kScatterWarps = 4;
 template <typename T>  // rows whose loads are under way at the same time: what registers have room for
 inline constexpr int kScatterRows = sizeof(T) == sizeof(double) ? 4 : 8;
-inline constexpr int kScatterPositions = 3;               // of a row, whose places a thread adds to at the same time
 inline constexpr int64_t kScatterSharedBytes = 48 << 10;  // four blocks a multiprocessor
 inline constexpr int64_t kScatterBlocks = 1024;           // fill every multiprocessor several times over
 inline constexpr int64_t kScatterMinRows = 128;
@@ -233,39 +233,26 @@ __global__ void __launch_bounds__(kScatterWarps* kWarp, sizeof(S) == sizeof(doub
       return row_at(matrix + first_place, r < rows ? r : rows - 1, row_bytes);
     };
     const auto key = [&](int r, int t) { return *row_at(first_keys + t, r < rows ? r : rows - 1, key_bytes); };
-    int keys[kScatterPositions][kRows];
+    int keys[kRows][kPositions];
     const auto load_keys = [&](int t) {
 #pragma unroll
-      for (int i = 0; i < kScatterPositions; ++i) {
+      for (int i = 0; i < kPositions; ++i) {
         const int position = t + i < context_length ? t + i : t;
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) keys[i][r] = key(r, position);
+        for (int r = 0; r < kRows; ++r) keys[r][i] = key(r, position);
       }
     };
     load_keys(0);
     bool valid[kRows];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) valid[r] = r < rows && keys[0][r] >= 0;
+    for (int r = 0; r < kRows; ++r) valid[r] = r < rows && keys[r][0] >= 0;
     T gradients[kRows];
     p.load_gradients(at, key, valid, h, gradients);
 #pragma unroll 1
     for (int t = 0;;) {
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        // Different places, or one and the same sum: of positions that there are not, and of gradients that are 0.
-        T* to[kScatterPositions];
-        T sums[kScatterPositions];
-#pragma unroll
-        for (int i = 0; i < kScatterPositions; ++i) {
-          to[i] = column + (keys[i][r] > 0 ? keys[i][r] : 0) * kWarp;
-          sums[i] = *to[i];
-        }
-#pragma unroll
-        for (int i = 0; i < kScatterPositions; ++i) {
-          *to[i] = sums[i] + gradients[r];
-        }
-      }
-      t += kScatterPositions;
+      for (int r = 0; r < kRows; ++r) add_to_places(column, kWarp, keys[r], gradients[r]);
+      t += kPositions;
       if (t >= context_length) break;
       load_keys(t);
     }

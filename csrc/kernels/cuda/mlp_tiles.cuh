@@ -13,6 +13,7 @@
 #pragma once
 
 #include "kernels/cuda/cross_entropy_narrow.cuh"
+#include "kernels/cuda/table_column.cuh"
 
 namespace charlm::cuda {
 namespace {
@@ -24,7 +25,6 @@ inline constexpr int kRowLanes = 4;
 inline constexpr int kRowPart = 7;  // logits that one of them holds at a time: 27 classes are one part
 template <int kClasses>             // rows whose keys a thread has at the same time
 inline constexpr int kTableGradientRows = kClasses <= 28 ? 4 : 2;
-inline constexpr int kPositions = 3;     // of a row, whose places in dP a thread adds to at the same time
 inline constexpr int kWeightsAhead = 4;  // of a column of W2, whose loads are under way at the same time
 inline constexpr int kMaxTileRows = 64, kMinTileRows = 16;
 
@@ -231,20 +231,7 @@ __device__ inline void add_table_gradient(const MlpTiles<T>& p, const Memory& me
         }
       }
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        // Different places, or one and the same sum: of positions that there are not, and of gradients that are 0.
-        T* to[kPositions];
-        T sums[kPositions];
-#pragma unroll
-        for (int i = 0; i < kPositions; ++i) {
-          to[i] = table + (key[r][i] > 0 ? key[r][i] : 0) * p.hidden_dim;
-          sums[i] = *to[i];
-        }
-#pragma unroll
-        for (int i = 0; i < kPositions; ++i) {
-          *to[i] = sums[i] + gradients[r];
-        }
-      }
+      for (int r = 0; r < kRows; ++r) add_to_places(table, p.hidden_dim, key[r], gradients[r]);
     }
   }
 }

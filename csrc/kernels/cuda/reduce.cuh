@@ -19,32 +19,28 @@ __device__ inline T warp_sum(T value) {
   return value;
 }
 
-// The sum over the block, in its thread 0. `scratch` has kWarp values of shared memory, which are not to be written
-// again before a barrier.
-template <typename T>
-__device__ inline T block_sum(T value, T* scratch) {
+// Replaces values by their sums over the block, in its thread 0. `scratch` has kCount * kWarp values of shared memory,
+// which are not to be written again before a barrier.
+template <int kCount, typename T>
+__device__ inline void block_sums(T (&values)[kCount], T* scratch) {
   const int warp = thread_in_block() / kWarp, lane = thread_in_block() % kWarp;
-  value = warp_sum(value);
-  if (lane == 0) scratch[warp] = value;
-  __syncthreads();
-  return warp == 0 ? warp_sum(lane < threads_of_block() / kWarp ? scratch[lane] : T(0)) : value;
-}
-
-// Two of them at once, where `scratch` has 2 * kWarp values.
-template <typename T>
-__device__ inline void block_sums(T* first, T* second, T* scratch) {
-  const int warp = thread_in_block() / kWarp, lane = thread_in_block() % kWarp;
-  *first = warp_sum(*first);
-  *second = warp_sum(*second);
-  if (lane == 0) {
-    scratch[warp] = *first;
-    scratch[kWarp + warp] = *second;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    values[i] = warp_sum(values[i]);
+    if (lane == 0) scratch[i * kWarp + warp] = values[i];
   }
   __syncthreads();
   if (warp != 0) return;
-  const bool has_warp = lane < threads_of_block() / kWarp;
-  *first = warp_sum(has_warp ? scratch[lane] : T(0));
-  *second = warp_sum(has_warp ? scratch[kWarp + lane] : T(0));
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    values[i] = warp_sum(lane < threads_of_block() / kWarp ? scratch[i * kWarp + lane] : T(0));
+  }
+}
+template <typename T>
+__device__ inline T block_sum(T value, T* scratch) {
+  T values[] = {value};
+  block_sums(values, scratch);
+  return values[0];
 }
 
 }  // namespace charlm::cuda

@@ -206,10 +206,11 @@ __device__ inline Compute<S> gradient_scale(const CrossEntropy<Compute<S>>& p, c
 template <typename T>
 __device__ inline void write_parts(const CrossEntropyRun<T>& run, T loss, T mean_weight, T* scratch) {
   if (run.loss_parts == nullptr) return;
-  block_sums(&loss, &mean_weight, scratch);
+  T sums[] = {loss, mean_weight};
+  block_sums(sums, scratch);
   if (thread_in_block() != 0) return;
-  run.loss_parts[blockIdx.x] = loss;
-  run.weight_parts[blockIdx.x] = mean_weight;
+  run.loss_parts[blockIdx.x] = sums[0];
+  run.weight_parts[blockIdx.x] = sums[1];
 }
 
 }  // namespace charlm::cuda
