@@ -55,7 +55,7 @@ def loss_options(
     """
     # Of the defaults nothing but the type is looked at: a tiny call would notice more.
     if type(ignore_index) is not int or (ignore_index != -100 and not -(2**63) <= ignore_index < 2**63):
-        ignore_index = _integer(ignore_index)
+        ignore_index = checked_ignore_index(ignore_index)
     code = REDUCTIONS.get(reduction) if type(reduction) is str else None
     if code is None:
         code = reduction_code(reduction)
@@ -166,7 +166,13 @@ def complain(error: Exception, optional: Mapping[str, Any], **tensors: Any) -> N
         raise ArgumentError(*error.args) from None
 
 
-def _integer(value: Any) -> int:
+def checked_ignore_index(value: Any) -> int:
+    """`value` as an integer of 64 bits.
+
+    Raises:
+        TypeError: it is a bool, or no integer.
+        ArgumentError: it is out of range.
+    """
     if value is None or _is_bool(value):
         raise TypeError(
             f"ignore_index must be an integer, got {value}; size_average and reduce, which PyTorch deprecates, do not "

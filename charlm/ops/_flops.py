@@ -20,8 +20,10 @@ _ops = torch.ops.charlm
 Shape = Sequence[int]
 
 
-@register_flop_formula([_ops.cross_entropy_forward, _ops.cross_entropy_backward])
-def _cross_entropy(*_: Any, out_shape: Any = None) -> int:
+@register_flop_formula(
+    [_ops.cross_entropy_forward, _ops.cross_entropy_backward, _ops.log_probs_forward, _ops.log_probs_backward]
+)
+def _of_logits(*_: Any, out_shape: Any = None) -> int:
     return 0
 
 
@@ -49,6 +51,18 @@ def _linear_cross_entropy_backward(
     grad_output: Shape, input: Shape, linear_weight: Shape, *others: Any, out_shape: Any = None
 ) -> int:
     input_gradient, weight_gradient, *_ = others[-4:]
+    return _product(input, linear_weight) * (input_gradient + weight_gradient)
+
+
+@register_flop_formula(_ops.linear_log_probs_forward)
+def _linear_log_probs_forward(input: Shape, linear_weight: Shape, *_: Any, out_shape: Any = None) -> int:
+    return _product(input, linear_weight)
+
+
+@register_flop_formula(_ops.linear_log_probs_backward)
+def _linear_log_probs_backward(*arguments: Any, out_shape: Any = None) -> int:
+    input, linear_weight = arguments[3:5]
+    input_gradient, weight_gradient, _ = arguments[-3:]
     return _product(input, linear_weight) * (input_gradient + weight_gradient)
 
 

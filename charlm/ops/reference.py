@@ -23,11 +23,19 @@ from torch.nn.functional import embedding as torch_embedding
 from torch.nn.functional import gelu, linear, relu
 
 from charlm.ops._arguments import HALF, ArgumentError, check_chunking, check_output_dtype, loss_options
+from charlm.ops._log_probs import LogProbs, log_probs_options
 
 if TYPE_CHECKING:
     from torch.nn import LinearCrossEntropyOptions  # torch 2.13 has it
 
-__all__ = ["cross_entropy", "embedding_linear", "linear_cross_entropy", "mlp_cross_entropy"]
+__all__ = [
+    "cross_entropy",
+    "embedding_linear",
+    "linear_cross_entropy",
+    "linear_log_probs",
+    "log_probs",
+    "mlp_cross_entropy",
+]
 
 
 def _identity(x: Tensor) -> Tensor:
@@ -260,6 +268,119 @@ def linear_cross_entropy(
         output_dtype=output_dtype,
     )
     return loss.reshape(logits.shape[:-1]) if reduction == "none" and len(positions) == 1 else loss
+
+
+def log_probs(
+    input: Tensor,
+    ids: Tensor,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    output_dtype: torch.dtype | None = None,
+) -> LogProbs:
+    """Log-probabilities of chosen classes, and what else a softmax gives: entropy, logsumexp, argmax and rank.
+
+    With z = `input` / `temperature`, or `softcap * tanh(input / softcap) / temperature`, of a row:
+
+        log_probs[k] = z[ids[k]] - logsumexp(z)
+        entropy = -sum_c p[c] * log(p[c])     p = softmax(z)
+
+    where p * log(p) is 0 if p is. argmax is the first class with the largest input that is a number, or 0 where none
+    is; rank is how many classes have an input that is not at most that of the row's first id: 0 where none is more
+    probable.
+
+    An id that is `ignore_index` has log-probability 0, and rank -1 if it is the first. A row that has ids, all of them
+    ignored, does not count: its entropy and logsumexp are 0 too, and its argmax is -1. What is ignored has gradient
+    exactly 0, whatever comes from upstream.
+
+    Args:
+        input: logits (..., C), floating.
+        ids: (...), or (..., K) for K of them a row, which may repeat, any integer dtype, each in [0, C) or
+            `ignore_index`.
+        temperature: positive divisor of the logits, after the soft cap.
+        softcap: positive bound on the absolute value of the logits, or None.
+        ignore_index: the id that counts for nothing.
+        output_dtype: dtype of `log_probs`, `entropy` and `logsumexp`, which are then computed in float32 or wider; None
+            for that of `input`.
+
+    Returns:
+        log_probs in the shape of `ids`; entropy, logsumexp, and, int64 and without a gradient, argmax and rank (...).
+
+    Raises:
+        RuntimeError: an id is outside [0, C) and is not `ignore_index`, or shapes do not fit.
+        ValueError: an option is out of range, also where it is infinite or 0 only in the dtype computed in.
+        TypeError: an option is no number, or a bool.
+    """
+    log_probs_options(ignore_index, temperature, softcap)
+    if output_dtype is not None:
+        check_output_dtype(output_dtype)
+        found = log_probs(_widened(input), ids, temperature=temperature, softcap=softcap, ignore_index=ignore_index)
+        return found.to(output_dtype)
+    for name, value in {"temperature": temperature, "softcap": softcap or 0.0}.items():
+        _check_option(name, value, input.dtype)
+    classes = input.shape[-1]
+    several = ids if ids.dim() == input.dim() else ids.unsqueeze(-1)
+    kept = several != ignore_index
+    chosen = several.long().masked_fill(~kept, 0)
+    counts = kept.any(-1) if several.shape[-1] > 0 else torch.ones_like(input[..., :0].sum(-1), dtype=torch.bool)
+    input = input.masked_fill(~counts.unsqueeze(-1), 0.0)  # 0 times infinity is NaN: what is ignored takes no part
+    with torch.no_grad():
+        numbers = input.detach().masked_fill(input.isnan(), -torch.inf)
+        argmax = numbers.argmax(-1) if classes > 0 else torch.full_like(counts, -1, dtype=torch.int64)
+        argmax = argmax.masked_fill(~counts, -1)
+        rank = torch.full_like(argmax, -1)
+        if several.shape[-1] > 0 and classes > 0:
+            at_most = input.detach() <= input.detach().gather(-1, chosen[..., :1])
+            rank = (classes - at_most.sum(-1)).masked_fill(~kept[..., 0], -1)
+
+    logits = (input if softcap is None else softcap * tanh(input / softcap)) / temperature
+    of_classes = logits.log_softmax(-1)
+    probabilities = of_classes.exp()
+    entropy = -(probabilities * of_classes.masked_fill(probabilities == 0.0, 0.0)).sum(-1)
+    of_ids = of_classes.gather(-1, chosen) if classes > 0 else input.sum(-1, keepdim=True).expand(several.shape)
+    return LogProbs(
+        log_probs=of_ids.masked_fill(~kept, 0.0).reshape(ids.shape),
+        entropy=entropy.masked_fill(~counts, 0.0),
+        logsumexp=logits.logsumexp(-1).masked_fill(~counts, 0.0),
+        argmax=argmax,
+        rank=rank,
+    )
+
+
+def linear_log_probs(
+    input: Tensor,
+    linear_weight: Tensor,
+    ids: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    output_dtype: torch.dtype | None = None,
+) -> LogProbs:
+    """`log_probs(F.linear(input, linear_weight, linear_bias), ids, ...)`: of an output layer, without its logits.
+
+    Args:
+        input: (..., D), any leading dimensions, also none.
+        linear_weight: (C, D).
+        ids: (...), or (..., K), as in `log_probs`.
+        linear_bias: (C,) or None.
+        temperature, softcap, ignore_index, output_dtype: as in `log_probs`.
+
+    Returns, Raises: as `log_probs`.
+    """
+    if output_dtype is not None:
+        input, linear_weight = _widened(input), _widened(linear_weight)
+        linear_bias = None if linear_bias is None else _widened(linear_bias)
+    return log_probs(
+        linear(input, linear_weight, linear_bias),
+        ids,
+        temperature=temperature,
+        softcap=softcap,
+        ignore_index=ignore_index,
+        output_dtype=output_dtype,
+    )
 
 
 def mlp_cross_entropy(

@@ -56,6 +56,24 @@ int64_t product(const char* name, Shape sizes) {
   return result;
 }
 
+int64_t check_output_layer(const Tensor& input, const Tensor& linear_weight, const OptionalTensor& linear_bias) {
+  check_floating("input", input);
+  check(input.dim() >= 1, "input must have shape (..., D), got ()");
+  check_matches("linear_weight", linear_weight, "input", input);
+  const int64_t features = input.size(input.dim() - 1);
+  check(linear_weight.dim() == 2 && linear_weight.size(1) == features, "linear_weight must have shape (C, D=", features,
+        "), got ", ShapeString(linear_weight));
+  const int64_t classes = linear_weight.size(0), rows = product("input", leading_sizes(input));
+  check_sizes({{"N", rows}, {"C", classes}});
+  check_sizes({{"N", rows}, {"D", features}});
+  check_sizes({{"C", classes}, {"D", features}});
+  if (linear_bias.has_value()) {
+    check_matches("linear_bias", *linear_bias, "input", input);
+    check_shape("linear_bias", *linear_bias, {{"C", classes}});
+  }
+  return rows;
+}
+
 template <typename T>
 T option_as(const char* name, double value) {
   check(fits<T>(value), name, " must be between ", std::numeric_limits<T>::min(), " and ",

@@ -32,6 +32,8 @@ void check_elements(const char* name, const Tensor& tensor, int64_t count);
 void check_sizes(std::initializer_list<NamedSize> sizes);
 // The product of sizes, where it fits into 64 bits.
 int64_t product(const char* name, Shape sizes);
+// An output layer: input (..., D), linear_weight (C, D) and linear_bias (C,) of one dtype. Returns the input's rows.
+int64_t check_output_layer(const Tensor& input, const Tensor& linear_weight, const OptionalTensor& linear_bias);
 
 // Whether an option is a number in the dtype that is computed in, in which it must neither become infinite nor, unless
 // it is 0, as good as 0.

@@ -64,14 +64,14 @@ struct LayerCall {
   bool take_targets() { return loss.take_classes(layer.target) && loss.take_weight(layer.class_weight); }
   // False with an error set.
   bool make_gradients() {
-    return make_gradient(layer.input, layer.wants_input, &of_input, &problem.input_gradient) &&
-           make_gradient(layer.weight, layer.wants_weight, &of_weight, &problem.weight_gradient) &&
-           make_gradient(layer.bias, layer.wants_bias, &of_bias, &problem.bias_gradient);
+    return make_gradient(layer.input, layer.wants_input, &of_input, &problem.layer.input_gradient) &&
+           make_gradient(layer.weight, layer.wants_weight, &of_weight, &problem.layer.weight_gradient) &&
+           make_gradient(layer.bias, layer.wants_bias, &of_bias, &problem.layer.bias_gradient);
   }
   void run() {
-    problem.input = Matrix(layer.input.data, layer.input.storage, layer.rows, layer.features, layer.row_stride, 1);
-    problem.weight = Matrix(layer.weight.data, layer.weight.storage, layer.classes, layer.features);
-    problem.bias = static_cast<const T*>(layer.bias.data);
+    problem.layer.input = Matrix(layer.input.data, layer.input.storage, layer.rows, layer.features, layer.row_stride, 1);
+    problem.layer.weight = Matrix(layer.weight.data, layer.weight.storage, layer.classes, layer.features);
+    problem.layer.bias = static_cast<const T*>(layer.bias.data);
     problem.loss = loss.problem;
     cpu::linear_cross_entropy(problem);
   }

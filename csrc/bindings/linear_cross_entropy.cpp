@@ -20,16 +20,16 @@ struct Call {
       : arguments(read_linear_cross_entropy_arguments<T>(input, linear_weight, target, linear_bias, weight, options,
                                                          kDtype<T>)),
         problem(read_problem(target)),
-        input_gradient(allocate_gradient(input.sizes(), wants_input, &problem.input_gradient)),
-        weight_gradient(allocate_gradient(linear_weight.sizes(), wants_weight, &problem.weight_gradient)),
-        bias_gradient(allocate_gradient({arguments.classes}, wants_bias, &problem.bias_gradient)) {}
+        input_gradient(allocate_gradient(input.sizes(), wants_input, &problem.layer.input_gradient)),
+        weight_gradient(allocate_gradient(linear_weight.sizes(), wants_weight, &problem.layer.weight_gradient)),
+        bias_gradient(allocate_gradient({arguments.classes}, wants_bias, &problem.layer.bias_gradient)) {}
 
   cpu::LinearCrossEntropy<T> read_problem(const Tensor& target) const {
     check_on_cpu("target", target);
     check_targets(arguments.loss, target.sizes());
-    return {.input = arguments.input_rows,
-            .weight = arguments.weight,
-            .bias = static_cast<const T*>(arguments.bias_values()),
+    return {.layer = {.input = arguments.input_rows,
+                      .weight = arguments.weight,
+                      .bias = static_cast<const T*>(arguments.bias_values())},
             .loss = arguments.loss};
   }
 

@@ -5,18 +5,9 @@ template <typename T>
 LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
     const Tensor& input, const Tensor& linear_weight, const Tensor& target, const OptionalTensor& linear_bias,
     const OptionalTensor& weight, const CrossEntropyOptions& options, ScalarType bias_type) {
-  check_floating("input", input);
-  check(input.dim() >= 1, "input must have shape (..., D), got ()");
-  check_matches("linear_weight", linear_weight, "input", input);
-  const int64_t features = input.size(input.dim() - 1);
-  check(linear_weight.dim() == 2 && linear_weight.size(1) == features, "linear_weight must have shape (C, D=", features,
-        "), got ", ShapeString(linear_weight));
-  const int64_t classes = linear_weight.size(0);
+  const int64_t rows = check_output_layer(input, linear_weight, linear_bias);
+  const int64_t features = input.size(input.dim() - 1), classes = linear_weight.size(0);
   const Shape row_shape = leading_sizes(input), target_shape = target.sizes();
-  const int64_t rows = product("input", row_shape);
-  check_sizes({{"N", rows}, {"C", classes}});
-  check_sizes({{"N", rows}, {"D", features}});
-  check_sizes({{"C", classes}, {"D", features}});
 
   // Integers in the shape of probabilities are probabilities of the wrong dtype, unless one index may have that shape.
   const bool has_dims = target.dim() == input.dim();
@@ -34,10 +25,6 @@ LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
           " in its place (class probabilities), got ", ShapeString(target));
     check_same_device("target", target, "input", input);
     check_integral("target", target);
-  }
-  if (linear_bias.has_value()) {
-    check_matches("linear_bias", *linear_bias, "input", input);
-    check_shape("linear_bias", *linear_bias, {{"C", classes}});
   }
 
   LinearCrossEntropyArguments<T> problem{

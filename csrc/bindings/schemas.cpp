@@ -42,6 +42,23 @@ STABLE_TORCH_LIBRARY(charlm, ops) {
   // of the first that is not one of rows, the others are sums over rows; -1 where all are. target null: all rows count.
   ops.def(
       "scale_gradients_(Tensor(a!)[] gradients, Tensor scale, Tensor? target, int ignore_index, int class_dim) -> ()");
+  // Results but argmax and rank, which are int64, are in the dtype that is computed in; kept (3, N) is for backward.
+  ops.def(
+      "linear_log_probs_forward(Tensor input, Tensor linear_weight, Tensor ids, Tensor? linear_bias, int ignore_index, "
+      "float temperature, float softcap) "
+      "-> (Tensor log_probs, Tensor entropy, Tensor logsumexp, Tensor argmax, Tensor rank, Tensor kept)");
+  ops.def(
+      "linear_log_probs_backward(Tensor? log_probs_gradient, Tensor? entropy_gradient, Tensor? logsumexp_gradient, "
+      "Tensor input, Tensor linear_weight, Tensor ids, Tensor? linear_bias, Tensor kept, int ignore_index, "
+      "float temperature, float softcap, bool input_gradient, bool weight_gradient, bool bias_gradient) "
+      "-> (Tensor input_gradient, Tensor weight_gradient, Tensor bias_gradient)");
+  ops.def(
+      "log_probs_forward(Tensor input, Tensor ids, int ignore_index, float temperature, float softcap) "
+      "-> (Tensor log_probs, Tensor entropy, Tensor logsumexp, Tensor argmax, Tensor rank, Tensor kept)");
+  ops.def(
+      "log_probs_backward(Tensor? log_probs_gradient, Tensor? entropy_gradient, Tensor? logsumexp_gradient, "
+      "Tensor input, Tensor ids, Tensor kept, int ignore_index, float temperature, float softcap) "
+      "-> Tensor input_gradient");
   // out = addend + a b; the addend is out itself or one row. For the other ops, on CUDA only: see bindings/cuda.
   ops.def("multiply_add(Tensor addend, Tensor a, Tensor b, Tensor(a!) out) -> ()");
   // parameters: embedding, weight1, bias1, weight2, bias2[, direct_weight]. optimizer 0 is SGD, whose state with

@@ -1,12 +1,10 @@
 // cross_entropy(input weight^T + bias) without its (N, C) logits: products of matrices, the loss and its gradient by
-// the kernel of cross_entropy, on a bounded piece of the logits at a time. The gradient takes the place of its logits,
-// and from it follow
-//
-//   d input = dz weight      d weight += dz^T input      d bias += column sums of dz
+// the kernel of cross_entropy, on a bounded piece of the logits at a time. The gradient takes the place of its logits.
 #pragma once
 
 #include "kernels/cross_entropy.h"
 #include "kernels/device_library.h"
+#include "kernels/output_layer.h"
 
 namespace charlm {
 
@@ -14,13 +12,8 @@ namespace cpu {
 
 template <typename T>
 struct LinearCrossEntropy {
-  Matrix input;                  // (N, D), like the weight in any storage that is computed in T
-  Matrix weight;                 // (C, D)
-  const T* bias = nullptr;       // (C,), null: none
-  CrossEntropy<T> loss;          // its input and input_gradient are not read, the pieces' take their place
-  T* input_gradient = nullptr;   // (N, D) contiguous, like the next two null where not wanted
-  T* weight_gradient = nullptr;  // (C, D)
-  T* bias_gradient = nullptr;    // (C,)
+  OutputLayer<T> layer;
+  CrossEntropy<T> loss;  // its input and input_gradient are not read, the pieces' take their place
 };
 
 // Two ways to bound the piece. Where the weight's gradient is wanted and has room for all logits (N <= D), they are
@@ -28,7 +21,7 @@ struct LinearCrossEntropy {
 // full products, and extra memory for one block. Otherwise rows go in chunks.
 template <typename T>
 bool linear_cross_entropy_in_weight_gradient(const LinearCrossEntropy<T>& problem) {
-  return problem.weight_gradient != nullptr && problem.input.rows <= problem.input.columns;
+  return problem.layer.weight_gradient != nullptr && problem.layer.input.rows <= problem.layer.input.columns;
 }
 
 template <typename T>

@@ -13,7 +13,7 @@ constexpr int64_t kNarrowWork = 1 << 16;
 }  // namespace
 
 template <typename T>
-void multiply(Write write, const Matrix& out, const Matrix& a, const Matrix& b) {
+void multiply(Write write, const Matrix& out, const Matrix& a, const Matrix& b, int64_t outputs) {
   if (out.rows == 0 || out.columns == 0) return;
   if (a.columns == 0) {
     for (int64_t r = 0; r < out.rows && write == Write::kSet; ++r) {
@@ -21,7 +21,7 @@ void multiply(Write write, const Matrix& out, const Matrix& a, const Matrix& b) 
     }
     return;
   }
-  const bool is_tiny = out.rows * out.columns <= kNarrowWork / a.columns;
+  const bool is_tiny = (outputs > 0 ? outputs : out.rows * out.columns) <= kNarrowWork / a.columns;
   const auto& kernels = is_tiny ? select_narrow<ProductKernels<T>>() : select<ProductKernels<T>>();
   const auto run = [&](const Matrix& part, const Matrix& left, const Matrix& right) {
     const Workspace<char> scratch(kernels.scratch_bytes(left, right));
@@ -41,7 +41,7 @@ void multiply(Write write, const Matrix& out, const Matrix& a, const Matrix& b) 
   }
 }
 
-template void multiply<float>(Write, const Matrix&, const Matrix&, const Matrix&);
-template void multiply<double>(Write, const Matrix&, const Matrix&, const Matrix&);
+template void multiply<float>(Write, const Matrix&, const Matrix&, const Matrix&, int64_t);
+template void multiply<double>(Write, const Matrix&, const Matrix&, const Matrix&, int64_t);
 
 }  // namespace charlm::cpu

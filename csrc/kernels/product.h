@@ -27,8 +27,9 @@ CHARLM_DECLARE_NARROW_KERNELS(ProductKernels<double>)
 
 enum class Write { kSet, kAdd };
 
-// out = a b, or out += a b, on all threads.
+// out = a b, or out += a b, on all threads. Of a product with `outputs` elements, out is a part, which is to have the
+// bits that it has there: tiny products are computed with other instructions than large ones. 0: out is all of it.
 template <typename T>
-void multiply(Write write, const Matrix& out, const Matrix& a, const Matrix& b);
+void multiply(Write write, const Matrix& out, const Matrix& a, const Matrix& b, int64_t outputs = 0);
 
 }  // namespace charlm::cpu

@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/class_rows.h"
-#include "kernels/cpu/math.h"
+#include "kernels/cpu/softcap.h"
 #include "kernels/cross_entropy.h"
 
 namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
@@ -12,22 +12,6 @@ namespace charlm::cpu::CHARLM_ISA_NAMESPACE {
 // Below this magnitude of all logits of a tile, exp needs no shift: neither e^z, nor sums of them, nor their ratios
 // leave the range of float. It saves the search for each row's maximum.
 constexpr float kUnshiftedLogit = 30.0f;
-
-template <typename T, bool kCapped>
-struct Softcap {
-  T cap, inverse;
-
-  CHARLM_INLINE Vec<T> operator()(Vec<T> input) const {
-    if constexpr (kCapped) return tanh(input * inverse) * cap;
-    return input;
-  }
-  CHARLM_INLINE T operator()(T input) const { return (*this)(broadcast<T>(input))[0]; }
-  // d z / d input, from the input.
-  CHARLM_INLINE Vec<T> derivative(Vec<T> input) const {
-    const Vec<T> t = tanh(input * inverse);
-    return (T)1 - t * t;
-  }
-};
 
 template <typename T, typename S>
 bool all_below(const Rows<S>& logits, int64_t count, int64_t classes, T bound) {
