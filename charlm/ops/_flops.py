@@ -59,7 +59,7 @@ def _linear_log_probs_forward(input: Shape, linear_weight: Shape, *_: Any, out_s
     return _product(input, linear_weight)
 
 
-@register_flop_formula(_ops.linear_log_probs_backward)
+@register_flop_formula([_ops.linear_log_probs_backward, _ops.linear_log_probs_backward_])
 def _linear_log_probs_backward(*arguments: Any, out_shape: Any = None) -> int:
     input, linear_weight = arguments[3:5]
     input_gradient, weight_gradient, _ = arguments[-3:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,9 +25,11 @@ from charlm.ops._log_probs import (
     unpacked,
 )
 from charlm.ops._saved import Unread, wanted_gradients
+from charlm.ops._scaling import graph_is_kept
 
 _forward = torch.ops.charlm.linear_log_probs_forward.default
 _backward = torch.ops.charlm.linear_log_probs_backward.default
+_backward_of_kept = torch.ops.charlm.linear_log_probs_backward_.default
 
 
 def linear_log_probs(
@@ -116,7 +119,7 @@ def _call(
         return unpacked(_transforms.transformed(_OP, tensors, options), ids, input.shape[:-1])
     if needs_gradient(input, linear_weight, linear_bias):
         return LogProbs(*apply(_LinearLogProbs, *tensors, options))
-    return LogProbs(*_forward(*tensors, *options)[:-1])
+    return LogProbs(*_forward(*tensors, *options, False)[:-2])
 
 
 def _packed(
@@ -141,6 +144,14 @@ def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, optio
     return packed_each(_call(input, linear_weight, ids, linear_bias, options), linear_weight.shape[0])
 
 
+def _is_worth_keeping(input: Tensor) -> bool:
+    """Whether forward is to leave the logits in the memory that the weight's gradient will have, which saves backward
+    a product: where they fit into that, and it is not many times as large as they are. Kernels for GPUs keep none.
+    """
+    rows, features = math.prod(input.shape[:-1]), input.shape[-1]
+    return not torch.compiler.is_compiling() and input.is_cpu and rows <= features <= 4 * rows
+
+
 _OP = _transforms.Op(_packed, _reference, _fold)
 
 
@@ -154,18 +165,19 @@ class _LinearLogProbs(torch.autograd.Function):
         linear_bias: Tensor | None,
         options: LogProbsOptions,
     ) -> tuple[Tensor, ...]:
-        *results, kept = _forward(input, linear_weight, ids, linear_bias, *options)
+        keeps_logits = ctx.needs_input_grad[1] and _is_worth_keeping(input)
+        *results, kept, logits = _forward(input, linear_weight, ids, linear_bias, *options, keeps_logits)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*results[3:])
         ctx.unread = None if torch.compiler.is_compiling() else Unread(linear_bias=linear_bias)
         bias = None if linear_bias is None else linear_bias.clone()  # torch keeps none, so that it may change
-        ctx.save_for_backward(input, linear_weight, ids, bias, kept)
+        ctx.save_for_backward(input, linear_weight, ids, bias, kept, logits if keeps_logits else None)
         ctx.options = options
         return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        input, linear_weight, ids, bias, kept = ctx.saved_tensors
+        input, linear_weight, ids, bias, kept, logits = ctx.saved_tensors
         gradients = upstream[:3]
         given = [gradient for gradient in gradients if gradient is not None]
         if not given:
@@ -177,7 +189,14 @@ class _LinearLogProbs(torch.autograd.Function):
             return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None
         input_wanted, weight_wanted, _, bias_wanted = wanted_gradients(ctx, (input, linear_weight, ids, bias))
         which = (input_wanted, weight_wanted, bias_wanted)
-        found = _backward(*gradients, input, linear_weight, ids, bias, kept, *ctx.options, *which)
+        if logits is None:
+            found = _backward(*gradients, input, linear_weight, ids, bias, kept, *ctx.options, *which)
+        else:
+            logits = logits.clone() if graph_is_kept() else logits.detach()
+            of_input, of_bias = _backward_of_kept(
+                *gradients, input, linear_weight, ids, kept, logits, *ctx.options, *which
+            )
+            found = of_input, logits.to(linear_weight.dtype) if weight_wanted else None, of_bias
         of_input, of_weight, of_bias = (gradient if want else None for gradient, want in zip(found, which, strict=True))
         return of_input, of_weight, None, of_bias, None
 
@@ -185,9 +204,14 @@ class _LinearLogProbs(torch.autograd.Function):
 @torch.library.register_fake("charlm::linear_log_probs_forward")
 def _(
     input: Tensor, linear_weight: Tensor, ids: Tensor, linear_bias: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     check_devices(input=input, linear_weight=linear_weight, ids=ids, linear_bias=linear_bias)
-    return fake_results(input, ids)
+    results = fake_results(input, ids)
+    computed = results[1].dtype
+    fits = math.prod(input.shape[:-1]) * computed.itemsize <= input.shape[-1] * input.dtype.itemsize
+    keeps_logits = options[-1]
+    dtype = computed if keeps_logits and not fits else input.dtype
+    return *results, input.new_empty(linear_weight.shape if keeps_logits else [0], dtype=dtype)
 
 
 @torch.library.register_fake("charlm::linear_log_probs_backward")
@@ -207,5 +231,25 @@ def _(
     return (
         input.new_empty(input.shape if input_gradient else [0]),
         input.new_empty(linear_weight.shape if weight_gradient else [0]),
+        input.new_empty([linear_weight.shape[0] if bias_gradient else 0]),
+    )
+
+
+@torch.library.register_fake("charlm::linear_log_probs_backward_")
+def _(
+    log_probs_gradient: Tensor | None,
+    entropy_gradient: Tensor | None,
+    logsumexp_gradient: Tensor | None,
+    input: Tensor,
+    linear_weight: Tensor,
+    ids: Tensor,
+    kept: Tensor,
+    logits: Tensor,
+    *others: Any,
+) -> tuple[Tensor, Tensor]:
+    *_, input_gradient, _, bias_gradient = others
+    check_devices(input=input, linear_weight=linear_weight, ids=ids, kept=kept, logits=logits)
+    return (
+        input.new_empty(input.shape if input_gradient else [0]),
         input.new_empty([linear_weight.shape[0] if bias_gradient else 0]),
     )

@@ -65,7 +65,7 @@ struct LayerCall {
   // False with an error set.
   bool make_gradients() {
     return make_gradient(layer.input, layer.wants_input, &of_input, &problem.layer.input_gradient) &&
-           make_gradient(layer.weight, layer.wants_weight, &of_weight, &problem.layer.weight_gradient) &&
+           make_gradient(layer.weight, layer.wants_weight, &of_weight, &problem.weight_gradient) &&
            make_gradient(layer.bias, layer.wants_bias, &of_bias, &problem.layer.bias_gradient);
   }
   void run() {

@@ -21,7 +21,7 @@ struct Call {
                                                          kDtype<T>)),
         problem(read_problem(target)),
         input_gradient(allocate_gradient(input.sizes(), wants_input, &problem.layer.input_gradient)),
-        weight_gradient(allocate_gradient(linear_weight.sizes(), wants_weight, &problem.layer.weight_gradient)),
+        weight_gradient(allocate_gradient(linear_weight.sizes(), wants_weight, &problem.weight_gradient)),
         bias_gradient(allocate_gradient({arguments.classes}, wants_bias, &problem.layer.bias_gradient)) {}
 
   cpu::LinearCrossEntropy<T> read_problem(const Tensor& target) const {

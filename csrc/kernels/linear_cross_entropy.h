@@ -13,7 +13,8 @@ namespace cpu {
 template <typename T>
 struct LinearCrossEntropy {
   OutputLayer<T> layer;
-  CrossEntropy<T> loss;  // its input and input_gradient are not read, the pieces' take their place
+  T* weight_gradient = nullptr;  // (C, D), null: not wanted
+  CrossEntropy<T> loss;          // its input and input_gradient are not read, the pieces' take their place
 };
 
 // Two ways to bound the piece. Where the weight's gradient is wanted and has room for all logits (N <= D), they are
@@ -21,7 +22,7 @@ struct LinearCrossEntropy {
 // full products, and extra memory for one block. Otherwise rows go in chunks.
 template <typename T>
 bool linear_cross_entropy_in_weight_gradient(const LinearCrossEntropy<T>& problem) {
-  return problem.layer.weight_gradient != nullptr && problem.layer.input.rows <= problem.layer.input.columns;
+  return problem.weight_gradient != nullptr && problem.layer.input.rows <= problem.layer.input.columns;
 }
 
 template <typename T>

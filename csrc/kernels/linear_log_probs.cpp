@@ -20,12 +20,15 @@ class Pieces {
  public:
   explicit Pieces(const LinearLogProbs<T>& problem)
       : p_(problem),
+        keeps_(problem.logits.data != nullptr),
         classes_(problem.log_probs.classes),
         block_(std::min(classes_, std::max(kMinBlockClasses, (classes_ + kClassBlocks - 1) / kClassBlocks))),
-        rows_(std::min(problem.log_probs.rows, most_rows())),
-        buffer_(rows_ * block_) {}
+        rows_(keeps_ ? problem.log_probs.rows : std::min(problem.log_probs.rows, most_rows())),
+        buffer_(keeps_ ? 0 : rows_ * block_) {}
 
   bool are_rows() const { return block_ == classes_; }
+  int64_t rows() const { return rows_; }
+  int64_t block() const { return block_; }
 
   // function(first row, layer, log_probs) for so many rows at a time, with those of the problem.
   template <typename Function>
@@ -36,16 +39,16 @@ class Pieces {
     }
   }
 
-  // function(first class, logits, log_probs) for each block of a chunk, with its logits as the input of log_probs.
+  // function(first class, classes) for each block.
   template <typename Function>
-  void for_each_block(const OutputLayer<T>& layer, LogProbs<T> log_probs, const Function& function) const {
-    for (int64_t v = 0; v < classes_; v += block_) {
-      log_probs.classes = std::min(block_, classes_ - v);
-      const Matrix logits = computed_matrix(buffer_.data(), log_probs.rows, log_probs.classes);
-      layer.write_logits(v, logits);
-      log_probs.input = {.data = buffer_.data(), .storage = kStorageOf<T>, .outer_stride = log_probs.classes};
-      function(v, logits, log_probs);
-    }
+  void for_each_block(const Function& function) const {
+    for (int64_t v = 0; v < classes_; v += block_) function(v, std::min(block_, classes_ - v));
+  }
+
+  // Where the logits of a block are, for so many rows.
+  Matrix logits(int64_t first_class, int64_t rows, int64_t classes) const {
+    void* const data = keeps_ ? p_.logits.at(first_class * p_.logits.columns) : buffer_.data();
+    return computed_matrix(static_cast<T*>(data), rows, classes);
   }
 
  private:
@@ -56,9 +59,18 @@ class Pieces {
   }
 
   const LinearLogProbs<T>& p_;
+  const bool keeps_;
   const int64_t classes_, block_, rows_;
   const Workspace<T> buffer_;
 };
+
+// The problem of log_probs for these logits alone.
+template <typename T>
+LogProbs<T> of_logits(LogProbs<T> problem, const Matrix& logits) {
+  problem.classes = logits.columns;
+  problem.input = {.data = logits.data, .storage = logits.storage, .outer_stride = logits.row_stride};
+  return problem;
+}
 
 }  // namespace
 
@@ -69,36 +81,60 @@ void linear_log_probs(const LinearLogProbs<T>& problem) {
   const Pieces<T> pieces(problem);
   pieces.for_each_chunk([&](int64_t, const OutputLayer<T>& layer, const LogProbs<T>& chunk) {
     if (pieces.are_rows()) {
-      pieces.for_each_block(layer, chunk, [&](int64_t, const Matrix&, const LogProbs<T>& block) { log_probs(block); });
-      return;
+      const Matrix logits = pieces.logits(0, chunk.rows, chunk.classes);
+      layer.write_logits(0, logits);
+      return log_probs(of_logits(chunk, logits));
     }
     const Workspace<LogProbsRow<T>> sums(chunk.rows);
-    const Workspace<T> first_inputs(chunk.ids_per_row > 0 ? chunk.rows : 0);
-    if (chunk.ids_per_row > 0) layer.write_chosen_logits(chunk.ids, chunk.ids_per_row, first_inputs.data());
+    const bool has_ids = chunk.ids_per_row > 0;
+    const Workspace<T> first_inputs(has_ids ? chunk.rows : 0);
+    if (has_ids) layer.write_chosen_logits(chunk.ids, chunk.ids_per_row, first_inputs.data());
     for (int64_t n = 0; n < chunk.rows; ++n) {
       sums.data()[n] = {};
-      if (chunk.ids_per_row > 0) sums.data()[n].first_input = first_inputs.data()[n];
+      if (has_ids) sums.data()[n].first_input = first_inputs.data()[n];
     }
-    pieces.for_each_block(layer, chunk, [&](int64_t first_class, const Matrix&, const LogProbs<T>& block) {
-      add_classes(block, first_class, sums.data());
+    pieces.for_each_block([&](int64_t v, int64_t classes) {
+      const Matrix logits = pieces.logits(v, chunk.rows, classes);
+      layer.write_logits(v, logits);
+      add_classes(of_logits(chunk, logits), v, sums.data());
     });
     finish_log_probs(chunk, sums.data());
   });
 }
 
+// Blocks are the outer loop here, so that the weight's gradient of a block is whole at once, and stored as it has to
+// be.
 template <typename T>
 void linear_log_probs_gradient(const LinearLogProbs<T>& problem) {
+  const Matrix& weight_gradient = problem.weight_gradient;
+  const bool wants_weight = weight_gradient.data != nullptr, are_kept = problem.logits.data != nullptr;
+  const int64_t features = problem.layer.input.columns;
   problem.layer.clear_sums();
+  if (wants_weight && problem.log_probs.rows == 0) {
+    fill_zero(weight_gradient.data, weight_gradient.rows * features * storage_size(weight_gradient.storage));
+  }
   if (problem.log_probs.rows == 0 || problem.log_probs.classes == 0) return;
   const Pieces<T> pieces(problem);
-  pieces.for_each_chunk([&](int64_t first_row, const OutputLayer<T>& layer, const LogProbs<T>& chunk) {
-    pieces.for_each_block(layer, chunk, [&](int64_t first_class, const Matrix& logits, LogProbs<T> block) {
+  const bool is_stored_apart = wants_weight && weight_gradient.storage != kStorageOf<T>;
+  const Workspace<T> sums(is_stored_apart ? pieces.block() * features : 0);
+  // The weight's gradient of a block goes where its logits are kept, from a gradient that is not there then.
+  const Workspace<T> apart(are_kept ? pieces.rows() * pieces.block() : 0);
+  pieces.for_each_block([&](int64_t v, int64_t classes) {
+    void* const stored = wants_weight ? weight_gradient.at(v * features) : nullptr;
+    T* const weight_sums = is_stored_apart ? sums.data() : static_cast<T*>(stored);
+    pieces.for_each_chunk([&](int64_t first_row, const OutputLayer<T>& layer, const LogProbs<T>& chunk) {
+      const Matrix logits = pieces.logits(v, chunk.rows, classes);
+      if (!are_kept) layer.write_logits(v, logits);
+      const Matrix gradient = are_kept ? computed_matrix(apart.data(), chunk.rows, classes) : logits;
+      LogProbs<T> block = of_logits(chunk, logits);
       block.input_gradient = block.input;
-      log_probs_gradient(block, first_class);
-      layer.add_to_input_gradient(first_class, logits);
-      layer.write_weight_gradient(first_row == 0 ? Write::kSet : Write::kAdd, first_class, logits);
-      layer.add_to_bias_gradient(first_class, logits);
+      block.input_gradient.data = gradient.data;
+      log_probs_gradient(block, v);
+      layer.add_to_input_gradient(v, gradient);
+      layer.add_to_bias_gradient(v, gradient);
+      if (wants_weight) layer.write_weight_gradient(first_row == 0 ? Write::kSet : Write::kAdd, gradient, weight_sums);
     });
+    if (is_stored_apart) store(weight_sums, classes * features, stored, weight_gradient.storage);
   });
 }
 

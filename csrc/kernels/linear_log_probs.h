@@ -1,5 +1,6 @@
 // log_probs(input weight^T + bias) without its (N, C) logits: products of matrices, and the kernels of log_probs on a
-// bounded piece of the logits at a time. Backward computes the piece again, and its gradient takes its place.
+// bounded piece of the logits at a time. Backward computes the piece again, and its gradient takes its place; or all
+// logits wait for it in the memory that the weight's gradient is going to have, where they fit into that.
 #pragma once
 
 #include "kernels/log_probs.h"
@@ -14,8 +15,19 @@ namespace cpu {
 template <typename T>
 struct LinearLogProbs {
   OutputLayer<T> layer;
-  LogProbs<T> log_probs;  // its input and input_gradient are not read, the pieces' take their place
+  Matrix weight_gradient;  // (C, D) contiguous, in the weight's storage or in that of T; data null: not wanted
+  LogProbs<T> log_probs;   // its input and input_gradient are not read, the pieces' take their place
+  // As the gradient of the weight, whose rows have room for N values of T each; data null: none. Forward leaves the
+  // logits there, each block as an (N, block's classes) matrix of T at the start of these classes' rows. Backward reads
+  // them; the weight's gradient may be in their place.
+  Matrix logits;
 };
+
+// Whether there is that room.
+template <typename T>
+bool has_room_for_logits(const Matrix& matrix, int64_t rows) {
+  return rows * static_cast<int64_t>(sizeof(T)) <= matrix.columns * storage_size(matrix.storage);
+}
 
 template <typename T>
 void linear_log_probs(const LinearLogProbs<T>& problem);

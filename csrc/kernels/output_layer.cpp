@@ -23,10 +23,8 @@ OutputLayer<T> OutputLayer<T>::rows_from(int64_t first, int64_t rows) const {
 
 template <typename T>
 void OutputLayer<T>::clear_sums() const {
-  const int64_t rows = input.rows, classes = weight.rows, features = input.columns;
-  if (bias_gradient != nullptr) fill_zero(bias_gradient, classes * sizeof(T));
-  if (weight_gradient != nullptr && rows == 0) fill_zero(weight_gradient, classes * features * sizeof(T));
-  if (input_gradient != nullptr && classes == 0) fill_zero(input_gradient, rows * features * sizeof(T));
+  if (bias_gradient != nullptr) fill_zero(bias_gradient, weight.rows * sizeof(T));
+  if (input_gradient != nullptr && weight.rows == 0) fill_zero(input_gradient, input.rows * input.columns * sizeof(T));
 }
 
 template <typename T>
@@ -98,9 +96,7 @@ void OutputLayer<T>::add_to_bias_gradient(int64_t first_class, const Matrix& gra
 }
 
 template <typename T>
-void OutputLayer<T>::write_weight_gradient(Write write, int64_t first_class, const Matrix& gradient) const {
-  if (weight_gradient == nullptr) return;
-  T* const out = weight_gradient + first_class * input.columns;
+void OutputLayer<T>::write_weight_gradient(Write write, const Matrix& gradient, T* out) const {
   multiply<T>(write, computed_matrix(out, gradient.columns, input.columns), gradient.transposed(), input);
 }
 

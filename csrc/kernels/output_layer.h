@@ -11,20 +11,15 @@ namespace charlm::cpu {
 
 template <typename T>
 struct OutputLayer {
-  Matrix input;                  // (N, D), like the weight in any storage that is computed in T
-  Matrix weight;                 // (C, D)
-  const T* bias = nullptr;       // (C,), null: none
-  T* input_gradient = nullptr;   // (N, D) contiguous, like the next two null where not wanted
-  T* weight_gradient = nullptr;  // (C, D)
-  T* bias_gradient = nullptr;    // (C,)
+  Matrix input;                 // (N, D), like the weight in any storage that is computed in T
+  Matrix weight;                // (C, D)
+  const T* bias = nullptr;      // (C,), null: none
+  T* input_gradient = nullptr;  // (N, D) contiguous, like the next null where not wanted
+  T* bias_gradient = nullptr;   // (C,)
 
-  bool wants_gradient() const {
-    return input_gradient != nullptr || weight_gradient != nullptr || bias_gradient != nullptr;
-  }
   // The layer of some of its rows.
   OutputLayer rows_from(int64_t first, int64_t rows) const;
-  // Sets to 0 what is added to: the bias's gradient and, where the layer has no rows or no classes, those that products
-  // would set.
+  // Sets to 0 what is added to: the bias's gradient and, where no product sets it, as there is no class, the input's.
   void clear_sums() const;
   // The logits of all rows, from `first_class` on.
   void write_logits(int64_t first_class, const Matrix& logits) const;
@@ -33,8 +28,8 @@ struct OutputLayer {
   // The gradients of input and bias, from that of the same logits. The first classes set the input's.
   void add_to_input_gradient(int64_t first_class, const Matrix& gradient) const;
   void add_to_bias_gradient(int64_t first_class, const Matrix& gradient) const;
-  // That of the weight's rows of these classes.
-  void write_weight_gradient(Write write, int64_t first_class, const Matrix& gradient) const;
+  // That of the weight's rows of these classes, to `out`, which are contiguous.
+  void write_weight_gradient(Write write, const Matrix& gradient, T* out) const;
 };
 
 // A contiguous matrix of what is computed in.

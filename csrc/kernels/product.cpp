@@ -7,6 +7,8 @@ namespace {
 
 // Multiply-adds that are worth waking a thread for.
 constexpr int64_t kGrain = 1 << 20;
+// Values to store that are.
+constexpr int64_t kStoreGrain = 1 << 17;
 // Up to so many narrow vectors take less time than waking wide ones.
 constexpr int64_t kNarrowWork = 1 << 16;
 
@@ -41,7 +43,17 @@ void multiply(Write write, const Matrix& out, const Matrix& a, const Matrix& b, 
   }
 }
 
+template <typename T>
+void store(const T* values, int64_t count, void* to, Storage storage) {
+  const auto run = select<ProductKernels<T>>().store;
+  parallel_for_columns(count, kVectorColumns, kStoreGrain, [&](int64_t first, int64_t last) {
+    run(values + first, last - first, static_cast<char*>(to) + first * storage_size(storage), storage);
+  });
+}
+
 template void multiply<float>(Write, const Matrix&, const Matrix&, const Matrix&, int64_t);
 template void multiply<double>(Write, const Matrix&, const Matrix&, const Matrix&, int64_t);
+template void store(const float*, int64_t, void*, Storage);
+template void store(const double*, int64_t, void*, Storage);
 
 }  // namespace charlm::cpu

@@ -19,6 +19,7 @@ struct ProductKernels {
   // On the thread that calls. out is of T, its rows contiguous; nothing is empty but, perhaps, the inner dimension.
   int64_t (*scratch_bytes)(const Matrix& a, const Matrix& b);
   void (*multiply)(const Matrix& out, const Matrix& a, const Matrix& b, bool accumulate, void* scratch);
+  void (*store)(const T* values, int64_t count, void* to, Storage storage);
 };
 CHARLM_DECLARE_KERNELS(ProductKernels<float>)
 CHARLM_DECLARE_KERNELS(ProductKernels<double>)
@@ -31,5 +32,9 @@ enum class Write { kSet, kAdd };
 // bits that it has there: tiny products are computed with other instructions than large ones. 0: out is all of it.
 template <typename T>
 void multiply(Write write, const Matrix& out, const Matrix& a, const Matrix& b, int64_t outputs = 0);
+
+// What has been computed, as it is to be stored; on all threads.
+template <typename T>
+void store(const T* values, int64_t count, void* to, Storage storage);
 
 }  // namespace charlm::cpu

@@ -90,15 +90,23 @@ void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool accumula
   Blocked<T>::multiply(out, a, b, accumulate, scratch);
 }
 
+template <typename T>
+void store(const T* values, int64_t count, void* to, Storage storage) {
+  with_storage<T>(to, storage, [&](auto* out) {
+    for_each_vector<T>(count,
+                       [&](int64_t i, int lanes) { store_as(out + i, load_lanes<T>(values + i, lanes, 0), lanes); });
+  });
+}
+
 }  // namespace
 
 template <>
 ProductKernels<float> kernels() {
-  return {scratch_bytes<float>, multiply<float>};
+  return {scratch_bytes<float>, multiply<float>, store<float>};
 }
 template <>
 ProductKernels<double> kernels() {
-  return {scratch_bytes<double>, multiply<double>};
+  return {scratch_bytes<double>, multiply<double>, store<double>};
 }
 
 }  // namespace charlm::cpu::CHARLM_ISA_NAMESPACE
