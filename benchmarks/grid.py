@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.ceilings import Floor
 from benchmarks.opponents import HAS_TORCH_LINEAR, contestants, torch_linear
-from benchmarks.timing import Run, forward_and_backward, repeated
+from benchmarks.timing import Run, forward_alone, forward_and_backward, repeated
 from charlm import data
 from charlm.presets import PRESETS
 
@@ -68,9 +68,10 @@ def row(
     *,
     note: str = "",
     dtypes: tuple[torch.dtype, ...] = DTYPES,
+    is_forward: bool = False,
     **sizes: int,
 ) -> Row:
-    """A row whose steps are forward and backward of an op in `opponents.EAGER`."""
+    """A row whose steps are forward and backward, or forward alone, of an op in `opponents.EAGER`."""
 
     def create(dtype: torch.dtype) -> Case:
         arguments, floor, upstream, options = draw(dtype)
@@ -79,6 +80,8 @@ def row(
             makers["torch_linear"] = partial(torch_linear, **options)
 
         def steps(name: str) -> Run:
+            if is_forward:
+                return repeated(forward_alone(makers[name](), arguments))
             return repeated(forward_and_backward(makers[name](), arguments, upstream))
 
         return Case(floor, {name: partial(steps, name) for name in makers})
@@ -123,6 +126,19 @@ def linear_cross_entropy(
 
     note = ", frozen weight" * frozen + _note(reduction)
     return row("linear_cross_entropy", draw, note=note, N=rows, D=features, C=classes)
+
+
+def linear_log_probs(rows: int, features: int, classes: int, *, is_forward: bool = False) -> Row:
+    """Products as of `linear_cross_entropy`."""
+    words, products = ("one matrix product", 1) if is_forward else ("three matrix products", 3)
+    floor = Floor(words, flops=products * 2 * rows * features * classes)
+
+    def draw(dtype: torch.dtype) -> Inputs:
+        arguments = normal(rows, features, dtype=dtype), layer(classes, features, dtype=dtype)
+        return Inputs((*arguments, torch.randint(classes, (rows,))), floor, torch.randn(rows).to(dtype))
+
+    note = ", forward" * is_forward
+    return row("linear_log_probs", draw, note=note, is_forward=is_forward, N=rows, D=features, C=classes)
 
 
 def _of_losses(rows: int, dtype: torch.dtype, reduction: str) -> tuple[Tensor | None, dict[str, Any]]:
@@ -236,6 +252,12 @@ ROWS = [
     linear_cross_entropy(2048, 256, 8000),  # in chunks
     linear_cross_entropy(2048, 256, 8000, frozen=True),
     linear_cross_entropy(256, 768, 50257),
+    linear_log_probs(32, 64, 27),
+    linear_log_probs(512, 512, 32000),
+    linear_log_probs(512, 512, 32000, is_forward=True),
+    linear_log_probs(2048, 256, 8000),
+    linear_log_probs(256, 768, 50257),
+    linear_log_probs(256, 768, 50257, is_forward=True),
     embedding_linear(32, 3, 27, 10, 200),
     embedding_linear(256, 3, 27, 10, 200),
     embedding_linear(4096, 3, 27, 10, 200),

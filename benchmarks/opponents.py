@@ -14,6 +14,9 @@ from charlm import ops
 
 Function = Callable[..., Tensor]
 
+# Of linear_log_probs: what a policy was sampled with, and the weight of the entropy in what is to be maximised.
+TEMPERATURE, ENTROPY_BONUS = 0.9, 0.01
+
 
 def embedding_linear(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.tanh(F.linear(F.embedding(ids, embedding).flatten(-2), weight, bias))
@@ -21,6 +24,27 @@ def embedding_linear(ids: Tensor, embedding: Tensor, weight: Tensor, bias: Tenso
 
 def linear_cross_entropy(input: Tensor, weight: Tensor, target: Tensor, **options: Any) -> Tensor:
     return F.cross_entropy(F.linear(input, weight), target, **options)
+
+
+def linear_log_probs(input: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    """What trainers of policies take from the logits, in the way of TRL's `selective_log_softmax` and
+    `entropy_from_logits`, which go through 128 rows at a time."""
+    logits = F.linear(input, weight) / TEMPERATURE
+    log_probs, entropy = [], []
+    for rows, own in zip(logits.split(128), ids.unsqueeze(-1).split(128), strict=True):
+        if logits.dtype in (torch.float32, torch.float64):
+            log_probs.append(rows.gather(-1, own).squeeze(-1) - rows.logsumexp(-1))
+        else:
+            log_probs.append(rows.log_softmax(-1).gather(-1, own).squeeze(-1))
+    for rows in logits.split(128):
+        of_classes = rows.log_softmax(-1)
+        entropy.append(-(of_classes.exp() * of_classes).sum(-1))
+    return torch.cat(log_probs) + ENTROPY_BONUS * torch.cat(entropy)
+
+
+def charlm_linear_log_probs(input: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    found = ops.linear_log_probs(input, weight, ids, temperature=TEMPERATURE)
+    return found.log_probs + ENTROPY_BONUS * found.entropy
 
 
 def mlp_cross_entropy(
@@ -33,8 +57,12 @@ EAGER: dict[str, Function] = {
     "cross_entropy": F.cross_entropy,
     "embedding_linear": embedding_linear,
     "linear_cross_entropy": linear_cross_entropy,
+    "linear_log_probs": linear_log_probs,
     "mlp_cross_entropy": mlp_cross_entropy,
 }
+
+# Of the ops that return more than a tensor.
+CHARLM: dict[str, Function] = {"linear_log_probs": charlm_linear_log_probs}
 
 
 HAS_TORCH_LINEAR = hasattr(F, "linear_cross_entropy")  # torch 2.13
@@ -53,7 +81,7 @@ def contestants(op: str, **options: Any) -> dict[str, Callable[[], Function]]:
 
     return {
         "eager": lambda: with_options(EAGER[op]),
-        "charlm": lambda: with_options(getattr(ops, op)),
+        "charlm": lambda: with_options(CHARLM.get(op) or getattr(ops, op)),
         "compile": lambda: compiled(with_options(EAGER[op])),
     }
 

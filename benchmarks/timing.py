@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from charlm.benchmark import elapsed_seconds, warm_up
@@ -30,6 +31,16 @@ def forward_and_backward(
         for leaf in leaves:
             leaf.grad = None
         function(*arguments).backward(upstream)
+
+    return step
+
+
+def forward_alone(function: Callable[..., object], arguments: Sequence[Any]) -> Callable[[], object]:
+    """A step: the call, of which no gradient is wanted."""
+
+    def step() -> None:
+        with torch.no_grad():
+            function(*arguments)
 
     return step
 

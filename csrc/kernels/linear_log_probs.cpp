@@ -7,9 +7,14 @@
 namespace charlm::cpu {
 namespace {
 
-// A block is 1/40 of the classes, but enough of them to feed the products.
+// A block is 1/40 of the classes, but enough of them to feed the products, and whole vectors: of these, kept logits
+// begin where a float may, even in memory of 16-bit numbers.
 constexpr int64_t kClassBlocks = 40;
 constexpr int64_t kMinBlockClasses = 256;
+int64_t block_classes(int64_t classes) {
+  const int64_t block = (classes / kClassBlocks + kVectorColumns) / kVectorColumns * kVectorColumns;
+  return std::min(classes, std::max(kMinBlockClasses, block));
+}
 // A piece is 1/40 of the logits, or 1/20 where classes are few, and at most so many bytes; but it has enough rows.
 constexpr int64_t kPieces = 20;
 constexpr int64_t kMinPieceRows = 64;
@@ -22,7 +27,7 @@ class Pieces {
       : p_(problem),
         keeps_(problem.logits.data != nullptr),
         classes_(problem.log_probs.classes),
-        block_(std::min(classes_, std::max(kMinBlockClasses, (classes_ + kClassBlocks - 1) / kClassBlocks))),
+        block_(block_classes(classes_)),
         rows_(keeps_ ? problem.log_probs.rows : std::min(problem.log_probs.rows, most_rows())),
         buffer_(keeps_ ? 0 : rows_ * block_) {}
 
