@@ -317,7 +317,8 @@ def log_probs(
         check_output_dtype(output_dtype)
         found = log_probs(_widened(input), ids, temperature=temperature, softcap=softcap, ignore_index=ignore_index)
         return found.to(output_dtype)
-    for name, value in {"temperature": temperature, "softcap": softcap or 0.0}.items():
+    options = {"temperature": temperature, "1 / temperature": 1.0 / temperature, "softcap": softcap or 0.0}
+    for name, value in options.items():
         _check_option(name, value, input.dtype)
     classes = input.shape[-1]
     several = ids if ids.dim() == input.dim() else ids.unsqueeze(-1)
