@@ -24,7 +24,7 @@ from torch._C import _are_functorch_transforms_active
 from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor, unwrap_if_dead
 from torch.autograd import forward_ad
 
-from charlm.ops._arguments import HALF
+from charlm.ops._arguments import HALF, LossOptions
 from charlm.ops._autograd import has_autocast
 
 Tensors = Sequence[Any]  # tensors, and None for those left out
@@ -97,19 +97,23 @@ def gradients(
     return _merged([None] * len(tensors), wanted, found)
 
 
-def reduce_each(losses: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: int) -> Tensor:
-    """Row losses (B, ...) of B samples, reduced sample by sample; reduction as in the op schemas."""
-    if reduction == 0:
+def reduce_each(
+    losses: Tensor, target: Tensor, weight: Tensor | None, token_weights: Tensor | None, options: LossOptions
+) -> Tensor:
+    """Row losses (B, ...) of B samples, reduced sample by sample; the token weights, (B, ...) too, are in them."""
+    if options.reduction == 0:
         return losses
     totals = _sum_each(losses)
-    if reduction == 2:
+    if options.reduction == 2:
         return totals
-    if target.is_floating_point():
-        return totals / (losses.numel() // losses.shape[0])
-    target = target.long()
-    kept = target != ignore_index
-    weights = torch.ones_like(losses) if weight is None else weight.to(losses.dtype)[target.masked_fill(~kept, 0)]
-    return totals / _sum_each(weights * kept)
+    counted = torch.ones_like(losses) if token_weights is None else token_weights.to(losses.dtype)
+    if not target.is_floating_point():
+        target = target.long()
+        kept = target != options.ignore_index
+        if weight is not None:
+            counted = counted * weight.to(losses.dtype)[target.masked_fill(~kept, 0)]
+        counted = counted.where(kept, 0.0)
+    return totals / _sum_each(counted)
 
 
 def _sum_each(rows: Tensor) -> Tensor:

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 _forward = torch.ops.charlm.linear_cross_entropy_forward.default
 _backward = torch.ops.charlm.linear_cross_entropy_backward.default
-# input, linear_weight, target, linear_bias, weight
-_Tensors = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+# input, linear_weight, target, linear_bias, weight, token_weights
+_Tensors = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 def linear_cross_entropy(
@@ -45,6 +45,7 @@ def linear_cross_entropy(
     *,
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
+    token_weights: Tensor | None = None,
     reduction: str = "mean",
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
@@ -70,6 +71,8 @@ def linear_cross_entropy(
             and logits differ in dtype, all are promoted, as in torch.
         linear_bias: (C,), or (C, d1, ...), dtype of ``input``.
         weight: weight of each class, (C,), dtype of ``input``.
+        token_weights: weight of each row, in the shape of class-index targets, any floating dtype; as in
+            :func:`charlm.ops.cross_entropy`. Where they require a gradient, all logits are held.
         reduction: "none", "mean" or "sum", as in :func:`charlm.ops.cross_entropy`.
         ignore_index: target value whose rows have loss and gradient 0 and do not count in the mean; None is -100, and
             all that goes with class probabilities.
@@ -93,7 +96,7 @@ def linear_cross_entropy(
     Source:
         Wijmans et al. 2024, Cut Your Losses in Large-Vocabulary Language Models; Hsu et al. 2024, Liger Kernel.
     """
-    tensors = (input, linear_weight, target, linear_bias, weight)
+    tensors = (input, linear_weight, target, linear_bias, weight, token_weights)
     if has_torch_function(tensors):
         return handle_torch_function(
             linear_cross_entropy,
@@ -103,6 +106,7 @@ def linear_cross_entropy(
             target,
             linear_bias=linear_bias,
             weight=weight,
+            token_weights=token_weights,
             reduction=reduction,
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
@@ -131,6 +135,7 @@ def linear_cross_entropy(
                 ignore_index,
                 reduction,
                 label_smoothing,
+                token_weights=token_weights,
                 softcap=softcap,
                 z_loss=z_loss,
                 output_dtype=output_dtype,
@@ -146,12 +151,12 @@ def linear_cross_entropy(
                 layer if lower is None else cast(lower, *layer), target, weight, autocast=lower is not None
             )
             input, linear_weight, linear_bias = layer
-            loss = _call(input, linear_weight, target, linear_bias, weight, codes)
+            loss = _call(input, linear_weight, target, linear_bias, weight, token_weights, codes)
         if output_dtype is None and (lower is not None or input.dtype not in HALF):
             return loss
         return loss.to(output_dtype or input.dtype)
     except Exception as error:
-        optional = {"linear_bias": linear_bias, "weight": weight}
+        optional = {"linear_bias": linear_bias, "weight": weight, "token_weights": token_weights}
         complain(error, optional, input=input, linear_weight=linear_weight, target=target)
         raise
 
@@ -179,15 +184,16 @@ def _call(
     target: Tensor,
     linear_bias: Tensor | None,
     weight: Tensor | None,
+    token_weights: Tensor | None,
     options: LossOptions,
 ) -> Tensor:
     """The loss in the dtype that is computed in."""
-    tensors = (input, linear_weight, target, linear_bias, weight)
+    tensors = (input, linear_weight, target, linear_bias, weight, token_weights)
     if type(input) is not Tensor and _dtensor.is_dtensor(input):
         return _dtensor.call("linear_cross_entropy", *tensors, options)
     if _transforms.is_transformed():
         return _transforms.transformed(_OP, tensors, options)
-    if weight is not None and weight.requires_grad:
+    if needs_gradient(weight, token_weights):
         return _transforms.by_reference(_OP, tensors, options)
     if needs_gradient(input, linear_weight, target, linear_bias):
         loss: Tensor = apply(_LinearCrossEntropy, *tensors, options)
@@ -198,8 +204,8 @@ def _call(
 def _kernel(tensors: _Tensors, options: LossOptions, wanted: tuple[bool, bool, bool], keeps_lse: bool) -> Sequence[Any]:
     """The loss, lse, and the gradients of input, linear_weight and linear_bias; what is not wanted may be None."""
     found = None
-    if _is_small(*tensors[:2]):
-        found = _direct.linear_cross_entropy_forward(*tensors, options, *wanted, keeps_lse)
+    if tensors[5] is None and _is_small(*tensors[:2]):
+        found = _direct.linear_cross_entropy_forward(*tensors[:5], options, *wanted, keeps_lse)
     return found or _forward(*tensors, *options, *wanted)
 
 
@@ -214,22 +220,33 @@ def _reference(
     target: Tensor,
     linear_bias: Tensor | None,
     weight: Tensor | None,
+    token_weights: Tensor | None,
     options: LossOptions,
 ) -> Tensor:
     named = keywords(options)
     if target.is_floating_point():
         named["ignore_index"] = None
-    return reference.linear_cross_entropy(input, linear_weight, target, linear_bias=linear_bias, weight=weight, **named)
+    return reference.linear_cross_entropy(
+        input,
+        linear_weight,
+        target,
+        linear_bias=linear_bias,
+        weight=weight,
+        token_weights=token_weights,
+        **named,
+    )
 
 
 def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, options: LossOptions) -> Tensor | None:
     """The samples as further rows, where they share the layer and the class weights."""
-    input, linear_weight, target, linear_bias, weight = tensors
+    input, linear_weight, target, linear_bias, weight, token_weights = tensors
     if not mapped[0] or mapped[1] or mapped[3] or mapped[4]:
         return None
     target = target if mapped[2] else target.expand(size, *target.shape)
-    losses = _call(input, linear_weight, target, linear_bias, weight, options._replace(reduction=0))
-    return _transforms.reduce_each(losses, target, weight, options.ignore_index, options.reduction)
+    if token_weights is not None and not mapped[5]:
+        token_weights = token_weights.expand(size, *token_weights.shape)
+    losses = _call(input, linear_weight, target, linear_bias, weight, token_weights, options._replace(reduction=0))
+    return _transforms.reduce_each(losses, target, weight, token_weights, options)
 
 
 _OP = _transforms.Op(_call, _reference, _fold)
@@ -244,6 +261,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         target: Tensor,
         linear_bias: Tensor | None,
         weight: Tensor | None,
+        token_weights: Tensor | None,
         options: LossOptions,
     ) -> Tensor:
         input_needs, weight_needs, target_needs, bias_needs, *_ = ctx.needs_input_grad
@@ -251,7 +269,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # gradient before it is rounded.
         ctx.in_forward = options.reduction != 0 and not target_needs and input.dtype != torch.float16
         wanted = (input_needs, weight_needs, bias_needs) if ctx.in_forward else (False, False, False)
-        tensors = (input, linear_weight, target, linear_bias, weight)
+        tensors = (input, linear_weight, target, linear_bias, weight, token_weights)
         loss, lse, *gradients = _kernel(tensors, options, wanted, not ctx.in_forward)
         gradients = [NOTHING if gradient is None else gradient for gradient in gradients]
         ctx.unread = None if torch.compiler.is_compiling() else Unread(linear_bias=linear_bias)
@@ -259,13 +277,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradients = [lse, None if linear_bias is None else linear_bias.clone()]
         elif not weight_needs and ctx.unread is not None:  # nor the input of a frozen layer
             input = copy_of(input)
-        ctx.save_for_backward(input, linear_weight, target, weight, *gradients)
+        ctx.save_for_backward(input, linear_weight, target, weight, token_weights, *gradients)
         ctx.options = options
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input, linear_weight, target, weight, *saved = ctx.saved_tensors
+        input, linear_weight, target, weight, token_weights, *saved = ctx.saved_tensors
         input_needs, weight_needs, _, bias_needs, *_ = ctx.needs_input_grad
         needs = (input_needs, weight_needs, bias_needs)
         needed = [gradient for gradient, need in zip(saved, needs, strict=True) if need] if ctx.in_forward else []
@@ -274,7 +292,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if may_overwrite and _direct.scale_gradients(needed, grad_output, target, ignore_index):
             return _returned(needed, needs)
         if _transforms.is_more_than_first_order(grad_output):
-            tensors = (input, linear_weight, target, *ctx.unread.as_they_were(), weight)
+            tensors = (input, linear_weight, target, *ctx.unread.as_they_were(), weight, token_weights)
             wanted = wanted_gradients(ctx, tensors)
             return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None
         if not ctx.in_forward:
@@ -282,15 +300,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
             wanted = wanted_gradients(ctx, (input, linear_weight, target, bias))
             input_wanted, weight_wanted, target_wanted, bias_wanted = wanted
             which = (input_wanted, weight_wanted, bias_wanted, target_wanted)
-            tensors = (grad_output, input, linear_weight, target, bias, weight, lse)
+            tensors = (grad_output, input, linear_weight, target, bias, weight)
             found = None
-            if not target_wanted and _is_small(input, linear_weight):
-                found = _direct.linear_cross_entropy_backward(*tensors, ctx.options, *which[:3])
+            if not target_wanted and token_weights is None and _is_small(input, linear_weight):
+                found = _direct.linear_cross_entropy_backward(*tensors, lse, ctx.options, *which[:3])
             of_input, of_weight, of_bias, of_target = (
                 gradient if want else None
-                for gradient, want in zip(found or _backward(*tensors, *ctx.options, *which), which, strict=True)
+                for gradient, want in zip(
+                    found or _backward(*tensors, token_weights, lse, *ctx.options, *which), which, strict=True
+                )
             )
-            return of_input, of_weight, of_target, of_bias, None, None
+            return of_input, of_weight, of_target, of_bias, None, None, None
         classes = None if target.is_floating_point() else target
         if classes is None and target.numel() == 0:  # no rows: all of it is 0
             grad_output = torch.zeros_like(grad_output)
@@ -302,7 +322,7 @@ def _returned(needed: list[Tensor], needs: Sequence[bool]) -> tuple[Tensor | Non
     """What backward returns where forward has computed the gradients of input, linear_weight and linear_bias."""
     gradients = iter(needed)
     of_input, of_weight, of_bias = (next(gradients) if need else None for need in needs)
-    return of_input, of_weight, None, of_bias, None, None
+    return of_input, of_weight, None, of_bias, None, None, None
 
 
 def _wanted(like: Tensor | None, wanted: bool, input: Tensor) -> Tensor:
@@ -318,10 +338,18 @@ def _(
     target: Tensor,
     linear_bias: Tensor | None,
     weight: Tensor | None,
+    token_weights: Tensor | None,
     *others: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     *options, input_gradient, weight_gradient, bias_gradient = others
-    check_devices(input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias, weight=weight)
+    check_devices(
+        input=input,
+        linear_weight=linear_weight,
+        target=target,
+        linear_bias=linear_bias,
+        weight=weight,
+        token_weights=token_weights,
+    )
     compute_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     rows = 1
     for size in input.shape[:-1]:
@@ -343,12 +371,19 @@ def _(
     target: Tensor,
     linear_bias: Tensor | None,
     weight: Tensor | None,
+    token_weights: Tensor | None,
     lse: Tensor,
     *others: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *_, input_gradient, weight_gradient, bias_gradient, target_gradient = others
     check_devices(
-        input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias, weight=weight, lse=lse
+        input=input,
+        linear_weight=linear_weight,
+        target=target,
+        linear_bias=linear_bias,
+        weight=weight,
+        token_weights=token_weights,
+        lse=lse,
     )
     return (
         _wanted(input, input_gradient, input),

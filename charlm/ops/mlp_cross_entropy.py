@@ -136,7 +136,7 @@ def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, optio
     ids = ids if mapped[0] else ids.expand(size, *ids.shape)
     target = target if mapped[1] else target.expand(size, *target.shape)
     losses = _OP.call(ids, target, *parameters, options._replace(reduction=0))
-    return _transforms.reduce_each(losses, target, None, options.ignore_index, options.reduction)
+    return _transforms.reduce_each(losses, target, None, None, options)
 
 
 _OP = _transforms.Op(_call, _reference, _fold)

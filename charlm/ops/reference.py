@@ -93,21 +93,24 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     *,
+    token_weights: Tensor | None = None,
     softcap: float | None = None,
     z_loss: float = 0.0,
     output_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """`F.cross_entropy` with two more options: a soft cap on the logits and a penalty on their log-partition function.
+    """`F.cross_entropy` with three more options: weights of rows, a soft cap on the logits and a penalty on their
+    log-partition function.
 
     With logits z (`input`, or `softcap * tanh(input / softcap)`) the loss of a row whose class is y is
 
-        weight[y] * (logsumexp(z) - z[y]) + z_loss * logsumexp(z)**2
+        w * (weight[y] * (logsumexp(z) - z[y]) + z_loss * logsumexp(z)**2)
 
-    and zero, penalty included, where y is `ignore_index`. Class probabilities p replace the first term by
-    sum_c weight[c] * p[c] * (logsumexp(z) - z[c]); label smoothing e replaces p by (1 - e) * p + e / C, where a class
-    index stands for its one-hot row. `reduction="mean"` divides the sum over rows by the sum of weight[y] over the rows
-    that are not ignored, or by the number of rows if `target` holds probabilities. With the defaults of `softcap` and
-    `z_loss` this is `F.cross_entropy`, edge results included: the mean over no rows is NaN, their sum is 0.
+    with w its entry in `token_weights`, and zero, penalty included and whatever w is, where y is `ignore_index`. Class
+    probabilities p replace the first term by sum_c weight[c] * p[c] * (logsumexp(z) - z[c]); label smoothing e replaces
+    p by (1 - e) * p + e / C, where a class index stands for its one-hot row. `reduction="mean"` divides the sum over
+    rows by the sum of w * weight[y] over the rows that are not ignored, or by that of w over all rows if `target` holds
+    probabilities. With the defaults of `token_weights`, `softcap` and `z_loss` this is `F.cross_entropy`, edge results
+    included: the mean over no rows is NaN, their sum is 0.
 
     A row that is ignored has gradient exactly 0, whatever comes from upstream: infinite or NaN, as from a loss divided
     by the number of rows that count, where none does. So has, where no row counts, everything else.
@@ -121,6 +124,8 @@ def cross_entropy(
         ignore_index: class index whose rows count for nothing; applies to class indices only.
         reduction: "mean", "sum" or "none".
         label_smoothing: e in [0, 1].
+        token_weights: a factor per row in the shape of class indices, () for one row, in any floating dtype, or None:
+            all 1. Any finite numbers, 0 and negative ones too.
         softcap: positive bound on the absolute value of the logits, or None.
         z_loss: coefficient of the squared logsumexp.
         output_dtype: dtype of the result, which is then computed in float32 or wider; None for that of `input`.
@@ -147,6 +152,7 @@ def cross_entropy(
             ignore_index,
             reduction,
             label_smoothing,
+            token_weights=token_weights,
             softcap=softcap,
             z_loss=z_loss,
         )
@@ -154,18 +160,20 @@ def cross_entropy(
     for name, value in {"label_smoothing": label_smoothing, "softcap": softcap or 0.0, "z_loss": z_loss}.items():
         _check_option(name, value, input.dtype)
     class_dim = 0 if input.dim() == 1 else 1
+    if token_weights is not None:
+        _check_token_weights(token_weights, input, class_dim)
     has_probabilities = target.is_floating_point()
     if not has_probabilities:
         if input.dim() == 1 and target.shape == (1,):
             target = target.squeeze(0)  # one row's class, which F.cross_entropy takes unless it is to be smoothed
         target = target.long()
         kept = target != ignore_index
-        if not (softcap is None and z_loss == 0.0 and label_smoothing == 0.0):
+        if not (softcap is None and z_loss == 0.0 and label_smoothing == 0.0 and token_weights is None):
             # Zero times infinity is NaN: what is ignored takes no part in the steps that torch does not know to skip.
             input = input.masked_fill(~kept.unsqueeze(class_dim), 0.0)
     logits = input if softcap is None else softcap * tanh(input / softcap)
 
-    if z_loss == 0.0 and (label_smoothing == 0.0 or has_probabilities):
+    if z_loss == 0.0 and token_weights is None and (label_smoothing == 0.0 or has_probabilities):
         return torch_cross_entropy(
             logits,
             target,
@@ -175,22 +183,31 @@ def cross_entropy(
             label_smoothing=label_smoothing,
         )
 
-    penalties = z_loss * logits.logsumexp(dim=class_dim).square()
+    penalties = z_loss * logits.logsumexp(dim=class_dim).square() if z_loss > 0.0 else None
     if has_probabilities:
         row_losses = torch_cross_entropy(
             logits, target, weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
         )
-        row_losses = row_losses + penalties
+        if penalties is not None:
+            row_losses = row_losses + penalties
+        row_weights = torch.ones_like(row_losses)
+        if token_weights is not None:
+            row_weights = token_weights.to(row_losses.dtype)
+            row_losses = row_weights * row_losses
         # Counted by elements, as F.cross_entropy does: 0 / 0 without classes.
-        rows = row_losses.numel() if logits.shape[class_dim] > 0 else torch.nan
-        denominator = torch.tensor(rows, dtype=row_losses.dtype, device=row_losses.device)
+        denominator = row_weights.sum() if logits.shape[class_dim] > 0 else row_weights.new_tensor(torch.nan)
     else:
         row_losses = torch_cross_entropy(logits, target, weight, ignore_index=ignore_index, reduction="none")
         if label_smoothing > 0.0:  # F.cross_entropy smooths class indices in place, which vmap refuses
             spread = _spread_loss(logits, weight, class_dim)
             row_losses = (1.0 - label_smoothing) * row_losses + torch.where(kept, label_smoothing * spread, 0.0)
-        row_losses = row_losses + torch.where(kept, penalties, 0.0)
+        if penalties is not None:
+            row_losses = row_losses + torch.where(kept, penalties, 0.0)
         row_weights = torch.ones_like(row_losses) if weight is None else weight[target.masked_fill(~kept, 0)]
+        if token_weights is not None:
+            factors = torch.where(kept, token_weights.to(row_losses.dtype), 0.0)
+            row_losses = torch.where(kept, factors * row_losses, 0.0)
+            row_weights = factors * row_weights
         denominator = torch.where(kept, row_weights, 0.0).sum()
 
     if reduction == "none":
@@ -205,6 +222,7 @@ def linear_cross_entropy(
     *,
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
+    token_weights: Tensor | None = None,
     reduction: str = "mean",
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
@@ -226,6 +244,7 @@ def linear_cross_entropy(
         linear_bias: (C,) or (C, d1, ...), or None.
         ignore_index: as in `cross_entropy`; None, which is -100, is all that goes with class probabilities.
         options: not read; PyTorch's say how it is to chunk its work.
+        token_weights: a factor per row, (...) or with positions (N, d1, ...), as in `cross_entropy`.
         weight, reduction, label_smoothing, softcap, z_loss, output_dtype: as in `cross_entropy`.
 
     Returns:
@@ -253,6 +272,8 @@ def linear_cross_entropy(
     if len(positions) > 1:
         rows, classes = logits.unflatten(-1, positions), target
     elif input.dim() > 1:
+        if token_weights is not None and token_weights.shape == input.shape[:-1]:
+            token_weights = token_weights.flatten()
         rows, classes = logits.flatten(0, -2), target.flatten(0, -2 if target.is_floating_point() else -1)
     else:
         rows, classes = logits, target
@@ -263,6 +284,7 @@ def linear_cross_entropy(
         ignore_index,
         reduction,
         label_smoothing,
+        token_weights=token_weights,
         softcap=softcap,
         z_loss=z_loss,
         output_dtype=output_dtype,
@@ -445,6 +467,16 @@ def _spread_loss(logits: Tensor, weight: Tensor | None, class_dim: int) -> Tenso
     if weight is not None:
         log_probabilities = log_probabilities * weight.reshape(-1, *[1] * (logits.dim() - class_dim - 1))
     return -log_probabilities.mean(class_dim)
+
+
+def _check_token_weights(token_weights: Tensor, input: Tensor, class_dim: int) -> None:
+    if not token_weights.is_floating_point():
+        raise ArgumentError(f"token_weights must have a floating-point dtype, got {token_weights.dtype}")
+    rows = (*input.shape[:class_dim], *input.shape[class_dim + 1 :])
+    if token_weights.shape != rows:
+        raise ArgumentError(
+            f"token_weights must have the shape of the row losses, {rows}, got {tuple(token_weights.shape)}"
+        )
 
 
 def _check_option(name: str, value: float, dtype: torch.dtype) -> None:

@@ -5,12 +5,13 @@ namespace charlm {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor target, const OptionalTensor weight,
-                                           int64_t ignore_index, int64_t reduction, double label_smoothing,
-                                           double softcap, double z_loss, bool compute_gradient) {
+                                           const OptionalTensor token_weights, int64_t ignore_index, int64_t reduction,
+                                           double label_smoothing, double softcap, double z_loss,
+                                           bool compute_gradient) {
   const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
   return dispatch_compute_type(input, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(type);
-    CrossEntropyArguments<T> arguments = read_cross_entropy_arguments<T>(input, target, weight, options);
+    CrossEntropyArguments<T> arguments = read_cross_entropy_arguments<T>(input, target, weight, token_weights, options);
     CrossEntropy<T>& problem = arguments.problem;
     check_targets(problem, target.sizes());
     const Losses<T> losses(options.reduction, arguments.row_shape,
@@ -24,15 +25,15 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor targ
 }
 
 std::tuple<Tensor, Tensor> backward(const Tensor grad_output, const Tensor input, const Tensor target,
-                                    const OptionalTensor weight, const Tensor lse, int64_t ignore_index,
-                                    int64_t reduction, double label_smoothing, double softcap, double z_loss,
-                                    bool input_gradient, bool target_gradient) {
+                                    const OptionalTensor weight, const OptionalTensor token_weights, const Tensor lse,
+                                    int64_t ignore_index, int64_t reduction, double label_smoothing, double softcap,
+                                    double z_loss, bool input_gradient, bool target_gradient) {
   const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
   const Tensor grad_input = input_gradient ? empty_gradient(input) : allocate({0}, input.scalar_type());
   const Tensor grad_target = target_gradient ? empty_gradient(target) : allocate({0}, input.scalar_type());
   dispatch_compute_type(input, [&](auto type) {
     using T = decltype(type);
-    CrossEntropyArguments<T> arguments = read_cross_entropy_arguments<T>(input, target, weight, options);
+    CrossEntropyArguments<T> arguments = read_cross_entropy_arguments<T>(input, target, weight, token_weights, options);
     CrossEntropy<T>& problem = arguments.problem;
     check_targets(problem, target.sizes());
     set_lse(lse, options.reduction, &problem);

@@ -63,11 +63,11 @@ Tensor empty_gradient(const Tensor& like) {
 
 template <typename T>
 CrossEntropyArguments<T> read_cross_entropy_arguments(const Tensor& input, const Tensor& target,
-                                                      const OptionalTensor& weight,
+                                                      const OptionalTensor& weight, const OptionalTensor& token_weights,
                                                       const CrossEntropyOptions& options) {
   check(input.dim() >= 1, "input must have shape (C,), (N, C) or (N, C, d1, ...), got ()");
   check_floating("input", input);
-  CrossEntropyArguments<T> arguments{input, target, std::nullopt, row_shape(input), {}};
+  CrossEntropyArguments<T> arguments{input, target, std::nullopt, std::nullopt, row_shape(input), {}};
   const bool probabilities = target.sizes().equals(input.sizes());
   if (probabilities) {
     check_matches("target", target, "input", input);
@@ -92,12 +92,13 @@ CrossEntropyArguments<T> read_cross_entropy_arguments(const Tensor& input, const
   }
   set_options(options, &problem);
   set_weight(weight, input, &arguments.weight, &problem);
+  set_token_weights(token_weights, arguments.row_shape, input, &arguments.token_weights, &problem);
   return arguments;
 }
 
 template CrossEntropyArguments<float> read_cross_entropy_arguments(const Tensor&, const Tensor&, const OptionalTensor&,
-                                                                   const CrossEntropyOptions&);
+                                                                   const OptionalTensor&, const CrossEntropyOptions&);
 template CrossEntropyArguments<double> read_cross_entropy_arguments(const Tensor&, const Tensor&, const OptionalTensor&,
-                                                                    const CrossEntropyOptions&);
+                                                                    const OptionalTensor&, const CrossEntropyOptions&);
 
 }  // namespace charlm

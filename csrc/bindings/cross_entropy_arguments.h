@@ -10,7 +10,7 @@ namespace charlm {
 template <typename T>
 struct CrossEntropyArguments {
   Tensor input, target;
-  OptionalTensor weight;
+  OptionalTensor weight, token_weights;
   std::vector<int64_t> row_shape;  // of the input, without its class dimension
   CrossEntropy<T> problem;
 };
@@ -18,7 +18,8 @@ struct CrossEntropyArguments {
 // Everything but the values of the targets is checked, for which see check_targets.
 template <typename T>
 CrossEntropyArguments<T> read_cross_entropy_arguments(const Tensor& input, const Tensor& target,
-                                                      const OptionalTensor& weight, const CrossEntropyOptions& options);
+                                                      const OptionalTensor& weight, const OptionalTensor& token_weights,
+                                                      const CrossEntropyOptions& options);
 
 // An (N, C, d1, ...) tensor as an (N * d1 * ..., C) matrix. One stride must describe all trailing dimensions: it does
 // in the arguments above and in an empty gradient.

@@ -36,6 +36,18 @@ void set_weight(const OptionalTensor& weight, const Tensor& input, OptionalTenso
 }
 
 template <typename T>
+void set_token_weights(const OptionalTensor& token_weights, Shape row_shape, const Tensor& input,
+                       OptionalTensor* holder, CrossEntropy<T>* problem) {
+  if (!token_weights.has_value()) return;
+  check_same_device("token_weights", *token_weights, "input", input);
+  check_floating("token_weights", *token_weights);
+  check(token_weights->sizes().equals(row_shape), "token_weights must have the shape of the row losses, ",
+        ShapeString(row_shape), ", got ", ShapeString(*token_weights));
+  *holder = contiguous_as(*token_weights, kDtype<T>);
+  problem->token_weights = (*holder)->template const_data_ptr<T>();
+}
+
+template <typename T>
 void check_targets(const CrossEntropy<T>& problem, Shape shape) {
   if (problem.target == nullptr) return;
   const int64_t bad = cpu::first_bad_target(problem);
@@ -97,6 +109,8 @@ template void set_options(const CrossEntropyOptions&, CrossEntropy<float>*);
 template void set_options(const CrossEntropyOptions&, CrossEntropy<double>*);
 template void set_weight(const OptionalTensor&, const Tensor&, OptionalTensor*, CrossEntropy<float>*);
 template void set_weight(const OptionalTensor&, const Tensor&, OptionalTensor*, CrossEntropy<double>*);
+template void set_token_weights(const OptionalTensor&, Shape, const Tensor&, OptionalTensor*, CrossEntropy<float>*);
+template void set_token_weights(const OptionalTensor&, Shape, const Tensor&, OptionalTensor*, CrossEntropy<double>*);
 template void check_targets(const CrossEntropy<float>&, Shape);
 template void check_targets(const CrossEntropy<double>&, Shape);
 template void set_lse(const Tensor&, Reduction, CrossEntropy<float>*);

@@ -30,6 +30,11 @@ void set_options(const CrossEntropyOptions& options, CrossEntropy<T>* problem);
 template <typename T>
 void set_weight(const OptionalTensor& weight, const Tensor& input, OptionalTensor* holder, CrossEntropy<T>* problem);
 
+// Token weights, in the shape of the row losses, converted into `holder` likewise.
+template <typename T>
+void set_token_weights(const OptionalTensor& token_weights, Shape row_shape, const Tensor& input,
+                       OptionalTensor* holder, CrossEntropy<T>* problem);
+
 // Throws IndexError at the first target that is neither a class nor ignore_index. `shape` is the shape to name it in.
 template <typename T>
 void check_targets(const CrossEntropy<T>& problem, Shape shape);

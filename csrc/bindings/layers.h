@@ -16,7 +16,8 @@ std::tuple<Tensor, Tensor, Tensor> embedding_linear_backward(const Tensor grad_o
                                                              bool wants_weight, bool wants_bias);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_forward(
     const Tensor input, const Tensor linear_weight, const Tensor target, const OptionalTensor linear_bias,
-    const OptionalTensor weight, int64_t ignore_index, int64_t reduction, double label_smoothing, double softcap,
-    double z_loss, bool input_gradient, bool weight_gradient, bool bias_gradient);
+    const OptionalTensor weight, const OptionalTensor token_weights, int64_t ignore_index, int64_t reduction,
+    double label_smoothing, double softcap, double z_loss, bool input_gradient, bool weight_gradient,
+    bool bias_gradient);
 
 }  // namespace charlm

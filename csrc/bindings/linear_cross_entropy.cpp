@@ -15,10 +15,10 @@ struct Call {
   const Tensor input_gradient, weight_gradient, bias_gradient;
 
   Call(const Tensor& input, const Tensor& linear_weight, const Tensor& target, const OptionalTensor& linear_bias,
-       const OptionalTensor& weight, const CrossEntropyOptions& options, bool wants_input, bool wants_weight,
-       bool wants_bias)
-      : arguments(read_linear_cross_entropy_arguments<T>(input, linear_weight, target, linear_bias, weight, options,
-                                                         kDtype<T>)),
+       const OptionalTensor& weight, const OptionalTensor& token_weights, const CrossEntropyOptions& options,
+       bool wants_input, bool wants_weight, bool wants_bias)
+      : arguments(read_linear_cross_entropy_arguments<T>(input, linear_weight, target, linear_bias, weight,
+                                                         token_weights, options, kDtype<T>)),
         problem(read_problem(target)),
         input_gradient(allocate_gradient(input.sizes(), wants_input, &problem.layer.input_gradient)),
         weight_gradient(allocate_gradient(linear_weight.sizes(), wants_weight, &problem.weight_gradient)),
@@ -43,11 +43,12 @@ struct Call {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_forward(
     const Tensor input, const Tensor linear_weight, const Tensor target, const OptionalTensor linear_bias,
-    const OptionalTensor weight, int64_t ignore_index, int64_t reduction, double label_smoothing, double softcap,
-    double z_loss, bool input_gradient, bool weight_gradient, bool bias_gradient) {
+    const OptionalTensor weight, const OptionalTensor token_weights, int64_t ignore_index, int64_t reduction,
+    double label_smoothing, double softcap, double z_loss, bool input_gradient, bool weight_gradient,
+    bool bias_gradient) {
   const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
   return dispatch_compute_type(input, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> {
-    Call<decltype(type)> call(input, linear_weight, target, linear_bias, weight, options, input_gradient,
+    Call<decltype(type)> call(input, linear_weight, target, linear_bias, weight, token_weights, options, input_gradient,
                               weight_gradient, bias_gradient);
     const Losses<decltype(type)> losses(options.reduction, leading_sizes(input), Kept::kLse, &call.problem.loss);
     call.run("linear_cross_entropy_forward/in_weight_gradient", "linear_cross_entropy_forward/chunks");
@@ -62,13 +63,13 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tensor input,
                                                     const Tensor linear_weight, const Tensor target,
                                                     const OptionalTensor linear_bias, const OptionalTensor weight,
-                                                    const Tensor lse, int64_t ignore_index, int64_t reduction,
-                                                    double label_smoothing, double softcap, double z_loss,
-                                                    bool input_gradient, bool weight_gradient, bool bias_gradient,
-                                                    bool target_gradient) {
+                                                    const OptionalTensor token_weights, const Tensor lse,
+                                                    int64_t ignore_index, int64_t reduction, double label_smoothing,
+                                                    double softcap, double z_loss, bool input_gradient,
+                                                    bool weight_gradient, bool bias_gradient, bool target_gradient) {
   const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
   return dispatch_compute_type(input, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
-    Call<decltype(type)> call(input, linear_weight, target, linear_bias, weight, options, input_gradient,
+    Call<decltype(type)> call(input, linear_weight, target, linear_bias, weight, token_weights, options, input_gradient,
                               weight_gradient, bias_gradient);
     CrossEntropy<decltype(type)>& loss = call.problem.loss;
     check(!target_gradient || loss.target == nullptr,

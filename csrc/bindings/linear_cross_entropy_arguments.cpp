@@ -4,7 +4,8 @@ namespace charlm {
 template <typename T>
 LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
     const Tensor& input, const Tensor& linear_weight, const Tensor& target, const OptionalTensor& linear_bias,
-    const OptionalTensor& weight, const CrossEntropyOptions& options, ScalarType bias_type) {
+    const OptionalTensor& weight, const OptionalTensor& token_weights, const CrossEntropyOptions& options,
+    ScalarType bias_type) {
   const int64_t rows = check_output_layer(input, linear_weight, linear_bias);
   const int64_t features = input.size(input.dim() - 1), classes = linear_weight.size(0);
   const Shape row_shape = leading_sizes(input), target_shape = target.sizes();
@@ -47,17 +48,17 @@ LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
   }
   set_options(options, &problem.loss);
   set_weight(weight, input, &problem.class_weight, &problem.loss);
+  set_token_weights(token_weights, row_shape, input, &problem.token_weights, &problem.loss);
   return problem;
 }
 
 template LinearCrossEntropyArguments<float> read_linear_cross_entropy_arguments(const Tensor&, const Tensor&,
                                                                                 const Tensor&, const OptionalTensor&,
                                                                                 const OptionalTensor&,
+                                                                                const OptionalTensor&,
                                                                                 const CrossEntropyOptions&, ScalarType);
-template LinearCrossEntropyArguments<double> read_linear_cross_entropy_arguments(const Tensor&, const Tensor&,
-                                                                                 const Tensor&, const OptionalTensor&,
-                                                                                 const OptionalTensor&,
-                                                                                 const CrossEntropyOptions&,
-                                                                                 ScalarType);
+template LinearCrossEntropyArguments<double> read_linear_cross_entropy_arguments(
+    const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+    const CrossEntropyOptions&, ScalarType);
 
 }  // namespace charlm

@@ -9,7 +9,7 @@ namespace charlm {
 template <typename T>
 struct LinearCrossEntropyArguments {
   Tensor input, target;
-  OptionalTensor bias = std::nullopt, class_weight = std::nullopt;
+  OptionalTensor bias = std::nullopt, class_weight = std::nullopt, token_weights = std::nullopt;
   Matrix input_rows = {};  // (N, D), like the weight in its own dtype
   Matrix weight = {};      // (C, D)
   CrossEntropy<T> loss = {};
@@ -23,6 +23,7 @@ struct LinearCrossEntropyArguments {
 template <typename T>
 LinearCrossEntropyArguments<T> read_linear_cross_entropy_arguments(
     const Tensor& input, const Tensor& linear_weight, const Tensor& target, const OptionalTensor& linear_bias,
-    const OptionalTensor& weight, const CrossEntropyOptions& options, ScalarType bias_type);
+    const OptionalTensor& weight, const OptionalTensor& token_weights, const CrossEntropyOptions& options,
+    ScalarType bias_type);
 
 }  // namespace charlm

@@ -56,8 +56,9 @@ Tensor run_layers(const MlpArguments& arguments, const Tensor& target, std::vect
   const Tensor ids = flat_ids(arguments);
   const auto [hidden, rows] = embedding_linear_forward(ids, parameters[0], parameters[1], parameters[2], kTanh, wanted);
   const auto [loss, lse, of_hidden, of_weight2, of_bias2] = linear_cross_entropy_forward(
-      hidden, parameters[3], flat(target, {arguments.examples}), parameters[4], std::nullopt, arguments.ignore_index,
-      static_cast<int64_t>(arguments.reduction), 0, arguments.softcap, 0, wanted, wanted, wanted);
+      hidden, parameters[3], flat(target, {arguments.examples}), parameters[4], std::nullopt, std::nullopt,
+      arguments.ignore_index, static_cast<int64_t>(arguments.reduction), 0, arguments.softcap, 0, wanted, wanted,
+      wanted);
   if (wanted) {
     const auto [of_embedding, of_weight1, of_bias1] =
         embedding_linear_backward(of_hidden, hidden, ids, rows, parameters[1], parameters[2], kTanh,

@@ -12,13 +12,13 @@
 
 STABLE_TORCH_LIBRARY(charlm, ops) {
   ops.def(
-      "cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int ignore_index, int reduction, "
-      "float label_smoothing, float softcap, float z_loss, bool compute_gradient) "
+      "cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, Tensor? token_weights, int ignore_index, "
+      "int reduction, float label_smoothing, float softcap, float z_loss, bool compute_gradient) "
       "-> (Tensor loss, Tensor lse, Tensor input_gradient)");
   ops.def(
-      "cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor lse, "
-      "int ignore_index, int reduction, float label_smoothing, float softcap, float z_loss, bool input_gradient, "
-      "bool target_gradient) -> (Tensor input_gradient, Tensor target_gradient)");
+      "cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor? token_weights, "
+      "Tensor lse, int ignore_index, int reduction, float label_smoothing, float softcap, float z_loss, "
+      "bool input_gradient, bool target_gradient) -> (Tensor input_gradient, Tensor target_gradient)");
   ops.def(
       "embedding_linear_forward(Tensor ids, Tensor embedding, Tensor weight, Tensor? bias, int activation, "
       "bool keep_rows) -> (Tensor output, Tensor rows)");
@@ -28,14 +28,14 @@ STABLE_TORCH_LIBRARY(charlm, ops) {
       "bool bias_gradient) -> (Tensor embedding_gradient, Tensor weight_gradient, Tensor bias_gradient)");
   ops.def(
       "linear_cross_entropy_forward(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, "
-      "Tensor? weight, int ignore_index, int reduction, float label_smoothing, float softcap, float z_loss, "
-      "bool input_gradient, bool weight_gradient, bool bias_gradient) "
+      "Tensor? weight, Tensor? token_weights, int ignore_index, int reduction, float label_smoothing, float softcap, "
+      "float z_loss, bool input_gradient, bool weight_gradient, bool bias_gradient) "
       "-> (Tensor loss, Tensor lse, Tensor input_gradient, Tensor weight_gradient, Tensor bias_gradient)");
   ops.def(
       "linear_cross_entropy_backward(Tensor grad_output, Tensor input, Tensor linear_weight, Tensor target, "
-      "Tensor? linear_bias, Tensor? weight, Tensor lse, int ignore_index, int reduction, float label_smoothing, "
-      "float softcap, float z_loss, bool input_gradient, bool weight_gradient, bool bias_gradient, "
-      "bool target_gradient) "
+      "Tensor? linear_bias, Tensor? weight, Tensor? token_weights, Tensor lse, int ignore_index, int reduction, "
+      "float label_smoothing, float softcap, float z_loss, bool input_gradient, bool weight_gradient, "
+      "bool bias_gradient, bool target_gradient) "
       "-> (Tensor input_gradient, Tensor weight_gradient, Tensor bias_gradient, Tensor target_gradient)");
   // Each gradient = scale * gradient, of those that forward computed. Where the scale is no finite number, the rows of
   // the first that target names ignore_index stay 0, and all of it does where no row counts. class_dim is the dimension

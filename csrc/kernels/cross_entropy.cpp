@@ -18,6 +18,7 @@ void write_rows_without_classes(const CrossEntropy<T>& problem) {
   for (int64_t n = 0; n < problem.rows; ++n) {
     const bool counts = problem.target == nullptr;  // no class index is one of none
     problem.loss[n] = counts && problem.z_loss != 0 ? std::numeric_limits<T>::infinity() : 0;
+    if (counts && problem.token_weights != nullptr) problem.loss[n] *= problem.token_weights[n];
     if (problem.shift != nullptr) problem.shift[n] = -std::numeric_limits<T>::infinity();
     if (problem.log_sum != nullptr) problem.log_sum[n] = 0;
     if (problem.target_log_probability != nullptr) problem.target_log_probability[n] = 0;
@@ -67,16 +68,20 @@ int64_t first_bad_target(const CrossEntropy<T>& problem) {
 
 template <typename T>
 T mean_denominator(const CrossEntropy<T>& problem) {
+  const bool has_probabilities = problem.target == nullptr;
   // Counted as torch counts them, by elements: 0 / 0 without classes.
-  if (problem.target == nullptr) return problem.classes > 0 ? static_cast<T>(problem.rows) : static_cast<T>(NAN);
-  if (problem.weight == nullptr) {
+  if (has_probabilities && problem.classes == 0) return static_cast<T>(NAN);
+  if (has_probabilities && problem.token_weights == nullptr) return static_cast<T>(problem.rows);
+  if (problem.weight == nullptr && problem.token_weights == nullptr) {
     int64_t count = 0;
     for (int64_t n = 0; n < problem.rows; ++n) count += problem.target[n] != problem.ignore_index;
     return static_cast<T>(count);
   }
   double total = 0;
   for (int64_t n = 0; n < problem.rows; ++n) {
-    if (problem.target[n] != problem.ignore_index) total += problem.weight[problem.target[n]];
+    if (!has_probabilities && problem.target[n] == problem.ignore_index) continue;
+    const double class_weight = has_probabilities || problem.weight == nullptr ? 1 : problem.weight[problem.target[n]];
+    total += problem.token_weights != nullptr ? class_weight * problem.token_weights[n] : class_weight;
   }
   return static_cast<T>(total);
 }

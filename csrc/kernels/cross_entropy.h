@@ -2,11 +2,11 @@
 //
 //   z = input, or softcap * tanh(input / softcap)
 //   lse = log(sum_c exp(z_c))
-//   loss = sum_c a_c (lse - z_c) + z_loss * lse^2
+//   loss = w (sum_c a_c (lse - z_c) + z_loss * lse^2)        w = token_weight, of the row
 //   a_c = weight_c ((1 - smoothing) p_c + smoothing / C)     p_c = probability_c, or 1 for the target and 0 for the rest
-//   d loss / d z_c = softmax_c (sum_c a_c + 2 z_loss lse) - a_c
+//   d loss / d z_c = w (softmax_c (sum_c a_c + 2 z_loss lse) - a_c)
 //
-// Rows whose target is ignore_index have loss 0 and gradient 0.
+// Rows whose target is ignore_index have loss 0 and gradient 0, whatever their logits and weight.
 #pragma once
 
 #include <stdint.h>
@@ -31,6 +31,7 @@ struct CrossEntropy {
   ClassMatrix probabilities;           // used where target is null
   ClassMatrix probabilities_gradient;  // data null: not computed
   const T* weight = nullptr;           // (C,), null: all 1
+  const T* token_weights = nullptr;    // (N,), null: all 1
   T label_smoothing = 0;
   T softcap = 0;  // 0: none
   T z_loss = 0;
@@ -53,6 +54,7 @@ CrossEntropy<T> rows_from(const CrossEntropy<T>& problem, int64_t first, int64_t
   CrossEntropy<T> part = problem;
   part.rows = rows;
   if (part.target != nullptr) part.target += first;
+  if (part.token_weights != nullptr) part.token_weights += first;
   if (part.loss != nullptr) part.loss += first;
   if (part.shift != nullptr) part.shift += first;
   if (part.log_sum != nullptr) part.log_sum += first;
@@ -101,7 +103,7 @@ void scale_rows(const ClassMatrix& matrix, int64_t rows, int64_t classes, const 
 template <typename T>
 int64_t first_bad_target(const CrossEntropy<T>& problem);
 
-// What a mean over rows divides by: the weights of the targets that count, or the number of rows of probabilities. It
+// What a mean over rows divides by: the sum of w weight_target over the rows that count, or, of probabilities, of w. It
 // walks all targets, so callers keep it.
 template <typename T>
 T mean_denominator(const CrossEntropy<T>& problem);

@@ -7,20 +7,21 @@ namespace {
 
 template <typename T>
 CrossEntropyArguments<T> read_arguments(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                                        const CrossEntropyOptions& options) {
-  CrossEntropyArguments<T> arguments = read_cross_entropy_arguments<T>(input, target, weight, options);
+                                        const OptionalTensor& token_weights, const CrossEntropyOptions& options) {
+  CrossEntropyArguments<T> arguments = read_cross_entropy_arguments<T>(input, target, weight, token_weights, options);
   check_class_count(arguments.problem.classes);
   return arguments;
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor target, const OptionalTensor weight,
-                                           int64_t ignore_index, int64_t reduction, double label_smoothing,
-                                           double softcap, double z_loss, bool compute_gradient) {
+                                           const OptionalTensor token_weights, int64_t ignore_index, int64_t reduction,
+                                           double label_smoothing, double softcap, double z_loss,
+                                           bool compute_gradient) {
   const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
   const DeviceCall device("input", input);
   return dispatch_compute_type(input, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(type);
-    const CrossEntropyArguments<T> arguments = read_arguments<T>(input, target, weight, options);
+    const CrossEntropyArguments<T> arguments = read_arguments<T>(input, target, weight, token_weights, options);
     cuda::CrossEntropyCall<T> call;
     call.problem = arguments.problem;
     call.mean = options.reduction == Reduction::kMean;
@@ -41,9 +42,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor targ
 }
 
 std::tuple<Tensor, Tensor> backward(const Tensor grad_output, const Tensor input, const Tensor target,
-                                    const OptionalTensor weight, const Tensor lse, int64_t ignore_index,
-                                    int64_t reduction, double label_smoothing, double softcap, double z_loss,
-                                    bool input_gradient, bool target_gradient) {
+                                    const OptionalTensor weight, const OptionalTensor token_weights, const Tensor lse,
+                                    int64_t ignore_index, int64_t reduction, double label_smoothing, double softcap,
+                                    double z_loss, bool input_gradient, bool target_gradient) {
   const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
   const DeviceCall device("input", input);
   const Tensor grad_input = input_gradient ? empty_gradient(input) : allocate({0}, input.scalar_type(), device.device);
@@ -51,7 +52,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor grad_output, const Tensor input
       target_gradient ? empty_gradient(target) : allocate({0}, input.scalar_type(), device.device);
   dispatch_compute_type(input, [&](auto type) {
     using T = decltype(type);
-    const CrossEntropyArguments<T> arguments = read_arguments<T>(input, target, weight, options);
+    const CrossEntropyArguments<T> arguments = read_arguments<T>(input, target, weight, token_weights, options);
     cuda::CrossEntropyCall<T> call;
     CrossEntropy<T>& problem = call.problem = arguments.problem;
     call.mean = options.reduction == Reduction::kMean;

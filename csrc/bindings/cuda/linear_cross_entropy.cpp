@@ -58,7 +58,8 @@ void run(const char* in_chunks, const char* at_once, const DeviceCall& call,
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, const Tensor linear_weight,
                                                            const Tensor target, const OptionalTensor linear_bias,
-                                                           const OptionalTensor weight, int64_t ignore_index,
+                                                           const OptionalTensor weight,
+                                                           const OptionalTensor token_weights, int64_t ignore_index,
                                                            int64_t reduction, double label_smoothing, double softcap,
                                                            double z_loss, bool input_gradient, bool weight_gradient,
                                                            bool bias_gradient) {
@@ -67,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, c
   return dispatch_compute_type(input, [&](auto compute) -> std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> {
     using T = decltype(compute);
     const auto arguments = read_linear_cross_entropy_arguments<T>(input, linear_weight, target, linear_bias, weight,
-                                                                  options, input.scalar_type());
+                                                                  token_weights, options, input.scalar_type());
     cuda::LinearCrossEntropy<T> problem = problem_of(arguments, options);
     const bool per_row = options.reduction == Reduction::kNone;
     const Tensor loss = per_row ? allocate(leading_sizes(input), compute_type(input), call.device)
@@ -86,16 +87,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input, c
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor grad_output, const Tensor input,
                                                     const Tensor linear_weight, const Tensor target,
                                                     const OptionalTensor linear_bias, const OptionalTensor weight,
-                                                    const Tensor lse, int64_t ignore_index, int64_t reduction,
-                                                    double label_smoothing, double softcap, double z_loss,
-                                                    bool input_gradient, bool weight_gradient, bool bias_gradient,
-                                                    bool target_gradient) {
+                                                    const OptionalTensor token_weights, const Tensor lse,
+                                                    int64_t ignore_index, int64_t reduction, double label_smoothing,
+                                                    double softcap, double z_loss, bool input_gradient,
+                                                    bool weight_gradient, bool bias_gradient, bool target_gradient) {
   const auto options = cross_entropy_options(ignore_index, reduction, label_smoothing, softcap, z_loss);
   const DeviceCall call("input", input);
   return dispatch_compute_type(input, [&](auto compute) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
     using T = decltype(compute);
     const auto arguments = read_linear_cross_entropy_arguments<T>(input, linear_weight, target, linear_bias, weight,
-                                                                  options, input.scalar_type());
+                                                                  token_weights, options, input.scalar_type());
     cuda::LinearCrossEntropy<T> problem = problem_of(arguments, options);
     check(!target_gradient || problem.loss.target == nullptr,
           "target must be class probabilities to have a gradient, got class indices");

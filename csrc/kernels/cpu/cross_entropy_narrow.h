@@ -61,7 +61,7 @@ struct NarrowTile {
       counted[r] = counts;
       target_z[r] = counts ? to_compute(logits[r * classes + y]) : 0;
       index_weight[r] = !counts ? 0 : p.weight != nullptr ? p.weight[y] : (T)1;
-      scale[r] = p.row_scale != nullptr ? p.scale * p.row_scale[first + r] : p.scale;
+      scale[r] = gradient_scale(p, first + r);
     }
   }
 
@@ -84,7 +84,8 @@ struct NarrowTile {
       const IntVec<T> counts = load(counted + r) != 0;
       // log(sum / e^z) keeps the digits that log(sum) - z would cancel.
       const Vec<T> nll = log(total * exp_in_range(-load(target_z + r)));
-      const Vec<T> loss = weight * nll + p.z_loss * lse * lse;
+      Vec<T> loss = weight * nll + p.z_loss * lse * lse;
+      if (p.token_weights != nullptr) loss = loss * load(p.token_weights + first + r);
       store(p.loss + first + r, counts ? loss : Vec<T>{});
       if (p.shift != nullptr) store(p.shift + first + r, Vec<T>{});
       if (p.log_sum != nullptr) store(p.log_sum + first + r, lse);

@@ -113,6 +113,19 @@ CHARLM_INLINE void write_by_products(const CrossEntropy<T>& p, int64_t n, T shif
   if (p.target_log_probability != nullptr) p.target_log_probability[n] = target_log_probability;
 }
 
+// What the loss of a row that counts is multiplied by.
+template <typename T>
+CHARLM_INLINE T token_weight(const CrossEntropy<T>& p, int64_t n) {
+  return p.token_weights != nullptr ? p.token_weights[n] : (T)1;
+}
+
+// What the gradients of a row that counts are multiplied by.
+template <typename T>
+CHARLM_INLINE T gradient_scale(const CrossEntropy<T>& p, int64_t n) {
+  const T scale = p.row_scale != nullptr ? p.scale * p.row_scale[n] : p.scale;
+  return scale * token_weight(p, n);
+}
+
 // A tile of up to kRows rows, whose logits and gradient are stored as S. Results are computed a vector of rows at a
 // time, so the arrays hold harmless values for rows that are not there. The gradient may be written over the logits.
 template <typename T, typename S, bool kCapped>
@@ -214,7 +227,7 @@ struct Tile {
       store(loss + r, row_loss);
     }
     for (int64_t r = 0; r < count; ++r) {
-      p.loss[first + r] = is_ignored(r) ? 0 : loss[r];
+      p.loss[first + r] = is_ignored(r) ? 0 : loss[r] * token_weight(p, first + r);
       write_by_products(p, first + r, shift[r], log_sum[r], target_log_probability[r]);
     }
   }
@@ -270,10 +283,10 @@ struct Tile {
       const int64_t n = first + r;
       const T in = to_compute(logits.row(r)[0]), z = softcap(in), zero = z - z;
       if (!p.lse_is_known) {
-        p.loss[n] = is_ignored(r) ? 0 : zero + p.z_loss * z * z;
+        p.loss[n] = is_ignored(r) ? 0 : (zero + p.z_loss * z * z) * token_weight(p, n);
         write_by_products(p, n, z, (T)0, (T)0);
       }
-      const T scale = p.scale * (p.row_scale != nullptr ? p.row_scale[n] : (T)1);
+      const T scale = gradient_scale(p, n);
       if (probabilities_gradient.data != nullptr) probabilities_gradient.row(r)[0] = zero * scale;
       if (gradient.data == nullptr) continue;
       const T slope = kCapped ? softcap.derivative(broadcast<T>(in))[0] : (T)1;
@@ -294,7 +307,7 @@ struct Tile {
       write_losses();
     }
     for (int64_t r = 0; r < count; ++r) {
-      const T scale = p.scale * (p.row_scale != nullptr ? p.row_scale[first + r] : (T)1);
+      const T scale = gradient_scale(p, first + r);
       if (probabilities_gradient.data != nullptr) write_probabilities_gradient(r, scale);
       if (gradient.data != nullptr) write_gradient(r, scale);
     }

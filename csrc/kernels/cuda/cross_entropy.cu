@@ -27,10 +27,12 @@ __global__ void __launch_bounds__(kReduceThreads) sum_mean_weights(const CrossEn
   for (int64_t row = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; row < p.rows; row += kTargetsAhead * step) {
     int64_t y[kTargetsAhead];
 #pragma unroll
-    for (int k = 0; k < kTargetsAhead; ++k) y[k] = p.target[row + k * step < p.rows ? row + k * step : row];
+    for (int k = 0; k < kTargetsAhead; ++k) {
+      y[k] = p.target != nullptr ? p.target[row + k * step < p.rows ? row + k * step : row] : 0;
+    }
 #pragma unroll
     for (int k = 0; k < kTargetsAhead; ++k) {
-      if (row + k * step < p.rows) sum += row_target(p, y[k]).mean_weight;
+      if (row + k * step < p.rows) sum += mean_weight(p, row + k * step, row_target(p, y[k]));
     }
   }
   sum = block_sum(sum, scratch);
@@ -137,7 +139,7 @@ Error run_cross_entropy(const CrossEntropy<T>& problem, const CrossEntropyRun<T>
 
 template <typename T>
 Error divide_by_denominator(CrossEntropy<T>* problem, CrossEntropyRun<T>* run, DeviceLibrary& library, Stream stream) {
-  if (problem->target == nullptr) {
+  if (problem->target == nullptr && problem->token_weights == nullptr) {
     problem->scale /= static_cast<T>(problem->rows);
     return cudaSuccess;
   }

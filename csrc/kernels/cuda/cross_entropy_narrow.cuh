@@ -203,12 +203,12 @@ __global__ void __launch_bounds__(kNarrowThreads, sizeof(S) == sizeof(double) ? 
     sum = part.exact_sum();
     log_sum = log(sum);
     if (lane == 0 && has_row) {
-      loss = row_loss<T, kPlain>(p, target, part, log_sum, target_input);
+      loss = row_loss<T, kPlain>(p, row, target, part, log_sum, target_input);
       p.shift[row] = shift;
       p.log_sum[row] = log_sum;
       if (run.row_loss != nullptr) run.row_loss[row] = loss;
     }
-    write_parts(run, loss, lane == 0 && has_row ? target.mean_weight : T(0), scratch);
+    write_parts(run, loss, lane == 0 && has_row ? mean_weight(p, row, target) : T(0), scratch);
   }
   if (!has_gradient) return;
 

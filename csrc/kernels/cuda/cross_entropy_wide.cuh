@@ -245,13 +245,13 @@ __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)  // 64 registers 
     log_sum = log(sum);
     T loss = 0;
     if (thread == 0 && has_row) {
-      loss = row_loss<T, kPlain>(p, target, part, log_sum, target_input);
+      loss = row_loss<T, kPlain>(p, row, target, part, log_sum, target_input);
       p.shift[row] = part.shift;
       p.log_sum[row] = log_sum;
       if (run.row_loss != nullptr) run.row_loss[row] = loss;
     }
     __syncthreads();  // shared is free again
-    write_parts(run, loss, thread == 0 && has_row ? target.mean_weight : T(0), shared[0]);
+    write_parts(run, loss, thread == 0 && has_row ? mean_weight(p, row, target) : T(0), shared[0]);
   }
   if (!has_gradient || !has_row) return;
   const RowGradient<T> values = row_gradient<T, kPlain>(p, row, target, part.shift, sum, log_sum, part.total, scale);
@@ -303,19 +303,19 @@ __global__ void __launch_bounds__(kMergeThreads)
     part = SoftmaxPart<T>(from[0], from[1], from[2], from[3]);
   }
   part = merge_lanes<T, kPlain>(part, kWarp);
-  T loss = 0, mean_weight = 0;
+  T loss = 0, weight = 0;
   if (lane == 0 && row < p.rows) {
     const RowTarget<T> target = row_target(p, p.target != nullptr ? p.target[row] : 0);
     const T target_input =
         target.index >= 0 ? to_compute(value_at<S>(p.input, p.input.row_offset(row), target.index)) : T(0);
     const T log_sum = log(part.exact_sum());
-    loss = row_loss<T, kPlain>(p, target, part, log_sum, target_input);
-    mean_weight = target.mean_weight;
+    loss = row_loss<T, kPlain>(p, row, target, part, log_sum, target_input);
+    weight = mean_weight(p, row, target);
     p.shift[row] = part.shift;
     p.log_sum[row] = log_sum;
     if (run.row_loss != nullptr) run.row_loss[row] = loss;
   }
-  write_parts(run, loss, mean_weight, scratch);
+  write_parts(run, loss, weight, scratch);
 }
 
 }  // namespace

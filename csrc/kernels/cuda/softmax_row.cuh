@@ -114,7 +114,7 @@ template <typename T>
 struct RowTarget {
   int index = -1;      // class, or -1
   T index_weight = 0;  // (1 - smoothing) weight_y
-  T mean_weight = 1;   // what the row adds to the mean's denominator
+  T class_weight = 1;  // weight_y, or 0 where the row does not count; 1 of probabilities
   bool ignored = false, valid = true;
 };
 
@@ -128,15 +128,28 @@ __device__ inline RowTarget<T> row_target(const CrossEntropy<T>& p, int64_t y) {
   target.valid = target.ignored || is_class;
   const bool counts = is_class && !target.ignored;
   target.index = counts ? static_cast<int>(y) : -1;
-  target.mean_weight = counts ? T(1) : T(0);
-  if (p.weight != nullptr && counts) target.mean_weight = p.weight[target.index];
-  target.index_weight = (1 - p.label_smoothing) * target.mean_weight;
+  target.class_weight = counts ? T(1) : T(0);
+  if (p.weight != nullptr && counts) target.class_weight = p.weight[target.index];
+  target.index_weight = (1 - p.label_smoothing) * target.class_weight;
   return target;
 }
 
+// What loss and gradient of a row are multiplied by; 1 where it does not count, as its weight may be anything then.
+// Read where it is needed: most calls have none, and no register to spare for it.
+template <typename T>
+__device__ inline T token_weight(const CrossEntropy<T>& p, int64_t row, const RowTarget<T>& target) {
+  return p.token_weights != nullptr && !target.ignored && target.valid ? p.token_weights[row] : T(1);
+}
+
+// What a row adds to the mean's denominator.
+template <typename T>
+__device__ inline T mean_weight(const CrossEntropy<T>& p, int64_t row, const RowTarget<T>& target) {
+  return token_weight(p, row, target) * target.class_weight;
+}
+
 template <typename T, bool kPlain>
-__device__ inline T row_loss(const CrossEntropy<T>& p, const RowTarget<T>& target, const SoftmaxPart<T>& part,
-                             T log_sum, T target_input) {
+__device__ inline T row_loss(const CrossEntropy<T>& p, int64_t row, const RowTarget<T>& target,
+                             const SoftmaxPart<T>& part, T log_sum, T target_input) {
   if (target.ignored) return 0;
   if (!target.valid) return not_a_number<T>();
   const T lse = part.shift + log_sum;
@@ -147,7 +160,8 @@ __device__ inline T row_loss(const CrossEntropy<T>& p, const RowTarget<T>& targe
     const T total = total_is_unknown(p) ? part.total : p.label_smoothing;
     if (p.classes > 0) loss += total * log_sum - part.product;
   }
-  return p.z_loss != 0 ? loss + p.z_loss * lse * lse : loss;
+  if (p.z_loss != 0) loss += p.z_loss * lse * lse;
+  return loss * token_weight(p, row, target);
 }
 
 // What the gradient of a row is made of: d loss / d input_c = slope_c (exponential(z_c) factor - a_c scale), and for
@@ -164,6 +178,7 @@ template <typename T, bool kPlain>
 __device__ inline RowGradient<T> row_gradient(const CrossEntropy<T>& p, int64_t row, const RowTarget<T>& target,
                                               T shift, T sum, T log_sum, T total, T scale) {
   if (p.row_scale != nullptr) scale *= p.row_scale[row];
+  scale *= token_weight(p, row, target);
   if (!target.valid) scale = not_a_number<T>();
   T weight = target.index_weight;
   if constexpr (!kPlain) weight += total_is_unknown(p) ? total : p.label_smoothing;
