@@ -104,7 +104,8 @@ class CrossEntropyLoss(nn.Module):
         z_loss: coefficient of the squared logsumexp.
         output_dtype: dtype of the loss, or None for that of the logits.
 
-    Shapes: input (C,), (N, C) or (N, C, d1, ...); target without the dimension C (indices) or as input (probabilities).
+    Shapes: input (C,), (N, C) or (N, C, d1, ...); target without the dimension C (indices) or as input (probabilities);
+    token_weights without it.
     """
 
     weight: Tensor | None
@@ -132,8 +133,8 @@ class CrossEntropyLoss(nn.Module):
         self.z_loss = z_loss
         self.output_dtype = output_dtype
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of the logits `input` against `target`."""
+    def forward(self, input: Tensor, target: Tensor, token_weights: Tensor | None = None) -> Tensor:
+        """The loss of the logits `input` against `target`, each row times its entry of `token_weights`."""
         return ops.cross_entropy(
             input,
             target,
@@ -141,6 +142,7 @@ class CrossEntropyLoss(nn.Module):
             self.ignore_index,
             self.reduction,
             self.label_smoothing,
+            token_weights=token_weights,
             softcap=self.softcap,
             z_loss=self.z_loss,
             output_dtype=self.output_dtype,
@@ -166,8 +168,8 @@ class LinearCrossEntropyLoss(nn.Module):
         options: taken so that calls need no change, and not read: see `charlm.ops.linear_cross_entropy`.
         reduction, label_smoothing, softcap, z_loss, output_dtype: as in `CrossEntropyLoss`.
 
-    Shapes: input (..., D); target (...) as class indices or (..., C) as probabilities. With `out_features`, input is
-    (N, D), and target (N, d1, ...) or (N, C, d1, ...).
+    Shapes: input (..., D); target (...) as class indices or (..., C) as probabilities; token_weights (...). With
+    `out_features`, input is (N, D), target (N, d1, ...) or (N, C, d1, ...), and token_weights (N, d1, ...).
     """
 
     weight: Tensor | None
@@ -210,8 +212,8 @@ class LinearCrossEntropyLoss(nn.Module):
         self.z_loss = z_loss
         self.output_dtype = output_dtype
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of the logits `linear(input)` against `target`."""
+    def forward(self, input: Tensor, target: Tensor, token_weights: Tensor | None = None) -> Tensor:
+        """The loss of the logits `linear(input)` against `target`, each row times its entry of `token_weights`."""
         linear_weight, linear_bias = self.linear.weight, self.linear.bias
         if self.out_features:
             linear_weight = linear_weight.unflatten(0, (self.num_classes, *self.out_features))
@@ -223,6 +225,7 @@ class LinearCrossEntropyLoss(nn.Module):
             target,
             linear_bias=linear_bias,
             weight=self.weight,
+            token_weights=token_weights,
             reduction=self.reduction,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,

@@ -42,10 +42,16 @@ TARGETS = ("indices", "ignored", "probabilities")
 
 # Every combination of the options of the two losses but `reduction`, and one in which all of them are at work.
 LOSS_OPTIONS: list[dict[str, Any]] = [
-    {"weighted": weighted, "label_smoothing": label_smoothing, "softcap": softcap, "z_loss": z_loss}
-    for weighted, label_smoothing, softcap, z_loss in product([False, True], [0.0, 0.3], [None, 2.0], [0.0, 0.05])
+    dict(zip(("token_weighted", "weighted", "label_smoothing", "softcap", "z_loss"), values, strict=True))
+    for values in product([False, True], [False, True], [0.0, 0.3], [None, 2.0], [0.0, 0.05])
 ]
-ALL_LOSS_OPTIONS: dict[str, Any] = {"weighted": True, "label_smoothing": 0.1, "softcap": 5.0, "z_loss": 0.01}
+ALL_LOSS_OPTIONS: dict[str, Any] = {
+    "token_weighted": True,
+    "weighted": True,
+    "label_smoothing": 0.1,
+    "softcap": 5.0,
+    "z_loss": 0.01,
+}
 
 # Allowed beyond PyTorch's own error, relative to the largest magnitude of the true tensor or of the terms that cancel
 # in it. The two small types round the result itself, so theirs is one unit in the last place.
@@ -205,16 +211,25 @@ def class_targets(
     return target
 
 
+def token_weights(rows: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    """Some of them negative and some 0, with a sum that is not near 0."""
+    weights = 1.0 + normal(*rows, seed=seed)
+    weights.view(-1)[2::5] = 0.0
+    return weights.to(dtype)
+
+
 def cross_entropy_sample(
     *shape: int,
     dtype: torch.dtype = torch.float64,
     targets: str = "indices",
     weighted: bool = False,
+    token_weighted: bool = False,
     scale: float = 3.0,
     seed: int = 0,
     **options: Any,
 ) -> Sample:
     class_dim = 0 if len(shape) == 1 else 1
+    rows = shape[:class_dim] + shape[class_dim + 1 :]
     arguments = {
         "input": (scale * normal(*shape, seed=seed)).to(dtype),
         "target": class_targets(
@@ -223,6 +238,8 @@ def cross_entropy_sample(
         "weight": _class_weights(shape[class_dim], dtype, seed + 2) if weighted else None,
         **options,
     }
+    if token_weighted:  # which torch has none of
+        arguments["token_weights"] = token_weights(rows, dtype, seed + 3)
     return Sample("cross_entropy", arguments, ("input", *(("target",) if targets == "probabilities" else ())))
 
 
@@ -249,6 +266,7 @@ def linear_cross_entropy_sample(
     dtype: torch.dtype = torch.float64,
     targets: str = "indices",
     weighted: bool = False,
+    token_weighted: bool = False,
     bias: bool = True,
     seed: int = 0,
     **options: Any,
@@ -270,6 +288,8 @@ def linear_cross_entropy_sample(
         "weight": _class_weights(vocab_size, dtype, seed + 4) if weighted else None,
         **options,
     }
+    if token_weighted:
+        arguments["token_weights"] = token_weights(leading, dtype, seed + 5)
     differentiable: tuple[str, ...] = ("input", "linear_weight")
     differentiable += ("linear_bias",) if bias else ()
     differentiable += ("target",) if targets == "probabilities" else ()

@@ -29,6 +29,7 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     *,
+    token_weights: Tensor | None = None,
     softcap: float | None = None,
     z_loss: float = 0.0,
 ) -> Tensor:
@@ -36,7 +37,15 @@ def cross_entropy(
     outside = _outside(target, input.shape[class_dim]) & (target.long() != ignore_index)
     known = target.long().where(~outside, ignore_index)
     loss = reference.cross_entropy(
-        input, known, weight, ignore_index, reduction, label_smoothing, softcap=softcap, z_loss=z_loss
+        input,
+        known,
+        weight,
+        ignore_index,
+        reduction,
+        label_smoothing,
+        token_weights=token_weights,
+        softcap=softcap,
+        z_loss=z_loss,
     )
     rows = input.movedim(class_dim, -1)[outside].sum(-1) * torch.nan
     return loss.masked_scatter(outside, rows) if reduction == "none" else loss + rows.sum()
@@ -49,6 +58,7 @@ def linear_cross_entropy(
     *,
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
+    token_weights: Tensor | None = None,
     reduction: str = "mean",
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
@@ -63,6 +73,7 @@ def linear_cross_entropy(
         ignore_index,
         reduction,
         label_smoothing,
+        token_weights=None if token_weights is None else token_weights.flatten(),
         softcap=softcap,
         z_loss=z_loss,
     )

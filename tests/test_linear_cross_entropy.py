@@ -28,6 +28,7 @@ from cases import (
     names_of,
     normal,
     same_bits,
+    token_weights,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -277,16 +278,19 @@ def test_a_layer_for_each_position(
 ) -> None:
     """linear_weight (C, d1, ..., D): values and gradients, one position after the other."""
     options = {**options, "reduction": reduction}
-    weighted = options.pop("weighted", False)
+    weighted, token_weighted = options.pop("weighted", False), options.pop("token_weighted", False)
     classes, features, rows = 7, 4, 5
     input, layer = normal(rows, features), normal(classes, *positions, features, seed=1)
     bias, class_weight = normal(classes, *positions, seed=2), normal(classes, seed=3).abs() if weighted else None
     target = class_targets(targets, (rows, classes, *positions), 1, dtype=torch.float64, seed=4)
     keywords = {"weight": class_weight, **options}
+    row_weights = token_weights((rows, *positions), torch.float64, seed=5) if token_weighted else None
     results = []
     for namespace in (ops, reference):
         leaves = [tensor.detach().requires_grad_() for tensor in (input, layer, bias)]
-        loss = namespace.linear_cross_entropy(*leaves[:2], target, linear_bias=leaves[2], **keywords)
+        loss = namespace.linear_cross_entropy(
+            *leaves[:2], target, linear_bias=leaves[2], token_weights=row_weights, **keywords
+        )
         gradients = torch.autograd.grad(loss, leaves, torch.ones_like(loss))
         results.append([loss.detach(), *gradients])
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14, equal_nan=True)
@@ -294,7 +298,10 @@ def test_a_layer_for_each_position(
         return
     flat = target.flatten(2 if target.is_floating_point() else 1)
     for k, (own, own_bias) in enumerate(zip(layer.flatten(1, -2).unbind(1), bias.flatten(1).unbind(1), strict=True)):
-        loss = ops.linear_cross_entropy(input, own, flat[..., k], linear_bias=own_bias, **keywords)
+        own_weights = None if row_weights is None else row_weights.flatten(1)[:, k]
+        loss = ops.linear_cross_entropy(
+            input, own, flat[..., k], linear_bias=own_bias, token_weights=own_weights, **keywords
+        )
         torch.testing.assert_close(results[0][0].flatten(1)[:, k], loss)
 
 

@@ -37,13 +37,14 @@ def test_op_and_reference_have_one_signature(name: str) -> None:
 
 def losses_by_hand(sample_arguments: dict[str, Any]) -> tuple[list[float], float]:
     """The loss of each row and the denominator of their mean, number by number."""
-    arguments = {"softcap": None, "z_loss": 0.0, "label_smoothing": 0.0, **sample_arguments}
+    arguments = {"softcap": None, "z_loss": 0.0, "label_smoothing": 0.0, "token_weights": None, **sample_arguments}
     logits, target = arguments["input"].tolist(), arguments["target"].tolist()
     vocab_size = len(logits[0])
     weight = [1.0] * vocab_size if arguments["weight"] is None else arguments["weight"].tolist()
     smoothing, cap = arguments["label_smoothing"], arguments["softcap"]
+    token_weights = [1.0] * len(logits) if arguments["token_weights"] is None else arguments["token_weights"].tolist()
     losses, denominator = [], 0.0
-    for row, wanted in zip(logits, target, strict=True):
+    for row, wanted, token_weight in zip(logits, target, token_weights, strict=True):
         if wanted == -100:
             losses.append(0.0)
             continue
@@ -52,8 +53,8 @@ def losses_by_hand(sample_arguments: dict[str, Any]) -> tuple[list[float], float
         p = wanted if isinstance(wanted, list) else [float(v == wanted) for v in range(vocab_size)]
         p = [(1.0 - smoothing) * value + smoothing / vocab_size for value in p]
         loss = sum(w * q * (lse - value) for w, q, value in zip(weight, p, z, strict=True))
-        losses.append(loss + arguments["z_loss"] * lse**2)
-        denominator += 1.0 if isinstance(wanted, list) else weight[wanted]
+        losses.append(token_weight * (loss + arguments["z_loss"] * lse**2))
+        denominator += token_weight * (1.0 if isinstance(wanted, list) else weight[wanted])
     return losses, denominator
 
 

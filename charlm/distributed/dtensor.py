@@ -39,29 +39,34 @@ from charlm.ops.mlp_cross_entropy import _OP as MLP_CROSS_ENTROPY
 _NONE, _MEAN, _SUM = (REDUCTIONS[name] for name in ("none", "mean", "sum"))
 
 
-def cross_entropy(input: DTensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Tensor:
+def cross_entropy(
+    input: DTensor, target: Tensor, weight: Tensor | None, token_weights: Tensor | None, options: LossOptions
+) -> Tensor:
     """:func:`charlm.ops.cross_entropy`. Logits that are sharded by classes are not gathered."""
     class_dim = _class_dim(input)
     classes = math.prod(input.shape[class_dim : class_dim + 1])
     row_dims = [dim for dim in range(input.ndim) if dim != class_dim]
     if input.ndim == 1 and target.shape == (1,) and not target.is_floating_point():
         target = target.squeeze(0)  # one row, whose target torch takes in either shape
-    split = _Split.of(input, row_dims, input if _may_split_classes(target, weight) else None, class_dim)
-    target, weight = split.joined(split.by_columns_alone, target=target, weight=weight)
+    split = _Split.of(input, row_dims, input if _may_split_classes(target, weight, token_weights) else None, class_dim)
+    target, weight, token_weights = split.joined(
+        split.by_columns_alone, target=target, weight=weight, token_weights=token_weights
+    )
     rows = [input.shape[dim] for dim in row_dims]
     split.check_shape("target", target, rows, input.shape)
+    split.check_shape("token_weights", token_weights, rows)
 
     own_input = split.local(input, lambda row: Shard(row_dims[row]), Shard(class_dim))
     like_input = target.ndim == input.ndim
     own_target = split.local(target, lambda row: Shard(row_dims[row] if like_input else row))
-    own_weight = split.local(weight)
+    own_weight, own_tokens = split.local(weight), split.local(token_weights, Shard)
     if split.column_dim is None:
-        losses = _by_kernel(CROSS_ENTROPY, (own_input, own_target, own_weight), options)
+        losses = _by_kernel(CROSS_ENTROPY, (own_input, own_target, own_weight, own_tokens), options)
     else:
         _vocab_parallel.check_labels(input, target)
         logits = own_input.movedim(class_dim, -1)
-        losses = _by_class(split, logits, None, None, own_target, own_weight, classes, options)
-    counted = _counted(own_target, own_weight, classes, options.ignore_index)
+        losses = _by_class(split, logits, None, None, own_target, own_weight, own_tokens, classes, options)
+    counted = _counted(own_target, own_weight, own_tokens, classes, options.ignore_index)
     return _reduced(split, losses, rows, options.reduction, own_target, counted)
 
 
@@ -71,27 +76,32 @@ def linear_cross_entropy(
     target: Tensor,
     linear_bias: Tensor | None,
     weight: Tensor | None,
+    token_weights: Tensor | None,
     options: LossOptions,
 ) -> Tensor:
     """:func:`charlm.ops.linear_cross_entropy`. A weight that is sharded by classes is not gathered, nor are logits."""
     row_dims = range(input.ndim - 1)
-    split = _Split.of(input, row_dims, linear_weight if _may_split_classes(target, weight) else None, 0)
+    split = _Split.of(input, row_dims, linear_weight if _may_split_classes(target, weight, token_weights) else None, 0)
     linear_weight, linear_bias = split.joined(linear_weight=linear_weight, linear_bias=linear_bias)
-    target, weight = split.joined(split.by_columns_alone, target=target, weight=weight)
+    target, weight, token_weights = split.joined(
+        split.by_columns_alone, target=target, weight=weight, token_weights=token_weights
+    )
     rows = input.shape[:-1]
     classes = math.prod(linear_weight.shape[:1])
     split.check_shape("target", target, rows, (*rows, classes))
+    split.check_shape("token_weights", token_weights, rows)
 
     own_input = split.local(input, Shard)
     layer = split.local(linear_weight, column=Shard(0)), split.local(linear_bias, column=Shard(0))
     own_target = split.local(target, Shard)
-    own_weight = split.local(weight)
+    own_weight, own_tokens = split.local(weight), split.local(token_weights, Shard)
     if split.column_dim is None:
-        losses = _by_kernel(LINEAR_CROSS_ENTROPY, (own_input, layer[0], own_target, layer[1], own_weight), options)
+        tensors = (own_input, layer[0], own_target, layer[1], own_weight, own_tokens)
+        losses = _by_kernel(LINEAR_CROSS_ENTROPY, tensors, options)
     else:
-        _vocab_parallel.check_tensors(input, linear_weight, target, linear_bias, weight)
-        losses = _by_class(split, own_input, *layer, own_target, own_weight, classes, options)
-    counted = _counted(own_target, own_weight, classes, options.ignore_index)
+        _vocab_parallel.check_tensors(input, linear_weight, target, linear_bias, weight, token_weights)
+        losses = _by_class(split, own_input, *layer, own_target, own_weight, own_tokens, classes, options)
+    counted = _counted(own_target, own_weight, own_tokens, classes, options.ignore_index)
     return _reduced(split, losses, rows, options.reduction, own_target, counted)
 
 
@@ -123,7 +133,7 @@ def mlp_cross_entropy(
     """:func:`charlm.ops.mlp_cross_entropy`; where a weight is sharded by its rows, the two ops that it is equal to."""
     if _shards(weight1, 0) or _shards(weight2, 0):
         hidden: Any = embedding_linear(ids, embedding, weight1, bias1, _ACTIVATIONS["tanh"])
-        return linear_cross_entropy(hidden, weight2, target, bias2, None, options)
+        return linear_cross_entropy(hidden, weight2, target, bias2, None, None, options)
     split = _Split.of(ids, range(ids.ndim - 1))
     target, *parameters = split.joined(
         target=target, embedding=embedding, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2
@@ -133,7 +143,7 @@ def mlp_cross_entropy(
     own_target = split.local(target, Shard)
     tensors = (split.local(ids, Shard), own_target, *map(split.local, parameters))
     losses = _by_kernel(MLP_CROSS_ENTROPY, tensors, options)
-    counted = _counted(own_target, None, parameters[3].shape[0], options.ignore_index)
+    counted = _counted(own_target, None, None, parameters[3].shape[0], options.ignore_index)
     return _reduced(split, losses, rows, options.reduction, own_target, counted)
 
 
@@ -224,10 +234,13 @@ class _Split:
         return joint
 
     def sum_over_rows(self, own: Tensor) -> Tensor:
-        """The sum of a number over the ranks that the rows are split among."""
+        """The sum of a number over the ranks that the rows are split among; differentiable."""
         if all(row is None for row in self.rows):
             return own
-        return DTensor.from_local(own, self.mesh, self.place(lambda row: Partial()), run_check=False).full_tensor()
+        # What it divides is each rank's part of a sum, and so is its gradient.
+        joint: Any = self.joint(own, (), lambda row: Partial())
+        total: Tensor = joint.full_tensor(grad_placements=self.place(lambda row: Partial()))
+        return total
 
 
 _Row = Callable[[int], Placement]
@@ -258,19 +271,20 @@ class _Joint(torch.autograd.Function):
 
 
 def _counted(
-    target: Tensor, weight: Tensor | None, classes: int, ignore_index: int
+    target: Tensor, weight: Tensor | None, token_weights: Tensor | None, classes: int, ignore_index: int
 ) -> Callable[[torch.dtype], Tensor] | None:
     """What this rank's rows count in a mean, as a function of the dtype that sums it; None where each counts 1."""
     if target.is_floating_point():
-        return None
+        return None if token_weights is None else lambda dtype: token_weights.to(dtype).sum()
 
     def count(dtype: torch.dtype) -> Tensor:
         labels = target.long()
         # On CUDA those that are out of range are no error, and count for nothing.
         counts = (labels != ignore_index) & (labels >= 0) & (labels < classes)
-        if weight is None:
+        if weight is None and token_weights is None:
             return counts.sum()
-        return weight.to(dtype)[labels.where(counts, 0)].where(counts, 0.0).sum()
+        each = counts.to(dtype) if weight is None else weight.to(dtype)[labels.where(counts, 0)].where(counts, 0.0)
+        return (each if token_weights is None else each * token_weights.to(dtype).where(counts, 0.0)).sum()
 
     return count
 
@@ -286,9 +300,9 @@ def _shards(tensor: Tensor | None, dim: int) -> list[int]:
     return [mesh_dim for mesh_dim, p in enumerate(tensor.placements) if type(p) is Shard and p.dim == dim]
 
 
-def _may_split_classes(target: Tensor, weight: Tensor | None) -> bool:
-    """Probabilities, and class weights that want a gradient, need all classes."""
-    return not target.is_floating_point() and (weight is None or not weight.requires_grad)
+def _may_split_classes(target: Tensor, *weights: Tensor | None) -> bool:
+    """Probabilities, and weights that want a gradient, need all classes."""
+    return not target.is_floating_point() and not any(w is not None and w.requires_grad for w in weights)
 
 
 def _by_kernel(op: Op, tensors: Sequence[Any], options: LossOptions) -> Callable[[int], Tensor]:
@@ -307,6 +321,7 @@ def _by_class(
     linear_bias: Tensor | None,
     target: Tensor,
     weight: Tensor | None,
+    token_weights: Tensor | None,
     classes: int,
     options: LossOptions,
 ) -> Callable[[int], Tensor]:
@@ -321,6 +336,7 @@ def _by_class(
         input,
         target,
         weight,
+        token_weights,
         first=min(split.mesh.get_local_rank(dim) * chunk, classes),
         classes=classes,
         group=split.mesh.get_group(dim),

@@ -17,6 +17,7 @@ def vocab_parallel_linear_cross_entropy(
     *,
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
+    token_weights: Tensor | None = None,
     reduction: str = "mean",
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
@@ -30,8 +31,9 @@ def vocab_parallel_linear_cross_entropy(
     `charlm.ops._vocab_parallel`, which never holds all logits of a rank. A call costs two messages, one of them of a
     few numbers, and backward one, the sum of the input's gradients.
 
-    All processes of the group call it, and its backward, with the same ``input``, ``target`` and options. All get the
-    same loss and the whole gradient of ``input``; each gets the gradients of its own slices.
+    All processes of the group call it, and its backward, with the same ``input``, ``target``, ``token_weights`` and
+    options. All get the same loss and the whole gradients of ``input`` and ``token_weights``; each gets those of its
+    own slices.
 
     Args:
         input: (..., D), N rows; float32, float64, bfloat16 or float16. Logits of the last two are rounded as those of
@@ -40,6 +42,7 @@ def vocab_parallel_linear_cross_entropy(
         target: class indices (...), any integer dtype, each in [0, C) or ``ignore_index``; C = sum_r C_r.
         linear_bias: (C_r,), dtype of ``input``.
         weight: weight of each class, (C,): of all of them, the same on every rank; floating point.
+        token_weights: weight of each row, (...), floating point.
         reduction, ignore_index, label_smoothing, softcap, z_loss: as in :func:`charlm.ops.linear_cross_entropy`.
         group: the processes; None is the default group.
 
@@ -60,7 +63,7 @@ def vocab_parallel_linear_cross_entropy(
         raise RuntimeError("vocab_parallel_linear_cross_entropy needs a process group: call init_process_group first")
     error: TypeError | ValueError | None = None
     try:
-        check_tensors(input, linear_weight, target, linear_bias, weight)
+        check_tensors(input, linear_weight, target, linear_bias, weight, token_weights)
         loss_options(ignore_index, reduction, label_smoothing, softcap, z_loss)
     except (TypeError, ValueError) as raised:
         error = raised
@@ -69,6 +72,7 @@ def vocab_parallel_linear_cross_entropy(
         input,
         target,
         weight,
+        token_weights,
         ignore_index=ignore_index,
         first=first,
         classes=classes,
@@ -81,7 +85,7 @@ def vocab_parallel_linear_cross_entropy(
     if reduction == "none":
         return losses.reshape(target.shape).to(input.dtype)
     total = losses.sum()
-    return (total / loss.label_weights().sum() if reduction == "mean" else total).to(input.dtype)
+    return (total / loss.row_weights().sum() if reduction == "mean" else total).to(input.dtype)
 
 
 def _own_classes(

@@ -104,6 +104,16 @@ def check_output_dtype(output_dtype: torch.dtype) -> None:
         )
 
 
+def check_token_weights(token_weights: Tensor, rows: Sequence[int]) -> None:
+    """Raises unless these can weigh rows of that shape, in plain PyTorch."""
+    if not token_weights.is_floating_point():
+        raise ArgumentError(f"token_weights must have a floating-point dtype, got {token_weights.dtype}")
+    if token_weights.shape != torch.Size(rows):
+        raise ArgumentError(
+            f"token_weights must have the shape of the row losses, {tuple(rows)}, got {tuple(token_weights.shape)}"
+        )
+
+
 def check_chunking(options: Any) -> None:
     """Raises unless `options` are those of torch.nn.functional.linear_cross_entropy, which torch 2.13 has."""
     kind = getattr(torch.nn, "LinearCrossEntropyOptions", None)

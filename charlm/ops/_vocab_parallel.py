@@ -22,6 +22,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from charlm.ops._arguments import check_token_weights
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Logits at a time: a twentieth of all, in chunks that feed the matrix products and are at most so many bytes.
 _MIN_CHUNK_ROWS = 64
@@ -38,6 +40,7 @@ class Loss:
         first: the first class of this rank.
         classes: C, the classes of all ranks.
         weight: (C,) in the dtype computed in, or None.
+        token_weights: (N,) likewise, 0 where the row is ignored, or None.
         partial_input_gradient: leave the input's gradient as each rank's part of a sum.
     """
 
@@ -46,6 +49,7 @@ class Loss:
     first: int
     classes: int
     weight: Tensor | None
+    token_weights: Tensor | None
     label_smoothing: float
     softcap: float | None
     z_loss: float
@@ -54,7 +58,15 @@ class Loss:
 
     @classmethod
     def of(
-        cls, input: Tensor, target: Tensor, weight: Tensor | None, *, ignore_index: int, classes: int, **others: Any
+        cls,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        token_weights: Tensor | None,
+        *,
+        ignore_index: int,
+        classes: int,
+        **others: Any,
     ) -> Loss:
         """The loss of rows with class indices `target`, which are checked; the rest is as in the attributes."""
         if weight is not None and weight.shape != (classes,):
@@ -62,17 +74,24 @@ class Loss:
         labels = target.long()
         kept = labels != ignore_index
         _check_targets(labels, kept, classes)
+        dtype = _compute_dtype(input)
         return cls(
             labels=labels.where(kept, 0).flatten(),
             kept=kept.flatten(),
             classes=classes,
-            weight=None if weight is None else weight.detach().to(_compute_dtype(input)),
+            weight=None if weight is None else weight.detach().to(dtype),
+            token_weights=None if token_weights is None else token_weights.to(dtype).where(kept, 0.0).flatten(),
             **others,
         )
 
     def label_weights(self) -> Tensor:
         """(N,) the weight of each row's class, 0 where it is ignored."""
         return self.kept.long() if self.weight is None else self.weight[self.labels].where(self.kept, 0.0)
+
+    def row_weights(self) -> Tensor:
+        """(N,) what each row counts in a mean."""
+        weights = self.label_weights()
+        return weights if self.token_weights is None else weights * self.token_weights
 
     def own_labels(self, own_classes: int) -> tuple[Tensor, Tensor]:
         """(N,) the class of each row, counted from this rank's first, and whether it is one of this rank's; else 0."""
@@ -94,7 +113,7 @@ def row_losses(input: Tensor, linear_weight: Tensor | None, linear_bias: Tensor 
     """The loss of every row, (N,) in the dtype computed in; without `linear_weight` of logits (..., C_r) in `input`."""
     rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
     losses: Tensor = _VocabParallel.apply(rows, linear_weight, linear_bias, loss)
-    return losses
+    return losses if loss.token_weights is None else losses * loss.token_weights
 
 
 class _VocabParallel(torch.autograd.Function):
@@ -218,7 +237,12 @@ def check_labels(input: Tensor, target: Tensor) -> None:
 
 
 def check_tensors(
-    input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None, weight: Tensor | None
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    token_weights: Tensor | None,
 ) -> None:
     check_labels(input, target)
     if input.dim() < 1 or input.shape[-1] < 1:
@@ -237,7 +261,15 @@ def check_tensors(
         )
     if weight is not None and not weight.is_floating_point():
         raise ValueError(f"weight must have a floating-point dtype, got {weight.dtype}")
-    tensors = {"linear_weight": linear_weight, "linear_bias": linear_bias, "target": target, "weight": weight}
+    if token_weights is not None:
+        check_token_weights(token_weights, target.shape)
+    tensors = {
+        "linear_weight": linear_weight,
+        "linear_bias": linear_bias,
+        "target": target,
+        "weight": weight,
+        "token_weights": token_weights,
+    }
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != input.device:
             raise ValueError(f"{name} must be on the device of input, {input.device}, got {tensor.device}")

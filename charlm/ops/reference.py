@@ -22,7 +22,14 @@ from torch.nn.functional import cross_entropy as torch_cross_entropy
 from torch.nn.functional import embedding as torch_embedding
 from torch.nn.functional import gelu, linear, relu
 
-from charlm.ops._arguments import HALF, ArgumentError, check_chunking, check_output_dtype, loss_options
+from charlm.ops._arguments import (
+    HALF,
+    ArgumentError,
+    check_chunking,
+    check_output_dtype,
+    check_token_weights,
+    loss_options,
+)
 from charlm.ops._log_probs import LogProbs, log_probs_options
 
 if TYPE_CHECKING:
@@ -161,7 +168,7 @@ def cross_entropy(
         _check_option(name, value, input.dtype)
     class_dim = 0 if input.dim() == 1 else 1
     if token_weights is not None:
-        _check_token_weights(token_weights, input, class_dim)
+        check_token_weights(token_weights, (*input.shape[:class_dim], *input.shape[class_dim + 1 :]))
     has_probabilities = target.is_floating_point()
     if not has_probabilities:
         if input.dim() == 1 and target.shape == (1,):
@@ -467,16 +474,6 @@ def _spread_loss(logits: Tensor, weight: Tensor | None, class_dim: int) -> Tenso
     if weight is not None:
         log_probabilities = log_probabilities * weight.reshape(-1, *[1] * (logits.dim() - class_dim - 1))
     return -log_probabilities.mean(class_dim)
-
-
-def _check_token_weights(token_weights: Tensor, input: Tensor, class_dim: int) -> None:
-    if not token_weights.is_floating_point():
-        raise ArgumentError(f"token_weights must have a floating-point dtype, got {token_weights.dtype}")
-    rows = (*input.shape[:class_dim], *input.shape[class_dim + 1 :])
-    if token_weights.shape != rows:
-        raise ArgumentError(
-            f"token_weights must have the shape of the row losses, {rows}, got {tuple(token_weights.shape)}"
-        )
 
 
 def _check_option(name: str, value: float, dtype: torch.dtype) -> None:
