@@ -47,6 +47,7 @@ class Fault:
 CPU_MATH = "tests/test_cpu_math.py"
 DIRECT = "tests/test_direct_calls.py::test_"
 CE = "tests/test_cross_entropy.py::test_"
+WEIGHTS = "tests/test_token_weights.py::test_"
 EL = "tests/test_embedding_linear.py::test_"
 MLP = "tests/test_mlp_cross_entropy.py::test_"
 DEVICE = "tests/test_cuda_device.py::test_"
@@ -76,6 +77,13 @@ KERNELS = [
         "counted[r] = counts;",
         "counted[r] = 1;",
         (CE + "every_combination_of_options",),
+    ),
+    Fault(
+        "the weight of a row is not in its gradient",
+        "csrc/kernels/cpu/cross_entropy_tile.h",
+        "return scale * token_weight(p, n);",
+        "return scale;",
+        (WEIGHTS + "they_are_factors_of_the_losses_of_torch",),
     ),
     Fault(
         "only negative targets are ignored",
@@ -244,8 +252,8 @@ BINDINGS = [
     Fault(
         "a mean counts rows in the place of class weights",
         "csrc/kernels/cross_entropy.cpp",
-        "total += problem.weight[problem.target[n]];",
-        "total += 1;",
+        "problem.weight == nullptr ? 1 : problem.weight[problem.target[n]];",
+        "true ? 1 : problem.weight[problem.target[n]];",
         (CE + "every_combination_of_options",),
     ),
     Fault(
@@ -336,7 +344,7 @@ PYTHON = [
     Fault(
         "the mean of each sample is over the wrong axis",
         "charlm/ops/_transforms.py",
-        "return totals / (losses.numel() // losses.shape[0])",
+        "return totals / _sum_each(counted)",
         "return totals / losses.shape[0]",
         ("tests/test_transforms.py::test_vmap_over_one_argument",),
     ),
@@ -489,8 +497,8 @@ CUDA = [
     Fault(
         "smoothing leaves the target its whole weight",
         "csrc/kernels/cuda/softmax_row.cuh",
-        "target.index_weight = (1 - p.label_smoothing) * target.mean_weight;",
-        "target.index_weight = target.mean_weight;",
+        "target.index_weight = (1 - p.label_smoothing) * target.class_weight;",
+        "target.index_weight = target.class_weight;",
         (CE + "every_combination_of_options",),
     ),
     Fault(

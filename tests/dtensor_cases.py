@@ -5,6 +5,8 @@ Shards are uneven: 7 rows, 5 or 9 classes and 9 hidden units among 2 ranks.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -38,7 +40,10 @@ def loss_cases() -> dict[str, Case]:
                 logits = cross_entropy_sample(7, 5, **arguments)
                 cases |= {
                     name + "logits whole": (logits, {}),
-                    name + "logits by rows": (logits, {"input": ROWS, "target": ROWS, "weight": ROWS}),
+                    name + "logits by rows": (
+                        logits,
+                        {"input": ROWS, "target": ROWS, "weight": ROWS, "token_weights": ROWS},
+                    ),
                     name + "logits by rows, target whole": (logits, {"input": ROWS}),
                     name + "logits whole, target by rows": (logits, {"target": ROWS}),
                     name + "logits partial": (logits, {"input": PART}),
@@ -54,7 +59,10 @@ def loss_cases() -> dict[str, Case]:
                 cases |= {
                     name + "layer whole": (layer, {}),
                     name + "layer by rows": (layer, {"input": ROWS, "target": ROWS}),
-                    name + "layer by positions": (layer, {"input": SECOND, "target": SECOND}),
+                    name + "layer by positions": (
+                        layer,
+                        {"input": SECOND, "target": SECOND, "token_weights": SECOND},
+                    ),
                     name + "layer by classes": (layer, by_class),
                     name + "layer by classes, input by positions": (layer, {"input": SECOND, "linear_weight": ROWS}),
                     name + "layer, input partial": (layer, {"input": PART, "linear_weight": SECOND}),
@@ -114,6 +122,18 @@ def other_cases() -> dict[str, Case]:
     weighted = cross_entropy_sample(7, 5, weighted=True, targets="probabilities", label_smoothing=0.1)
     weighted = Sample(weighted.op, weighted.arguments, ("input", "target", "weight"))
     cases["gradient of the class weights"] = weighted, {"input": ROWS, "weight": ROWS}
+    for reduction, targets in product(REDUCTIONS, TARGETS):
+        options: Any = {"reduction": reduction, "targets": targets, "token_weighted": True}
+        samples = (cross_entropy_sample(7, 5, **options), linear_cross_entropy_sample(7, 5, 9, **options))
+        logits, layer = (replace(each, differentiable=(*each.differentiable, "token_weights")) for each in samples)
+        name = f"{reduction}, {targets}: gradient of the token weights, "
+        cases |= {
+            name + "logits by rows": (logits, {"input": ROWS}),
+            name + "logits and weights by rows": (logits, {"input": ROWS, "token_weights": ROWS}),
+            name + "logits by classes": (logits, {"input": SECOND}),
+            name + "layer by rows": (layer, {"input": ROWS, "token_weights": ROWS}),
+            name + "layer by classes": (layer, {"linear_weight": ROWS}),
+        }
     return cases
 
 

@@ -188,6 +188,29 @@ def test_ids_and_targets_of_a_whole_model_out_of_range(dtype: torch.dtype, value
     finds(sample, f"target[2] = {value} is out of range for 27 classes", target=with_value(target, (2,), value))
 
 
+TOKEN_WEIGHTS: list[tuple[dict[str, Any], str]] = [
+    ({"token_weights": torch.ones(shape)}, f"token_weights must have the shape of the row losses, (5,), got {shape}")
+    for shape in ((), (1,), (4,), (27,), (5, 1), (1, 5))
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), TOKEN_WEIGHTS)
+@pytest.mark.parametrize("op", ["cross_entropy", "linear_cross_entropy"])
+def test_token_weights_that_require_a_gradient(op: str, changes: dict[str, Tensor], message: str) -> None:
+    """The reference, which serves them, must not broadcast."""
+    weights = changes["token_weights"].to(device).requires_grad_()
+    raises(GOOD[op].with_arguments(token_weights=weights), {}, ValueError, message)
+
+
+def test_token_weights_of_pixels_and_of_several_leading_dimensions() -> None:
+    message = "token_weights must have the shape of the row losses, (2, 3), got (3, 2)"
+    for sample in (cross_entropy_sample(2, 7, 3), linear_cross_entropy_sample((2, 3))):
+        refuses(sample, ValueError, message, token_weights=torch.ones(3, 2))
+    message = "token_weights must have the shape of the row losses, (), got (1,)"
+    for sample in (cross_entropy_sample(7), linear_cross_entropy_sample(())):
+        refuses(sample, ValueError, message, token_weights=torch.ones(1))
+
+
 INDICES_OR_PROBABILITIES = (
     "target must have the shape of input (5, 27) without its class dimension (class indices) or the same shape (class "
     "probabilities), got "
@@ -205,6 +228,7 @@ INDICES_OR_PROBABILITIES = (
         ({"target": torch.zeros(27, 5)}, INDICES_OR_PROBABILITIES + "(27, 5)"),
         ({"weight": torch.ones(26)}, "weight must have shape (C=27,), got (26,)"),
         ({"weight": torch.ones(27, 1)}, "weight must have shape (C=27,), got (27, 1)"),
+        *TOKEN_WEIGHTS,
     ],
 )
 def test_cross_entropy_shapes(changes: dict[str, Any], message: str) -> None:
@@ -241,6 +265,7 @@ INDICES_OR_ROWS = (
             "target must have shape (..., C=27) with the leading dimensions of input (5, 6), got (5, 26)",
         ),
         ({"weight": torch.ones(26)}, "weight must have shape (C=27,), got (26,)"),
+        *TOKEN_WEIGHTS,
     ],
 )
 def test_linear_cross_entropy_shapes(changes: dict[str, Any], message: str) -> None:
@@ -299,10 +324,13 @@ def test_dtypes(op: str, name: str, dtype: torch.dtype, expected: str) -> None:
 
 
 @pytest.mark.parametrize("op", ["cross_entropy", "linear_cross_entropy"])
-def test_weight_and_probabilities_of_the_wrong_dtype(op: str) -> None:
+def test_weights_and_probabilities_of_the_wrong_dtype(op: str) -> None:
     sample = GOOD[op]
     message = f"weight {LIKE_INPUT}, got int64"
     refuses(sample, ValueError, message, weight=torch.ones(27, dtype=torch.int64))
+    for dtype in (torch.int64, torch.bool, torch.complex64):
+        message = f"token_weights {FLOATING}, got {str(dtype).removeprefix('torch.')}"
+        refuses(sample, ValueError, message, token_weights=torch.ones(5, dtype=dtype))
     message = f"target {LIKE_INPUT}, got int64"
     refuses(sample, ValueError, message, target=torch.ones(5, 27, dtype=torch.int64))
 
@@ -328,6 +356,13 @@ def test_one_argument_on_another_device(op: str, name: str) -> None:
         message = f"{at_fault} must be on the device of {first}, {expected}, got {got}"
         for leaves in ({}, bad.leaves()):
             raises(bad, leaves, ValueError, message)
+
+
+@pytest.mark.parametrize("op", ["cross_entropy", "linear_cross_entropy"])
+def test_token_weights_on_another_device(op: str) -> None:
+    for other in {"cpu", "meta"} - {device.type}:
+        message = f"token_weights must be on the device of input, {device}, got {other}"
+        raises(GOOD[op].with_arguments(token_weights=torch.ones(5, device=other)), {}, ValueError, message)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,10 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[[int], tuple[Tensor, ...]
         lambda module, input, target: module.cross_entropy(input.sin(), target, reduction="none").square().sum(),
         lambda rows: (leaf(rows, _CLASSES), classes(rows)),
     ),
+    "cross_entropy, token weights": (
+        lambda module, input, target, weights: module.cross_entropy(input, target, token_weights=2.0 * weights),
+        lambda rows: (leaf(rows, _CLASSES), classes(rows), leaf(rows).detach() + 1.0),
+    ),
     "cross_entropy, probabilities": (
         lambda module, input, scores: module.cross_entropy(input, scores.softmax(dim=1), label_smoothing=0.1),
         lambda rows: (leaf(rows, _CLASSES), leaf(rows, _CLASSES)),
@@ -56,6 +60,12 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[[int], tuple[Tensor, ...]
             input.tanh(), weight, target, linear_bias=bias, label_smoothing=0.1
         ),
         lambda rows: (leaf(rows, _DIM), leaf(_CLASSES, _DIM), leaf(_CLASSES), classes(rows)),
+    ),
+    "linear_cross_entropy, token weights": (
+        lambda module, input, weight, target, weights: module.linear_cross_entropy(
+            input.tanh(), weight, target, token_weights=2.0 * weights, reduction="sum"
+        ),
+        lambda rows: (leaf(rows, _DIM), leaf(_CLASSES, _DIM), classes(rows), leaf(rows).detach()),
     ),
     "linear_cross_entropy, a loss a row": (
         lambda module, input, weight, target: (

@@ -34,15 +34,19 @@ from torch import Tensor
 
 from charlm import ops
 
+# What goes the way of calls without options: over few classes on the CPU, and on a GPU.
+WEIGHTED: dict[str, Any] = {"token_weighted": True, "weighted": True, "z_loss": 0.01}
+
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", LOGITS_SHAPES)
 def test_every_shape_in_every_dtype(shape: tuple[int, ...], dtype: torch.dtype, instruction_set: str) -> None:
     check(cross_entropy_sample(*shape, dtype=dtype))
+    check(cross_entropy_sample(*shape, dtype=dtype, targets="ignored", **WEIGHTED))
     check(cross_entropy_sample(*shape, dtype=dtype, targets="ignored", **ALL_LOSS_OPTIONS))
 
 
-@pytest.mark.parametrize("options", [{}, ALL_LOSS_OPTIONS], ids=names_of)
+@pytest.mark.parametrize("options", [{}, WEIGHTED, ALL_LOSS_OPTIONS], ids=names_of)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_few_rows_of_many_classes(dtype: torch.dtype, options: dict[str, Any]) -> None:
     """On a GPU several blocks share each of them."""

@@ -53,6 +53,7 @@ def unaligned(tensor: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", [(5, 511), (5, 512), (5, 513), (3, 4096), (2, 9001), (1, 32769), (300, 520)])
 def test_losses_of_every_shape(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     check(cross_entropy_sample(*shape, dtype=dtype))
+    check(cross_entropy_sample(*shape, dtype=dtype, targets="ignored", token_weighted=True))
     check(cross_entropy_sample(*shape, dtype=dtype, targets="ignored", **ALL_LOSS_OPTIONS))
 
 
@@ -60,6 +61,7 @@ def test_losses_of_every_shape(shape: tuple[int, ...], dtype: torch.dtype) -> No
 @pytest.mark.parametrize("shape", [(3, 601), (1, 33001)])
 def test_losses_of_probabilities(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     check(cross_entropy_sample(*shape, dtype=dtype, targets="probabilities"))
+    check(cross_entropy_sample(*shape, dtype=dtype, targets="probabilities", token_weighted=True))
     check(cross_entropy_sample(*shape, dtype=dtype, targets="probabilities", **ALL_LOSS_OPTIONS))
 
 
@@ -79,8 +81,16 @@ def test_losses_with_their_gradient(
     """In one call, which the op makes on the CPU only: on a GPU the loss of a linear layer goes this way."""
     module = importlib.import_module("charlm.ops.cross_entropy")
     monkeypatch.setattr(module, "_gradient_in_forward", lambda *_: True)
-    for options in ({}, ALL_LOSS_OPTIONS):
+    for options in ({}, {"token_weighted": True}, ALL_LOSS_OPTIONS):
         check(cross_entropy_sample(*shape, dtype=dtype, targets="ignored", reduction=reduction, **options))
+    check(cross_entropy_sample(*shape, dtype=dtype, targets="probabilities", token_weighted=True, reduction=reduction))
+
+
+@pytest.mark.parametrize("rows", [4097, 300_000])
+def test_a_sum_of_weights_over_several_blocks(rows: int) -> None:
+    """Which a mean divides the gradient by, before any loss is computed."""
+    for targets in ("ignored", "probabilities"):
+        check(linear_cross_entropy_sample(rows, 1, 2, dtype=torch.float32, targets=targets, token_weighted=True))
 
 
 @pytest.mark.parametrize("targets", TARGETS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -34,6 +35,11 @@ SAMPLES = {
     "cross_entropy": cross_entropy_sample(9, 27, targets="ignored", **ALL_LOSS_OPTIONS),
     "cross_entropy, none": cross_entropy_sample(9, 27, reduction="none"),
     "cross_entropy, probabilities": cross_entropy_sample(9, 27, targets="probabilities"),
+    "cross_entropy, token weights": cross_entropy_sample(9, 27, targets="ignored", token_weighted=True),
+    "cross_entropy, gradient of token weights": replace(
+        cross_entropy_sample(9, 27, token_weighted=True, reduction="none"), differentiable=("input", "token_weights")
+    ),
+    "linear_cross_entropy, token weights": linear_cross_entropy_sample(9, token_weighted=True),
     "linear_cross_entropy": linear_cross_entropy_sample(9, targets="ignored", **ALL_LOSS_OPTIONS),
     "linear_cross_entropy, none": linear_cross_entropy_sample(9, reduction="none"),
     "mlp_cross_entropy": mlp_cross_entropy_sample(9, targets="ignored"),

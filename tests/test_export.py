@@ -51,6 +51,10 @@ def classes() -> Tensor:
     return integers(TOKENS, (ROWS,), seed=5)
 
 
+def token_weights() -> Tensor:
+    return 1.0 + normal(ROWS, dtype=torch.float32, seed=7)
+
+
 def probabilities() -> Tensor:
     return normal(ROWS, TOKENS, dtype=torch.float32, seed=6).softmax(1)
 
@@ -68,6 +72,10 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
         ),
         (hidden(), classes()),
     ),
+    "cross_entropy, token weights": (
+        lambda m, h, y, w: ops.cross_entropy(h @ m.output.T, y, token_weights=w),
+        (hidden(), classes(), token_weights()),
+    ),
     "cross_entropy, probabilities": (
         lambda m, h, p: ops.cross_entropy(h @ m.output.T, p),
         (hidden(), probabilities()),
@@ -75,6 +83,10 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "linear_cross_entropy": (
         lambda m, h, y: ops.linear_cross_entropy(h, m.output, y, softcap=5.0),
         (hidden(), classes()),
+    ),
+    "linear_cross_entropy, token weights": (
+        lambda m, h, y, w: ops.linear_cross_entropy(h, m.output, y, token_weights=w, reduction="none"),
+        (hidden(), classes(), token_weights()),
     ),
     "linear_cross_entropy, probabilities": (
         lambda m, h, p: ops.linear_cross_entropy(h, m.output, p, reduction="sum"),

@@ -53,13 +53,8 @@ def network(dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
 def of_logits(namespace: object, dtype: torch.dtype, options: dict) -> float:
     """Kept of a loss whose logits nobody else holds, in units of them."""
     hidden, weight, bias, target = layer(dtype)
-    size = kept(
-        lambda: namespace.cross_entropy(F.linear(hidden, weight, bias), target, **options),
-        hidden,
-        weight,
-        bias,
-        target,
-    )
+    theirs = (hidden, weight, bias, target, *(value for value in options.values() if isinstance(value, Tensor)))
+    size = kept(lambda: namespace.cross_entropy(F.linear(hidden, weight, bias), target, **options), *theirs)
     return size / (ROWS * CLASSES * hidden.element_size())
 
 
@@ -69,6 +64,7 @@ OPTIONS = {
     "softcap": {"softcap": 30.0},
     "z_loss": {"z_loss": 1e-4},
     "softcap and z_loss": {"softcap": 30.0, "z_loss": 1e-4},
+    "token_weights": {"token_weights": torch.linspace(-1.0, 2.0, ROWS, dtype=torch.float64)},
 }
 
 
@@ -90,6 +86,12 @@ def test_a_loss_and_its_gradients_without_logits() -> None:
         lambda: ops.linear_cross_entropy(hidden, weight, target, linear_bias=bias), hidden, weight, bias, target
     )
     assert ours == sum(tensor.nbytes for tensor in (hidden, weight, bias))
+    token_weights = OPTIONS["token_weights"]["token_weights"]
+    weighted = kept(
+        lambda: ops.linear_cross_entropy(hidden, weight, target, linear_bias=bias, token_weights=token_weights),
+        *(hidden, weight, bias, target, token_weights),
+    )
+    assert weighted == ours
     arguments = network()
     ours = kept(lambda: ops.mlp_cross_entropy(*arguments), *arguments)
     _, _, embedding, weight1, bias1, weight2, bias2 = arguments
@@ -139,7 +141,7 @@ def test_a_second_derivative_of_logits_that_were_written_to() -> None:
         loss = ops.cross_entropy(logits.view(ROWS, CLASSES), target, **options)
         with torch.no_grad():
             logits[0].zero_()
-        if "softcap" in options or "z_loss" in options:
+        if not options.keys() <= {"label_smoothing"}:
             with pytest.raises(RuntimeError, match="input has been modified by an inplace operation"):
                 torch.autograd.grad(loss, weight, create_graph=True)
             continue

@@ -55,11 +55,12 @@ def test_one_row_and_its_class_in_a_vector(reduction: str) -> None:
         sample = cross_entropy_sample(5, weighted=weighted, reduction=reduction)
         sample = sample.with_arguments(target=sample.arguments["target"].reshape(1))
         check(sample)
+        check(sample.with_arguments(token_weights=torch.tensor(-0.75, device=device)))
         ours, torchs = (sample.call(function, {}) for function in (ops.cross_entropy, F.cross_entropy))
         torch.testing.assert_close(ours, torchs)  # whose backward fails
         check(sample.with_arguments(label_smoothing=0.1))
         check(sample.with_arguments(target=torch.tensor([-100], device=device)))
-    sample = linear_cross_entropy_sample((), 3, 4, reduction=reduction)
+    sample = linear_cross_entropy_sample((), 3, 4, token_weighted=True, reduction=reduction)
     check(sample.with_arguments(target=sample.arguments["target"].reshape(1)))
     for size in (0, 2):
         with pytest.raises(ValueError, match=r"target must have .*got \(" + str(size)):
@@ -77,13 +78,14 @@ def one_class(op: str, dtype: torch.dtype, **options: Any) -> Sample:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", ["cross_entropy", "linear_cross_entropy", "mlp_cross_entropy"])
 def test_one_class_has_no_loss_and_no_gradient(op: str, dtype: torch.dtype) -> None:
-    for options in ({}, {"weighted": True}, *SMOOTHING[:3], {"softcap": 3.0}):
+    for options in ({}, {"weighted": True}, {"token_weighted": True}, *SMOOTHING[:3], {"softcap": 3.0}):
         for reduction in REDUCTIONS:
             sample = one_class(op, dtype, **options).with_arguments(reduction=reduction)
             for name, value in evaluate(sample).items():
                 assert torch.equal(value, torch.zeros_like(value)), f"{name} of {op} with {options}"
     if op != "mlp_cross_entropy":
         check(one_class(op, dtype, z_loss=0.1, softcap=5.0))
+        check(one_class(op, dtype, token_weighted=True, targets="ignored", z_loss=0.1))
 
 
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])

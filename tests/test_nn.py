@@ -106,6 +106,26 @@ def test_linear_cross_entropy_loss_is_its_op_and_torchs(bias: bool) -> None:
     torch.testing.assert_close(module(features, target), expected)
 
 
+def test_losses_pass_the_weights_of_rows_on() -> None:
+    logits, target, token_weights = single(6, 4, 5), integers(4, (6, 5)), single(6, 5)
+    torch.testing.assert_close(
+        CrossEntropyLoss(class_weights(), **LOSS_OPTIONS)(logits, target, token_weights),
+        reference.cross_entropy(logits, target, class_weights(), token_weights=token_weights, **LOSS_OPTIONS),
+    )
+    module = LinearCrossEntropyLoss(5, 4, weight=class_weights(), device=device, **LOSS_OPTIONS)
+    arguments = single(6, 3, 5), integers(4, (6, 3)), single(6, 3)
+    expected = reference.linear_cross_entropy(
+        arguments[0],
+        module.linear.weight,
+        arguments[1],
+        weight=class_weights(),
+        token_weights=arguments[2],
+        **LOSS_OPTIONS,
+    )
+    torch.testing.assert_close(module(*arguments), expected)
+    torch.testing.assert_close(module(arguments[0], arguments[1], token_weights=arguments[2]), expected)
+
+
 def test_initial_values_are_those_of_torch() -> None:
     module = EmbeddingLinear(211, 30, 3, 200)
     assert module.embedding.mean().item() == pytest.approx(0.0, abs=0.05)
@@ -270,6 +290,9 @@ def test_a_layer_for_each_position(out_features: tuple[int, ...], bias: bool) ->
     logits = module.linear(input).unflatten(1, (4, *out_features))
     for target in (integers(4, (6, *out_features)), normal(6, 4, *out_features, seed=1).softmax(1)):
         torch.testing.assert_close(module(input, target), nn.functional.cross_entropy(logits, target))
+        token_weights = normal(6, *out_features, seed=2)
+        losses = nn.functional.cross_entropy(logits, target, reduction="none") * token_weights
+        torch.testing.assert_close(module(input, target, token_weights), losses.sum() / token_weights.sum())
     if hasattr(nn, "LinearCrossEntropyLoss"):
         theirs = nn.LinearCrossEntropyLoss(
             5, 4, out_features=out_features, bias=bias, dtype=torch.float64, device=device

@@ -28,13 +28,17 @@ from charlm.ops import reference
 
 SAMPLES = {
     "embedding_linear": embedding_linear_sample(5, dtype=torch.float32),
-    "cross_entropy": cross_entropy_sample(5, 27, weighted=True, dtype=torch.float32),
-    "linear_cross_entropy": linear_cross_entropy_sample(5, weighted=True, dtype=torch.float32),
+    "cross_entropy": cross_entropy_sample(5, 27, weighted=True, token_weighted=True, dtype=torch.float32),
+    "linear_cross_entropy": linear_cross_entropy_sample(5, weighted=True, token_weighted=True, dtype=torch.float32),
     "mlp_cross_entropy": mlp_cross_entropy_sample(5, dtype=torch.float32),
 }
 LOSSES = ("cross_entropy", "linear_cross_entropy", "mlp_cross_entropy")
-OPTIONAL = {"cross_entropy": {"weight"}, "linear_cross_entropy": {"weight", "linear_bias"}}
-OPTIONAL.update({"embedding_linear": {"bias"}, "mlp_cross_entropy": {"bias1", "bias2"}})
+OPTIONAL = {
+    "embedding_linear": {"bias"},
+    "cross_entropy": {"weight", "token_weights"},
+    "linear_cross_entropy": {"weight", "token_weights", "linear_bias"},
+    "mlp_cross_entropy": {"bias1", "bias2"},
+}
 every_op = pytest.mark.parametrize("op", SAMPLES)
 every_loss = pytest.mark.parametrize("op", LOSSES)
 every_tensor = pytest.mark.parametrize(

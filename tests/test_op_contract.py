@@ -38,6 +38,8 @@ SAMPLES = {
     "cross_entropy, sum": cross_entropy_sample(9, 27, reduction="sum", softcap=2.0),
     "cross_entropy, probabilities": cross_entropy_sample(9, 27, targets="probabilities", **ALL_LOSS_OPTIONS),
     "cross_entropy, pixels": cross_entropy_sample(2, 7, 3, 4, targets="ignored", reduction="none"),
+    "cross_entropy, token weights": cross_entropy_sample(9, 27, targets="ignored", token_weighted=True),
+    "linear_cross_entropy, token weights": linear_cross_entropy_sample(9, targets="ignored", token_weighted=True),
     "linear_cross_entropy, mean": linear_cross_entropy_sample(9, targets="ignored"),
     "linear_cross_entropy, few rows": linear_cross_entropy_sample(5, 7),
     "linear_cross_entropy, few rows, none": linear_cross_entropy_sample(5, 7, reduction="none"),
@@ -53,12 +55,18 @@ LARGE_SAMPLES = {
     "cross_entropy": cross_entropy_sample(4099, 27, dtype=torch.float32, targets="ignored", **ALL_LOSS_OPTIONS),
     "cross_entropy, large V": cross_entropy_sample(67, 5003, dtype=torch.float32),
     "cross_entropy, probabilities": cross_entropy_sample(515, 65, dtype=torch.float32, targets="probabilities"),
+    "cross_entropy, token weights": cross_entropy_sample(
+        4099, 27, dtype=torch.float32, targets="ignored", token_weighted=True
+    ),
     "linear_cross_entropy": linear_cross_entropy_sample(4099, 16, 27, dtype=torch.float32, **ALL_LOSS_OPTIONS),
     "linear_cross_entropy, many rows, none": linear_cross_entropy_sample(
         4099, 16, 27, dtype=torch.float32, reduction="none"
     ),
     "linear_cross_entropy, large V": linear_cross_entropy_sample(67, 31, 5003, dtype=torch.float32),
     "linear_cross_entropy, few rows": linear_cross_entropy_sample(31, 67, 5003, dtype=torch.float32),
+    "linear_cross_entropy, few rows, token weights": linear_cross_entropy_sample(
+        31, 67, 5003, dtype=torch.float32, token_weighted=True
+    ),
     "linear_cross_entropy, probabilities": linear_cross_entropy_sample(
         515, 16, 65, dtype=torch.float32, targets="probabilities"
     ),

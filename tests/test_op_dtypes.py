@@ -164,6 +164,7 @@ def losses_in_float64(sample: Sample) -> Tensor:
 
 LOSS_SAMPLES = {
     "cross_entropy": cross_entropy_sample(9, 27, weighted=True, targets="ignored", softcap=5.0, z_loss=0.01),
+    "cross_entropy, token weights": cross_entropy_sample(9, 27, token_weighted=True, targets="ignored"),
     "cross_entropy, probabilities": cross_entropy_sample(9, 27, targets="probabilities", label_smoothing=0.1),
     "linear_cross_entropy": linear_cross_entropy_sample(9, weighted=True, targets="ignored", label_smoothing=0.1),
     "linear_cross_entropy, probabilities": linear_cross_entropy_sample(9, targets="probabilities"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,6 +39,12 @@ SAMPLES = {
     "cross_entropy, one row": cross_entropy_sample(5, z_loss=0.1),
     "cross_entropy, pixels": cross_entropy_sample(2, 3, 2, 1, targets="ignored", **ALL_LOSS_OPTIONS),
     "cross_entropy, probabilities": cross_entropy_sample(2, 4, targets="probabilities", **ALL_LOSS_OPTIONS),
+    "cross_entropy, token weights": cross_entropy_sample(4, 5, targets="ignored", token_weighted=True),
+    "cross_entropy, gradient of token weights": replace(
+        cross_entropy_sample(4, 5, targets="ignored", weighted=True, token_weighted=True, z_loss=0.1),
+        differentiable=("input", "token_weights"),
+    ),
+    "linear_cross_entropy, token weights": linear_cross_entropy_sample(4, 2, 5, token_weighted=True),
     "linear_cross_entropy, mean": linear_cross_entropy_sample(4, 2, 5, targets="ignored"),
     "linear_cross_entropy, few rows": linear_cross_entropy_sample(2, 3, 4, **ALL_LOSS_OPTIONS),
     "linear_cross_entropy, none": linear_cross_entropy_sample((2, 1), 2, 4, reduction="none", softcap=2.0),
@@ -439,12 +446,23 @@ def test_kernels_compute_values_and_first_gradients_under_torch_func(monkeypatch
 
     monkeypatch.setattr(_transforms, "by_reference", refuse)
     input, target = normal(BATCH, 4, 5), integers(5, (BATCH, 4))
-    weight = normal(5, 2)
+    weight, token_weights = normal(5, 2), normal(BATCH, 4, seed=1)
     grad(ops.cross_entropy)(input[0], target[0])
     vmap(ops.cross_entropy)(input, target)
     vmap(grad(ops.cross_entropy))(input, target)
     grad(lambda logits: vmap(ops.cross_entropy)(logits, target).sum())(input)
     hidden = normal(BATCH, 4, 2)
+
+    def weighted(input: Tensor, target: Tensor, token_weights: Tensor) -> Tensor:
+        return ops.cross_entropy(input, target, token_weights=token_weights)
+
+    def weighted_layer(input: Tensor, target: Tensor, token_weights: Tensor) -> Tensor:
+        return ops.linear_cross_entropy(input, weight, target, token_weights=token_weights)
+
+    for in_dims in ((0, 0, 0), (0, 0, None)):
+        weights = token_weights if in_dims[2] == 0 else token_weights[0]
+        vmap(grad(weighted), in_dims)(input, target, weights)
+        vmap(grad(weighted_layer), in_dims)(hidden, target, weights)
     grad(ops.linear_cross_entropy, (0, 1))(hidden[0], weight, target[0])
     vmap(grad(ops.linear_cross_entropy), (0, None, 0))(hidden, weight, target)
     ids, table, layer = integers(5, (BATCH, 4, 2)), normal(5, 2), normal(3, 4)

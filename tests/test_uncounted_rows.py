@@ -19,13 +19,16 @@ from charlm.ops import reference
 
 ROWS, FEATURES, CLASSES = 6, 4, 5
 UPSTREAMS = (math.nan, math.inf, -math.inf)
+# Of the rows that count, which are the odd ones, and what nobody may read.
+TOKEN_WEIGHTS = torch.tensor([math.nan, -0.5, math.inf, 2.0, -math.inf, 0.25])
 OPTIONS = {
     "plain": {},
     "smoothed": {"label_smoothing": 0.1},
     "weighted": {"weight": torch.linspace(0.5, 2.0, CLASSES)},
+    "token weights": {"token_weights": TOKEN_WEIGHTS},
     "softcap": {"softcap": 2.0},
     "z-loss": {"z_loss": 0.1},
-    "all": {"label_smoothing": 0.1, "softcap": 2.0, "z_loss": 0.1},
+    "all": {"token_weights": TOKEN_WEIGHTS, "label_smoothing": 0.1, "softcap": 2.0, "z_loss": 0.1},
 }
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -58,7 +61,10 @@ def assert_zero(*gradients: Tensor) -> None:
 @every_dtype
 @ops_and_reference
 def test_any_upstream_gradient(namespace: object, dtype: torch.dtype, reduction: str, options: dict) -> None:
-    options = {name: value.to(device, dtype) if name == "weight" else value for name, value in options.items()}
+    options = {
+        name: value.to(device, dtype) if name.endswith(("weight", "weights")) else value
+        for name, value in options.items()
+    }
     for some_count in (True, False):
         target = targets(some_count)
         ignored = target == -100
@@ -202,6 +208,19 @@ def test_gradients_of_each_sample_where_one_is_ignored(op: str) -> None:
         torch.func.grad(lambda x, y: F.cross_entropy(x if op == "cross_entropy" else weight @ x, y))
     )
     torch.testing.assert_close(found[target != -100], expected(rows, target)[target != -100])
+
+
+@every_reduction
+def test_a_second_derivative_with_weights_of_rows(reduction: str) -> None:
+    target, token_weights = targets(True), TOKEN_WEIGHTS.to(device, torch.float64)
+    logits, *_ = leaves(torch.float64)
+    found = []
+    for namespace in (ops, reference):
+        loss = namespace.cross_entropy(logits, target, token_weights=token_weights, reduction=reduction)
+        (first,) = torch.autograd.grad(loss, logits, torch.full_like(loss, 3.0), create_graph=True)
+        found.append(torch.autograd.grad(first.pow(3).sum(), logits)[0])
+    assert_zero(found[0][target == -100])
+    torch.testing.assert_close(*found)
 
 
 @every_reduction

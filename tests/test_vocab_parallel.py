@@ -30,6 +30,7 @@ from cases import (
     names_of,
     normal,
     same_bits,
+    token_weights,
 )
 from processes import run_once
 from torch import Tensor
@@ -82,6 +83,7 @@ def other_cases() -> dict[str, Sample]:
         "unsigned targets": plain.with_arguments(target=plain.arguments["target"].to(torch.uint8)),
         "large logits": plain.with_arguments(input=plain.arguments["input"] * 1e4),
         "a slice of padding": padded(plain),
+        "gradient of the token weights": with_token_weights(plain),
         "only the input": replace(plain, differentiable=("input",)),
         "only the weight": replace(plain, differentiable=("linear_weight",)),
         "strides": plain.with_arguments(
@@ -89,6 +91,14 @@ def other_cases() -> dict[str, Sample]:
             linear_weight=plain.arguments["linear_weight"].T.contiguous().T,
         ),
     }
+
+
+def with_token_weights(sample: Sample) -> Sample:
+    """Which require a gradient, and of ignored rows are NaN."""
+    target, weights = sample.arguments["target"].clone(), token_weights((70,), torch.float64, seed=7)
+    target[::4], weights[::4] = -100, torch.nan
+    changed = sample.with_arguments(target=target, token_weights=weights)
+    return replace(changed, differentiable=(*sample.differentiable, "token_weights"))
 
 
 def sure_predictions() -> Sample:
@@ -165,6 +175,8 @@ def errors(rank: int, size: int) -> dict[str, str]:
         "target shape": {"target": torch.zeros(5, dtype=torch.int64)},
         "probabilities": {"target": torch.zeros(6, dtype=torch.float64)},
         "weight": {"weight": torch.ones(28)},
+        "token_weights": {"token_weights": torch.ones(5)},
+        "integer token_weights": {"token_weights": torch.ones(6, dtype=torch.int64)},
         "linear_weight": {"linear_weight": normal(8, 4)},
         "linear_bias": {"linear_bias": normal(3)},
         "dtype": {"linear_weight": sample.arguments["linear_weight"].float()},
@@ -291,6 +303,8 @@ def test_errors_name_the_argument_on_every_rank(ranks: list[dict[str, Any]]) -> 
             "(class indices), got (5,)",
             "probabilities": "ValueError: target must have an integer dtype, got torch.float64",
             "weight": "ValueError: weight must have shape (C=29,), got (28,)",
+            "token_weights": "ArgumentError: token_weights must have the shape of the row losses, (6,), got (5,)",
+            "integer token_weights": "ArgumentError: token_weights must have a floating-point dtype, got torch.int64",
             "linear_weight": f"ValueError: linear_weight must have shape {features}, got (8, 4)",
             "linear_bias": f"ValueError: linear_bias must have shape (C_r={own_classes},), got (3,)",
             "dtype": "ValueError: linear_weight must have the dtype of input, torch.float64, got torch.float32",

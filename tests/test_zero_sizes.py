@@ -26,7 +26,8 @@ OPTIONS: list[dict[str, Any]] = [
     {},
     {"weighted": True},
     {"label_smoothing": 0.3},
-    {"weighted": True, "label_smoothing": 0.1, "softcap": 5.0, "z_loss": 0.01},
+    {"token_weighted": True},
+    {"token_weighted": True, "weighted": True, "label_smoothing": 0.1, "softcap": 5.0, "z_loss": 0.01},
 ]
 
 
@@ -43,6 +44,7 @@ def test_no_classes_and_all_rows_ignored(reduction: str) -> None:
         input=normal(5, 0), target=torch.full((5,), -100, device=device)
     )
     check(sample)
+    check(sample.with_arguments(token_weights=torch.full((5,), torch.nan, device=device)))
     for label_smoothing, z_loss in ((0.1, 0.0), (0.0, 0.1)):
         loss = sample.with_arguments(label_smoothing=label_smoothing, z_loss=z_loss).call(ops.cross_entropy, {})
         expected = {"none": [0.0] * 5, "sum": 0.0, "mean": torch.nan}[reduction]

@@ -121,7 +121,7 @@ def integers(high: int, *shape: int, seed: int) -> Tensor:
 
 def cross_entropy(rows: int, classes: int, dtype: torch.dtype, seed: int = 0, **options: Any) -> Call:
     arguments = {"input": 3 * normal(rows, classes, dtype=dtype, seed=seed), "target": _targets(classes, rows, seed)}
-    return Call("cross_entropy", {**arguments, **_options(options, classes, dtype)}, ("input",))
+    return Call("cross_entropy", {**arguments, **_options(options, rows, classes, dtype)}, ("input",))
 
 
 def embedding_linear(sizes: Sequence[int], dtype: torch.dtype, seed: int = 0, **options: Any) -> Call:
@@ -147,7 +147,7 @@ def linear_cross_entropy(
         "linear_bias": normal(classes, dtype=dtype, seed=seed + 2),
     }
     differentiable = ("input", "linear_weight", "linear_bias")
-    return Call("linear_cross_entropy", {**arguments, **_options(options, classes, dtype)}, differentiable)
+    return Call("linear_cross_entropy", {**arguments, **_options(options, rows, classes, dtype)}, differentiable)
 
 
 def mlp_cross_entropy(sizes: Sequence[int], dtype: torch.dtype, seed: int = 0, **options: Any) -> Call:
@@ -172,9 +172,11 @@ def _targets(classes: int, rows: int, seed: int) -> Tensor:
     return target
 
 
-def _options(options: Mapping[str, Any], classes: int, dtype: torch.dtype) -> dict[str, Any]:
-    """`weighted=True` as class weights."""
+def _options(options: Mapping[str, Any], rows: int, classes: int, dtype: torch.dtype) -> dict[str, Any]:
+    """`weighted=True` as class weights, and `token_weighted=True` as weights of rows."""
     chosen = dict(options)
     if chosen.pop("weighted", False):
         chosen["weight"] = (normal(classes, dtype=torch.float32, seed=99).abs() + 0.2).to(dtype)
+    if chosen.pop("token_weighted", False):
+        chosen["token_weights"] = (normal(rows, dtype=torch.float32, seed=98) + 1.0).to(dtype)
     return chosen

@@ -21,8 +21,9 @@ from benchmarks.gpu.results import Entry
 from benchmarks.gpu.task import Task, in_a_line
 from benchmarks.options import dtype_name
 
-# Both losses' options at once; what "weighted" is, checks.py knows.
+# Both losses' options at once; what "weighted" and "token_weighted" are, checks.py knows.
 _ALL_OPTIONS: dict[str, Any] = {
+    "token_weighted": True,
     "weighted": True,
     "label_smoothing": 0.1,
     "softcap": 5.0,
@@ -36,6 +37,7 @@ CASES: dict[str, dict[str, Callable[[torch.dtype, int], Call]]] = {
     "cross_entropy": {
         "C=27": partial(checks.cross_entropy, 1031, 27),
         "C=27 all options": partial(checks.cross_entropy, 1031, 27, **_ALL_OPTIONS),
+        "C=27 token weights": partial(checks.cross_entropy, 1031, 27, token_weighted=True),
         "C=1,024": partial(checks.cross_entropy, 67, 1024),
         "C=5,003 all options": partial(checks.cross_entropy, 67, 5003, **_ALL_OPTIONS),
         "C=40,000": partial(checks.cross_entropy, 5, 40_000, reduction="sum"),
@@ -47,6 +49,7 @@ CASES: dict[str, dict[str, Callable[[torch.dtype, int], Call]]] = {
     "linear_cross_entropy": {
         "C=27": partial(checks.linear_cross_entropy, 515, 33, 27),
         "C=5,003": partial(checks.linear_cross_entropy, 67, 64, 5003),
+        "C=5,003 token weights": partial(checks.linear_cross_entropy, 67, 64, 5003, token_weighted=True),
         "C=5,003 all options": partial(checks.linear_cross_entropy, 67, 64, 5003, **_ALL_OPTIONS),
     },
     "mlp_cross_entropy": {

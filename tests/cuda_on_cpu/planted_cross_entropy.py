@@ -56,6 +56,8 @@ MISTAKES = [
     Fault(SUMS, "k * step < p.rows ? row", "k * step < p.rows || FAULT ? row", "out of bounds"),
     Fault(ROW, "static_cast<uint64_t>(p.classes);", "static_cast<uint64_t>(p.classes + FAULT);", "out of bounds"),
     Fault(ROW, "if (!target.valid) return", "if (!target.valid && !FAULT) return", WRONG_NUMBERS),
+    Fault(ROW, "!target.ignored && target.valid ?", "(FAULT || (!target.ignored && target.valid)) ?", WRONG_NUMBERS),
+    Fault(ROW, "scale *= token_weight", "if (!FAULT) scale *= token_weight", WRONG_NUMBERS),
     Fault(ROW, "run.loss_parts[blockIdx.x] = sums", "run.loss_parts[FAULT ? 0 : blockIdx.x] = sums", "a race"),
 ]
 
@@ -66,6 +68,9 @@ def run_everything() -> None:
     losses = ops.cross_entropy(**{**sample.arguments, "target": torch.tensor([0, 27, 1, 2])})
     assert losses.isnan().tolist() == [False, True, False, False], f"{losses[1]} instead of NaN"
     check(cross_entropy_sample(2, 90, 3, dtype=torch.float32))  # classes that are not adjacent
+    sample = cross_entropy_sample(9, 27, dtype=torch.float32, targets="ignored", token_weighted=True)
+    ignored = sample.arguments["target"] == -100
+    check(sample.with_arguments(token_weights=sample.arguments["token_weights"].masked_fill(ignored, torch.nan)))
     for dtype, shapes in (
         (torch.float32, ((65, 27), (9, 101), (3, 33000))),
         (torch.bfloat16, ((261, 27), (5, 600), (3, 4096))),
