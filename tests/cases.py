@@ -115,16 +115,18 @@ class Sample:
         """The size of the terms whose difference is the result or a gradient.
 
         A loss and its gradient, softmax minus target, can be 0 (one class, or a sure prediction) as a difference of
-        numbers around 1, or 1/N under the mean.
+        numbers around 1, or 1/N under the mean, times the weight of the row.
         """
         if "target" not in self.arguments:
             return 0.0
+        token_weights = self.arguments.get("token_weights")
+        size = 1.0 if token_weights is None else max(1.0, _largest(token_weights))
         if name == "result" or self.arguments.get("reduction", "mean") != "mean":
-            return 1.0
+            return size
         target = self.arguments["target"]
         class_dim = -1 if self.op == "linear_cross_entropy" else min(1, target.dim() - 1)
         classes = target.shape[class_dim] if target.is_floating_point() else 1
-        return 1.0 / max(target.numel() // max(classes, 1), 1)
+        return size / max(target.numel() // max(classes, 1), 1)
 
     def with_arguments(self, **changes: Any) -> Sample:
         return replace(self, arguments={**self.arguments, **changes})
@@ -213,8 +215,9 @@ def class_targets(
 
 def token_weights(rows: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
     """Some of them negative and some 0, with a sum that is not near 0."""
-    weights = 1.0 + normal(*rows, seed=seed)
+    weights = 1.0 + 0.5 * normal(*rows, seed=seed)
     weights.view(-1)[2::5] = 0.0
+    weights.view(-1)[3::7] = -0.5
     return weights.to(dtype)
 
 

@@ -27,7 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from charlm.ops import _vocab_parallel
-from charlm.ops._arguments import REDUCTIONS, LossOptions, keywords
+from charlm.ops._arguments import REDUCTIONS, LossOptions, check_token_weights, keywords
 from charlm.ops._transforms import Op
 from charlm.ops.cross_entropy import _OP as CROSS_ENTROPY
 from charlm.ops.cross_entropy import _class_dim
@@ -64,6 +64,8 @@ def cross_entropy(
         losses = _by_kernel(CROSS_ENTROPY, (own_input, own_target, own_weight, own_tokens), options)
     else:
         _vocab_parallel.check_labels(input, target)
+        if token_weights is not None:
+            check_token_weights(token_weights, rows)
         logits = own_input.movedim(class_dim, -1)
         losses = _by_class(split, logits, None, None, own_target, own_weight, own_tokens, classes, options)
     counted = _counted(own_target, own_weight, own_tokens, classes, options.ignore_index)
