@@ -15,6 +15,8 @@
 
 #include <stdint.h>
 
+#include "kernels/device.h"
+#include "kernels/device_library.h"
 #include "kernels/isa.h"
 #include "kernels/storage.h"
 
@@ -136,5 +138,19 @@ template <typename T>
 int64_t first_bad_id(const LogProbs<T>& problem);
 
 }  // namespace cpu
+
+// On a GPU an id that is neither a class nor ignore_index is never used as one: its log_prob is NaN, its rank -1 where
+// it is the first, and the gradient of its row NaN. Everything is memory of the device; nothing waits for it.
+namespace cuda {
+
+// The results of all rows.
+template <typename T>
+Error log_probs(const LogProbs<T>& problem, Stream stream);
+
+// Their gradient.
+template <typename T>
+Error log_probs_gradient(const LogProbs<T>& problem, DeviceLibrary& library, Stream stream);
+
+}  // namespace cuda
 
 }  // namespace charlm

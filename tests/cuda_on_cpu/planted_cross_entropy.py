@@ -52,7 +52,7 @@ MISTAKES = [
     Fault(
         WIDE, "if (threads <= kWarp) return", "if (threads <= kWarp || (FAULT && threadIdx.x > 63)) return", "waits for"
     ),
-    Fault(WIDE, "(data + classes.first) =", "(data + FAULT + classes.first) =", "misaligned"),
+    Fault(PIECES, "(row + classes.first) =", "(row + FAULT + classes.first) =", "misaligned"),
     Fault(SUMS, "k * step < p.rows ? row", "k * step < p.rows || FAULT ? row", "out of bounds"),
     Fault(ROW, "static_cast<uint64_t>(p.classes);", "static_cast<uint64_t>(p.classes + FAULT);", "out of bounds"),
     Fault(ROW, "if (!target.valid) return", "if (!target.valid && !FAULT) return", WRONG_NUMBERS),

@@ -1,7 +1,9 @@
-// What a binding for CUDA needs beside checks.h: the right device and stream for its launches.
+// What a binding for CUDA needs beside checks.h: the right device and stream for its launches, and their limit.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
+
+#include <limits>
 
 #include "bindings/branches.h"
 #include "bindings/checks.h"
@@ -23,5 +25,11 @@ class DeviceCall {
   torch::stable::accelerator::DeviceGuard guard_;
   cuda::Stream stream_;
 };
+
+// Kernels count classes in 32 bits.
+inline void check_class_count(int64_t classes) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 2;
+  check(classes <= kMost, "there must be at most ", kMost, " classes on CUDA, got ", classes);
+}
 
 }  // namespace charlm

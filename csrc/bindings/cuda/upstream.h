@@ -1,19 +1,12 @@
-// What the losses for CUDA share: the number of classes, and the upstream gradient, which stays on the device.
+// What the losses for CUDA share: the upstream gradient, which stays on the device, and a mean of nothing.
 #pragma once
 
 #include <cmath>
-#include <limits>
 
 #include "bindings/cross_entropy_options.h"
 #include "bindings/cuda/device_call.h"
 
 namespace charlm {
-
-// Kernels count classes in 32 bits.
-inline void check_class_count(int64_t classes) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 2;
-  check(classes <= kMost, "there must be at most ", kMost, " classes on CUDA, got ", classes);
-}
 
 // The mean over rows of probabilities divides by their number as torch counts it, by elements: 0 / 0 without classes.
 inline void finish_without_classes(Reduction reduction, const Tensor& target, const Tensor& loss) {

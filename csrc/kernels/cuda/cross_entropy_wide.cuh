@@ -6,14 +6,13 @@
 // reads it again: from device memory in a backward pass, from the cache where forward computes the gradient as well.
 #pragma once
 
+#include "kernels/cuda/row_group.cuh"
 #include "kernels/cuda/row_pieces.cuh"
 #include "kernels/cuda/softmax_row.cuh"
 
 namespace charlm::cuda {
 namespace {
 
-inline constexpr int kMaxThreads = 512;
-inline constexpr int kWideThreads = 256;  // of a block, where a row takes fewer
 inline constexpr int kMaxSplits = kWarp;  // one lane merges each
 inline constexpr int kMergeThreads = 256;
 
@@ -41,27 +40,6 @@ struct WideShape {
   }
 
  private:
-  // Each thread has as many vectors as are under way at once, or several times so many: that saves merging. Fewer
-  // than eight threads side by side would read no whole line of a cache, and all together have to fill a large GPU.
-  static int threads_for_vectors(int64_t rows, int64_t vectors) {
-    constexpr int64_t kLine = 8, kEnough = 1 << 18, kMost = 8 * kVectorsAhead;
-    int threads = 1;
-    while (threads < kMaxThreads && vectors > threads * kVectorsAhead &&
-           (threads < kLine || vectors > threads * kMost || rows * threads < kEnough)) {
-      threads *= 2;
-    }
-    return threads;
-  }
-
-  // Adjacent rows of strided classes are read together, a thread each.
-  static int threads_for_scalars(int64_t rows, int64_t classes) {
-    int64_t most = classes <= 64 || rows >= 16384 ? 1 : kWideThreads;
-    if (classes < 8 * most) most = classes / 8;
-    int threads = 1;
-    while (2 * threads <= most) threads *= 2;
-    return threads;
-  }
-
   static int64_t clamp(int64_t value, int64_t low, int64_t high) {
     return value < low ? low : value > high ? high : value;
   }
@@ -135,15 +113,7 @@ struct GradientRow {
 
   template <typename Classes>
   __device__ void store(const Compute<S>* values, const Classes& classes) const {
-    if (!is_wanted) return;
-    if constexpr (Classes::kIsVector) {
-      *reinterpret_cast<uint4*>(data + classes.first) = pack<S>(values);
-    } else {
-#pragma unroll
-      for (int i = 0; i < classes.kCount; ++i) {
-        if (classes.contains(i)) data[classes[i] * class_stride] = to_storage<S>(values[i]);
-      }
-    }
+    if (is_wanted) store_classes<S>(data, class_stride, values, classes);
   }
 };
 

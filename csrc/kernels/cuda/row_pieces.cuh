@@ -40,6 +40,7 @@ struct VectorPiece {
   uint4 raw[kVectors];
   int first, step;
 
+  __device__ int first_class() const { return first; }
   __device__ Compute<S> largest() const { return largest_of<S, kVectors>(raw); }
   template <typename Body>
   __device__ void for_each_part(const Body& body) const {
@@ -58,6 +59,7 @@ struct ScalarPiece {
   S raw[kValues];
   ClassesApart<kValues> classes;
 
+  __device__ int first_class() const { return classes.first; }
   __device__ Compute<S> largest() const {
     Compute<S> result = kLowest<Compute<S>>;
     for_each_part([&](const Compute<S>* values, const auto&) {
@@ -76,6 +78,19 @@ struct ScalarPiece {
     body(values, classes);
   }
 };
+
+// Writes the values of some classes of a row.
+template <typename S, typename Classes>
+__device__ inline void store_classes(S* row, int64_t class_stride, const Compute<S>* values, const Classes& classes) {
+  if constexpr (Classes::kIsVector) {
+    *reinterpret_cast<uint4*>(row + classes.first) = pack<S>(values);
+  } else {
+#pragma unroll
+    for (int i = 0; i < classes.kCount; ++i) {
+      if (classes.contains(i)) row[classes[i] * class_stride] = to_storage<S>(values[i]);
+    }
+  }
+}
 
 // The classes [begin, end) of a row, and which of them a thread of its group walks over.
 template <typename S>

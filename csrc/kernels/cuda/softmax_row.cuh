@@ -5,6 +5,7 @@
 #include "kernels/cuda/cross_entropy_run.cuh"
 #include "kernels/cuda/math.cuh"
 #include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/softcap.cuh"
 #include "kernels/cuda/storage.cuh"
 
 namespace charlm::cuda {
@@ -19,26 +20,6 @@ bool is_plain(const CrossEntropy<T>& p) {
 template <typename T>
 __host__ __device__ bool total_is_unknown(const CrossEntropy<T>& p) {
   return p.target == nullptr || (p.label_smoothing != 0 && p.weight != nullptr);
-}
-
-template <typename T, bool kPlain>
-__device__ inline T logit(const CrossEntropy<T>& p, T input) {
-  if constexpr (!kPlain) {
-    if (p.softcap != 0) return p.softcap * tanh(input / p.softcap);
-  }
-  return input;
-}
-
-// d logit / d input
-template <typename T, bool kPlain>
-__device__ inline T logit_slope(const CrossEntropy<T>& p, T input) {
-  if constexpr (!kPlain) {
-    if (p.softcap != 0) {
-      const T t = tanh(input / p.softcap);
-      return 1 - t * t;
-    }
-  }
-  return 1;
 }
 
 // a_c but for what a class index adds; `probability` is 0 for class indices.
