@@ -37,4 +37,22 @@ void linear_log_probs_gradient(const LinearLogProbs<T>& problem);
 
 }  // namespace cpu
 
+// On a GPU a chunk of rows at a time. Everything is memory of the device; nothing waits for it. Out-of-range ids: see
+// kernels/log_probs.h; the NaN of such a row's gradient reaches those of weight and bias.
+namespace cuda {
+
+template <typename T>
+struct LinearLogProbs {
+  OutputLayer layer;
+  LogProbs<T> log_probs;  // its input and input_gradient are not read, the chunks' take their place
+};
+
+template <typename T>
+Error linear_log_probs(const LinearLogProbs<T>& problem, DeviceLibrary& library, Stream stream);
+
+template <typename T>
+Error linear_log_probs_gradient(const LinearLogProbs<T>& problem, DeviceLibrary& library, Stream stream);
+
+}  // namespace cuda
+
 }  // namespace charlm

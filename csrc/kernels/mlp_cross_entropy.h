@@ -47,7 +47,7 @@ namespace cuda {
 template <typename T>
 struct MlpCrossEntropy {
   EmbeddingLinearCall hidden;    // its output and grad_output are not read
-  LinearCrossEntropy<T> output;  // its input and input_gradient are not read, nor what loss has of lse
+  LinearCrossEntropy<T> output;  // its layer's input and input_gradient are not read, nor what loss has of lse
   bool has_gradient = false;
 };
 

@@ -20,9 +20,9 @@ cuda::LinearCrossEntropy<T> problem_of(const LinearCrossEntropyArguments<T>& arg
                                        const CrossEntropyOptions& options) {
   check_class_count(arguments.classes);
   cuda::LinearCrossEntropy<T> problem;
-  problem.input = arguments.input_rows;
-  problem.weight = arguments.weight;
-  problem.bias = arguments.bias_values();
+  problem.layer.input = arguments.input_rows;
+  problem.layer.weight = arguments.weight;
+  problem.layer.bias = arguments.bias_values();
   problem.loss = arguments.loss;
   problem.mean = options.reduction == Reduction::kMean;
   return problem;
@@ -38,9 +38,9 @@ Gradients allocate_gradients(const Tensor& input, const Tensor& linear_weight, c
   const Gradients gradients{gradient(input, wanted.input), gradient(linear_weight, wanted.weight),
                             allocate({wanted.bias ? linear_weight.size(0) : 0}, input.scalar_type(), input.device()),
                             gradient(target, wanted.target)};
-  if (wanted.input) problem->input_gradient = gradients.input.mutable_data_ptr();
-  if (wanted.weight) problem->weight_gradient = gradients.weight.mutable_data_ptr();
-  if (wanted.bias) problem->bias_gradient = gradients.bias.mutable_data_ptr();
+  if (wanted.input) problem->layer.input_gradient = gradients.input.mutable_data_ptr();
+  if (wanted.weight) problem->layer.weight_gradient = gradients.weight.mutable_data_ptr();
+  if (wanted.bias) problem->layer.bias_gradient = gradients.bias.mutable_data_ptr();
   if (wanted.target) {
     problem->loss.probabilities_gradient = problem->loss.probabilities;
     problem->loss.probabilities_gradient.data = gradients.target.mutable_data_ptr();
@@ -51,7 +51,7 @@ Gradients allocate_gradients(const Tensor& input, const Tensor& linear_weight, c
 template <typename T>
 void run(const char* in_chunks, const char* at_once, const DeviceCall& call,
          const cuda::LinearCrossEntropy<T>& problem) {
-  took_branch(cuda::linear_cross_entropy_chunk_rows(problem) < problem.loss.rows ? in_chunks : at_once);
+  took_branch(cuda::chunk_rows(problem.layer) < problem.loss.rows ? in_chunks : at_once);
   TorchLibrary library(call);
   call.check(cuda::linear_cross_entropy(problem, library, call.stream()));
 }

@@ -55,8 +55,8 @@ struct Call {
     hidden.weight = parameter(1);
     hidden.bias = parameter(2);
     cuda::LinearCrossEntropy<T>& output = problem.output;
-    output.weight = Matrix(parameter(3), hidden.storage, hidden.vocab_size, hidden.hidden_dim);
-    output.bias = parameter(4);
+    output.layer.weight = Matrix(parameter(3), hidden.storage, hidden.vocab_size, hidden.hidden_dim);
+    output.layer.bias = parameter(4);
     output.loss.rows = arguments.examples;
     output.loss.classes = hidden.vocab_size;
     output.loss.target = target.const_data_ptr<int64_t>();
@@ -73,8 +73,8 @@ struct Call {
       problem.hidden.embedding_gradient = gradients[0].mutable_data_ptr();
       problem.hidden.weight_gradient = gradients[1].mutable_data_ptr();
       problem.hidden.bias_gradient = gradients[2].mutable_data_ptr();
-      problem.output.weight_gradient = gradients[3].mutable_data_ptr();
-      problem.output.bias_gradient = gradients[4].mutable_data_ptr();
+      problem.output.layer.weight_gradient = gradients[3].mutable_data_ptr();
+      problem.output.layer.bias_gradient = gradients[4].mutable_data_ptr();
     }
     took_branch(cuda::mlp_cross_entropy_in_tiles(problem) ? in_tiles : in_layers);
     TorchLibrary library(device);

@@ -70,8 +70,8 @@ class TiledModel {
     tiles_.hidden_dim = static_cast<int>(hidden.hidden_dim);
     tiles_.table_rows = static_cast<int>(hidden.vocab_size * hidden.ids.context_length);
     tiles_.bias1 = static_cast<const T*>(hidden.bias);
-    tiles_.weight2 = static_cast<const T*>(problem.output.weight.data);
-    tiles_.bias2 = static_cast<const T*>(problem.output.bias);
+    tiles_.weight2 = static_cast<const T*>(problem.output.layer.weight.data);
+    tiles_.bias2 = static_cast<const T*>(problem.output.layer.bias);
     tiles_.loss = problem.output.loss;
     tiles_.run.row_loss = problem.output.row_loss;
     tiles_.run.upstream = problem.output.upstream;
@@ -130,8 +130,8 @@ class TiledModel {
                          stream_);
     };
     if (const Error error = add(tiles_.table_values(), table_gradient)) return error;
-    if (const Error error = add(tiles_.weight2_values(), p_.output.weight_gradient)) return error;
-    if (const Error error = add(tiles_.classes(), p_.output.bias_gradient)) return error;
+    if (const Error error = add(tiles_.weight2_values(), p_.output.layer.weight_gradient)) return error;
+    if (const Error error = add(tiles_.classes(), p_.output.layer.bias_gradient)) return error;
     return projection.parameter_gradients(table_gradient, tiles_.keys);
   }
 
@@ -150,14 +150,14 @@ Error run_layers(const MlpCrossEntropy<T>& problem, DeviceLibrary& library, Stre
   hidden.output = library.allocate(values * storage_size(hidden.storage));
   if (const Error error = embedding_linear_forward(hidden, library, stream)) return error;
 
-  output.input = Matrix(hidden.output, hidden.storage, rows, hidden.hidden_dim);
+  output.layer.input = Matrix(hidden.output, hidden.storage, rows, hidden.hidden_dim);
   output.loss.shift = library.allocate_values<T>(2 * rows);
   output.loss.log_sum = output.loss.shift + rows;
-  if (problem.has_gradient) output.input_gradient = library.allocate(values * storage_size(hidden.storage));
+  if (problem.has_gradient) output.layer.input_gradient = library.allocate(values * storage_size(hidden.storage));
   if (const Error error = linear_cross_entropy(output, library, stream)) return error;
   if (!problem.has_gradient) return cudaSuccess;
 
-  hidden.grad_output = output.input_gradient;
+  hidden.grad_output = output.layer.input_gradient;
   return embedding_linear_backward(hidden, library, stream);
 }
 
