@@ -13,8 +13,12 @@ cuda::LinearLogProbs<T> problem_of(const LinearLogProbsArguments<T>& arguments) 
           .log_probs = arguments.log_probs};
 }
 
-LogProbsResults forward(const Tensor input, const Tensor linear_weight, const Tensor ids,
-                        const OptionalTensor linear_bias, int64_t ignore_index, double temperature, double softcap) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input,
+                                                                           const Tensor linear_weight, const Tensor ids,
+                                                                           const OptionalTensor linear_bias,
+                                                                           int64_t ignore_index, double temperature,
+                                                                           double softcap, bool keeps_logits) {
+  check(!keeps_logits, "keeps_logits is for the CPU alone");
   const auto options = log_probs_options(ignore_index, temperature, softcap);
   const DeviceCall device("input", input);
   return dispatch_compute_type(input, [&](auto type) {
@@ -25,7 +29,7 @@ LogProbsResults forward(const Tensor input, const Tensor linear_weight, const Te
     const LogProbsResults results = allocate_results(ids, input, &problem.log_probs);
     TorchLibrary library(device);
     device.check(cuda::linear_log_probs(problem, library, device.stream()));
-    return results;
+    return std::tuple_cat(results, std::make_tuple(allocate({0}, input.scalar_type(), device.device)));
   });
 }
 
