@@ -13,7 +13,7 @@ the input's gradients.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,8 +73,8 @@ class Loss:
             raise ValueError(f"weight must have shape (C={classes},), got {tuple(weight.shape)}")
         labels = target.long()
         kept = labels != ignore_index
-        _check_targets(labels, kept, classes)
-        dtype = _compute_dtype(input)
+        check_classes("target", labels, kept, classes)
+        dtype = compute_dtype(input)
         return cls(
             labels=labels.where(kept, 0).flatten(),
             kept=kept.flatten(),
@@ -95,9 +95,7 @@ class Loss:
 
     def own_labels(self, own_classes: int) -> tuple[Tensor, Tensor]:
         """(N,) the class of each row, counted from this rank's first, and whether it is one of this rank's; else 0."""
-        own = self.labels - self.first
-        is_own = self.kept & (own >= 0) & (own < own_classes)
-        return own.where(is_own, 0), is_own
+        return owned(self.labels, self.kept, self.first, own_classes)
 
     def own_spread(self, own_classes: int) -> Tensor | float:
         """The share of label smoothing of each class of this rank: (C_r,), or a number where all are the same."""
@@ -124,11 +122,11 @@ class _VocabParallel(torch.autograd.Function):
         own_classes = input.shape[1] if linear_weight is None else linear_weight.shape[0]
         labels, is_own = loss.own_labels(own_classes)
         spread = loss.own_spread(own_classes)
-        own = input.new_zeros((4, len(input)), dtype=_compute_dtype(input))
+        own = input.new_zeros((4, len(input)), dtype=compute_dtype(input))
         own_maximum, own_sum, own_label_logit, own_spread_logits = own
         own_maximum.fill_(-math.inf)  # stays so where this rank has no class
-        for rows in _chunks(len(input), own_classes, own.itemsize):
-            logits, _ = _logits(input[rows], linear_weight, linear_bias, loss.softcap)
+        for rows in chunks(len(input), own_classes, own.itemsize):
+            logits, _ = capped(uncapped(input[rows], linear_weight, linear_bias), loss.softcap)
             own_label_logit[rows] = logits.gather(1, labels[rows, None]).squeeze(1)
             own_spread_logits[rows] = (logits * spread).sum(1) if loss.label_smoothing > 0.0 else 0.0
             maximum = logits.amax(1)
@@ -166,39 +164,62 @@ class _VocabParallel(torch.autograd.Function):
         softmax_share = label_share + scale * (loss.total_spread() + 2.0 * loss.z_loss * (shift + log_sum))
         own_label_share = label_share.where(is_own, 0.0)
 
-        input_gradient, weight_gradient, bias_gradient = (
-            torch.zeros_like(tensor, dtype=shift.dtype, memory_format=torch.contiguous_format) if needed else None
-            for tensor, needed in zip((input, linear_weight, linear_bias), ctx.needs_input_grad, strict=False)
-        )
-        for rows in _chunks(len(input), own_classes, shift.itemsize):
-            logits, slope = _logits(input[rows], linear_weight, linear_bias, loss.softcap)
+        gradients = LayerGradients(input, linear_weight, linear_bias, ctx.needs_input_grad)
+        for rows in chunks(len(input), own_classes, shift.itemsize):
+            logits, slope = capped(uncapped(input[rows], linear_weight, linear_bias), loss.softcap)
             gradient = logits.sub_(shift[rows, None]).sub_(log_sum[rows, None]).exp_().mul_(softmax_share[rows, None])
             if loss.label_smoothing > 0.0:
                 gradient -= scale[rows, None] * spread
             gradient[torch.arange(len(gradient), device=labels.device), labels[rows]] -= own_label_share[rows]
             if slope is not None:
                 gradient *= slope
-            if bias_gradient is not None:
-                bias_gradient += gradient.sum(0)
-            gradient = gradient.to(input.dtype)
-            if input_gradient is not None:
-                input_gradient[rows] = gradient if linear_weight is None else gradient @ linear_weight
-            if weight_gradient is not None and input.dtype == weight_gradient.dtype:
-                weight_gradient.addmm_(gradient.T, input[rows])
-            elif weight_gradient is not None:
-                weight_gradient += gradient.T @ input[rows]
-        if input_gradient is not None and not loss.partial_input_gradient:
-            dist.all_reduce(input_gradient, group=loss.group)
-        return *(
-            None if g is None else g.to(input.dtype) for g in (input_gradient, weight_gradient, bias_gradient)
-        ), None
+            gradients.add(rows, gradient)
+        if not loss.partial_input_gradient:
+            gradients.sum_of_input(loss.group)
+        return *gradients.totals(), None
 
 
-def _compute_dtype(input: Tensor) -> torch.dtype:
+class LayerGradients:
+    """The gradients of what the logits come from, added up over chunks of rows; without `linear_weight` of logits."""
+
+    def __init__(
+        self, input: Tensor, linear_weight: Tensor | None, linear_bias: Tensor | None, needed: Sequence[bool]
+    ) -> None:
+        self._rows, self._linear_weight = input, linear_weight
+        self._input, self._weight, self._bias = (
+            torch.zeros_like(tensor, dtype=compute_dtype(input), memory_format=torch.contiguous_format)
+            if tensor is not None and is_needed
+            else None
+            for tensor, is_needed in zip((input, linear_weight, linear_bias), needed, strict=False)
+        )
+
+    def add(self, rows: slice, gradient: Tensor) -> None:
+        """That of these rows' logits, (rows, C_r)."""
+        if self._bias is not None:
+            self._bias += gradient.sum(0)
+        gradient = gradient.to(self._rows.dtype)
+        if self._input is not None:
+            self._input[rows] = gradient if self._linear_weight is None else gradient @ self._linear_weight
+        if self._weight is not None and gradient.dtype == self._weight.dtype:
+            self._weight.addmm_(gradient.T, self._rows[rows])
+        elif self._weight is not None:
+            self._weight += gradient.T @ self._rows[rows]
+
+    def sum_of_input(self, group: dist.ProcessGroup | None) -> None:
+        """Makes the input's gradient that of the classes of all ranks: one message."""
+        if self._input is not None:
+            dist.all_reduce(self._input, group=group)
+
+    def totals(self) -> tuple[Tensor | None, ...]:
+        """Those of input, weight and bias, in their dtype; None where not needed."""
+        return tuple(None if g is None else g.to(self._rows.dtype) for g in (self._input, self._weight, self._bias))
+
+
+def compute_dtype(input: Tensor) -> torch.dtype:
     return torch.promote_types(input.dtype, torch.float32)
 
 
-def _chunks(rows: int, classes: int, itemsize: int) -> Iterator[slice]:
+def chunks(rows: int, classes: int, itemsize: int) -> Iterator[slice]:
     if classes == 0:
         return iter(())
     most = max(_MIN_CHUNK_ROWS, _MAX_CHUNK_BYTES // (classes * itemsize))
@@ -206,14 +227,15 @@ def _chunks(rows: int, classes: int, itemsize: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, rows, size))
 
 
-def _logits(
-    input: Tensor, linear_weight: Tensor | None, linear_bias: Tensor | None, softcap: float | None
-) -> tuple[Tensor, Tensor | None]:
-    """A new (rows, C_r) tensor in the dtype computed in, and with a softcap its derivative by what was capped."""
+def uncapped(input: Tensor, linear_weight: Tensor | None, linear_bias: Tensor | None) -> Tensor:
+    """The logits before the softcap: a new (rows, C_r) tensor in the dtype computed in."""
     if linear_weight is None:
-        logits = input.to(_compute_dtype(input), copy=True)
-    else:
-        logits = F.linear(input, linear_weight, linear_bias).to(_compute_dtype(input))
+        return input.to(compute_dtype(input), copy=True)
+    return F.linear(input, linear_weight, linear_bias).to(compute_dtype(input))
+
+
+def capped(logits: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    """The logits in the same memory, and with a softcap their derivative by what was capped."""
     if softcap is None:
         return logits, None
     unit = logits.div_(softcap).tanh_()
@@ -228,12 +250,31 @@ def all_gather(own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return of_ranks
 
 
-def check_labels(input: Tensor, target: Tensor) -> None:
-    """The dtypes of inputs, or logits, and class indices."""
+def owned(labels: Tensor, kept: Tensor, first: int, own_classes: int) -> tuple[Tensor, Tensor]:
+    """Classes counted from the first of this rank, and whether each is kept and one of this rank's; else 0."""
+    own = labels - first
+    is_own = kept & (own >= 0) & (own < own_classes)
+    return own.where(is_own, 0), is_own
+
+
+def check_labels(input: Tensor, labels: Tensor, name: str = "target") -> None:
+    """The dtypes of inputs, or logits, and of class indices, which have that name."""
     if input.dtype not in DTYPES:
         raise ValueError(f"input must be float32, float64, bfloat16 or float16, got {input.dtype}")
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise ValueError(f"target must have an integer dtype, got {target.dtype}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"{name} must have an integer dtype, got {labels.dtype}")
+
+
+def check_layer(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
+    if input.dim() < 1 or input.shape[-1] < 1:
+        raise ValueError(f"input must have shape (..., D) with D >= 1, got {tuple(input.shape)}")
+    features = input.shape[-1]
+    if linear_weight.dim() != 2 or linear_weight.shape[1] != features or len(linear_weight) < 1:
+        raise ValueError(
+            f"linear_weight must have shape (C_r, D={features}) with C_r >= 1, got {tuple(linear_weight.shape)}"
+        )
+    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:1]:
+        raise ValueError(f"linear_bias must have shape (C_r={len(linear_weight)},), got {tuple(linear_bias.shape)}")
 
 
 def check_tensors(
@@ -245,15 +286,7 @@ def check_tensors(
     token_weights: Tensor | None,
 ) -> None:
     check_labels(input, target)
-    if input.dim() < 1 or input.shape[-1] < 1:
-        raise ValueError(f"input must have shape (..., D) with D >= 1, got {tuple(input.shape)}")
-    features = input.shape[-1]
-    if linear_weight.dim() != 2 or linear_weight.shape[1] != features or len(linear_weight) < 1:
-        raise ValueError(
-            f"linear_weight must have shape (C_r, D={features}) with C_r >= 1, got {tuple(linear_weight.shape)}"
-        )
-    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:1]:
-        raise ValueError(f"linear_bias must have shape (C_r={len(linear_weight)},), got {tuple(linear_bias.shape)}")
+    check_layer(input, linear_weight, linear_bias)
     if target.shape != input.shape[:-1]:
         raise ValueError(
             f"target must have the shape of input {tuple(input.shape)} without its last dimension (class indices), "
@@ -270,6 +303,11 @@ def check_tensors(
         "weight": weight,
         "token_weights": token_weights,
     }
+    check_like_input(input, tensors)
+
+
+def check_like_input(input: Tensor, tensors: Mapping[str, Tensor | None]) -> None:
+    """The device of the tensors, and the dtype of a layer's."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != input.device:
             raise ValueError(f"{name} must be on the device of input, {input.device}, got {tensor.device}")
@@ -277,9 +315,9 @@ def check_tensors(
             raise ValueError(f"{name} must have the dtype of input, {input.dtype}, got {tensor.dtype}")
 
 
-def _check_targets(labels: Tensor, kept: Tensor, classes: int) -> None:
+def check_classes(name: str, labels: Tensor, kept: Tensor, classes: int) -> None:
     outside = (kept & ((labels < 0) | (labels >= classes))).nonzero()
     if len(outside) > 0:
         index = outside[0].tolist()
         value = int(labels[tuple(index)])
-        raise IndexError(f"target{index or ''} = {value} is out of range for {classes} classes")
+        raise IndexError(f"{name}{index or ''} = {value} is out of range for {classes} classes")
