@@ -5,7 +5,8 @@ Along a dimension of the mesh an op is split in one of three ways:
 - by rows, which are the dimensions of the targets, or of the ids but the last: the ranks run the kernels on theirs. A
   mean is that of all rows: what each rank adds up is divided by the number, or the weight, of the rows of all.
 - by columns, classes or hidden units: the ranks have slices of the logits or of the weight. Losses are then computed as
-  in `ops/_vocab_parallel.py`; `embedding_linear` needs no message.
+  in `ops/_vocab_parallel.py`, log-probabilities as in `_vocab_parallel_log_probs.py` there; `embedding_linear` needs no
+  message.
 - not at all: every rank computes the same.
 
 Logits, inputs or ids say whether by rows, and logits or the weight whether by columns, which wins where both do. All
@@ -26,14 +27,17 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from charlm.ops import _vocab_parallel
+from charlm.ops import _log_probs, _vocab_parallel, _vocab_parallel_log_probs
 from charlm.ops._arguments import REDUCTIONS, LossOptions, check_token_weights, keywords
+from charlm.ops._log_probs import LogProbs, LogProbsOptions
 from charlm.ops._transforms import Op
 from charlm.ops.cross_entropy import _OP as CROSS_ENTROPY
 from charlm.ops.cross_entropy import _class_dim
 from charlm.ops.embedding_linear import _ACTIVATIONS
 from charlm.ops.embedding_linear import _OP as EMBEDDING_LINEAR
 from charlm.ops.linear_cross_entropy import _OP as LINEAR_CROSS_ENTROPY
+from charlm.ops.linear_log_probs import _call as call_linear_log_probs
+from charlm.ops.log_probs import _call as call_log_probs
 from charlm.ops.mlp_cross_entropy import _OP as MLP_CROSS_ENTROPY
 
 _NONE, _MEAN, _SUM = (REDUCTIONS[name] for name in ("none", "mean", "sum"))
@@ -105,6 +109,43 @@ def linear_cross_entropy(
         losses = _by_class(split, own_input, *layer, own_target, own_weight, own_tokens, classes, options)
     counted = _counted(own_target, own_weight, own_tokens, classes, options.ignore_index)
     return _reduced(split, losses, rows, options.reduction, own_target, counted)
+
+
+def log_probs(input: DTensor, ids: Tensor, options: LogProbsOptions) -> LogProbs:
+    """:func:`charlm.ops.log_probs`. Logits that are sharded by classes are not gathered."""
+    class_dim = input.ndim - 1
+    split = _Split.of(input, range(class_dim), input if input.numel() > 0 else None, class_dim)
+    (ids,) = split.joined(split.by_columns_alone, ids=ids)
+    rows = input.shape[:-1]
+    split.check_shape("ids", ids, rows, (*rows, *ids.shape[-1:]))
+
+    own_input, own_ids = split.local(input, Shard, Shard(class_dim)), split.local(ids, Shard)
+    if split.column_dim is None:
+        found = call_log_probs(own_input, own_ids, options)
+    else:
+        _vocab_parallel.check_labels(input, ids, "ids")
+        found = _log_probs_by_class(split, own_input, None, None, own_ids, input.shape[-1], options)
+    return _joint_log_probs(split, found, rows, ids.shape)
+
+
+def linear_log_probs(
+    input: DTensor, linear_weight: Tensor, ids: Tensor, linear_bias: Tensor | None, options: LogProbsOptions
+) -> LogProbs:
+    """:func:`charlm.ops.linear_log_probs`. A weight that is sharded by classes is not gathered, nor are logits."""
+    split = _Split.of(input, range(input.ndim - 1), linear_weight if linear_weight.numel() > 0 else None, 0)
+    linear_weight, linear_bias = split.joined(linear_weight=linear_weight, linear_bias=linear_bias)
+    (ids,) = split.joined(split.by_columns_alone, ids=ids)
+    rows = input.shape[:-1]
+    split.check_shape("ids", ids, rows, (*rows, *ids.shape[-1:]))
+
+    own_input, own_ids = split.local(input, Shard), split.local(ids, Shard)
+    layer = split.local(linear_weight, column=Shard(0)), split.local(linear_bias, column=Shard(0))
+    if split.column_dim is None:
+        found = call_linear_log_probs(own_input, layer[0], own_ids, layer[1], options)
+    else:
+        _vocab_parallel_log_probs.check_tensors(input, linear_weight, ids, linear_bias)
+        found = _log_probs_by_class(split, own_input, *layer, own_ids, linear_weight.shape[0], options)
+    return _joint_log_probs(split, found, rows, ids.shape)
 
 
 def embedding_linear(ids: DTensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:
@@ -230,6 +271,13 @@ class _Split:
         gradient = [Partial() if s and p.is_replicate() else p for s, p in zip(is_split, placements, strict=True)]
         return tensor.to_local(grad_placements=gradient)
 
+    def first_column(self, columns: int) -> int:
+        """The first of this rank's, of so many that are sharded."""
+        assert self.column_dim is not None
+        # Shard cuts as torch.chunk does.
+        chunk = -(-columns // self.mesh.size(self.column_dim))
+        return min(self.mesh.get_local_rank(self.column_dim) * chunk, columns)
+
     def joint(self, own: Tensor, shape: Sequence[int], row: _Row, column: Placement | None = None) -> Tensor:
         """The DTensor of which `own` is this rank's part."""
         joint: Tensor = _Joint.apply(own, self.mesh, self.place(row, column), torch.Size(shape))
@@ -330,18 +378,14 @@ def _by_class(
     """As `_by_kernel`, of this rank's rows and the classes of all ranks of the dimension that splits them."""
     of_rows = keywords(options)
     del of_rows["reduction"]
-    dim = split.column_dim
-    assert dim is not None
-    # Shard cuts as torch.chunk does.
-    chunk = -(-classes // split.mesh.size(dim))
     loss = _vocab_parallel.Loss.of(
         input,
         target,
         weight,
         token_weights,
-        first=min(split.mesh.get_local_rank(dim) * chunk, classes),
+        first=split.first_column(classes),
         classes=classes,
-        group=split.mesh.get_group(dim),
+        group=split.mesh.get_group(split.column_dim),
         partial_input_gradient=True,
         **of_rows,
     )
@@ -373,3 +417,31 @@ def _reduced(
     # Apart where nothing counts, and so nothing has a gradient: that of the quotient would be 0 times inf.
     mean = (total / number.where(number != 0, 1)).where(number != 0, total.detach() / number)
     return split.joint(mean, (), lambda row: Partial("sum" if target.is_floating_point() else "avg"))
+
+
+def _log_probs_by_class(
+    split: _Split,
+    input: Tensor,
+    linear_weight: Tensor | None,
+    linear_bias: Tensor | None,
+    ids: Tensor,
+    classes: int,
+    options: LogProbsOptions,
+) -> LogProbs:
+    """The results of this rank's rows, from the classes of all ranks of the dimension that splits them."""
+    chosen = _vocab_parallel_log_probs.Chosen.of(
+        input,
+        ids,
+        first=split.first_column(classes),
+        classes=classes,
+        group=split.mesh.get_group(split.column_dim),
+        partial_input_gradient=True,
+        **_log_probs.keywords(options),
+    )
+    return _vocab_parallel_log_probs.log_probs_of_rows(input, linear_weight, linear_bias, chosen)
+
+
+def _joint_log_probs(split: _Split, own: LogProbs, rows: torch.Size, ids: torch.Size) -> LogProbs:
+    """The results of all rows, of these shapes, from those of this rank's."""
+    log_probs, *others = own
+    return LogProbs(split.joint(log_probs, ids, Shard), *(split.joint(other, rows, Shard) for other in others))

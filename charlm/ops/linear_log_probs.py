@@ -171,7 +171,7 @@ class _LinearLogProbs(torch.autograd.Function):
         ctx.mark_non_differentiable(*results[3:])
         ctx.unread = None if torch.compiler.is_compiling() else Unread(linear_bias=linear_bias)
         bias = None if linear_bias is None else linear_bias.clone()  # torch keeps none, so that it may change
-        ctx.save_for_backward(input, linear_weight, ids, bias, kept, logits if keeps_logits else None)
+        ctx.save_for_backward(input, linear_weight, ids, bias, kept, logits)
         ctx.options = options
         return tuple(results)
 
@@ -189,7 +189,7 @@ class _LinearLogProbs(torch.autograd.Function):
             return *_transforms.gradients(_OP, wanted, grad_output, tensors, ctx.options), None
         input_wanted, weight_wanted, _, bias_wanted = wanted_gradients(ctx, (input, linear_weight, ids, bias))
         which = (input_wanted, weight_wanted, bias_wanted)
-        if logits is None:
+        if logits.numel() == 0:
             found = _backward(*gradients, input, linear_weight, ids, bias, kept, *ctx.options, *which)
         else:
             logits = logits.clone() if graph_is_kept() else logits.detach()
