@@ -45,7 +45,7 @@ STABLE_TORCH_LIBRARY(charlm, ops) {
   // Results but argmax and rank, which are int64, are in the dtype that is computed in; kept (3, N) is for backward.
   // logits (C, D), empty where they are not kept, are memory of the weight's gradient, which linear_log_probs_backward_
   // leaves there; in the dtype of the weight where N logits fit into D values of that, otherwise in the one that is
-  // computed in. On the CPU, where N <= D.
+  // computed in. On the CPU alone, where N <= D.
   ops.def(
       "linear_log_probs_forward(Tensor input, Tensor linear_weight, Tensor ids, Tensor? linear_bias, int ignore_index, "
       "float temperature, float softcap, bool keeps_logits) "

@@ -17,8 +17,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const
                                                                            const Tensor linear_weight, const Tensor ids,
                                                                            const OptionalTensor linear_bias,
                                                                            int64_t ignore_index, double temperature,
-                                                                           double softcap, bool keeps_logits) {
-  check(!keeps_logits, "keeps_logits is for the CPU alone");
+                                                                           double softcap, bool) {
   const auto options = log_probs_options(ignore_index, temperature, softcap);
   const DeviceCall device("input", input);
   return dispatch_compute_type(input, [&](auto type) {
