@@ -42,9 +42,13 @@ class Transformer(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads=4) for _ in range(layers)), nn.LayerNorm(width))
         self.lm_head = nn.Linear(width, vocab_size, bias=False)
 
+    def hidden(self, names: Tensor) -> Tensor:
+        """What the output layer takes: (N, T, width) of `names` (N, T), each place of what is up to it."""
+        return self.blocks(self.tokens(names) + self.positions.weight[: names.shape[1]])
+
     def loss(self, names: Tensor, targets: Tensor) -> Tensor:
         """Mean negative log-likelihood of `targets` (N, T) that are not -1, given `names` (N, T) up to each."""
-        x = self.blocks(self.tokens(names) + self.positions.weight[: names.shape[1]])
+        x = self.hidden(names)
         if self.eager:
             logits = self.lm_head(x)
             return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1), ignore_index=-1)
@@ -66,6 +70,18 @@ def padded_names() -> tuple[Tensor, Tensor, int]:
     return names, targets, len(letters) + 1
 
 
+def train(model: Transformer, names: Tensor, targets: Tensor, steps: int) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(1, steps + 1):
+        batch = torch.randint(len(names), (32,))
+        loss = model.loss(names[batch], targets[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step == 1 or step % 50 == 0 or step == steps:
+            print(f"step {step}  loss {loss.item():.4f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
@@ -75,15 +91,7 @@ def main() -> None:
     torch.manual_seed(0)
     names, targets, vocab_size = padded_names()
     model = Transformer(vocab_size, names.shape[1], eager=options.eager)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for step in range(1, options.steps + 1):
-        batch = torch.randint(len(names), (32,))
-        loss = model.loss(names[batch], targets[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step == 1 or step % 50 == 0 or step == options.steps:
-            print(f"step {step}  loss {loss.item():.4f}")
+    train(model, names, targets, options.steps)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def run(name: str, *arguments: object) -> list[dict[str, float]]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.syspath_prepend(EXAMPLES)
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
         return numbers(capsys.readouterr().out)
 
@@ -82,6 +83,47 @@ def test_hessian_vector_product(run: Run) -> None:
     assert difference["difference from eager"] < 1e-13
     assert last["residual"] < 0.1 * before["residual"]
     assert last["eigenvalue"] == pytest.approx(2.30, abs=0.01)
+
+
+def test_dpo_names(run: Run) -> None:
+    *lines, difference = run("dpo_names", "--pretraining", 10, "--steps", 25)
+    first, *_, last = (line for line in lines if "margin" in line)
+    # The policy starts as the reference: no margin, and log 2 = 0.6931.
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert first["margin"] == 0.0
+    assert last["loss"] < 0.6
+    assert last["margin"] > 0.2
+    assert last["pairs in order"] > 0.8
+    assert max(difference["loss"], difference["gradient"]) < 1e-5
+
+
+def test_grpo_names(run: Run) -> None:
+    *lines, difference = run("grpo_names", "--pretraining", 30, "--steps", 10)
+    first, *_, last = (line for line in lines if "reward" in line)
+    assert first["reward"] < 0.7
+    assert last["reward"] > 0.85
+    assert 0.0 < last["entropy"] < math.log(27)
+    assert max(difference["loss"], difference["gradient"]) < 1e-5
+
+
+def test_distill_names(run: Run) -> None:
+    *lines, difference = run("distill_names", "--pretraining", 30, "--steps", 40)
+    first, *_, last = (line for line in lines if "divergence" in line)
+    assert first["divergence"] > 0.2
+    assert 0.0 < last["divergence"] < 0.3 * first["divergence"]
+    assert max(difference["loss"], difference["gradient"]) < 1e-5
+
+
+def test_evaluate_names(run: Run) -> None:
+    before, *_, after = (line for line in run("evaluate_names", "--steps", 50) if "perplexity" in line)
+    # 27 characters at random; the frequencies of single characters are at e^2.8 = 16.4.
+    assert before["perplexity"] == pytest.approx(27, rel=0.3)
+    assert before["entropy"] == pytest.approx(math.log(27), abs=0.3)
+    assert after["perplexity"] < 16
+    assert after["accuracy"] > 0.2
+    assert after["accuracy"] < after["top five accuracy"]
+    assert after["entropy"] < 2.8
+    assert max(before["difference"], after["difference"]) < 1e-5
 
 
 def test_the_list_of_examples_is_complete() -> None:
