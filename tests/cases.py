@@ -40,6 +40,10 @@ ACTIVATIONS = ("tanh", "relu", "gelu", "silu", "none")
 REDUCTIONS = ("mean", "sum", "none")
 TARGETS = ("indices", "ignored", "probabilities")
 
+# Of log_probs, without a gradient.
+INTEGER_RESULTS = ("argmax", "rank")
+ALL_LOG_PROBS_OPTIONS: dict[str, Any] = {"temperature": 0.7, "softcap": 5.0}
+
 # Every combination of the options of the two losses but `reduction`, and one in which all of them are at work.
 LOSS_OPTIONS: list[dict[str, Any]] = [
     dict(zip(("token_weighted", "weighted", "label_smoothing", "softcap", "z_loss"), values, strict=True))
@@ -98,6 +102,9 @@ LINEAR_CROSS_ENTROPY_SHAPES = (
     (1031, 16, 65),
 )
 
+# (N, D, C): more than 256 classes come a block at a time, and many rows a chunk at a time.
+LINEAR_LOG_PROBS_SHAPES = (*LINEAR_CROSS_ENTROPY_SHAPES, (67, 9, 256), (67, 9, 257), (300, 3, 603), (3, 2, 12000))
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -117,6 +124,8 @@ class Sample:
         A loss and its gradient, softmax minus target, can be 0 (one class, or a sure prediction) as a difference of
         numbers around 1, or 1/N under the mean, times the weight of the row.
         """
+        if self.op.endswith("log_probs"):  # as many as there are ids
+            return max(1.0, self.arguments["ids"].numel() / max(self.arguments["input"][..., :1].numel(), 1))
         if "target" not in self.arguments:
             return 0.0
         token_weights = self.arguments.get("token_weights")
@@ -147,8 +156,22 @@ class Sample:
         """The differentiable arguments as leaves that require a gradient; the strides stay."""
         return {name: self.arguments[name].detach().requires_grad_() for name in self.differentiable}
 
-    def call(self, function: Callable[..., Tensor], leaves: Mapping[str, Tensor]) -> Tensor:
-        return function(**{**self.arguments, **leaves})
+    def call(self, function: Callable[..., Any], leaves: Mapping[str, Tensor]) -> Tensor:
+        """The result; of several, those that can be differentiated as one tensor."""
+        return self.results(function, leaves)["result"]
+
+    def results(self, function: Callable[..., Any], leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """That of `call`, and each of several results by its name."""
+        found = function(**{**self.arguments, **leaves})
+        if isinstance(found, Tensor):
+            return {"result": found}
+        return {"result": joined(found), **found._asdict()}
+
+
+def joined(results: ops.LogProbs) -> Tensor:
+    """Those of the results that can be differentiated, in one dimension."""
+    with torch.autocast(device.type, enabled=False):  # which refuses to join some dtypes
+        return torch.cat([value.reshape(-1) for value in (results.log_probs, results.entropy, results.logsumexp)])
 
 
 def names_of(options: Mapping[str, Any]) -> str:
@@ -338,14 +361,74 @@ def mlp_cross_entropy_sample(
     return Sample("mlp_cross_entropy", arguments, differentiable)
 
 
+def chosen_ids(
+    shape: tuple[int, ...], classes: int, *, ignored: bool = False, ignore_index: int = -100, seed: int = 0
+) -> Tensor:
+    """Random classes; every third or so is `ignored`, and so is all of the second row."""
+    ids = integers(max(classes, 1), shape, seed)
+    if ignored:
+        ids = ids.masked_fill(integers(3, shape, seed + 1) == 0, ignore_index)
+        if ids.dim() > 0:
+            ids[1:2] = ignore_index
+    return ids
+
+
+def log_probs_sample(
+    *shape: int,
+    ids_per_row: int | None = None,
+    dtype: torch.dtype = torch.float64,
+    ignored: bool = False,
+    scale: float = 3.0,
+    seed: int = 0,
+    **options: Any,
+) -> Sample:
+    """Logits of `shape`, and ids (...), or (..., K) for K `ids_per_row`."""
+    several = () if ids_per_row is None else (ids_per_row,)
+    ignore_index = options.get("ignore_index", -100)
+    arguments = {
+        "input": (scale * normal(*shape, seed=seed)).to(dtype),
+        "ids": chosen_ids(
+            (*shape[:-1], *several), shape[-1], ignored=ignored, ignore_index=ignore_index, seed=seed + 1
+        ),
+        **options,
+    }
+    return Sample("log_probs", arguments, ("input",))
+
+
+def linear_log_probs_sample(
+    rows: int | tuple[int, ...],
+    in_features: int = 5,
+    classes: int = 27,
+    *,
+    ids_per_row: int | None = None,
+    dtype: torch.dtype = torch.float64,
+    ignored: bool = False,
+    bias: bool = True,
+    seed: int = 0,
+    **options: Any,
+) -> Sample:
+    leading = (rows,) if isinstance(rows, int) else rows
+    several = () if ids_per_row is None else (ids_per_row,)
+    ignore_index = options.get("ignore_index", -100)
+    arguments = {
+        "input": normal(*leading, in_features, dtype=dtype, seed=seed),
+        "linear_weight": normal(classes, in_features, dtype=dtype, seed=seed + 1),
+        "ids": chosen_ids((*leading, *several), classes, ignored=ignored, ignore_index=ignore_index, seed=seed + 2),
+        "linear_bias": normal(classes, dtype=dtype, seed=seed + 3) if bias else None,
+        **options,
+    }
+    return Sample("linear_log_probs", arguments, ("input", "linear_weight", *(("linear_bias",) if bias else ())))
+
+
 def evaluate(sample: Sample, namespace: Any = ops, *, upstream_dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The result of the op in `namespace` and the gradients for a random upstream gradient, by name."""
+    """The results of the op in `namespace` and the gradients for a random upstream gradient, by name."""
     leaves = sample.leaves()
-    result = sample.call(getattr(namespace, sample.op), leaves)
+    results = sample.results(getattr(namespace, sample.op), leaves)
+    result = results["result"]
     upstream = normal(*result.shape, dtype=upstream_dtype or result.dtype, seed=99).to(result)
     gradients = torch.autograd.grad(result, list(leaves.values()), upstream)
     named = zip((f"gradient of {name}" for name in leaves), gradients, strict=True)
-    return {"result": result.detach(), **dict(named)}
+    return {**{name: value.detach() for name, value in results.items()}, **dict(named)}
 
 
 def by_ops_alone() -> AbstractContextManager[Any]:
@@ -370,7 +453,13 @@ def check(sample: Sample, namespace: Any = ops, *, truth: Any = reference) -> No
     sample = sample.on("cpu")
     torchs = evaluate(sample, truth)
     true_values = evaluate(sample.to(torch.float64), truth, upstream_dtype=dtype)
+    if sample.op == "linear_log_probs" and dtype != torch.float64:
+        for name in INTEGER_RESULTS:  # which rounding of the logits may exchange
+            del true_values[name]
     for name, true_value in true_values.items():
+        if name in INTEGER_RESULTS:
+            assert all(torch.equal(actual[name].cpu(), true_value) for actual in found), f"{sample.op}: {name}"
+            continue
         tolerance = TOLERANCES[dtype] * max(_largest(true_value), sample.term_size(name))
         for actual in found:
             assert_as_good_as_torch(actual[name].cpu(), true_value, torchs[name], tolerance, f"{sample.op}: {name}")
