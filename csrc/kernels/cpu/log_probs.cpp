@@ -99,7 +99,7 @@ CHARLM_INLINE void add_row(const S* row, int64_t classes, int64_t first_class, c
       return;
     }
     raise_shift(logits, is_first, sums);
-    const T shift = sums->shift > -(T)INFINITY ? sums->shift : 0;
+    const T shift = sums->shift > -(T)INFINITY && sums->shift < (T)INFINITY ? sums->shift : 0;
     Vec<T> sum = {}, product = {};
     for_each_vector<T>(count, [&](int64_t i, int lanes) CHARLM_LAMBDA_INLINE {
       const Vec<T> z = logits.below(load_as(piece + i, lanes), shift), e = exp(z), term = e * z;
@@ -155,12 +155,15 @@ void finish_as(const LogProbs<T>& p, int64_t first, int64_t last, const LogProbs
     const LogProbsRow<T>& row = sums[n];
     const bool counts = p.counts(n);
     const int64_t* const ids = p.ids + n * p.ids_per_row;
-    const double log_sum = ::log(row.sum);
+    // An infinite logit makes the sum infinite, and so logsumexp, and what depends on differences from it NaN.
+    const bool is_infinite = row.sum == INFINITY;
+    const double log_sum = is_infinite ? NAN : ::log(row.sum);
     p.shift[n] = row.shift;
     p.log_sum[n] = (T)log_sum;
     const bool has_classes = row.argmax >= 0 || row.sum != 0;  // a sum is NaN where no class is a number
     p.entropy[n] = p.kept_entropy[n] = counts && has_classes ? (T)(log_sum - row.product / row.sum) : 0;
-    p.logsumexp[n] = counts ? (T)((double)row.shift * (double)logits.inverse_temperature + log_sum) : 0;
+    const double logsumexp = (double)row.shift * (double)logits.inverse_temperature + log_sum;
+    p.logsumexp[n] = !counts ? 0 : is_infinite ? (T)INFINITY : (T)logsumexp;
     p.argmax[n] = !counts || !has_classes ? -1 : row.argmax < 0 ? 0 : row.argmax;
     p.rank[n] = p.ids_per_row > 0 && ids[0] != p.ignore_index ? row.above : -1;
     for (int64_t k = 0; k < p.ids_per_row; ++k) {
