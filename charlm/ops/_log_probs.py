@@ -36,6 +36,20 @@ class LogProbs(NamedTuple):
         return LogProbs(self.log_probs.to(dtype), self.entropy.to(dtype), self.logsumexp.to(dtype), *self[3:])
 
 
+_from_fields = LogProbs.__new__
+
+
+def _from_fields_or_iterable(cls: type[LogProbs], *results: Any, **named: Any) -> LogProbs:
+    """As for its own functions' results: torch makes those of a tensor's subclass by `type(results)(iterable)`."""
+    if len(results) == 1 and not named:
+        (results,) = results
+    return _from_fields(cls, *results, **named)
+
+
+# The body of a NamedTuple cannot define it, and torch.compile knows no class derived from one that does.
+LogProbs.__new__ = _from_fields_or_iterable  # type: ignore[assignment, method-assign]
+
+
 class LogProbsOptions(NamedTuple):
     """The options of log_probs as the op schemas have them, in their order."""
 
