@@ -12,6 +12,7 @@ import cases
 import pytest
 import torch
 from cases import (
+    ALL_LOG_PROBS_OPTIONS,
     ALL_LOSS_OPTIONS,
     DTYPES,
     Sample,
@@ -21,6 +22,8 @@ from cases import (
     embedding_linear_sample,
     evaluate,
     linear_cross_entropy_sample,
+    linear_log_probs_sample,
+    log_probs_sample,
     mlp_cross_entropy_sample,
     normal,
     same_bits,
@@ -48,6 +51,11 @@ SAMPLES = {
     "mlp_cross_entropy, mean": mlp_cross_entropy_sample(9),
     "mlp_cross_entropy, ignored": mlp_cross_entropy_sample(9, targets="ignored", softcap=2.0),
     "mlp_cross_entropy, none": mlp_cross_entropy_sample(9, targets="ignored", reduction="none", softcap=2.0),
+    "log_probs": log_probs_sample(9, 27),
+    "log_probs, several": log_probs_sample(3, 4, 27, ids_per_row=2, ignored=True, **ALL_LOG_PROBS_OPTIONS),
+    "linear_log_probs": linear_log_probs_sample(9),
+    "linear_log_probs, several": linear_log_probs_sample((3, 4), ids_per_row=2, ignored=True, **ALL_LOG_PROBS_OPTIONS),
+    "linear_log_probs, no bias": linear_log_probs_sample(9, 5, 300, bias=False),
 }
 LARGE_SAMPLES = {
     "embedding_linear": embedding_linear_sample(4099, 3, 27, 10, 67, dtype=torch.float32),
@@ -78,6 +86,13 @@ LARGE_SAMPLES = {
     "mlp_cross_entropy, large V, none": mlp_cross_entropy_sample(
         67, 3, 1003, 10, 67, dtype=torch.float32, reduction="none"
     ),
+    "log_probs": log_probs_sample(4099, 27, dtype=torch.float32, ids_per_row=2, ignored=True, **ALL_LOG_PROBS_OPTIONS),
+    "log_probs, large V": log_probs_sample(67, 5003, dtype=torch.float32),
+    "linear_log_probs": linear_log_probs_sample(4099, 16, 27, dtype=torch.float32, **ALL_LOG_PROBS_OPTIONS),
+    "linear_log_probs, large V": linear_log_probs_sample(
+        67, 31, 5003, dtype=torch.float32, ids_per_row=2, ignored=True
+    ),
+    "linear_log_probs, few rows": linear_log_probs_sample(31, 67, 5003, dtype=torch.float32),
 }
 # The engine's, which have no gradient: tests/test_engine.py.
 ENGINE_OPS = {"charlm::train_steps", "charlm::train_full_steps", "charlm::evaluate_full"}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases import (
+    ALL_LOG_PROBS_OPTIONS,
     ALL_LOSS_OPTIONS,
     Sample,
     cross_entropy_sample,
@@ -17,6 +18,8 @@ from cases import (
     generator,
     integers,
     linear_cross_entropy_sample,
+    linear_log_probs_sample,
+    log_probs_sample,
     mlp_cross_entropy_sample,
     normal,
 )
@@ -53,6 +56,11 @@ SAMPLES = {
     "mlp_cross_entropy, none": mlp_cross_entropy_sample(
         3, 2, 4, 2, 3, targets="ignored", reduction="none", softcap=2.0
     ),
+    "log_probs": log_probs_sample(2, 2, 5, **ALL_LOG_PROBS_OPTIONS),
+    "log_probs, several": log_probs_sample(4, 5, ids_per_row=2, ignored=True),
+    "log_probs, one row": log_probs_sample(5, ids_per_row=0),
+    "linear_log_probs": linear_log_probs_sample((2, 1), 2, 4, bias=False),
+    "linear_log_probs, several": linear_log_probs_sample(4, 2, 5, ids_per_row=2, ignored=True, **ALL_LOG_PROBS_OPTIONS),
 }
 every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 every_argument = pytest.mark.parametrize(
@@ -66,6 +74,7 @@ every_argument = pytest.mark.parametrize(
 )
 # One of each op: tracing takes a second.
 LINEARIZED = ["embedding_linear", "cross_entropy, mean", "linear_cross_entropy, mean", "mlp_cross_entropy, mean"]
+LINEARIZED += ["log_probs", "linear_log_probs"]
 BATCH = 3  # not the number of rows of a sample whose mean is over rows: one must not be taken for the other
 
 
@@ -465,6 +474,10 @@ def test_kernels_compute_values_and_first_gradients_under_torch_func(monkeypatch
         vmap(grad(weighted_layer), in_dims)(hidden, target, weights)
     grad(ops.linear_cross_entropy, (0, 1))(hidden[0], weight, target[0])
     vmap(grad(ops.linear_cross_entropy), (0, None, 0))(hidden, weight, target)
+    grad(lambda logits: ops.log_probs(logits, target[0]).entropy.sum())(input[0])
+    vmap(ops.log_probs)(input, target)
+    vmap(grad(lambda logits, ids: ops.log_probs(logits, ids).log_probs.sum()))(input, target)
+    vmap(grad(lambda h, w, y: ops.linear_log_probs(h, w, y).logsumexp.sum()), (0, None, 0))(hidden, weight, target)
     ids, table, layer = integers(5, (BATCH, 4, 2)), normal(5, 2), normal(3, 4)
     grad(lambda *parameters: vmap(ops.embedding_linear, (0, None, None))(ids, *parameters).sum(), (0, 1))(table, layer)
     with pytest.raises(AssertionError, match="the reference ran"):
