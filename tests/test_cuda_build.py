@@ -42,7 +42,7 @@ def test_an_op_on_a_cuda_tensor_says_what_to_do_where_it_has_no_kernels() -> Non
     """With kernels, it refuses the CPU tensors that this test has."""
     built = _C.build_info()["cuda"] is not None
     message = "input must be on a CUDA device, got cpu" if built else "built without kernels for GPUs.*nvcc"
-    arguments = (torch.randn(4, 27), torch.zeros(4, dtype=torch.int64), None, -100, 1, 0.0, 0.0, 0.0, False)
+    arguments = (torch.randn(4, 27), torch.zeros(4, dtype=torch.int64), None, None, -100, 1, 0.0, 0.0, 0.0, False)
     with pytest.raises(ValueError if built else RuntimeError, match=message):
         on_cuda(torch.ops.charlm.cross_entropy_forward.default, *arguments)
 

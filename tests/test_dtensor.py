@@ -243,8 +243,7 @@ def test_errors_name_the_argument(ranks: list[dict[str, Any]]) -> None:
             "bias shape": "ValueError: bias must have shape (4,), got (3,)",
             "class weights": "ValueError: weight must have shape (C=5,), got (4,)",
             "token weights, shape": "ValueError: token_weights must have shape (7,), got (4,)",
-            "token weights, by classes": "ArgumentError: token_weights must have a floating-point dtype, "
-            "got torch.int64",
+            "token weights, by classes": "ValueError: token_weights must have a floating-point dtype, got torch.int64",
             "plain token weights": f"RuntimeError: {mixed}: token_weights {fix}",
             "outside": "IndexError: target[3] = 31 is out of range for 5 classes",
             "outside, by classes": "IndexError: target[3] = 31 is out of range for 5 classes",

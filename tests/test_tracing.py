@@ -29,7 +29,7 @@ SAMPLES = {
     "embedding_linear, few rows": embedding_linear_sample(5, vocab_size=400, **F32),
     "cross_entropy, mean": cross_entropy_sample(9, 27, targets="ignored", **F32),
     "cross_entropy, none": cross_entropy_sample(9, 27, targets="ignored", reduction="none", **F32),
-    "cross_entropy, token weights": cross_entropy_sample(9, 27, token_weighted=True, **F32),
+    "cross_entropy, token weights": cross_entropy_sample(9, 27, token_weighted=True, dtype=torch.bfloat16),
     "cross_entropy, bfloat16": cross_entropy_sample(9, 27, dtype=torch.bfloat16),
     "linear_cross_entropy, mean": linear_cross_entropy_sample(9, targets="ignored", **F32),
     "linear_cross_entropy, token weights": linear_cross_entropy_sample(9, token_weighted=True, **F32),
