@@ -517,9 +517,9 @@ CUDA = [
     ),
     Fault(
         "the bias has the gradient of the last chunk alone",
-        "csrc/kernels/cuda/linear_cross_entropy.cu",
-        "classes_, stride_, first > 0, bias_sums_, library_,",
-        "classes_, stride_, false, bias_sums_, library_,",
+        "csrc/kernels/cuda/output_layer.cuh",
+        "gradient.row_stride, first > 0,",
+        "gradient.row_stride, false,",
         (CONTRACT + "every_dtype_at_a_size_of_many_tiles",),
     ),
     Fault(

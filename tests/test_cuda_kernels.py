@@ -14,6 +14,7 @@ import pytest
 import torch
 from cases import (
     ACTIVATIONS,
+    ALL_LOG_PROBS_OPTIONS,
     ALL_LOSS_OPTIONS,
     DTYPES,
     LOSS_OPTIONS,
@@ -26,6 +27,8 @@ from cases import (
     embedding_linear_sample,
     evaluate,
     linear_cross_entropy_sample,
+    linear_log_probs_sample,
+    log_probs_sample,
     minus_infinity_sample,
     mlp_cross_entropy_sample,
     names_of,
@@ -440,6 +443,157 @@ def test_a_target_out_of_range_makes_its_row_of_a_chunk_nan(bad: int) -> None:
         assert same_bits(values[name][others], expected[name][others])
 
 
+# log_probs: a thread, a part of a warp and more, or a block for a row; more ids than threads; classes that are not
+# adjacent, or that begin between two vectors.
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", [{}, ALL_LOG_PROBS_OPTIONS], ids=names_of)
+@pytest.mark.parametrize(
+    "shape", [(300, 27), (5, 32), (5, 511), (5, 513), (3, 1003), (3, 4096), (2, 9001), (1, 32769), (300, 520)]
+)
+def test_log_probs_of_every_shape(shape: tuple[int, ...], options: dict[str, Any], dtype: torch.dtype) -> None:
+    check(log_probs_sample(*shape, dtype=dtype, ids_per_row=3, ignored=True, **options))
+
+
+@pytest.mark.parametrize("classes", [5, 27, 600, 5000])
+def test_more_ids_than_threads(classes: int) -> None:
+    check(log_probs_sample(3, classes, dtype=torch.float32, ids_per_row=600, ignored=True))
+
+
+def any_view(x: Tensor) -> list[Tensor]:
+    """The same numbers where vectors do not begin, and by classes."""
+    return [x, unaligned(x), x.t().contiguous().t(), torch.stack([x, x], -1)[..., 1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, ALL_LOG_PROBS_OPTIONS], ids=names_of)
+@pytest.mark.parametrize("shape", [(6, 29), (6, 530), (300, 40), (3, 4100)])
+def test_log_probs_with_any_strides(shape: tuple[int, ...], options: dict[str, Any], dtype: torch.dtype) -> None:
+    sample = log_probs_sample(*shape, dtype=dtype, ids_per_row=2, ignored=True, **options)
+    for view in any_view(sample.arguments["input"]):
+        check(sample.with_arguments(input=view))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("classes", [9, 40, 300, 4500])
+def test_the_first_of_the_largest_classes(classes: int, dtype: torch.dtype) -> None:
+    """One thread has classes from both ends of a row, and several have the largest number."""
+    logits = torch.zeros(9, classes, dtype=dtype, device=device)
+    for row in range(1, 9):
+        logits[row, row::row] = 1.0
+    logits[8, 1] = torch.nan
+    sample = log_probs_sample(9, classes, dtype=dtype)
+    for view in any_view(logits):
+        check(sample.with_arguments(input=view))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("classes", [27, 600, 33000])
+@pytest.mark.parametrize("offset", [3e4, -1e6, 2.0**30, 1e12, -3.38e38, 3.38e38])
+def test_log_probs_of_logits_far_from_zero(offset: float, classes: int, dtype: torch.dtype) -> None:
+    """Without logsumexp, whose derivative torch takes from a difference of what is rounded."""
+    logits = (normal(3, classes) + offset).to(dtype)
+    logits[0, ::3] = -torch.inf
+    logits[1, ::2] = torch.finfo(dtype).min  # as a mask is written
+    ids = torch.tensor([1, 1, classes - 1], device=device)
+    results = []
+    for namespace, input in ((ops, logits), (ops.reference, logits.double())):
+        leaf = input.clone().requires_grad_()
+        log_probs, entropy, *_ = namespace.log_probs(leaf, ids, output_dtype=torch.float32)
+        results.append((log_probs, entropy, *torch.autograd.grad((log_probs - 2 * entropy).sum(), leaf)))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(
+            found, expected.to(found), rtol=1e-5 if found.dtype == torch.float32 else 1e-2, atol=2e-6
+        )
+
+
+@pytest.mark.parametrize("classes", [27, 601])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_nan_and_infinity_stay_in_their_row_of_log_probs(bad: float, classes: int) -> None:
+    sample = log_probs_sample(5, classes, dtype=torch.float32, ids_per_row=2)
+    logits = sample.arguments["input"].clone()
+    logits[2, 17] = bad
+    values = evaluate(sample.with_arguments(input=logits))
+    for name in ("log_probs", "entropy", "logsumexp", "gradient of input"):
+        assert values[name].view(5, -1).isnan().any(1).tolist() == [False, False, True, False, False], name
+    expected = logits.nan_to_num(-torch.inf).argmax(-1) if bad != bad else logits.argmax(-1)
+    assert torch.equal(values["argmax"], expected)
+
+
+@pytest.mark.parametrize("bad", [-1, "classes", -(2**40), 2**40])
+@pytest.mark.parametrize("classes", [27, 600, 9001])
+def test_an_id_out_of_range_makes_its_log_prob_and_the_gradient_of_its_row_nan(classes: int, bad: int | str) -> None:
+    sample = log_probs_sample(5, classes, dtype=torch.float32, ids_per_row=3)
+    ids = sample.arguments["ids"].clone()
+    ids[2, 1] = ids[4, 0] = classes if isinstance(bad, str) else bad
+    is_bad = ids != sample.arguments["ids"]
+    values, expected = evaluate(sample.with_arguments(ids=ids)), evaluate(sample)
+    assert torch.equal(values["log_probs"].isnan(), is_bad)
+    assert same_bits(values["log_probs"][~is_bad], expected["log_probs"][~is_bad])
+    assert values["rank"].tolist() == [*expected["rank"][:4].tolist(), -1]
+    for name in ("entropy", "logsumexp", "argmax"):
+        assert same_bits(values[name], expected[name]), name
+    gradient, others = values["gradient of input"], torch.tensor([0, 1, 3], device=device)
+    assert gradient[[2, 4]].isnan().all()
+    assert same_bits(gradient[others], expected["gradient of input"][others])
+
+
+def test_only_ids_out_of_range() -> None:
+    found = ops.log_probs(normal(2, 5), torch.tensor([[7, -100], [-100, -100]], device=device))
+    assert found.log_probs.isnan().tolist() == [[True, False], [False, False]]
+    assert found.argmax.tolist() == [int(normal(2, 5)[0].argmax()), -1]
+    assert found.entropy.isfinite().all()
+
+
+# linear_log_probs: in the chunks of linear_cross_entropy, once for forward and once for backward.
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [2047, 2048, 2049, 4096, 4200])
+def test_log_probs_in_chunks_of_any_length(rows: int, dtype: torch.dtype) -> None:
+    sample = linear_log_probs_sample(rows, 2, 3, dtype=dtype, ids_per_row=2, ignored=True)
+    with Products() as products:
+        ops.linear_log_probs(**sample.arguments)
+    assert [len(logits) for logits in products.results] == [min(2048, rows - first) for first in range(0, rows, 2048)]
+    check(sample)
+
+
+@pytest.mark.parametrize(
+    ("trained", "count"), [(("input", "linear_weight"), 4), (("input",), 3), (("linear_weight",), 3), ((), 1)]
+)
+def test_log_probs_take_a_product_twice_for_the_logits_and_one_for_each_gradient(
+    trained: tuple[str, ...], count: int
+) -> None:
+    sample = linear_log_probs_sample(9, 5, 600, dtype=torch.bfloat16, bias=False)
+    leaves = {name: sample.arguments[name].clone().requires_grad_() for name in trained}
+    with Products() as products:
+        found = ops.linear_log_probs(**{**sample.arguments, **leaves})
+        if trained:
+            torch.autograd.grad(found.log_probs.sum(), list(leaves.values()))
+    assert len(products.results) == count
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", [{}, ALL_LOG_PROBS_OPTIONS], ids=names_of)
+@pytest.mark.parametrize("classes", [1, 27, 511, 530, 4100])
+def test_gradients_in_the_place_of_their_logits(classes: int, options: dict[str, Any], dtype: torch.dtype) -> None:
+    check(linear_log_probs_sample(7, 3, classes, dtype=dtype, ids_per_row=9, ignored=True, **options))
+
+
+@pytest.mark.parametrize("bad", [-1, 3, 2**40])
+def test_an_id_out_of_range_makes_its_row_of_a_chunk_nan(bad: int) -> None:
+    sample = linear_log_probs_sample(2100, 2, 3, dtype=torch.float32)
+    ids = sample.arguments["ids"].clone()
+    ids[2060] = bad
+    values, expected = evaluate(sample.with_arguments(ids=ids)), evaluate(sample)
+    others = torch.arange(2100, device=device) != 2060
+    for name in ("log_probs", "gradient of input"):
+        assert torch.equal(values[name].view(2100, -1).isnan().all(1), ~others)
+        assert same_bits(values[name][others], expected[name][others])
+    assert values["gradient of linear_weight"].isnan().all()
+
+
 # mlp_cross_entropy, (N, T, V, D, H): vocabularies around the widths of vectors, rows and hidden units beyond one block
 # of each; models whose dP fits into shared memory, models whose dP does not, and too large ones, the last in chunks.
 
@@ -516,6 +670,9 @@ IN_ANY_ORDER = {
         9, 5, 600, dtype=torch.float32, targets="ignored", **ALL_LOSS_OPTIONS
     ),
     "chunks": linear_cross_entropy_sample(2100, 2, 3, dtype=torch.float32, targets="ignored", **ALL_LOSS_OPTIONS),
+    "log-probabilities": log_probs_sample(300, 27, dtype=torch.float32, ids_per_row=3, ignored=True),
+    "wide log-probabilities": log_probs_sample(3, 4100, dtype=torch.float32, ids_per_row=3, ignored=True),
+    "log-probabilities of an output layer": linear_log_probs_sample(9, 5, 600, dtype=torch.float32, ids_per_row=3),
     "a model": mlp_cross_entropy_sample(150, dtype=torch.float32),
 }
 

@@ -7,11 +7,13 @@ from contextlib import suppress
 import planted_cross_entropy
 import planted_embedding_linear
 import planted_launch
+import planted_log_probs
 import planted_mlp_cross_entropy
 
 PLANTED = {
     "cross_entropy": planted_cross_entropy.PLANTED,
     "embedding_linear": planted_embedding_linear.PLANTED,
+    "log_probs": planted_log_probs.PLANTED,
     "mlp_cross_entropy": planted_mlp_cross_entropy.PLANTED,
     "launch": planted_launch.PLANTED,
 }

@@ -10,6 +10,8 @@ from cases import (
     cross_entropy_sample,
     embedding_linear_sample,
     linear_cross_entropy_sample,
+    linear_log_probs_sample,
+    log_probs_sample,
     mlp_cross_entropy_sample,
 )
 from planted import Fault, Planted
@@ -35,6 +37,8 @@ def run_everything() -> None:
     for sample in (
         cross_entropy_sample(5, 27),
         linear_cross_entropy_sample(5),
+        linear_log_probs_sample(5),
+        log_probs_sample(5, 27),
         embedding_linear_sample(40),
         mlp_cross_entropy_sample(40),
     ):

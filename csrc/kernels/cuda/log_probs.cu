@@ -85,7 +85,9 @@ __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)  // 64 registers 
                                                                   : static_cast<int>(p.classes);
   const int argmax = merge_over_group(own_class, classes, [](int a, int b) { return a < b ? a : b; });
 
-  const T log_sum = log(part.sum);
+  // An infinite logit makes the sum infinite, and so logsumexp, and what depends on differences from it NaN.
+  const bool is_infinite = part.sum == static_cast<T>(INFINITY);
+  const T log_sum = is_infinite ? not_a_number<T>() : log(part.sum);
   row.for_each_id([&](int64_t k) {
     const int c = class_of(p, row.ids[k]);
     T value = c == kIgnored ? T(0) : not_a_number<T>();
@@ -99,7 +101,8 @@ __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)  // 64 registers 
   p.shift[n] = part.shift;
   p.log_sum[n] = log_sum;
   p.kept_entropy[n] = p.entropy[n] = entropy;
-  p.logsumexp[n] = counts ? part.shift / p.temperature + log_sum : T(0);
+  const T logsumexp = is_infinite ? part.sum : part.shift / p.temperature + log_sum;
+  p.logsumexp[n] = counts ? logsumexp : T(0);
   // Where no input is more than -infinity, the first class.
   p.argmax[n] = !counts || p.classes == 0 ? -1 : argmax < p.classes ? argmax : 0;
   // Nothing is at most a NaN. Beyond the last class a scalar piece counts -infinity, which is not at most it either.

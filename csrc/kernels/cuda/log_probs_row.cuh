@@ -42,7 +42,7 @@ __device__ inline int class_of(const LogProbs<T>& p, int64_t id) {
 // Of some classes of a row, and of some of its ids.
 template <typename T>
 struct LogProbsPart {
-  T shift;      // the largest input after the cap; finite from the start, so that rescaling needs no special case
+  T shift;      // the largest input after the cap, but finite: rescaling needs no special case, an infinite sum stays
   T sum;        // of e^(z - shift)
   T product;    // of e^(z - shift) (z - shift), in units
   T largest;    // input that is a number
@@ -94,7 +94,7 @@ __device__ inline void add_piece(const LogProbs<Compute<S>>& p, const Piece& pie
     part->largest = found;
     *place = piece.first_class();
   }
-  part->raise_shift(logit<T, kPlain>(p, found), units);
+  part->raise_shift(smaller(logit<T, kPlain>(p, found), -kLowest<T>), units);
   piece.for_each_part([&](T* inputs, const auto& classes) {
 #pragma unroll
     for (int i = 0; i < classes.kCount; ++i) {

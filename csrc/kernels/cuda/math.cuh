@@ -76,6 +76,8 @@ __device__ inline bool is_finite(T x) {
 // Of a NaN and a number, the number.
 __device__ inline float larger(float a, float b) { return fmaxf(a, b); }
 __device__ inline double larger(double a, double b) { return fmax(a, b); }
+__device__ inline float smaller(float a, float b) { return fminf(a, b); }
+__device__ inline double smaller(double a, double b) { return fmin(a, b); }
 
 // tanh without a branch, in half the instructions of tanhf, for a result that is kept as an S. The relative error of a
 // float is below 2^-21.5, 3.4 units in the last place, by the documented errors of the two instructions above; where
