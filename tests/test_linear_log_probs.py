@@ -37,9 +37,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from charlm import ops
 from charlm.ops import reference
+from charlm.ops._extension import _C
 
-# (N, D, C) of one piece, of chunks of rows, of blocks of classes, and of both.
-PIECES = {"one": (7, 5, 27), "chunks": (515, 16, 65), "blocks": (31, 67, 603), "both": (300, 3, 603)}
+# (N, D, C) of one piece, of chunks of rows, of blocks of classes, and of both; and of rows that are few enough for
+# forward on the CPU to keep the logits: in memory of any dtype, and, where that is float32 or float64, of the weight's.
+KEPT = {"kept": (20, 67, 603), "kept in full": (50, 67, 603)}
+PIECES = {"one": (7, 5, 27), "chunks": (515, 16, 65), "blocks": (67, 31, 603), "both": (300, 3, 603), **KEPT}
 every_piece = pytest.mark.parametrize("shape", PIECES.values(), ids=PIECES)
 
 
@@ -368,8 +371,8 @@ def test_only_the_gradients_that_are_asked_for_are_computed(shape: tuple[int, in
     class Record(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
-            if func.name() == "charlm::linear_log_probs_backward":
-                asked.append([gradient.numel() > 0 for gradient in result])
+            if func.name().startswith("charlm::linear_log_probs_backward"):
+                asked.append(list(args[-3:]))
             return result
 
     for name, leaf in leaves.items():
@@ -515,6 +518,69 @@ def test_the_same_bits_with_any_number_of_threads(
         found.append(evaluate(sample))
     for name, value in found[0].items():
         assert same_bits(found[1][name], value), name
+
+
+# Logits that are kept.
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("shape", "keeps"),
+    [
+        ((20, 67, 603), True),
+        ((16, 64, 30), True),  # the fewest rows of so many features
+        ((64, 64, 30), True),  # the most
+        ((15, 64, 30), False),
+        ((65, 64, 30), False),
+        ((0, 0, 30), False),
+        ((4, 4, 0), False),
+    ],
+    ids=str,
+)
+def test_logits_are_kept_where_the_gradient_of_the_weight_has_room_and_is_wanted(
+    shape: tuple[int, int, int], keeps: bool
+) -> None:
+    sample = linear_log_probs_sample(*shape, ignored=shape[2] > 0, ids_per_row=None if shape[2] > 0 else 0)
+    for frozen in (False, True):
+        leaves = sample.leaves()
+        leaves["linear_weight"].requires_grad_(not frozen)
+        found = ops.linear_log_probs(**{**sample.arguments, **leaves})
+        was_kept = _C.last_branch() == "linear_log_probs_forward/keeps_logits" and shape[2] > 0
+        assert was_kept == (keeps and not frozen)
+        found.entropy.sum().backward()
+        assert _C.last_branch() == f"linear_log_probs_backward/{'kept_logits' if was_kept else 'pieces'}"
+    ops.linear_log_probs(**sample.arguments)
+    assert _C.last_branch() == "linear_log_probs_forward/pieces"
+
+
+@pytest.mark.cpu
+@every_dtype
+@pytest.mark.parametrize("shape", KEPT.values(), ids=KEPT)
+def test_kept_logits_outlast_a_backward_of_a_graph_that_is_kept(
+    shape: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    sample = linear_log_probs_sample(*shape, dtype=dtype, ids_per_row=2, softcap=9.0)
+    leaves = sample.leaves()
+    total = joined(ops.linear_log_probs(**{**sample.arguments, **leaves})).sum()
+    tensors = list(leaves.values())
+    first, second = (torch.autograd.grad(total, tensors, retain_graph=True) for _ in range(2))
+    last = torch.autograd.grad(total, tensors)
+    for of_first, of_second, of_last in zip(first, second, last, strict=True):
+        assert same_bits(of_first, of_second)
+        assert same_bits(of_first, of_last)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kept_logits_take_no_memory_beyond_the_gradient(dtype: torch.dtype) -> None:
+    rows, features, classes = 64, 128, 5003
+    sample = linear_log_probs_sample(rows, features, classes, dtype=dtype)
+    leaves = sample.leaves()
+    peak = peak_allocation(lambda: joined(ops.linear_log_probs(**{**sample.arguments, **leaves})).sum().backward())
+    gradients = dtype.itemsize * sum(leaf.numel() for leaf in leaves.values())
+    part = 4 * 256 * (rows + (features if dtype.itemsize == 2 else 0))  # a block of logits, and of sums to be rounded
+    assert _C.last_branch() == "linear_log_probs_backward/kept_logits"
+    assert peak < gradients + part + 4 * (40 * rows + 2 * rows * features + 3 * classes)
 
 
 @settings(max_examples=100)

@@ -149,7 +149,7 @@ def _is_worth_keeping(input: Tensor) -> bool:
     a product: where they fit into that, and it is not many times as large as they are. Kernels for GPUs keep none.
     """
     rows, features = math.prod(input.shape[:-1]), input.shape[-1]
-    return not torch.compiler.is_compiling() and input.is_cpu and rows <= features <= 4 * rows
+    return not torch.compiler.is_compiling() and input.is_cpu and 0 < rows <= features <= 4 * rows
 
 
 _OP = _transforms.Op(_packed, _reference, _fold)
