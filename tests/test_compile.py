@@ -37,6 +37,12 @@ def classes(rows: int) -> Tensor:
     return targets
 
 
+def total(results: ops.LogProbs) -> Tensor:
+    """Of all that log_probs returns."""
+    hits = (results.rank == 0).sum() + results.argmax.sum()
+    return results.log_probs.exp().sum() + results.entropy.sin().sum() + results.logsumexp.square().sum() + hits
+
+
 # A function of the module that holds the ops, with work for the compiler around the op, and arguments of so many rows.
 CASES: dict[str, tuple[Callable[..., Tensor], Callable[[int], tuple[Tensor, ...]]]] = {
     "cross_entropy": (
@@ -96,6 +102,20 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[[int], tuple[Tensor, ...]
             leaf(_DIM),
         ),
     ),
+    "log_probs": (
+        lambda module, input, ids: total(module.log_probs(2.0 * input, ids, temperature=0.7)),
+        lambda rows: (leaf(rows, _CLASSES), classes(rows)),
+    ),
+    "log_probs, the entropy alone": (
+        lambda module, input, ids: module.log_probs(input.sin(), ids).entropy.mean(),
+        lambda rows: (leaf(rows, _CLASSES), classes(rows)),
+    ),
+    "linear_log_probs": (
+        lambda module, input, weight, bias, ids: total(
+            module.linear_log_probs(input.tanh(), weight, ids, linear_bias=bias, softcap=5.0)
+        ),
+        lambda rows: (leaf(rows, _DIM), leaf(_CLASSES, _DIM), leaf(_CLASSES), integers(_CLASSES, (rows, 3))),
+    ),
 }
 
 
@@ -128,7 +148,9 @@ def test_a_model_of_all_ops_is_compiled_in_one_graph() -> None:
     def loss(module: Any, ids: Tensor, table: Tensor, weight: Tensor, output: Tensor, target: Tensor) -> Tensor:
         hidden = module.embedding_linear(ids, 2.0 * table, weight).sin()
         direct = module.cross_entropy(hidden @ output.T, target, softcap=5.0)
-        return direct + 2.0 * module.linear_cross_entropy(hidden, output, target, z_loss=1e-3)
+        chosen = module.linear_log_probs(hidden, output, target)
+        penalty = chosen.log_probs.mean() - 0.1 * chosen.entropy.mean()
+        return direct + penalty + 2.0 * module.linear_cross_entropy(hidden, output, target, z_loss=1e-3)
 
     ids = integers(_CLASSES, (_ROWS, _TOKENS))
     arguments = ids, leaf(_CLASSES, 5), leaf(_DIM, 5 * _TOKENS), leaf(_CLASSES, _DIM), classes(_ROWS)
@@ -168,6 +190,7 @@ def test_transforms_inside_a_compiled_function() -> None:
             "grad": lambda z: grad(module.cross_entropy)(z, target),
             "per sample": lambda z: vmap(grad(module.cross_entropy))(z, target),
             "jvp": lambda z: jvp(lambda y: module.cross_entropy(y, target), (z,), (tangent,)),
+            "log_probs": lambda z: vmap(grad(lambda y, ids: module.log_probs(y, ids).entropy))(z, target),
         }
 
     for name, function in of(ops).items():

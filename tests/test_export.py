@@ -59,6 +59,11 @@ def probabilities() -> Tensor:
     return normal(ROWS, TOKENS, dtype=torch.float32, seed=6).softmax(1)
 
 
+def flat(results: ops.LogProbs) -> Tensor:
+    """Those of the results that can be differentiated."""
+    return torch.cat([value.flatten() for value in results[:3]])
+
+
 FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "embedding_linear": (lambda m, x: ops.embedding_linear(x, m.table, m.weight, m.bias), (ids(),)),
     "embedding_linear, gelu": (
@@ -94,6 +99,14 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     ),
     "linear_cross_entropy, positions": (
         lambda m, h, y: ops.linear_cross_entropy(h, m.output.unsqueeze(1), y.unsqueeze(1)),
+        (hidden(), classes()),
+    ),
+    "log_probs": (
+        lambda m, h, y: flat(ops.log_probs(h @ m.output.T, y, temperature=0.7, softcap=5.0)),
+        (hidden(), classes()),
+    ),
+    "linear_log_probs": (
+        lambda m, h, y: flat(ops.linear_log_probs(h, m.output, y.unsqueeze(-1), ignore_index=2)),
         (hidden(), classes()),
     ),
     "mlp_cross_entropy": (
@@ -178,6 +191,19 @@ def test_modules_exported_under_autocast(strict: bool) -> None:
         program = torch.export.export(model, inputs, strict=strict).module()
         close(program(*inputs), expected, rounded=True)
     close(program(*inputs), model(*inputs), rounded=True)
+
+
+@strict_or_not
+def test_all_results_of_log_probs(strict: bool) -> None:
+    class Layer(nn.Module):
+        def forward(self, hidden: Tensor, ids: Tensor) -> ops.LogProbs:
+            return ops.log_probs(hidden, ids)
+
+    inputs = hidden(), integers(HIDDEN, (ROWS,))
+    expected = ops.log_probs(*inputs)
+    found = torch.export.export(Layer(), inputs, strict=strict).module()(*inputs)
+    assert type(found) is ops.LogProbs
+    torch.testing.assert_close(tuple(found), tuple(expected))
 
 
 @every_function

@@ -83,7 +83,9 @@ def keywords(options: LogProbsOptions) -> dict[str, Any]:
 def packed(results: Sequence[Tensor], classes: int) -> Tensor:
     """The results as one tensor, in the dtype that is computed in."""
     dtype = _dtype_of(results, classes)
-    return torch.cat([result.reshape(-1).to(dtype) for result in results])
+    flat = [result.reshape(-1) for result in results]
+    # A cast that does nothing would, in an exported program, refuse what autocast has in another dtype there.
+    return torch.cat([result if result.dtype == dtype else result.to(dtype) for result in flat])
 
 
 def packed_each(results: Sequence[Tensor], classes: int) -> Tensor:

@@ -487,4 +487,5 @@ def _check_option(name: str, value: float, dtype: torch.dtype) -> None:
 
 
 def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in HALF else tensor
+    # With float(), a program exported under autocast would refuse what has another dtype where it runs.
+    return torch.ops.aten._to_copy.default(tensor, dtype=torch.float32) if tensor.dtype in HALF else tensor
