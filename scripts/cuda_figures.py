@@ -98,6 +98,24 @@ FIGURES = [
         at_most=12,
         at_least=4,
     ),
+    *(
+        Figure(
+            "log_probs",
+            f"{kernel}<__nv_bfloat16, true, true>",
+            name,
+            unit="an element",
+            units=8,
+            each="LDG.128",
+            loop=loop,
+            never=("LDG.U16", "STG.U16"),
+            at_most=12,
+            at_least=4,
+        )
+        for kernel, name, loop in (
+            ("log_probs_of_rows", "forward", "LDG.128 !F2FP"),
+            ("log_probs_gradient_of_rows", "backward", "LDG.128 F2FP"),
+        )
+    ),
     # A thread a row, 256 a block: of their 864 vectors 3 or 4 a thread. 27 classes are a whole chunk. What divides by
     # the mean's denominator is for gradients, and behind the exit.
     Figure(
