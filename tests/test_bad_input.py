@@ -24,6 +24,8 @@ from cases import (
     embedding_linear_sample,
     evaluate,
     linear_cross_entropy_sample,
+    linear_log_probs_sample,
+    log_probs_sample,
     mlp_cross_entropy_sample,
     names_of,
     same_bits,
@@ -31,12 +33,15 @@ from cases import (
 from torch import Tensor
 
 from charlm import ops
+from charlm.ops import reference
 
 GOOD = {
     "embedding_linear": embedding_linear_sample(5, 3, 27, 10, 200, dtype=torch.float32),
     "cross_entropy": cross_entropy_sample(5, 27, dtype=torch.float32),
     "linear_cross_entropy": linear_cross_entropy_sample(5, 6, 27, dtype=torch.float32),
     "mlp_cross_entropy": mlp_cross_entropy_sample(5, 3, 27, 10, 200, dtype=torch.float32),
+    "log_probs": log_probs_sample(5, 27, dtype=torch.float32),
+    "linear_log_probs": linear_log_probs_sample(5, 6, 27, ids_per_row=2, dtype=torch.float32),
 }
 
 
@@ -290,6 +295,70 @@ def test_loss_options(name: str, value: Any, message: str, op: str) -> None:
     refuses(GOOD[op], ValueError, message, **{name: value})
 
 
+IDS = " without its last dimension, or with K ids a row in its place, got "
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input": torch.tensor(1.0)}, "input must have shape (..., C), got ()"),
+        ({"ids": torch.zeros(4, dtype=torch.int64)}, f"ids must have the shape of input (5, 27){IDS}(4,)"),
+        ({"ids": torch.zeros(4, 2, dtype=torch.int64)}, f"ids must have the shape of input (5, 27){IDS}(4, 2)"),
+        ({"ids": torch.zeros(5, 2, 3, dtype=torch.int64)}, f"ids must have the shape of input (5, 27){IDS}(5, 2, 3)"),
+        ({"input": torch.zeros(2, 5, 27)}, f"ids must have the shape of input (2, 5, 27){IDS}(5,)"),
+    ],
+)
+def test_log_probs_shapes(changes: dict[str, Any], message: str) -> None:
+    refuses(GOOD["log_probs"], ValueError, message, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input": torch.tensor(1.0)}, "input must have shape (..., D), got ()"),
+        ({"input": torch.zeros(5, 7)}, "linear_weight must have shape (C, D=7), got (27, 6)"),
+        ({"linear_weight": torch.zeros(27)}, "linear_weight must have shape (C, D=6), got (27,)"),
+        ({"linear_weight": torch.zeros(27, 2, 6)}, "linear_weight must have shape (C, D=6), got (27, 2, 6)"),
+        ({"linear_bias": torch.zeros(26)}, "linear_bias must have shape (C=27,), got (26,)"),
+        ({"linear_bias": torch.zeros(27, 1)}, "linear_bias must have shape (C=27,), got (27, 1)"),
+        ({"ids": torch.zeros(4, dtype=torch.int64)}, f"ids must have the shape of input (5, 6){IDS}(4,)"),
+        ({"ids": torch.zeros(4, 2, dtype=torch.int64)}, f"ids must have the shape of input (5, 6){IDS}(4, 2)"),
+    ],
+)
+def test_linear_log_probs_shapes(changes: dict[str, Any], message: str) -> None:
+    refuses(GOOD["linear_log_probs"], ValueError, message, **changes)
+
+
+@pytest.mark.parametrize("op", ["log_probs", "linear_log_probs"])
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("temperature", 0.0, "temperature must be positive and finite, got 0.0"),
+        ("temperature", -0.5, "temperature must be positive and finite, got -0.5"),
+        ("temperature", float("nan"), "temperature must be positive and finite, got nan"),
+        ("temperature", float("inf"), "temperature must be positive and finite, got inf"),
+        ("softcap", 0.0, "softcap must be positive and finite, or None, got 0.0"),
+        ("softcap", float("nan"), "softcap must be positive and finite, or None, got nan"),
+    ],
+)
+def test_log_probs_options(name: str, value: Any, message: str, op: str) -> None:
+    refuses(GOOD[op], ValueError, message, **{name: value})
+
+
+@pytest.mark.parametrize("op", ["log_probs", "linear_log_probs"])
+@pytest.mark.parametrize("name", ["temperature", "softcap"])
+@pytest.mark.parametrize("value", [1e-46, 1e-40, 1e39])
+def test_a_temperature_or_softcap_that_float32_cannot_hold(value: float, name: str, op: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        sample = GOOD[op].to(dtype).with_arguments(**{name: value})
+        for namespace in (ops, reference):
+            with pytest.raises(ValueError, match=rf"{name} must be between .* in float32, got {re.escape(str(value))}"):
+                sample.call(getattr(namespace, op), {})
+    if value < 1:  # float64 holds it
+        found = GOOD[op].to(torch.float64).with_arguments(**{name: value}).results(getattr(ops, op), {})
+        assert not found["log_probs"].isnan().any()
+
+
 AN_INTEGER = "must have an integer dtype"
 FLOATING = "must have dtype float32, float64, bfloat16 or float16"
 LIKE_EMBEDDING = "must have the dtype of embedding, float32"
@@ -315,6 +384,13 @@ LIKE_INPUT = "must have the dtype of input, float32"
         ("linear_cross_entropy", "linear_weight", torch.float16, LIKE_INPUT),
         ("linear_cross_entropy", "linear_bias", torch.float64, LIKE_INPUT),
         ("linear_cross_entropy", "target", torch.bool, AN_INTEGER),
+        ("log_probs", "input", torch.int64, FLOATING),
+        ("log_probs", "ids", torch.float32, AN_INTEGER),
+        ("log_probs", "ids", torch.bool, AN_INTEGER),
+        ("linear_log_probs", "input", torch.complex64, FLOATING),
+        ("linear_log_probs", "linear_weight", torch.bfloat16, LIKE_INPUT),
+        ("linear_log_probs", "linear_bias", torch.float64, LIKE_INPUT),
+        ("linear_log_probs", "ids", torch.float64, AN_INTEGER),
     ],
 )
 def test_dtypes(op: str, name: str, dtype: torch.dtype, expected: str) -> None:

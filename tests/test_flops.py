@@ -12,6 +12,8 @@ from cases import (
     embedding_linear_sample,
     integers,
     linear_cross_entropy_sample,
+    linear_log_probs_sample,
+    log_probs_sample,
     mlp_cross_entropy_sample,
     normal,
 )
@@ -31,6 +33,8 @@ SAMPLES = {
     "linear_cross_entropy, probabilities": linear_cross_entropy_sample(9, targets="probabilities"),
     "mlp_cross_entropy, sum": mlp_cross_entropy_sample(9, reduction="sum"),
     "mlp_cross_entropy, none": mlp_cross_entropy_sample(9, reduction="none"),
+    "log_probs": log_probs_sample(9, 27),
+    "linear_log_probs": linear_log_probs_sample((3, 2), ids_per_row=2, ignored=True),
 }
 every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 
@@ -55,7 +59,9 @@ def test_evaluation_counts_as_in_pytorch(sample: Sample) -> None:
     assert flops(sample, ops, ()) == flops(sample, reference, ())
 
 
-@pytest.mark.parametrize("name", ["embedding_linear", "linear_cross_entropy, mean", "linear_cross_entropy, none"])
+@pytest.mark.parametrize(
+    "name", ["embedding_linear", "linear_cross_entropy, mean", "linear_cross_entropy, none", "linear_log_probs"]
+)
 def test_a_gradient_that_nobody_wants_does_not_count(name: str) -> None:
     sample = SAMPLES[name]
     for wanted in sample.differentiable:

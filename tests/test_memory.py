@@ -22,6 +22,8 @@ from cases import (
     device,
     embedding_linear_sample,
     linear_cross_entropy_sample,
+    linear_log_probs_sample,
+    log_probs_sample,
     mlp_cross_entropy_sample,
     normal,
 )
@@ -36,6 +38,8 @@ SAMPLES = {
     "cross_entropy, probabilities": cross_entropy_sample(5, 27, dtype=torch.float32, targets="probabilities"),
     "linear_cross_entropy": linear_cross_entropy_sample(5, 6, 27, dtype=torch.float32, weighted=True),
     "mlp_cross_entropy": mlp_cross_entropy_sample(5, 3, 27, 10, 200, dtype=torch.float32),
+    "log_probs": log_probs_sample(5, 27, dtype=torch.float32),
+    "linear_log_probs": linear_log_probs_sample(5, 6, 27, dtype=torch.float32),
 }
 TENSORS = [
     (op, name)
@@ -93,6 +97,17 @@ def test_the_losses_stay_within_their_arguments(classes: int, dtype: torch.dtype
             sample = linear_cross_entropy_sample(rows, 33, classes, dtype=dtype, **options)
             runs_within_its_arguments(sample)
     runs_within_its_arguments(mlp_cross_entropy_sample(67, 3, classes, 5, 19, dtype=dtype))
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [1, 2, 27, 65, 603])
+def test_log_probs_stay_within_their_arguments(classes: int, dtype: torch.dtype, threads: None) -> None:
+    torch.set_num_threads(2)
+    for options in ({}, {"ids_per_row": 3, "ignored": True, "temperature": 0.7, "softcap": 5.0}):
+        runs_within_its_arguments(log_probs_sample(67, classes, dtype=dtype, **options))
+        for rows in (5, 67):
+            runs_within_its_arguments(linear_log_probs_sample(rows, 33, classes, dtype=dtype, **options))
 
 
 @pytest.mark.cpu
@@ -176,6 +191,10 @@ def expanded(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         ("cross_entropy", (torch.zeros(2**40, 0, 2**40), torch.zeros(2**40, 0, 2**40)), "too large"),
         ("linear_cross_entropy", (expanded(1, HUGE), expanded(1, HUGE), torch.zeros(1, dtype=torch.int64)), "D=46116"),
         ("linear_cross_entropy", (torch.zeros(1, 1), expanded(HUGE, 1), torch.zeros(1, dtype=torch.int64)), "C=46116"),
+        ("log_probs", (expanded(HUGE, 1), expanded(HUGE, dtype=torch.int64)), "N=4611686"),
+        ("log_probs", (expanded(2, 3), expanded(2, HUGE // 2, dtype=torch.int64)), "K=2305843"),
+        ("linear_log_probs", (torch.zeros(1, 1), expanded(HUGE, 1), torch.zeros(1, dtype=torch.int64)), "C=46116"),
+        ("linear_log_probs", (expanded(2, 3), torch.zeros(5, 3), expanded(2, HUGE // 2, dtype=torch.int64)), "K=23058"),
         (
             "mlp_cross_entropy",
             (

@@ -17,6 +17,8 @@ from cases import (
     embedding_linear_sample,
     integers,
     linear_cross_entropy_sample,
+    linear_log_probs_sample,
+    log_probs_sample,
     mlp_cross_entropy_sample,
     normal,
     same_bits,
@@ -31,6 +33,8 @@ SAMPLES = {
     "cross_entropy": cross_entropy_sample(5, 27, weighted=True, token_weighted=True, dtype=torch.float32),
     "linear_cross_entropy": linear_cross_entropy_sample(5, weighted=True, token_weighted=True, dtype=torch.float32),
     "mlp_cross_entropy": mlp_cross_entropy_sample(5, dtype=torch.float32),
+    "log_probs": log_probs_sample(5, 27, dtype=torch.float32),
+    "linear_log_probs": linear_log_probs_sample(5, ids_per_row=2, dtype=torch.float32),
 }
 LOSSES = ("cross_entropy", "linear_cross_entropy", "mlp_cross_entropy")
 OPTIONAL = {
@@ -38,9 +42,18 @@ OPTIONAL = {
     "cross_entropy": {"weight", "token_weights"},
     "linear_cross_entropy": {"weight", "token_weights", "linear_bias"},
     "mlp_cross_entropy": {"bias1", "bias2"},
+    "log_probs": set(),
+    "linear_log_probs": {"linear_bias"},
+}
+# An option of each op that has a value which it cannot have.
+WRONG_OPTIONS = {
+    "embedding_linear": ("activation", "foo"),
+    **dict.fromkeys(LOSSES, ("reduction", "foo")),
+    **dict.fromkeys(("log_probs", "linear_log_probs"), ("temperature", -1.0)),
 }
 every_op = pytest.mark.parametrize("op", SAMPLES)
 every_loss = pytest.mark.parametrize("op", LOSSES)
+every_output = pytest.mark.parametrize("op", [op for op in SAMPLES if op != "embedding_linear"])
 every_tensor = pytest.mark.parametrize(
     ("op", "name"),
     [
@@ -73,22 +86,23 @@ def test_size_average_and_reduce_by_position_are_refused(namespace: Any) -> None
             namespace.cross_entropy(input, target, **old)
 
 
-NUMBERS = ("ignore_index", "label_smoothing", "softcap", "z_loss")
-NUMBERS_OF = {op: [name for name in NUMBERS if name in signature(getattr(ops, op)).parameters] for op in LOSSES}
+NUMBERS = ("ignore_index", "label_smoothing", "softcap", "z_loss", "temperature")
+NUMBERS_OF = {op: [name for name in NUMBERS if name in signature(getattr(ops, op)).parameters] for op in SAMPLES}
 
 
-def options_of_losses(*wrong: tuple[str, Any]) -> Any:
-    """Parameters op, name and value: a loss, an option that it has, and something wrong for that."""
-    cases = [(op, name, value) for op in LOSSES for name, value in wrong if name in NUMBERS_OF[op]]
+def options_of_ops(*wrong: tuple[str, Any]) -> Any:
+    """Parameters op, name and value: an op, an option that it has, and something wrong for that."""
+    cases = [(op, name, value) for op in SAMPLES for name, value in wrong if name in NUMBERS_OF[op]]
     return pytest.mark.parametrize(("op", "name", "value"), cases)
 
 
 @pytest.mark.parametrize("namespace", [ops, reference], ids=["ops", "reference"])
-@options_of_losses(
+@options_of_ops(
     *product(NUMBERS, [True, False, "0.1", [0.1], 1j]),
     ("ignore_index", 1.0),
     ("label_smoothing", None),
     ("z_loss", None),
+    ("temperature", None),
 )
 def test_an_option_that_is_no_number(op: str, name: str, value: Any, namespace: Any) -> None:
     with pytest.raises(TypeError, match=rf"^{name} must be "):
@@ -102,10 +116,11 @@ def test_a_reduction_that_is_no_word(value: Any, op: str) -> None:
         call(op, reduction=value)
 
 
-@options_of_losses(
+@options_of_ops(
     *product(NUMBERS[1:], [float("nan"), float("inf"), -1.0, 10**400]),
     ("ignore_index", 2**63),
     ("ignore_index", -(2**70)),
+    ("temperature", 0.0),
 )
 def test_an_option_out_of_range(op: str, name: str, value: Any) -> None:
     for namespace in (ops, reference):
@@ -116,26 +131,26 @@ def test_an_option_out_of_range(op: str, name: str, value: Any) -> None:
             on_meta.call(getattr(namespace, op), {})
 
 
-@every_loss
+@every_output
 def test_numbers_of_other_types_are_numbers(op: str) -> None:
     numpy = pytest.importorskip("numpy")
 
     def of_op(options: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in options.items() if name in NUMBERS_OF[op]}
 
-    options = of_op({"ignore_index": 3, "label_smoothing": 0.25, "softcap": 2.0, "z_loss": 0.5})
+    options = of_op({"ignore_index": 3, "label_smoothing": 0.25, "softcap": 2.0, "z_loss": 0.5, "temperature": 0.5})
     expected = call(op, **options)
     for convert in (numpy.float32, numpy.float64, torch.tensor):
         others = {name: convert(value) for name, value in options.items()}
         others["ignore_index"] = torch.tensor(3) if convert is torch.tensor else numpy.int64(3)
         assert same_bits(call(op, **others), expected)
-    integers = of_op({"label_smoothing": 1, "softcap": 2, "z_loss": 0})
+    integers = of_op({"label_smoothing": 1, "softcap": 2, "z_loss": 0, "temperature": 2})
     assert same_bits(call(op, **integers), call(op, **{name: float(value) for name, value in integers.items()}))
 
 
-@every_loss
+@every_output
 @pytest.mark.parametrize("value", ["float32", torch.int64, torch.complex64, float, 1])
-def test_an_output_dtype_that_no_loss_can_have(value: Any, op: str) -> None:
+def test_an_output_dtype_that_no_result_can_have(value: Any, op: str) -> None:
     for namespace in (ops, reference):
         with pytest.raises(ValueError, match=r"output_dtype must be torch\.float32, .* or None"):
             call(op, namespace, output_dtype=value)
@@ -220,8 +235,9 @@ def test_wrong_shapes_are_value_errors_and_runtime_errors(op: str) -> None:
         for error in (ValueError, RuntimeError):
             with pytest.raises(error):
                 call(op, **{name: value})
-    with pytest.raises(RuntimeError, match="activation" if op == "embedding_linear" else "reduction"):
-        call(op, **{"activation" if op == "embedding_linear" else "reduction": "foo"})
+    name, value = WRONG_OPTIONS[op]
+    with pytest.raises(RuntimeError, match=name):
+        call(op, **{name: value})
 
 
 def test_other_errors_stay_what_they_are() -> None:

@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import cross_entropy_sample, device, embedding_linear_sample, integers, linear_cross_entropy_sample, normal
+from cases import (
+    cross_entropy_sample,
+    device,
+    embedding_linear_sample,
+    integers,
+    linear_cross_entropy_sample,
+    linear_log_probs_sample,
+    log_probs_sample,
+    normal,
+)
 from cases import mlp_cross_entropy_sample as mlp_sample
 from torch import Tensor, nn
 
@@ -28,6 +37,8 @@ SAMPLES = [
     linear_cross_entropy_sample(4, 3, 5, reduction="none", targets="probabilities"),
     *(embedding_linear_sample(4, 2, 5, 3, 4, activation=name) for name in ("tanh", "relu", "gelu", "silu", "none")),
     mlp_sample(4, 2, 5, 3, 4, softcap=2.0),
+    log_probs_sample(4, 5, temperature=0.5, softcap=2.0),
+    linear_log_probs_sample(4, 3, 5, ids_per_row=2),
 ]
 
 

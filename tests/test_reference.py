@@ -17,6 +17,8 @@ from cases import (
     cross_entropy_sample,
     embedding_linear_sample,
     linear_cross_entropy_sample,
+    linear_log_probs_sample,
+    log_probs_sample,
     names_of,
     normal,
 )
@@ -26,7 +28,9 @@ from charlm import ops
 from charlm.ops import reference
 
 
-@pytest.mark.parametrize("name", ["embedding_linear", "cross_entropy", "linear_cross_entropy"])
+@pytest.mark.parametrize(
+    "name", ["embedding_linear", "cross_entropy", "linear_cross_entropy", "log_probs", "linear_log_probs"]
+)
 def test_op_and_reference_have_one_signature(name: str) -> None:
     def parameters(function: object) -> list[tuple[str, Any, Any]]:
         signature = inspect.signature(function)  # type: ignore[arg-type]
@@ -136,6 +140,32 @@ def test_linear_cross_entropy_is_linear_then_cross_entropy(
     torch.testing.assert_close(actual, expected.reshape(leading) if reduction == "none" else expected)
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.5}, {"softcap": 2.0, "temperature": 1.5}], ids=names_of)
+def test_log_probs_are_their_formulas(options: dict[str, Any]) -> None:
+    sample = log_probs_sample(7, 5, ids_per_row=3, ignored=True, **options)
+    found = reference.log_probs(**sample.arguments)
+    temperature, cap = options.get("temperature", 1.0), options.get("softcap")
+    for n, (row, ids) in enumerate(
+        zip(sample.arguments["input"].tolist(), sample.arguments["ids"].tolist(), strict=True)
+    ):
+        z = [(value if cap is None else cap * math.tanh(value / cap)) / temperature for value in row]
+        lse = math.log(sum(map(math.exp, z)))
+        counts = any(k != -100 for k in ids)
+        assert found.log_probs[n].tolist() == pytest.approx([0.0 if k == -100 else z[k] - lse for k in ids])
+        entropy = -sum(math.exp(value - lse) * (value - lse) for value in z)
+        assert found.entropy[n].item() == pytest.approx(entropy if counts else 0.0)
+        assert found.logsumexp[n].item() == pytest.approx(lse if counts else 0.0)
+        assert found.argmax[n] == (row.index(max(row)) if counts else -1)
+        assert found.rank[n] == (-1 if ids[0] == -100 else sum(value > row[ids[0]] for value in row))
+
+
+def test_linear_log_probs_is_linear_then_log_probs() -> None:
+    sample = linear_log_probs_sample((2, 3), ids_per_row=2, ignored=True, softcap=3.0)
+    features, weight, bias, ids = (sample.arguments[name] for name in ("input", "linear_weight", "linear_bias", "ids"))
+    expected = reference.log_probs(features @ weight.t() + bias, ids, softcap=3.0)
+    torch.testing.assert_close(tuple(reference.linear_log_probs(**sample.arguments)), tuple(expected))
+
+
 @pytest.mark.parametrize("softcap", [None, 1.0])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_mlp_cross_entropy_is_the_lecture_written_out(reduction: str, softcap: float | None) -> None:
@@ -158,6 +188,7 @@ def test_mlp_cross_entropy_is_the_lecture_written_out(reduction: str, softcap: f
         cross_entropy_sample(3, 4, weighted=True, label_smoothing=0.1, softcap=2.0, z_loss=0.1, scale=1.0),
         cross_entropy_sample(3, 4, targets="probabilities", weighted=True, softcap=2.0, z_loss=0.1, scale=1.0),
         linear_cross_entropy_sample(3, 2, 4, targets="probabilities", softcap=2.0, z_loss=0.1),
+        linear_log_probs_sample(3, 2, 4, ids_per_row=2, ignored=True, softcap=2.0),
     ],
     ids=lambda sample: sample.op,
 )

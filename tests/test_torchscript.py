@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Sample, cross_entropy_sample, embedding_linear_sample, linear_cross_entropy_sample, same_bits
+from cases import (
+    Sample,
+    cross_entropy_sample,
+    embedding_linear_sample,
+    linear_cross_entropy_sample,
+    linear_log_probs_sample,
+    log_probs_sample,
+    same_bits,
+)
 from cases import mlp_cross_entropy_sample as mlp_sample
 from torch import Tensor
 
@@ -19,6 +27,8 @@ SAMPLES = {
     "cross_entropy": cross_entropy_sample(4, 5, softcap=2.0),
     "linear_cross_entropy": linear_cross_entropy_sample(4),
     "mlp_cross_entropy": mlp_sample(4),
+    "log_probs": log_probs_sample(4, 5, temperature=0.5),
+    "linear_log_probs": linear_log_probs_sample(4),
 }
 every_op = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 pytestmark = [

@@ -11,6 +11,8 @@ from cases import (
     cross_entropy_sample,
     embedding_linear_sample,
     linear_cross_entropy_sample,
+    linear_log_probs_sample,
+    log_probs_sample,
     mlp_cross_entropy_sample,
 )
 from functorch.compile import aot_function, make_boxed_func
@@ -36,6 +38,8 @@ SAMPLES = {
     "linear_cross_entropy, none": linear_cross_entropy_sample(9, reduction="none", **F32),
     "mlp_cross_entropy, mean": mlp_cross_entropy_sample(9, targets="ignored", **F32),
     "mlp_cross_entropy, none": mlp_cross_entropy_sample(9, reduction="none", **F32),
+    "log_probs": log_probs_sample(9, 27, ids_per_row=2, ignored=True, **F32),
+    "linear_log_probs": linear_log_probs_sample(9, ids_per_row=2, ignored=True, **F32),
 }
 every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 
