@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from charlm import ops
 from charlm.ops._arguments import ArgumentError, check_chunking, check_output_dtype, loss_options
+from charlm.ops._log_probs import log_probs_options
 from charlm.ops.embedding_linear import activation_code
 
 if TYPE_CHECKING:
     from torch.nn import LinearCrossEntropyOptions  # torch 2.13 has it
 
-__all__ = ["CrossEntropyLoss", "EmbeddingLinear", "LinearCrossEntropyLoss"]
+__all__ = ["CrossEntropyLoss", "EmbeddingLinear", "LinearCrossEntropyLoss", "LinearLogProbs"]
 
 
 class EmbeddingLinear(nn.Module):
@@ -237,6 +238,66 @@ class LinearCrossEntropyLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return _loss_repr(self)
+
+
+class LinearLogProbs(nn.Module):
+    """An output layer and its log-probabilities, whose logits are never stored; see `charlm.ops.linear_log_probs`.
+
+    The layer is `linear`, a `torch.nn.Linear`: call it for the logits, or tie its `weight` to an embedding.
+
+    Args:
+        in_features: D, the size of each row of the input.
+        num_classes: C.
+        bias: whether the layer adds a bias.
+        temperature: positive divisor of the logits, after the soft cap.
+        softcap: positive bound on the absolute value of the logits, or None.
+        ignore_index: the id that counts for nothing.
+        output_dtype: dtype of `log_probs`, `entropy` and `logsumexp`, or None for that of the input.
+
+    Shapes: input (..., D); ids (...), or (..., K) for K of them a row.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        temperature: float = 1.0,
+        softcap: float | None = None,
+        ignore_index: int = -100,
+        output_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        log_probs_options(ignore_index, temperature, softcap)
+        if output_dtype is not None:
+            check_output_dtype(output_dtype)
+        self.in_features = _size("in_features", in_features)
+        self.num_classes = _size("num_classes", num_classes)
+        self.linear = nn.Linear(self.in_features, self.num_classes, bias=bias, device=device, dtype=dtype)
+        self.temperature = temperature
+        self.softcap = softcap
+        self.ignore_index = ignore_index
+        self.output_dtype = output_dtype
+
+    def forward(self, input: Tensor, ids: Tensor) -> ops.LogProbs:
+        """What the softmax of the logits `linear(input)` gives for the classes `ids`."""
+        return ops.linear_log_probs(
+            input,
+            self.linear.weight,
+            ids,
+            linear_bias=self.linear.bias,
+            temperature=self.temperature,
+            softcap=self.softcap,
+            ignore_index=self.ignore_index,
+            output_dtype=self.output_dtype,
+        )
+
+    def extra_repr(self) -> str:
+        names = ("temperature", "softcap", "ignore_index", "output_dtype")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
 
 def _loss_repr(loss: CrossEntropyLoss | LinearCrossEntropyLoss) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import integers, normal
+from cases import integers, joined, normal
 from torch import Tensor
 
 from charlm import ops
@@ -111,6 +111,12 @@ def test_a_layer_keeps_no_more_than_torch(vocab_size: int) -> None:
     assert ours <= kept(lambda: reference.embedding_linear(*arguments), *arguments)
 
 
+def test_log_probs_keep_three_numbers_a_row() -> None:
+    hidden, weight, bias, ids = layer(torch.float64)
+    logits = F.linear(hidden, weight, bias)
+    assert kept(lambda: ops.log_probs(logits, ids).log_probs, logits, ids) == 3 * ROWS * 8
+
+
 def test_losses_whose_graph_is_still_there_share_no_gradient() -> None:
     """Four heads before one backward: the first backward must not write into what the others return."""
     hidden, weight, bias, target = layer(torch.float64)
@@ -185,6 +191,7 @@ def test_tables_and_biases_are_written_to_after_forward(dtype: torch.dtype) -> N
             namespace.mlp_cross_entropy(ids, target, embedding, w1, b1, w2, b2, reduction="none"),
             namespace.linear_cross_entropy(hidden, weight, target, linear_bias=b2),
             namespace.linear_cross_entropy(hidden, weight, target, linear_bias=b2, reduction="none"),
+            joined(namespace.linear_log_probs(hidden, weight, target, linear_bias=b2)),
         ]
 
     def gradients(results: list[Tensor]) -> list[tuple[Tensor | None, ...]]:
@@ -198,7 +205,7 @@ def test_tables_and_biases_are_written_to_after_forward(dtype: torch.dtype) -> N
             parameter.mul_(3.0).add_(1.0)
     torch.testing.assert_close(gradients(results), expected)
     _, w1, _, w2, _ = parameters
-    for result, leaf in zip(results, (w1, w1, w2, w2, weight, weight), strict=True):
+    for result, leaf in zip(results, (w1, w1, w2, w2, weight, weight, weight), strict=True):
         with pytest.raises(RuntimeError, match=r"(embedding|bias) has been modified by an inplace operation"):
             torch.autograd.grad(result.sum(), leaf, create_graph=True)
 

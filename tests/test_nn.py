@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from cases import ACTIVATIONS, device, integers, normal, same_bits
+from cases import ACTIVATIONS, device, integers, joined, normal, same_bits
 from torch import Tensor, nn
 
-from charlm.nn import CrossEntropyLoss, EmbeddingLinear, LinearCrossEntropyLoss
+from charlm import ops
+from charlm.nn import CrossEntropyLoss, EmbeddingLinear, LinearCrossEntropyLoss, LinearLogProbs
 from charlm.ops import reference
 
 LOSS_OPTIONS: dict[str, Any] = {
@@ -23,6 +24,7 @@ LOSS_OPTIONS: dict[str, Any] = {
     "softcap": 3.0,
     "z_loss": 0.01,
 }
+LOG_PROBS_OPTIONS: dict[str, Any] = {"temperature": 0.7, "softcap": 3.0, "ignore_index": 2}
 
 
 class LinearLayerAndLoss(nn.Module):
@@ -58,10 +60,17 @@ def modules() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
             LinearCrossEntropyLoss(5, 4, bias=True, weight=class_weights(), device=device, **LOSS_OPTIONS),
             (features, target),
         ),
+        "LinearLogProbs": (LinearLogProbs(5, 4, bias=True, device=device, **LOG_PROBS_OPTIONS), (features, target)),
     }
 
 
-@pytest.fixture(params=["EmbeddingLinear", "CrossEntropyLoss", "LinearCrossEntropyLoss"])
+def output(module: nn.Module, arguments: tuple[Tensor, ...]) -> Tensor:
+    """What the module returns, as one tensor that can be differentiated."""
+    found = module(*arguments)
+    return joined(found) if isinstance(found, ops.LogProbs) else found
+
+
+@pytest.fixture(params=["EmbeddingLinear", "CrossEntropyLoss", "LinearCrossEntropyLoss", "LinearLogProbs"])
 def module_and_arguments(request: pytest.FixtureRequest) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return modules()[request.param]
 
@@ -126,6 +135,22 @@ def test_losses_pass_the_weights_of_rows_on() -> None:
     torch.testing.assert_close(module(arguments[0], arguments[1], token_weights=arguments[2]), expected)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("output_dtype", [None, torch.float64])
+def test_linear_log_probs_is_its_op(output_dtype: torch.dtype | None, bias: bool) -> None:
+    features, ids = single(6, 5), integers(4, (6, 3))
+    options = {**LOG_PROBS_OPTIONS, "output_dtype": output_dtype}
+    for module, given in (
+        (LinearLogProbs(5, 4, bias=bias, device=device, **options), options),
+        (LinearLogProbs(5, 4, bias=bias, device=device), {}),
+    ):
+        found = module(features, ids)
+        assert type(found) is ops.LogProbs
+        weight, linear_bias = module.linear.weight, module.linear.bias
+        expected = reference.linear_log_probs(features, weight, ids, linear_bias=linear_bias, **given)
+        torch.testing.assert_close(tuple(found), tuple(expected))
+
+
 def test_initial_values_are_those_of_torch() -> None:
     module = EmbeddingLinear(211, 30, 3, 200)
     assert module.embedding.mean().item() == pytest.approx(0.0, abs=0.05)
@@ -145,6 +170,9 @@ def test_initial_values_are_those_of_torch() -> None:
     ours = LinearCrossEntropyLoss(5, 4, bias=True).state_dict()
     assert ours.keys() == theirs.keys()
     assert all(same_bits(ours[name], theirs[name]) for name in ours)
+    torch.manual_seed(3)
+    ours = LinearLogProbs(5, 4, bias=True).state_dict()
+    assert all(same_bits(ours[name], theirs[name]) for name in theirs)
 
 
 def test_state_names() -> None:
@@ -157,12 +185,14 @@ def test_state_names() -> None:
         "linear.weight",
         "linear.bias",
     }
+    assert list(LinearLogProbs(5, 4, bias=True).state_dict()) == ["linear.weight", "linear.bias"]
 
 
 def test_dtype_and_device_reach_the_parameters() -> None:
     for module in (
         EmbeddingLinear(4, 2, 3, 5, device="meta", dtype=torch.bfloat16),
         LinearCrossEntropyLoss(4, 2, bias=True, device="meta", dtype=torch.bfloat16),
+        LinearLogProbs(4, 2, bias=True, device="meta", dtype=torch.bfloat16),
     ):
         assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.bfloat16)}
     moved = LinearCrossEntropyLoss(5, 4, weight=class_weights(), device=device).double()
@@ -172,7 +202,7 @@ def test_dtype_and_device_reach_the_parameters() -> None:
 
 def test_gradients_reach_the_parameters(module_and_arguments: tuple[nn.Module, tuple[Tensor, ...]]) -> None:
     module, arguments = module_and_arguments
-    module(*arguments).sum().backward()
+    output(module, arguments).sum().backward()
     leaves = [*module.parameters(), *(a for a in arguments if a.requires_grad)]
     assert leaves
     for leaf in leaves:
@@ -196,7 +226,7 @@ def test_copies_compute_the_same(how: str, module_and_arguments: tuple[nn.Module
         twin = modules()[type(module).__name__][0]
         twin.load_state_dict(module.state_dict())
     assert repr(twin) == repr(module)
-    assert same_bits(twin(*arguments).detach(), module(*arguments).detach())
+    assert same_bits(output(twin, arguments).detach(), output(module, arguments).detach())
     assert all(ours is not theirs for ours, theirs in zip(module.parameters(), twin.parameters(), strict=True))
 
 
@@ -225,6 +255,10 @@ def test_repr() -> None:
     assert repr(LinearCrossEntropyLoss(5, 4, weight=class_weights(), softcap=30.0)).startswith(
         "LinearCrossEntropyLoss(\n  reduction='mean', weight=(4,), ignore_index=None, label_smoothing=0.0, "
         "softcap=30.0, z_loss=0.0, output_dtype=None\n  (linear): Linear(in_features=5, out_features=4, bias=False)"
+    )
+    assert repr(LinearLogProbs(5, 4, temperature=0.5)).startswith(
+        "LinearLogProbs(\n  temperature=0.5, softcap=None, ignore_index=-100, output_dtype=None\n"
+        "  (linear): Linear(in_features=5, out_features=4, bias=False)"
     )
 
 
@@ -269,8 +303,25 @@ def test_sizes_that_are_none_are_refused_at_construction(value: Any) -> None:
     for name in ("in_features", "num_classes"):
         with pytest.raises(ValueError, match=f"{name} must be an integer that is not negative"):
             LinearCrossEntropyLoss(**{"in_features": 5, "num_classes": 4, name: value})
+        with pytest.raises(ValueError, match=f"{name} must be an integer that is not negative"):
+            LinearLogProbs(**{"in_features": 5, "num_classes": 4, name: value})
     with pytest.raises(ValueError, match=r"out_features\[1\] must be an integer that is not negative"):
         LinearCrossEntropyLoss(5, 4, out_features=(2, value))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
+        ({"temperature": "1"}, "temperature must be a positive, finite number, got '1'"),
+        ({"softcap": -1.0}, "softcap must be positive and finite, or None, got -1.0"),
+        ({"ignore_index": 1.5}, "ignore_index must be an integer, got 1.5"),
+        ({"output_dtype": torch.int64}, "output_dtype must be torch.float32"),
+    ],
+)
+def test_what_log_probs_cannot_be_called_with_is_refused_at_construction(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        LinearLogProbs(5, 4, **options)
 
 
 def test_more_that_is_refused_at_construction() -> None:
