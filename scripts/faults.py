@@ -396,9 +396,19 @@ PYTHON = [
     Fault(
         "gradients of the input are not summed over the processes",
         "charlm/ops/_vocab_parallel.py",
-        "            dist.all_reduce(input_gradient, group=loss.group)\n",
+        "            gradients.sum_of_input(loss.group)\n",
         "            pass\n",
         ("tests/test_vocab_parallel.py::test_every_combination_of_options_equals_the_op_on_the_whole_weight",),
+    ),
+    Fault(
+        "the logit that classes are compared with is rounded otherwise than the one among them",
+        "charlm/ops/_vocab_parallel_log_probs.py",
+        "        return logits.scatter_(1, ids, first_logits.where(is_own, logits.gather(1, ids)))\n",
+        "        return logits\n",
+        (
+            "tests/test_vocab_parallel_log_probs.py::"
+            "test_an_id_that_is_the_argmax_has_rank_0_however_its_logit_is_rounded",
+        ),
     ),
     Fault(
         "an update by one kernel pairs elements that lie in different orders",

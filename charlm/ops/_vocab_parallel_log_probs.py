@@ -134,8 +134,10 @@ class _VocabParallelLogProbs(torch.autograd.Function):
         factors = change.exp()
         total = (own_sums * factors).sum(0)
         mean = ((own_products + change * own_sums) * factors).sum(0) / total
-        # logsumexp = shift / temperature + log_sum, apart so that y - shift cancels exactly.
-        log_sum = total.log()
+        # logsumexp = shift / temperature + log_sum, apart so that y - shift cancels exactly. It is infinite where a
+        # logit is, and what depends on differences from it NaN.
+        log_sum = total.log().where(total < math.inf, math.nan)
+        logsumexp = torch.where(total == math.inf, math.inf, shift / chosen.temperature + log_sum)
         log_probs = id_logits.sub_(shift[:, None]).div_(chosen.temperature).sub_(log_sum[:, None])
         argmax = argmaxes.gather(0, largest.argmax(0, keepdim=True)).squeeze(0).long()
         first_kept = chosen.kept[:, :1].any(1)  # not where K = 0
@@ -145,7 +147,7 @@ class _VocabParallelLogProbs(torch.autograd.Function):
         results = (
             log_probs.where(chosen.kept, 0.0),
             (log_sum - mean).where(chosen.counts, 0.0),
-            (shift / chosen.temperature + log_sum).where(chosen.counts, 0.0),
+            logsumexp.where(chosen.counts, 0.0),
             argmax.where(chosen.counts, -1),
             above.sum(0).where(first_kept, -1),
         )
@@ -262,7 +264,7 @@ def _own_sums(layer: _Layer, chosen: Chosen) -> Tensor:
 
 def _below(logits: Tensor, maximum: Tensor, temperature: float) -> Tensor:
     """b, in the memory of the logits; of a slice that is nothing but padding, with logits of -inf, far below 0."""
-    finite = maximum.where(maximum != -math.inf, 0.0)
+    finite = maximum.where(maximum.isfinite(), 0.0)
     return logits.sub_(finite).div_(temperature).clamp_(min=_FAR_BELOW)
 
 
@@ -272,9 +274,7 @@ def _upstream(gradients: Sequence[Tensor | None], chosen: Chosen, mean: Tensor) 
         mean.new_zeros(counted.shape) if gradient is None else gradient.where(counted, 0.0)
         for gradient, counted in zip(gradients[:3], (chosen.kept, chosen.counts, chosen.counts), strict=True)
     )
-    # An entropy that nobody differentiates may be NaN, where all logits are -inf.
-    of_mean = (of_entropy * mean).where(of_entropy != 0.0, 0.0)
-    return of_ids, of_logsumexp - of_ids.sum(1) + of_mean, -of_entropy
+    return of_ids, of_logsumexp - of_ids.sum(1) + of_entropy * mean, -of_entropy
 
 
 def check_tensors(input: Tensor, linear_weight: Tensor, ids: Tensor, linear_bias: Tensor | None) -> None:
