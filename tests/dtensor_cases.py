@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from cases import (
+    ALL_LOG_PROBS_OPTIONS,
     ALL_LOSS_OPTIONS,
     REDUCTIONS,
     TARGETS,
@@ -18,6 +19,8 @@ from cases import (
     cross_entropy_sample,
     embedding_linear_sample,
     linear_cross_entropy_sample,
+    linear_log_probs_sample,
+    log_probs_sample,
     mlp_cross_entropy_sample,
 )
 from torch.distributed.tensor import Partial, Placement, Replicate, Shard
@@ -69,6 +72,51 @@ def loss_cases() -> dict[str, Case]:
                     name + "layer, input by features": (layer, {"input": THIRD, "linear_bias": ROWS}),
                 }
     return cases
+
+
+def log_probs_cases() -> dict[str, Case]:
+    """One id or several a row, with and without options, in every placement that the ops tell apart, and edges."""
+    cases: dict[str, Case] = {}
+    for ids_per_row in (None, 0, 3):
+        for options in ({}, ALL_LOG_PROBS_OPTIONS) if ids_per_row != 0 else ({},):
+            arguments: Any = {"ids_per_row": ids_per_row, "ignored": True, **options}
+            name = f"{ids_per_row} ids, {'all options' if options else 'plain'}: "
+            logits, layer = log_probs_sample(7, 5, **arguments), linear_log_probs_sample((7, 2), 5, 9, **arguments)
+            by_class: dict[str, Placement] = {"linear_weight": ROWS, "linear_bias": ROWS}
+            cases |= {
+                name + "logits whole": (logits, {}),
+                name + "logits by rows": (logits, {"input": ROWS, "ids": ROWS}),
+                name + "logits by rows, ids whole": (logits, {"input": ROWS}),
+                name + "logits whole, ids by rows": (logits, {"ids": ROWS}),
+                name + "logits partial": (logits, {"input": PART}),
+                name + "logits by classes": (logits, {"input": SECOND}),
+                name + "layer whole": (layer, {}),
+                name + "layer by rows": (layer, {"input": ROWS, "ids": ROWS}),
+                name + "layer by positions": (layer, {"input": SECOND, "ids": SECOND}),
+                name + "layer by classes": (layer, by_class),
+                name + "layer by classes, input by positions": (layer, {"input": SECOND, "linear_weight": ROWS}),
+                name + "layer, input partial": (layer, {"input": PART, "linear_weight": SECOND}),
+                name + "layer, input by features": (layer, {"input": THIRD, "linear_bias": ROWS}),
+            }
+    several, ignored = log_probs_sample(7, 5, ids_per_row=3), log_probs_sample(7, 5)
+    ignored = ignored.with_arguments(ids=torch.full((7,), -100))
+    classes, rows = {"linear_weight": ROWS}, {"input": ROWS}
+    return cases | {
+        "ids by their number in a row": (several, {"ids": SECOND}),
+        "ids by their number, logits by rows": (several, {"input": ROWS, "ids": SECOND}),
+        "one row of logits": (log_probs_sample(5), {"input": ROWS}),
+        "one row of logits, several ids": (log_probs_sample(5, ids_per_row=3), {"input": ROWS}),
+        "one row by rows": (log_probs_sample(1, 5), rows),
+        "one class": (log_probs_sample(7, 1), {"input": SECOND}),
+        "no classes": (log_probs_sample(7, 0).with_arguments(ids=torch.full((7,), -100)), {"input": SECOND}),
+        "no rows": (log_probs_sample(0, 5), rows),
+        "no rows, by classes": (log_probs_sample(0, 5), {"input": SECOND}),
+        "all ignored": (ignored, rows),
+        "all ignored, by classes": (ignored, {"input": SECOND}),
+        "one row of a layer": (linear_log_probs_sample((), 5, 9), classes),
+        "no rows of a layer": (linear_log_probs_sample(0, 5, 9), classes),
+        "no rows of a layer by rows": (linear_log_probs_sample(0, 5, 9), rows),
+    }
 
 
 def other_cases() -> dict[str, Case]:
@@ -167,6 +215,19 @@ def mesh_cases() -> dict[str, Case]:
                 {"ids": (ROWS, WHOLE), "weight1": (WHOLE, ROWS), "weight2": (WHOLE, ROWS)},
             ),
         }
+    for ids_per_row in (None, 3):
+        options = {"ids_per_row": ids_per_row, "ignored": True, **ALL_LOG_PROBS_OPTIONS}
+        scores, head = log_probs_sample(7, 5, **options), linear_log_probs_sample((5, 3), 5, 9, **options)
+        cases |= {
+            f"{ids_per_row} ids: logits by rows twice": (scores, {"input": (ROWS, ROWS)}),
+            f"{ids_per_row} ids: logits by rows and classes": (scores, {"input": (ROWS, SECOND)}),
+            f"{ids_per_row} ids: logits by classes twice": (scores, {"input": (SECOND, SECOND)}),
+            f"{ids_per_row} ids: layer by rows and positions": (head, {"input": (ROWS, SECOND)}),
+            f"{ids_per_row} ids: layer by positions and classes": (
+                head,
+                {"input": (SECOND, WHOLE), "linear_weight": (WHOLE, ROWS), "linear_bias": (WHOLE, ROWS)},
+            ),
+        }
     cases["contexts by rows and hidden units"] = contexts, {"ids": (ROWS, WHOLE), "weight": (WHOLE, ROWS)}
     cases["contexts by rows and positions"] = contexts, {"ids": (ROWS, SECOND)}
     return cases
@@ -205,6 +266,8 @@ def second_derivative_cases() -> dict[str, Case]:
     return {
         "logits by rows": (cross_entropy_sample(7, 5, targets="ignored", **ALL_LOSS_OPTIONS), {"input": ROWS}),
         "layer by rows": (linear_cross_entropy_sample(7, 5, 9, targets="ignored"), {"input": ROWS}),
+        "log_probs by rows": (log_probs_sample(7, 5, ids_per_row=2, **ALL_LOG_PROBS_OPTIONS), {"input": ROWS}),
+        "linear_log_probs by rows": (linear_log_probs_sample(7, 5, 9, ignored=True), {"input": ROWS}),
         "network by rows": (mlp_cross_entropy_sample(7), {"ids": ROWS}),
         "contexts by hidden units": (embedding_linear_sample(7), {"weight": ROWS}),
     }
@@ -214,11 +277,17 @@ def dtype_cases() -> dict[str, Case]:
     cases: dict[str, Case] = {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         layer = linear_cross_entropy_sample(70, 16, 29, dtype=dtype, targets="ignored")
+        scores = log_probs_sample(70, 29, ids_per_row=3, dtype=dtype)
+        head = linear_log_probs_sample(70, 16, 29, ids_per_row=3, dtype=dtype)
         cases |= {
             f"{dtype}: logits by rows": (cross_entropy_sample(70, 29, dtype=dtype), {"input": ROWS}),
             f"{dtype}: logits by classes": (cross_entropy_sample(70, 29, dtype=dtype), {"input": SECOND}),
             f"{dtype}: layer by rows": (layer, {"input": ROWS}),
             f"{dtype}: layer by classes": (layer, {"linear_weight": ROWS}),
+            f"{dtype}: log_probs by rows": (scores, {"input": ROWS}),
+            f"{dtype}: log_probs by classes": (scores, {"input": SECOND}),
+            f"{dtype}: linear_log_probs by rows": (head, {"input": ROWS}),
+            f"{dtype}: linear_log_probs by classes": (head, {"linear_weight": ROWS}),
             f"{dtype}: contexts by rows": (embedding_linear_sample(70, dtype=dtype), {"ids": ROWS}),
             f"{dtype}: network by rows": (mlp_cross_entropy_sample(70, dtype=dtype), {"ids": ROWS}),
         }

@@ -13,7 +13,10 @@ from cases import (
     cross_entropy_sample,
     embedding_linear_sample,
     integers,
+    joined,
     linear_cross_entropy_sample,
+    linear_log_probs_sample,
+    log_probs_sample,
     mlp_cross_entropy_sample,
     normal,
 )
@@ -24,6 +27,7 @@ from dtensor_cases import (
     Case,
     autocast_cases,
     dtype_cases,
+    log_probs_cases,
     loss_cases,
     mesh_cases,
     other_cases,
@@ -90,11 +94,25 @@ def arguments_of(case: Case, mesh: DeviceMesh) -> tuple[dict[str, Any], dict[str
 
 def find(case: Case, mesh: DeviceMesh, namespace: Any = ops) -> Found:
     arguments, leaves = arguments_of(case, mesh)
-    result = getattr(namespace, case[0].op)(**arguments)
-    upstream = distribute(normal(*result.shape, seed=99).to(result.dtype), mesh, [WHOLE] * mesh.ndim)
-    gradients = torch.autograd.grad(result, list(leaves.values()), upstream)
-    named = {"result": result.detach()} | {f"gradient of {n}": g for n, g in zip(leaves, gradients, strict=True)}
-    return {name: (value.full_tensor(), value.placements) for name, value in named.items()}
+    results = results_of(getattr(namespace, case[0].op)(**arguments))
+    differentiable = [value for value in results.values() if value.is_floating_point()]
+    sizes = [value.numel() for value in differentiable]
+    upstream = [
+        distribute(numbers.reshape(value.shape).to(value.dtype), mesh, [WHOLE] * mesh.ndim)
+        for value, numbers in zip(differentiable, normal(sum(sizes), seed=99).split(sizes), strict=True)
+    ]
+    gradients = torch.autograd.grad(differentiable, list(leaves.values()), upstream)
+    named = {name: value.detach() for name, value in results.items()}
+    named |= {f"gradient of {n}": g for n, g in zip(leaves, gradients, strict=True)}
+    found = {name: (value.full_tensor(), value.placements) for name, value in named.items()}
+    if "result" not in results:
+        found["result"] = joined(ops.LogProbs(*(found[name][0] for name in results))), ()
+    return found
+
+
+def results_of(found: Any) -> dict[str, DTensor]:
+    """What an op returned, by name."""
+    return {"result": found} if isinstance(found, Tensor) else found._asdict()
 
 
 def find_under_loss_parallel(case: Case, mesh: DeviceMesh) -> tuple[Found, Found]:
@@ -125,6 +143,8 @@ def kernels_of(mesh: DeviceMesh) -> dict[str, Any]:
         "cross_entropy": (cross_entropy_sample(7, 5), {"input": ROWS}),
         "linear_cross_entropy": (linear_cross_entropy_sample(7, 5, 9), {"input": ROWS}),
         "mlp_cross_entropy": (mlp_cross_entropy_sample(7), {"ids": ROWS}),
+        "log_probs": (log_probs_sample(7, 5, ids_per_row=2), {"input": ROWS}),
+        "linear_log_probs": (linear_log_probs_sample(7, 5, 9), {"input": ROWS}),
         "embedding_linear": (embedding_linear_sample(7), {"ids": ROWS}),
         "embedding_linear by hidden units": (embedding_linear_sample(7), {"weight": ROWS}),
     }
@@ -160,6 +180,7 @@ def errors_of(mesh: DeviceMesh) -> dict[str, str]:
     hidden.requires_grad_()
     sliced = distribute(normal(5, 4), mesh, [ROWS])
     by_class = ops.linear_cross_entropy(hidden, sliced, target)
+    entropy_by_class = ops.linear_log_probs(hidden, sliced, target).entropy
     return {
         "a plain target": message_of(lambda: ops.cross_entropy(rows, target.full_tensor())),
         "a plain input": message_of(lambda: ops.cross_entropy(normal(7, 5), target)),
@@ -181,14 +202,24 @@ def errors_of(mesh: DeviceMesh) -> dict[str, str]:
         "second derivative, by classes": message_of(
             lambda: torch.autograd.grad(by_class.full_tensor(), hidden, create_graph=True)
         ),
+        "plain ids of log_probs": message_of(lambda: ops.log_probs(rows, target.full_tensor())),
+        "ids shape": message_of(lambda: ops.log_probs(rows, short)),
+        "ids shape, by classes": message_of(lambda: ops.linear_log_probs(hidden, sliced, short)),
+        "ids outside, by classes": message_of(lambda: ops.log_probs(classes, outside)),
+        "ids dtype, by classes": message_of(lambda: ops.linear_log_probs(hidden, sliced, target.double())),
+        "temperature, by classes": message_of(lambda: ops.log_probs(classes.float(), target, temperature=1e-40)),
+        "second derivative of log_probs, by classes": message_of(
+            lambda: torch.autograd.grad(entropy_by_class.sum().full_tensor(), hidden, create_graph=True)
+        ),
     }
 
 
 def second_derivatives(case: Case, mesh: DeviceMesh) -> dict[str, Tensor]:
     """The gradients of the squared length of the gradients."""
     arguments, leaves = arguments_of(case, mesh)
-    result = getattr(ops, case[0].op)(**arguments).full_tensor().square().sum()
-    gradients = torch.autograd.grad(result, list(leaves.values()), create_graph=True)
+    results = results_of(getattr(ops, case[0].op)(**arguments)).values()
+    squares = [value.full_tensor().square().sum() for value in results if value.is_floating_point()]
+    gradients = torch.autograd.grad(squares, list(leaves.values()), create_graph=True)
     length = sum((gradient.full_tensor().square().sum() for gradient in gradients), torch.zeros(()))
     second = torch.autograd.grad(length, list(leaves.values()))
     return dict(zip(leaves, (gradient.full_tensor() for gradient in second), strict=True))
@@ -217,11 +248,19 @@ def modes_of(mesh: DeviceMesh) -> dict[str, Any]:
     (gradient,) = torch.autograd.grad(loss.full_tensor(), leaf)
     found["compiled"] = loss.detach()
     contexts, _ = arguments_of((embedding_linear_sample(7), {"weight": ROWS, "bias": ROWS}), mesh)
+    entropy = torch.compile(lambda *tensors: ops.log_probs(*tensors).entropy, backend="aot_eager", fullgraph=True)
+    hidden_states, head = (distribute(normal(*shape), mesh, [WHOLE]).requires_grad_() for shape in ((7, 4), (5, 4)))
+    by_class = torch.compile(lambda *tensors: ops.linear_log_probs(*tensors).log_probs, backend="aot_eager")(
+        hidden_states, head.redistribute(placements=[ROWS]), everywhere
+    )
+    (head_gradient,) = torch.autograd.grad(by_class.sum().full_tensor(), head)
     hidden = torch.compile(ops.embedding_linear, backend="aot_eager", fullgraph=True)(**contexts)
     return {
         "found": {name: value.full_tensor() for name, value in found.items()},
         "one": [one.full_tensor(), one_by_classes.full_tensor()],
         "compiled gradient": gradient.full_tensor(),
+        "compiled entropy": entropy(leaf, everywhere).detach().full_tensor(),
+        "compiled gradient of a layer by classes": head_gradient.full_tensor(),
         "compiled hidden units": hidden.detach().full_tensor(),
     }
 
@@ -235,7 +274,7 @@ def worker(folder: Path) -> dict[str, Any]:
     with torch.autocast("cpu", torch.bfloat16):
         autocast = {name: find(case, mesh) for name, case in autocast_cases().items()}
     return {
-        "found": {name: find(case, mesh) for name, case in (loss_cases() | other_cases()).items()},
+        "found": {name: find(case, mesh) for name, case in (loss_cases() | log_probs_cases() | other_cases()).items()},
         "torch": {name: find_under_loss_parallel(case, mesh) for name, case in torch_cases().items()},
         "dtypes": {name: find(case, mesh) for name, case in dtype_cases().items()},
         "autocast": autocast,

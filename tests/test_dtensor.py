@@ -13,6 +13,7 @@ import dtensor_models
 import pytest
 import torch
 from cases import (
+    INTEGER_RESULTS,
     Sample,
     embedding_linear_sample,
     evaluate,
@@ -27,6 +28,7 @@ from dtensor_cases import (
     WHOLE,
     autocast_cases,
     dtype_cases,
+    log_probs_cases,
     loss_cases,
     mesh_cases,
     other_cases,
@@ -70,6 +72,11 @@ def test_losses_in_every_placement_are_those_of_the_whole(ranks: list[dict[str, 
     assert_equals_the_op([rank["found"][name] for rank in ranks], loss_cases()[name][0])
 
 
+@pytest.mark.parametrize("name", log_probs_cases())
+def test_log_probs_in_every_placement_are_those_of_the_whole(ranks: list[dict[str, Any]], name: str) -> None:
+    assert_equals_the_op([rank["found"][name] for rank in ranks], log_probs_cases()[name][0])
+
+
 @pytest.mark.parametrize("name", other_cases())
 def test_contexts_networks_and_edges_are_those_of_the_whole(ranks: list[dict[str, Any]], name: str) -> None:
     assert_equals_the_op([rank["found"][name] for rank in ranks], other_cases()[name][0])
@@ -104,6 +111,16 @@ def test_values_and_placements_are_those_of_torch(ranks: list[dict[str, Any]], n
         ("mean: network, both layers", "gradient of embedding", PART),
         ("contexts (7,): embedding by tokens", "gradient of embedding", ROWS),
         ("relu: by rows and hidden units", "result", SECOND),
+        ("3 ids, plain: logits by rows", "log_probs", ROWS),
+        ("3 ids, plain: logits by rows", "rank", ROWS),
+        ("3 ids, plain: logits by classes", "log_probs", WHOLE),
+        ("3 ids, plain: logits by classes", "gradient of input", SECOND),
+        ("3 ids, plain: layer by positions", "log_probs", SECOND),
+        ("3 ids, plain: layer by positions", "entropy", SECOND),
+        ("3 ids, plain: layer by classes", "argmax", WHOLE),
+        ("3 ids, plain: layer by classes", "gradient of input", PART),
+        ("3 ids, plain: layer by classes", "gradient of linear_weight", ROWS),
+        ("ids by their number, logits by rows", "log_probs", ROWS),
     ],
 )
 def test_a_gradient_is_placed_as_its_argument(
@@ -130,6 +147,10 @@ def assert_near_the_op(ranks: list[Found], sample: Sample) -> None:
     for found in ranks:
         for key, value in expected.items():
             assert found[key][0].dtype == value.dtype
+            if key in INTEGER_RESULTS:
+                # Rounding of a layer's logits may exchange two.
+                assert sample.op == "linear_log_probs" or torch.equal(found[key][0], value)
+                continue
             rounding = torch.finfo(torch.bfloat16 if torch.is_autocast_enabled("cpu") else value.dtype).eps
             largest = value.abs().max().item()
             torch.testing.assert_close(found[key][0], value, rtol=0.0, atol=4 * rounding * max(largest, 1e-3))
@@ -154,6 +175,8 @@ def test_the_kernels_run_on_the_rows_of_each_rank(ranks: list[dict[str, Any]]) -
             "cross_entropy": "cross_entropy_forward",
             "linear_cross_entropy": "linear_cross_entropy_forward",
             "mlp_cross_entropy": "mlp_cross_entropy_forward",
+            "log_probs": "log_probs_forward",
+            "linear_log_probs": "linear_log_probs_forward",
             "embedding_linear": "embedding_linear_forward",
             "embedding_linear by hidden units": "embedding_linear_forward",
         }
@@ -161,6 +184,8 @@ def test_the_kernels_run_on_the_rows_of_each_rank(ranks: list[dict[str, Any]]) -
         assert shapes["cross_entropy"] == [(rows, 5), (rows,)]
         assert shapes["linear_cross_entropy"] == [(rows, 5), (9, 5), (rows,), (9,)]
         assert shapes["mlp_cross_entropy"][:2] == [(rows, 3), (rows,)]
+        assert shapes["log_probs"] == [(rows, 5), (rows, 2)]
+        assert shapes["linear_log_probs"] == [(rows, 5), (9, 5), (rows,), (9,)]
         assert shapes["embedding_linear"] == [(rows, 3), (27, 4), (9, 12), (9,)]
         assert shapes["embedding_linear by hidden units"] == [(7, 3), (27, 4), (units, 12), (units,)]
         assert "embedding_linear_backward" in [op for op, _ in rank["kernels"]["embedding_linear by hidden units"]]
@@ -171,11 +196,15 @@ def test_modes_of_torch(ranks: list[dict[str, Any]]) -> None:
     leaf = logits.clone().requires_grad_()
     loss = ops.cross_entropy(leaf, target)
     (gradient,) = torch.autograd.grad(loss, leaf)
+    head = normal(5, 4).requires_grad_()
+    (head_gradient,) = torch.autograd.grad(ops.linear_log_probs(normal(7, 4), head, target).log_probs.sum(), head)
     for rank in ranks:
         for value in rank["modes"]["found"].values():
             torch.testing.assert_close(value, loss.detach(), rtol=1e-12, atol=0.0)
         torch.testing.assert_close(rank["modes"]["one"], [ops.cross_entropy(logits[:1], target[:1])] * 2)
         torch.testing.assert_close(rank["modes"]["compiled gradient"], gradient, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(rank["modes"]["compiled entropy"], ops.log_probs(logits, target).entropy)
+        torch.testing.assert_close(rank["modes"]["compiled gradient of a layer by classes"], head_gradient)
         hidden = ops.embedding_linear(**embedding_linear_sample(7).arguments)
         torch.testing.assert_close(rank["modes"]["compiled hidden units"], hidden, rtol=1e-12, atol=1e-15)
 
@@ -251,6 +280,15 @@ def test_errors_name_the_argument(ranks: list[dict[str, Any]]) -> None:
             "integer logits": "ValueError: input must be float32, float64, bfloat16 or float16, got torch.int64",
             "second derivative, by classes": "RuntimeError: a loss whose classes are spread over processes has no "
             "second derivative",
+            "plain ids of log_probs": f"RuntimeError: {mixed}: ids {fix}",
+            "ids shape": "ValueError: ids must have shape (7,) or (7, 6), got (6,)",
+            "ids shape, by classes": "ValueError: ids must have shape (7,) or (7, 6), got (6,)",
+            "ids outside, by classes": "IndexError: ids[3] = 31 is out of range for 5 classes",
+            "ids dtype, by classes": "ValueError: ids must have an integer dtype, got torch.float64",
+            "temperature, by classes": "ValueError: temperature must be between 1.1754943508222875e-38 and "
+            "3.4028234663852886e+38 to be a number in float32, got 1e-40",
+            "second derivative of log_probs, by classes": "RuntimeError: log-probabilities of classes that are spread "
+            "over processes have no second derivative",
         }
 
 

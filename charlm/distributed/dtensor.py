@@ -114,6 +114,7 @@ def linear_cross_entropy(
 def log_probs(input: DTensor, ids: Tensor, options: LogProbsOptions) -> LogProbs:
     """:func:`charlm.ops.log_probs`. Logits that are sharded by classes are not gathered."""
     class_dim = input.ndim - 1
+    # Where there are no classes nothing is known of them that ranks could tell.
     split = _Split.of(input, range(class_dim), input if input.numel() > 0 else None, class_dim)
     (ids,) = split.joined(split.by_columns_alone, ids=ids)
     rows = input.shape[:-1]
@@ -121,11 +122,9 @@ def log_probs(input: DTensor, ids: Tensor, options: LogProbsOptions) -> LogProbs
 
     own_input, own_ids = split.local(input, Shard, Shard(class_dim)), split.local(ids, Shard)
     if split.column_dim is None:
-        found = call_log_probs(own_input, own_ids, options)
-    else:
-        _vocab_parallel.check_labels(input, ids, "ids")
-        found = _log_probs_by_class(split, own_input, None, None, own_ids, input.shape[-1], options)
-    return _joint_log_probs(split, found, rows, ids.shape)
+        return _joint_log_probs(split, call_log_probs(own_input, own_ids, options), rows, ids.shape)
+    _vocab_parallel.check_labels(input, ids, "ids")
+    return _log_probs_by_class(split, own_input, None, None, own_ids, rows, ids.shape, input.shape[-1], options)
 
 
 def linear_log_probs(
@@ -142,10 +141,9 @@ def linear_log_probs(
     layer = split.local(linear_weight, column=Shard(0)), split.local(linear_bias, column=Shard(0))
     if split.column_dim is None:
         found = call_linear_log_probs(own_input, layer[0], own_ids, layer[1], options)
-    else:
-        _vocab_parallel_log_probs.check_tensors(input, linear_weight, ids, linear_bias)
-        found = _log_probs_by_class(split, own_input, *layer, own_ids, linear_weight.shape[0], options)
-    return _joint_log_probs(split, found, rows, ids.shape)
+        return _joint_log_probs(split, found, rows, ids.shape)
+    _vocab_parallel_log_probs.check_tensors(input, linear_weight, ids, linear_bias)
+    return _log_probs_by_class(split, own_input, *layer, own_ids, rows, ids.shape, linear_weight.shape[0], options)
 
 
 def embedding_linear(ids: DTensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:
@@ -419,29 +417,35 @@ def _reduced(
     return split.joint(mean, (), lambda row: Partial("sum" if target.is_floating_point() else "avg"))
 
 
+# Messages break a compiled graph in any case; and one that returned these results would fail where not all of them are
+# differentiated: for the others its backward would be handed zeros that are no DTensors.
+@torch.compiler.disable
 def _log_probs_by_class(
     split: _Split,
     input: Tensor,
     linear_weight: Tensor | None,
     linear_bias: Tensor | None,
-    ids: Tensor,
+    own_ids: Tensor,
+    rows: torch.Size,
+    ids: torch.Size,
     classes: int,
     options: LogProbsOptions,
 ) -> LogProbs:
-    """The results of this rank's rows, from the classes of all ranks of the dimension that splits them."""
+    """As `_joint_log_probs`, of this rank's rows and the classes of all ranks of the dimension that splits them."""
     chosen = _vocab_parallel_log_probs.Chosen.of(
         input,
-        ids,
+        own_ids,
         first=split.first_column(classes),
         classes=classes,
         group=split.mesh.get_group(split.column_dim),
         partial_input_gradient=True,
         **_log_probs.keywords(options),
     )
-    return _vocab_parallel_log_probs.log_probs_of_rows(input, linear_weight, linear_bias, chosen)
+    own = _vocab_parallel_log_probs.log_probs_of_rows(input, linear_weight, linear_bias, chosen)
+    return _joint_log_probs(split, own, rows, ids)
 
 
 def _joint_log_probs(split: _Split, own: LogProbs, rows: torch.Size, ids: torch.Size) -> LogProbs:
-    """The results of all rows, of these shapes, from those of this rank's."""
+    """The results for all rows and ids, of these shapes, from those of this rank's."""
     log_probs, *others = own
     return LogProbs(split.joint(log_probs, ids, Shard), *(split.joint(other, rows, Shard) for other in others))
