@@ -17,7 +17,7 @@ FACTS = {
     "machine": {"processor": "A processor", "cores": 16, "platform": "Linux"},
     "command": "python -m benchmarks.gpu --minutes 9",
 }
-OPS = ["cross_entropy", "linear_cross_entropy", "embedding_linear", "mlp_cross_entropy", "training"]
+OPS = ["cross_entropy", "linear_cross_entropy", "linear_log_probs", "embedding_linear", "mlp_cross_entropy", "training"]
 CEILINGS = {
     "copy": {"bytes_per_s": 2e12},
     "write": {"bytes_per_s": 4e12},
@@ -71,6 +71,11 @@ def everything() -> dict[str, Any]:
                 "linear_cross_entropy N=2 D=3 C=4, forward + backward",
                 {"flops": 12 * 10**12, "ceiling": "bf16 product", "rows": 2, "features": 3, "classes": 4},
                 {"eager": MEMORY, "charlm": timed(12_500), "cce": timed(20_000), "quack": NOT_INSTALLED},
+            ),
+            "linear_log_probs": compared(
+                "linear_log_probs N=2 D=3 C=4, forward",
+                {"flops": 4 * 10**12, "products": 1, "ceiling": "bf16 product", "rows": 2, "features": 3, "classes": 4},
+                {"eager": timed(20_000), "charlm": timed(4_000)},
             ),
             "embedding_linear": compared(
                 "embedding_linear N=2 T=3 float32, forward",

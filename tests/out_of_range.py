@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from charlm import ops
 from charlm.ops import reference
 
 
@@ -80,6 +81,38 @@ def linear_cross_entropy(
     return losses.reshape(target.shape) if reduction == "none" else losses
 
 
+def log_probs(
+    input: Tensor,
+    ids: Tensor,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+) -> ops.LogProbs:
+    outside = _outside(ids, input.shape[-1]) & (ids.long() != ignore_index)
+    # Any class in its place, so that the row counts.
+    known = ids.long().where(~outside, int(ignore_index == 0))
+    found = reference.log_probs(input, known, temperature=temperature, softcap=softcap, ignore_index=ignore_index)
+    first = outside if ids.dim() < input.dim() else outside[..., :1].any(-1)
+    return found._replace(
+        log_probs=_nan_in_rows(found.log_probs, outside, input), rank=found.rank.masked_fill(first, -1)
+    )
+
+
+def linear_log_probs(
+    input: Tensor,
+    linear_weight: Tensor,
+    ids: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+) -> ops.LogProbs:
+    logits = F.linear(input, linear_weight, linear_bias)
+    return log_probs(logits, ids, temperature=temperature, softcap=softcap, ignore_index=ignore_index)
+
+
 def mlp_cross_entropy(
     ids: Tensor,
     target: Tensor,
@@ -103,6 +136,12 @@ def mlp_cross_entropy(
         ignore_index=ignore_index,
         softcap=softcap,
     )
+
+
+def _nan_in_rows(values: Tensor, outside: Tensor, input: Tensor) -> Tensor:
+    """NaN where ids are outside, and in the gradients of their rows of the input."""
+    rows = input.sum(-1) * torch.nan
+    return values.where(~outside, rows if outside.dim() < input.dim() else rows.unsqueeze(-1))
 
 
 def _outside(indices: Tensor, size: int) -> Tensor:

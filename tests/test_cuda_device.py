@@ -18,6 +18,8 @@ from cases import (
     embedding_linear_sample,
     evaluate,
     linear_cross_entropy_sample,
+    linear_log_probs_sample,
+    log_probs_sample,
     mlp_cross_entropy_sample,
     same_bits,
 )
@@ -50,6 +52,14 @@ def output_layers(*shape: int, **options: Any) -> Make:
     return lambda seed: linear_cross_entropy_sample(*shape, dtype=torch.float32, seed=seed, **options)
 
 
+def log_probs(*shape: int, **options: Any) -> Make:
+    return lambda seed: log_probs_sample(*shape, dtype=torch.float32, ids_per_row=3, seed=seed, **options)
+
+
+def log_probs_of_layers(*shape: int, **options: Any) -> Make:
+    return lambda seed: linear_log_probs_sample(*shape, dtype=torch.float32, seed=seed, **options)
+
+
 def layers(*shape: int, **options: Any) -> Make:
     return lambda seed: embedding_linear_sample(*shape, dtype=torch.float32, seed=seed, **options)
 
@@ -68,6 +78,10 @@ SAMPLES: dict[str, Make] = {
     "an output layer": output_layers(9, 5, 600, targets="ignored", softcap=5.0),
     "an output layer's losses a row": output_layers(9, 5, 27, reduction="none"),
     "chunks": output_layers(2100, 2, 3, targets="ignored"),
+    "log-probabilities": log_probs(300, 27, ignored=True),
+    "wide log-probabilities": log_probs(5, 600, temperature=0.7, softcap=5.0),
+    "log-probabilities of an output layer": log_probs_of_layers(9, 5, 600, ids_per_row=3, ignored=True),
+    "chunks of log-probabilities": log_probs_of_layers(2100, 2, 3),
     "a projected table": layers(123),
     "sorted rows": layers(700, 3, 500),
     "gathered rows": layers(5, 3, 400, activation="gelu"),
@@ -139,6 +153,8 @@ TAKING_MEMORY: dict[str, Make] = {
     "cross_entropy of wide rows": losses(on_gpu(1 << 12, 5), on_gpu(5000, 600)),
     "linear_cross_entropy": output_layers(ROWS_OF_CHUNKS, WIDTH, 27),
     "linear_cross_entropy a row": output_layers(ROWS_OF_CHUNKS, WIDTH, 27, reduction="none"),
+    "log_probs": log_probs(on_gpu(1 << 20, 40), 27),
+    "linear_log_probs": log_probs_of_layers(ROWS_OF_CHUNKS, WIDTH, 27),
     "embedding_linear of a table": layers(on_gpu(1 << 18, 123), 3, 27, 10, on_gpu(200, 9)),
     "embedding_linear of sorted rows": layers(on_gpu(1 << 17, 700), 3, 500, 10, on_gpu(200, 9)),
     "embedding_linear of rows": layers(on_gpu(1 << 14, 5), 3, on_gpu(1 << 16, 400), on_gpu(64, 4), on_gpu(256, 16)),
@@ -180,6 +196,8 @@ def test_a_call_after_one_that_is_refused(make: Make) -> None:
         (losses(300, 27), "target"),
         (losses(5, 600), "target"),
         (output_layers(9, 5, 27), "target"),
+        (log_probs(300, 27), "ids"),
+        (log_probs_of_layers(9, 5, 27), "ids"),
         (layers(123), "ids"),
         (layers(5, 3, 400), "ids"),
         (models(150), "target"),

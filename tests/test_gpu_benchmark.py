@@ -24,6 +24,7 @@ from benchmarks.gpu import (
     cross_entropy,
     embedding_linear,
     linear_cross_entropy,
+    linear_log_probs,
     measure,
     measurements,
     mlp_cross_entropy,
@@ -189,6 +190,16 @@ def test_linear_cross_entropy(cpu: None, opponents: None) -> None:
     assert all((entry["rows"], entry["features"], entry["classes"]) == (8, 16, 40) for entry in entries.values())
 
 
+@pytest.mark.parametrize(("backward", "products"), [(False, 1), (True, 4)])
+def test_linear_log_probs(cpu: None, backward: bool, products: int) -> None:
+    entries = done(of(linear_log_probs.workload(8, 16, 40, backward=backward)))
+    assert [entry["implementation"] for entry in entries.values()] == ["charlm", "eager", "compile"]
+    # Products of 2 * 8 * 16 * 40 operations.
+    flops = products * 10_240
+    assert all((entry["flops"], entry["products"]) == (flops, products) for entry in entries.values())
+    assert all((entry["rows"], entry["features"], entry["classes"]) == (8, 16, 40) for entry in entries.values())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backward", [False, True])
 def test_embedding_linear(cpu: None, backward: bool, dtype: torch.dtype) -> None:
@@ -222,10 +233,10 @@ def test_training(cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_runs_out_of_time_has_measured_something_of_everything() -> None:
     tasks = list(measurements.ours_and_eager())
     names = [(part, task.name) for part, task in tasks]
-    assert len(set(names)) == len(names) == 2 * (18 + 2 + 4 + 4 + 3)
+    assert len(set(names)) == len(names) == 2 * (18 + 2 + 4 + 4 + 4 + 3)
     assert {task.facts["implementation"] for _, task in tasks} == {"charlm", "ops", "eager"}
     # Each part has its turn, ours before what it is compared with; of the shapes the extremes come first.
-    assert [part for part, _ in tasks[:10:2]] == [*measurements.OPS, "training"]
+    assert [part for part, _ in tasks[:12:2]] == [*measurements.OPS, "training"]
     assert [task.facts["implementation"] for _, task in tasks[:4]] == ["charlm", "eager"] * 2
     classes = [task.facts["classes"] for part, task in tasks if part == "cross_entropy"][::2]
     assert classes[:5] == [27, 262144, 16384, 1024, 65536]
@@ -276,6 +287,7 @@ def test_shapes_are_those_that_others_publish() -> None:
     assert cross_entropy.SHAPES[0] == (2**20, 27)
     assert [rows for rows, _ in cross_entropy.SHAPES[1:]] == [2**15] * 6 + [2**14, 2**13]
     assert linear_cross_entropy.SHAPES == ((8192, 4096, 128256), (8192, 2304, 256000))
+    assert linear_log_probs.SHAPES[0] == linear_cross_entropy.SHAPES[0]
 
 
 def test_what_is_not_installed_or_fails_is_recorded(cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:

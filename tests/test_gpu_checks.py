@@ -103,8 +103,16 @@ FEW_ROWS: dict[str, Any] = {
     },
     "embedding_linear": {"V=27": partial(checks.embedding_linear, (37, 3, 27, 10, 20))},
     "linear_cross_entropy": {"C=5,003": partial(checks.linear_cross_entropy, 7, 9, 503)},
+    "linear_log_probs": {
+        "C=5,003 all options": partial(checks.linear_log_probs, 7, 9, 503, **smoke._LOG_PROBS_OPTIONS)
+    },
+    "log_probs": {
+        "C=27": partial(checks.log_probs, 37, 27),
+        "C=5,003 all options": partial(checks.log_probs, 3, 1003, **smoke._LOG_PROBS_OPTIONS),
+    },
     "mlp_cross_entropy": {"V=27": partial(checks.mlp_cross_entropy, (37, 3, 27, 10, 20))},
 }
+OPS = ops.reference.__all__
 SMOKE = {task.name: task for part, task in smoke.tasks() if part == "smoke"}
 RISKY = {task.name: task for part, task in risky.tasks() if part == "risky"}
 
@@ -118,7 +126,7 @@ def done(task: Task) -> float:
 def test_every_op_is_asked_in_every_dtype_and_way() -> None:
     dtypes = ("float32", "bfloat16", "float16", "float64")
     ways = ("values", "repeated", "side stream", "graph")
-    assert sorted(SMOKE) == sorted(f"{op} {dtype}: {way}" for op in ops.__all__ for dtype in dtypes for way in ways)
+    assert sorted(SMOKE) == sorted(f"{op} {dtype}: {way}" for op in OPS for dtype in dtypes for way in ways)
     assert SMOKE["cross_entropy float16: graph"].facts == {"op": "cross_entropy", "dtype": "float16"}
 
 
@@ -134,7 +142,7 @@ def test_risky(name: str) -> None:
     assert 0.0 < done(RISKY[name]) <= checks.TOLERANCES[torch.bfloat16]
 
 
-@pytest.mark.parametrize("op", ops.__all__)
+@pytest.mark.parametrize("op", OPS)
 def test_bad_numbers(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not cases.on_cuda:  # where such a number is an error
         assert "IndexError" in attempt(RISKY[f"bad numbers in {op}"])["error"]

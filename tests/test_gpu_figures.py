@@ -99,6 +99,12 @@ def test_linear_cross_entropy_is_drawn_as_times_above_those_of_its_products() ->
     assert axes.get_xlabel() == "ms (dashed: three products at 1,200 TFLOP/s, 10)"
 
 
+def test_linear_log_probs_is_drawn_as_times_above_those_of_as_many_products_as_it_takes() -> None:
+    (axes,) = figures.bars(everything(), "linear_log_probs").axes
+    assert bars_of(axes) == {"charlm": (4.0, "4"), "eager": (20.0, "20")}
+    assert axes.get_xlabel() == "ms (dashed: one product at 1,200 TFLOP/s, 3.33)"
+
+
 def test_embedding_linear_is_drawn_as_rates_below_those_of_a_write_and_of_a_copy() -> None:
     forward, backward = figures.bars(everything(), "embedding_linear").axes
     assert bars_of(forward) == {"charlm": (2000.0, "2,000"), "eager": (1000.0, "1,000")}

@@ -53,6 +53,10 @@ def test_what_matters_comes_first() -> None:
             "linear_cross_entropy N=2 D=3 C=4, forward + backward",
             "12.5 ms | eager failed | 80% of bf16 product | - | cce, 20 ms | 1.60",
         ],
+        [
+            "linear_log_probs N=2 D=3 C=4, forward",
+            "4 ms | 5.00 | 83% of bf16 product | - | not measured | not measured",
+        ],
         ["embedding_linear N=2 T=3 float32, forward", "500 µs | 2.00 | 50% of write | - | not measured | not measured"],
         [
             "embedding_linear N=2 T=3 float32, forward + backward",
@@ -136,6 +140,8 @@ def test_figures_are_named_by_their_files() -> None:
         "![cross_entropy](nvidia-h100-80-gb-cross_entropy.png)",
         "",
         "![linear_cross_entropy](nvidia-h100-80-gb-linear_cross_entropy.png)",
+        "",
+        "![linear_log_probs](nvidia-h100-80-gb-linear_log_probs.png)",
         "",
         "![embedding_linear](nvidia-h100-80-gb-embedding_linear.png)",
         "",

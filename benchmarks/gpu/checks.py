@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -51,14 +52,23 @@ class Call:
 
 
 def evaluate(call: Call, namespace: Any = ops) -> dict[str, Tensor]:
-    """The result, and gradients for an upstream gradient that is the same for the same shape, by name."""
+    """The results, and gradients for upstream gradients that are the same for the same shape, by name."""
     leaves = call.leaves()
-    result = getattr(namespace, call.op)(**{**call.arguments, **leaves})
+    results = differentiable_results(getattr(namespace, call.op)(**{**call.arguments, **leaves}))
     # Made of what can be captured in a graph: 1, 0.5, 1, 0.5 and so on, which every dtype has exactly.
-    upstream = torch.ones_like(result)
-    upstream.view(-1)[1::2].fill_(0.5)
-    gradients = torch.autograd.grad(result, list(leaves.values()), upstream)
-    return {"result": result.detach(), **{f"gradient of {name}": g for name, g in zip(leaves, gradients, strict=True)}}
+    upstream = [torch.ones_like(result) for result in results.values()]
+    for gradient in upstream:
+        gradient.view(-1)[1::2].fill_(0.5)
+    gradients = torch.autograd.grad(list(results.values()), list(leaves.values()), upstream)
+    return {
+        **{name: result.detach() for name, result in results.items()},
+        **{f"gradient of {name}": g for name, g in zip(leaves, gradients, strict=True)},
+    }
+
+
+def differentiable_results(result: Tensor | ops.LogProbs) -> dict[str, Tensor]:
+    """What an op returns, by name, but for what has no gradient."""
+    return {"result": result} if isinstance(result, Tensor) else dict(islice(result._asdict().items(), 3))
 
 
 def truth(call: Call) -> dict[str, Tensor]:
@@ -150,6 +160,34 @@ def linear_cross_entropy(
     return Call("linear_cross_entropy", {**arguments, **_options(options, rows, classes, dtype)}, differentiable)
 
 
+def log_probs(
+    rows: int, classes: int, dtype: torch.dtype, seed: int = 0, ids_per_row: int | None = None, **options: Any
+) -> Call:
+    arguments = {
+        "input": 3 * normal(rows, classes, dtype=dtype, seed=seed),
+        "ids": _targets(classes, rows, seed, *(() if ids_per_row is None else (ids_per_row,))),
+    }
+    return Call("log_probs", {**arguments, **options}, ("input",))
+
+
+def linear_log_probs(
+    rows: int,
+    features: int,
+    classes: int,
+    dtype: torch.dtype,
+    seed: int = 0,
+    ids_per_row: int | None = None,
+    **options: Any,
+) -> Call:
+    arguments = {
+        "input": normal(rows, features, dtype=dtype, seed=seed),
+        "linear_weight": normal(classes, features, dtype=dtype, seed=seed + 1) / features**0.5,
+        "ids": _targets(classes, rows, seed, *(() if ids_per_row is None else (ids_per_row,))),
+        "linear_bias": normal(classes, dtype=dtype, seed=seed + 2),
+    }
+    return Call("linear_log_probs", {**arguments, **options}, ("input", "linear_weight", "linear_bias"))
+
+
 def mlp_cross_entropy(sizes: Sequence[int], dtype: torch.dtype, seed: int = 0, **options: Any) -> Call:
     """Of N rows, T positions, V tokens, D and H."""
     rows, context_length, vocab_size, embedding_dim, hidden_dim = sizes
@@ -165,9 +203,9 @@ def mlp_cross_entropy(sizes: Sequence[int], dtype: torch.dtype, seed: int = 0, *
     return Call("mlp_cross_entropy", {**tokens, **parameters, **options}, tuple(parameters))
 
 
-def _targets(classes: int, rows: int, seed: int) -> Tensor:
-    """Of which every fifth is ignored."""
-    target = integers(classes, rows, seed=seed + 9)
+def _targets(classes: int, rows: int, seed: int, *shape: int) -> Tensor:
+    """Of which those of every fifth row are ignored."""
+    target = integers(classes, rows, *shape, seed=seed + 9)
     target[4::5] = -100
     return target
 

@@ -20,6 +20,8 @@ SANITIZED_FILES = (
     "tests/test_cross_entropy.py",
     "tests/test_embedding_linear.py",
     "tests/test_linear_cross_entropy.py",
+    "tests/test_linear_log_probs.py",
+    "tests/test_log_probs.py",
     "tests/test_mlp_cross_entropy.py",
 )
 # Tests whose shapes and dtypes take every branch of the kernels. Under a sanitizer they are slow: as many as fit.

@@ -14,7 +14,14 @@ from benchmarks.gpu.results import OURS, is_wrong
 Row = Mapping[str, Any]
 
 # The parts whose tasks are workloads by several implementations, in the order of the page.
-_COMPARED = ("cross_entropy", "linear_cross_entropy", "embedding_linear", "mlp_cross_entropy", "training")
+_COMPARED = (
+    "cross_entropy",
+    "linear_cross_entropy",
+    "linear_log_probs",
+    "embedding_linear",
+    "mlp_cross_entropy",
+    "training",
+)
 
 
 def slug(gpu: str) -> str:

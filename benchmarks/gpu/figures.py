@@ -43,6 +43,8 @@ STYLES = {
 }
 PUBLISHED = Style("quack, published", "#9a9a9a", "_")
 _LIMIT_COLOUR = "#222222"
+# Whose FLOPs an entry counts: of three, forward and backward, unless it says otherwise.
+_PRODUCTS = {1: "one product", 3: "three products", 4: "four products"}
 _DPI = 150
 # What the longest name of a GPU takes beside that of an op.
 _TITLE_INCHES = 7.0
@@ -170,8 +172,8 @@ def _panel(results: Results, size: str, implementations: Mapping[str, Row]) -> P
         return Panel(title, "ms", values, None, "")
     limit = counts["flops"] / best * 1e3
     rate = entries.three_digits(best / 1e12)
-    # Each op whose floor is FLOPs counts those of three products, forward and backward.
-    return Panel(title, "ms", values, limit, f"three products at {rate} TFLOP/s, {entries.three_digits(limit)}")
+    products = _PRODUCTS[counts.get("products", 3)]
+    return Panel(title, "ms", values, limit, f"{products} at {rate} TFLOP/s, {entries.three_digits(limit)}")
 
 
 def _curves(axes: Axes, rows: Sequence[Row], copy: float | None) -> None:

@@ -7,7 +7,15 @@ from functools import partial
 from itertools import chain, zip_longest
 from typing import TypeVar
 
-from benchmarks.gpu import cross_entropy, embedding_linear, linear_cross_entropy, measure, mlp_cross_entropy, training
+from benchmarks.gpu import (
+    cross_entropy,
+    embedding_linear,
+    linear_cross_entropy,
+    linear_log_probs,
+    measure,
+    mlp_cross_entropy,
+    training,
+)
 from benchmarks.gpu.results import OURS
 from benchmarks.gpu.task import Task
 
@@ -16,6 +24,7 @@ T = TypeVar("T")
 OPS = {
     "cross_entropy": cross_entropy.workloads,
     "linear_cross_entropy": linear_cross_entropy.workloads,
+    "linear_log_probs": linear_log_probs.workloads,
     "embedding_linear": embedding_linear.workloads,
     "mlp_cross_entropy": mlp_cross_entropy.workloads,
 }

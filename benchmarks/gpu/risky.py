@@ -91,6 +91,8 @@ SMALL: dict[str, Callable[[torch.dtype], Call]] = {
     "cross_entropy": lambda dtype: checks.cross_entropy(67, 1001, dtype, reduction="none"),
     "embedding_linear": lambda dtype: checks.embedding_linear((67, 3, 27, 10, 200), dtype),
     "linear_cross_entropy": lambda dtype: checks.linear_cross_entropy(67, 33, 1001, dtype, reduction="none"),
+    "linear_log_probs": lambda dtype: checks.linear_log_probs(67, 33, 1001, dtype),
+    "log_probs": lambda dtype: checks.log_probs(67, 1001, dtype),
     "mlp_cross_entropy": lambda dtype: checks.mlp_cross_entropy((67, 3, 27, 10, 200), dtype, reduction="none"),
 }
 
@@ -115,7 +117,7 @@ def _bad_numbers(op: str) -> Entry:
     largest = 0.0
     for dtype in checks.DTYPES:
         call = SMALL[op](dtype)
-        expected = getattr(reference, op)(**call.in_float64().arguments)
+        expected = _first_result(getattr(reference, op)(**call.in_float64().arguments))
         for name in {"ids", "target"} & set(call.arguments):
             tokens = call.arguments[name].clone()
             bad = (-1, 1001, 5000, 2**31, 2**40, -(2**40), 2**63 - 1)
@@ -133,9 +135,13 @@ def _bad_numbers(op: str) -> Entry:
 
 def _forward_and_backward(call: Call) -> Tensor:
     leaves = call.leaves()
-    result: Tensor = getattr(ops, call.op)(**{**call.arguments, **leaves})
+    result = _first_result(getattr(ops, call.op)(**{**call.arguments, **leaves}))
     torch.autograd.grad(result, list(leaves.values()), torch.ones_like(result))
     return result.detach()
+
+
+def _first_result(result: Tensor | ops.LogProbs) -> Tensor:
+    return next(iter(checks.differentiable_results(result).values()))
 
 
 def _vast_logits() -> Entry:

@@ -32,6 +32,8 @@ _ALL_OPTIONS: dict[str, Any] = {
 }
 _LATE_CYCLES = 20_000_000  # some 10 ms
 
+_LOG_PROBS_OPTIONS: dict[str, Any] = {"ids_per_row": 3, "temperature": 0.7, "softcap": 5.0}
+
 # By op, what makes its calls, from a dtype and a seed: shapes and options that different kernels serve.
 CASES: dict[str, dict[str, Callable[[torch.dtype, int], Call]]] = {
     "cross_entropy": {
@@ -51,6 +53,17 @@ CASES: dict[str, dict[str, Callable[[torch.dtype, int], Call]]] = {
         "C=5,003": partial(checks.linear_cross_entropy, 67, 64, 5003),
         "C=5,003 token weights": partial(checks.linear_cross_entropy, 67, 64, 5003, token_weighted=True),
         "C=5,003 all options": partial(checks.linear_cross_entropy, 67, 64, 5003, **_ALL_OPTIONS),
+    },
+    "linear_log_probs": {
+        "C=27": partial(checks.linear_log_probs, 515, 33, 27),
+        "C=5,003": partial(checks.linear_log_probs, 67, 64, 5003),
+        "C=5,003 all options": partial(checks.linear_log_probs, 67, 64, 5003, **_LOG_PROBS_OPTIONS),
+    },
+    "log_probs": {
+        "C=27": partial(checks.log_probs, 1031, 27),
+        "C=1,024": partial(checks.log_probs, 67, 1024),
+        "C=5,003 all options": partial(checks.log_probs, 67, 5003, **_LOG_PROBS_OPTIONS),
+        "C=40,000": partial(checks.log_probs, 5, 40_000),
     },
     "mlp_cross_entropy": {
         "V=27": partial(checks.mlp_cross_entropy, (2053, 3, 27, 10, 200)),

@@ -17,6 +17,7 @@ constexpr const char* kOps[] = {
     "linear_cross_entropy_backward",
     "linear_log_probs_forward",
     "linear_log_probs_backward",
+    "linear_log_probs_backward_",
     "log_probs_forward",
     "log_probs_backward",
     "mlp_cross_entropy_forward",
