@@ -263,7 +263,7 @@ def _own_sums(layer: _Layer, chosen: Chosen) -> Tensor:
 
 
 def _below(logits: Tensor, maximum: Tensor, temperature: float) -> Tensor:
-    """b, in the memory of the logits; of a slice that is nothing but padding, with logits of -inf, far below 0."""
+    """b, in the memory of the logits; under an infinite maximum, as padding alone has, as if it were 0."""
     finite = maximum.where(maximum.isfinite(), 0.0)
     return logits.sub_(finite).div_(temperature).clamp_(min=_FAR_BELOW)
 
