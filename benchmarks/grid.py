@@ -128,6 +128,17 @@ def linear_cross_entropy(
     return row("linear_cross_entropy", draw, note=note, N=rows, D=features, C=classes)
 
 
+def log_probs(rows: int, classes: int) -> Row:
+    """No gradient is known before backward, which reads the logits again."""
+
+    def draw(dtype: torch.dtype) -> Inputs:
+        logits = normal(rows, classes, dtype=dtype)
+        floor = Floor("logits read twice, gradient written", 3 * logits.nbytes)
+        return Inputs((logits, torch.randint(classes, (rows,))), floor, torch.randn(rows).to(dtype))
+
+    return row("log_probs", draw, N=rows, C=classes)
+
+
 def linear_log_probs(rows: int, features: int, classes: int, *, is_forward: bool = False) -> Row:
     """Products as of `linear_cross_entropy`."""
     words, products = ("one matrix product", 1) if is_forward else ("three matrix products", 3)
@@ -252,6 +263,10 @@ ROWS = [
     linear_cross_entropy(2048, 256, 8000),  # in chunks
     linear_cross_entropy(2048, 256, 8000, frozen=True),
     linear_cross_entropy(256, 768, 50257),
+    log_probs(32, 27),
+    log_probs(4096, 27),
+    log_probs(256, 50257),
+    log_probs(2048, 32000),
     linear_log_probs(32, 64, 27),
     linear_log_probs(512, 512, 32000),
     linear_log_probs(512, 512, 32000, is_forward=True),

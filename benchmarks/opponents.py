@@ -14,7 +14,7 @@ from charlm import ops
 
 Function = Callable[..., Tensor]
 
-# Of linear_log_probs: what a policy was sampled with, and the weight of the entropy in what is to be maximised.
+# Of log_probs and linear_log_probs: what a policy was sampled with, and the weight of the entropy in what is to be maximised.
 TEMPERATURE, ENTROPY_BONUS = 0.9, 0.01
 
 
@@ -26,10 +26,10 @@ def linear_cross_entropy(input: Tensor, weight: Tensor, target: Tensor, **option
     return F.cross_entropy(F.linear(input, weight), target, **options)
 
 
-def linear_log_probs(input: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+def log_probs(logits: Tensor, ids: Tensor) -> Tensor:
     """What trainers of policies take from the logits, in the way of TRL's `selective_log_softmax` and
     `entropy_from_logits`, which go through 128 rows at a time."""
-    logits = F.linear(input, weight) / TEMPERATURE
+    logits = logits / TEMPERATURE
     log_probs, entropy = [], []
     for rows, own in zip(logits.split(128), ids.unsqueeze(-1).split(128), strict=True):
         if logits.dtype in (torch.float32, torch.float64):
@@ -40,6 +40,15 @@ def linear_log_probs(input: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
         of_classes = rows.log_softmax(-1)
         entropy.append(-(of_classes.exp() * of_classes).sum(-1))
     return torch.cat(log_probs) + ENTROPY_BONUS * torch.cat(entropy)
+
+
+def linear_log_probs(input: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    return log_probs(F.linear(input, weight), ids)
+
+
+def charlm_log_probs(logits: Tensor, ids: Tensor) -> Tensor:
+    found = ops.log_probs(logits, ids, temperature=TEMPERATURE)
+    return found.log_probs + ENTROPY_BONUS * found.entropy
 
 
 def charlm_linear_log_probs(input: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
@@ -58,11 +67,12 @@ EAGER: dict[str, Function] = {
     "embedding_linear": embedding_linear,
     "linear_cross_entropy": linear_cross_entropy,
     "linear_log_probs": linear_log_probs,
+    "log_probs": log_probs,
     "mlp_cross_entropy": mlp_cross_entropy,
 }
 
 # Of the ops that return more than a tensor.
-CHARLM: dict[str, Function] = {"linear_log_probs": charlm_linear_log_probs}
+CHARLM: dict[str, Function] = {"linear_log_probs": charlm_linear_log_probs, "log_probs": charlm_log_probs}
 
 
 HAS_TORCH_LINEAR = hasattr(F, "linear_cross_entropy")  # torch 2.13
