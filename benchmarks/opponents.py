@@ -14,7 +14,7 @@ from charlm import ops
 
 Function = Callable[..., Tensor]
 
-# Of log_probs and linear_log_probs: what a policy was sampled with, and the weight of the entropy in what is to be maximised.
+# Of log_probs and linear_log_probs: what a policy was sampled with, and the weight of its entropy in what it maximises.
 TEMPERATURE, ENTROPY_BONUS = 0.9, 0.01
 
 

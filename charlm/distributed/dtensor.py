@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Shard
 
+from charlm.distributed.split import Split, shards
 from charlm.ops import _log_probs, _vocab_parallel, _vocab_parallel_log_probs
 from charlm.ops._arguments import REDUCTIONS, LossOptions, check_token_weights, keywords
 from charlm.ops._log_probs import LogProbs, LogProbsOptions
@@ -52,7 +51,7 @@ def cross_entropy(
     row_dims = [dim for dim in range(input.ndim) if dim != class_dim]
     if input.ndim == 1 and target.shape == (1,) and not target.is_floating_point():
         target = target.squeeze(0)  # one row, whose target torch takes in either shape
-    split = _Split.of(input, row_dims, input if _may_split_classes(target, weight, token_weights) else None, class_dim)
+    split = Split.of(input, row_dims, input if _may_split_classes(target, weight, token_weights) else None, class_dim)
     target, weight, token_weights = split.joined(
         split.by_columns_alone, target=target, weight=weight, token_weights=token_weights
     )
@@ -87,7 +86,7 @@ def linear_cross_entropy(
 ) -> Tensor:
     """:func:`charlm.ops.linear_cross_entropy`. A weight that is sharded by classes is not gathered, nor are logits."""
     row_dims = range(input.ndim - 1)
-    split = _Split.of(input, row_dims, linear_weight if _may_split_classes(target, weight, token_weights) else None, 0)
+    split = Split.of(input, row_dims, linear_weight if _may_split_classes(target, weight, token_weights) else None, 0)
     linear_weight, linear_bias = split.joined(linear_weight=linear_weight, linear_bias=linear_bias)
     target, weight, token_weights = split.joined(
         split.by_columns_alone, target=target, weight=weight, token_weights=token_weights
@@ -115,7 +114,7 @@ def log_probs(input: DTensor, ids: Tensor, options: LogProbsOptions) -> LogProbs
     """:func:`charlm.ops.log_probs`. Logits that are sharded by classes are not gathered."""
     class_dim = input.ndim - 1
     # Where there are no classes nothing is known of them that ranks could tell.
-    split = _Split.of(input, range(class_dim), input if input.numel() > 0 else None, class_dim)
+    split = Split.of(input, range(class_dim), input if input.numel() > 0 else None, class_dim)
     (ids,) = split.joined(split.by_columns_alone, ids=ids)
     rows = input.shape[:-1]
     split.check_shape("ids", ids, rows, (*rows, *ids.shape[-1:]))
@@ -131,7 +130,7 @@ def linear_log_probs(
     input: DTensor, linear_weight: Tensor, ids: Tensor, linear_bias: Tensor | None, options: LogProbsOptions
 ) -> LogProbs:
     """:func:`charlm.ops.linear_log_probs`. A weight that is sharded by classes is not gathered, nor are logits."""
-    split = _Split.of(input, range(input.ndim - 1), linear_weight if linear_weight.numel() > 0 else None, 0)
+    split = Split.of(input, range(input.ndim - 1), linear_weight if linear_weight.numel() > 0 else None, 0)
     linear_weight, linear_bias = split.joined(linear_weight=linear_weight, linear_bias=linear_bias)
     (ids,) = split.joined(split.by_columns_alone, ids=ids)
     rows = input.shape[:-1]
@@ -148,7 +147,7 @@ def linear_log_probs(
 
 def embedding_linear(ids: DTensor, embedding: Tensor, weight: Tensor, bias: Tensor | None, activation: int) -> Tensor:
     """:func:`charlm.ops.embedding_linear`. Of a weight that is sharded by its rows come shards of the hidden units."""
-    split = _Split.of(ids, range(ids.ndim - 1), weight, 0)
+    split = Split.of(ids, range(ids.ndim - 1), weight, 0)
     embedding, weight, bias = split.joined(embedding=embedding, weight=weight, bias=bias)
     split.check_shape("bias", bias, weight.shape[:1])
     output = EMBEDDING_LINEAR.call(
@@ -172,10 +171,10 @@ def mlp_cross_entropy(
     options: LossOptions,
 ) -> Tensor:
     """:func:`charlm.ops.mlp_cross_entropy`; where a weight is sharded by its rows, the two ops that it is equal to."""
-    if _shards(weight1, 0) or _shards(weight2, 0):
+    if shards(weight1, 0) or shards(weight2, 0):
         hidden: Any = embedding_linear(ids, embedding, weight1, bias1, _ACTIVATIONS["tanh"])
         return linear_cross_entropy(hidden, weight2, target, bias2, None, None, options)
-    split = _Split.of(ids, range(ids.ndim - 1))
+    split = Split.of(ids, range(ids.ndim - 1))
     target, *parameters = split.joined(
         target=target, embedding=embedding, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2
     )
@@ -186,136 +185,6 @@ def mlp_cross_entropy(
     losses = _by_kernel(MLP_CROSS_ENTROPY, tensors, options)
     counted = _counted(own_target, None, None, parameters[3].shape[0], options.ignore_index)
     return _reduced(split, losses, rows, options.reduction, own_target, counted)
-
-
-@dataclass(frozen=True)
-class _Split:
-    """How an op is split: for each dimension of the mesh, at most one of rows and columns.
-
-    Attributes:
-        mesh: the ranks.
-        rows: for each dimension of the mesh, the dimension of the rows that it splits, or None.
-        column_dim: the dimension of the mesh that splits columns, or None.
-    """
-
-    mesh: DeviceMesh
-    rows: tuple[int | None, ...]
-    column_dim: int | None
-
-    @classmethod
-    def of(cls, first: DTensor, row_dims: Sequence[int], columns: Tensor | None = None, dim: int = 0) -> _Split:
-        """By the rows of `first`, which are its dimensions `row_dims`, and dimension `dim` of `columns`."""
-        if first.device_mesh.get_coordinate() is None:
-            raise RuntimeError(f"this process is not in the mesh of the DTensors, {_ranks(first.device_mesh)}")
-        column_dim = next(iter(_shards(columns, dim)), None)
-        rows = [
-            row_dims.index(p.dim) if type(p) is Shard and p.dim in row_dims and mesh_dim != column_dim else None
-            for mesh_dim, p in enumerate(first.placements)
-        ]
-        return cls(first.device_mesh, tuple(rows), column_dim)
-
-    @property
-    def by_columns_alone(self) -> bool:
-        return self.column_dim is not None and all(row is None for row in self.rows)
-
-    @property
-    def is_split(self) -> bool:
-        return self.column_dim is not None or any(row is not None for row in self.rows)
-
-    def joined(self, allow_plain: bool = False, **tensors: Tensor | None) -> list[Any]:
-        """The tensors as DTensors of this mesh; a plain one is whole on every rank where torch takes it for that."""
-        return [None if tensor is None else self._join(name, tensor, allow_plain) for name, tensor in tensors.items()]
-
-    def _join(self, name: str, tensor: Tensor, allow_plain: bool) -> DTensor:
-        if isinstance(tensor, DTensor):
-            if tensor.device_mesh != self.mesh:
-                raise ValueError(
-                    f"{name} must be on the mesh of the other DTensors, {_ranks(self.mesh)}, got one "
-                    f"{_ranks(tensor.device_mesh)}"
-                )
-            return tensor
-        implicitly = getattr(DTensor._op_dispatcher, "_allow_implicit_replication", False)
-        if allow_plain or implicitly or tensor.numel() == 1:
-            return DTensor.from_local(tensor, self.mesh, self.place(), run_check=False)
-        raise RuntimeError(
-            f"got mixed torch.Tensor and DTensor: {name} must be a DTensor too, as by "
-            "torch.distributed.tensor.distribute_tensor"
-        )
-
-    def check_shape(self, name: str, tensor: Tensor | None, *shapes: Sequence[int]) -> None:
-        """Refuses a shape that could look wrong on some ranks only, and leave the others waiting.
-
-        What is wrong on all of them the kernels refuse, in their own words.
-        """
-        if self.is_split and tensor is not None and tensor.shape not in [torch.Size(shape) for shape in shapes]:
-            expected = " or ".join(str(tuple(shape)) for shape in shapes)
-            raise ValueError(f"{name} must have shape {expected}, got {tuple(tensor.shape)}")
-
-    def place(self, row: _Row = lambda row: Replicate(), column: Placement | None = None) -> list[Placement]:
-        """A placement for each dimension of the mesh: row(dimension of the rows), column, or Replicate."""
-        return [
-            (column or Replicate()) if dim == self.column_dim else Replicate() if split is None else row(split)
-            for dim, split in enumerate(self.rows)
-        ]
-
-    def local(self, tensor: Any, row: _Row = lambda row: Replicate(), column: Placement | None = None) -> Any:
-        """This rank's part of a tensor that is placed so; differentiable."""
-        if tensor is None:
-            return None
-        placements = self.place(row, column)
-        if list(tensor.placements) != placements:
-            tensor = tensor.redistribute(placements=placements)  # its gradient goes back
-        is_split = [dim == self.column_dim or split is not None for dim, split in enumerate(self.rows)]
-        gradient = [Partial() if s and p.is_replicate() else p for s, p in zip(is_split, placements, strict=True)]
-        return tensor.to_local(grad_placements=gradient)
-
-    def first_column(self, columns: int) -> int:
-        """The first of this rank's, of so many that are sharded."""
-        assert self.column_dim is not None
-        # Shard cuts as torch.chunk does.
-        chunk = -(-columns // self.mesh.size(self.column_dim))
-        return min(self.mesh.get_local_rank(self.column_dim) * chunk, columns)
-
-    def joint(self, own: Tensor, shape: Sequence[int], row: _Row, column: Placement | None = None) -> Tensor:
-        """The DTensor of which `own` is this rank's part."""
-        joint: Tensor = _Joint.apply(own, self.mesh, self.place(row, column), torch.Size(shape))
-        return joint
-
-    def sum_over_rows(self, own: Tensor) -> Tensor:
-        """The sum of a number over the ranks that the rows are split among; differentiable."""
-        if all(row is None for row in self.rows):
-            return own
-        # What it divides is each rank's part of a sum, and so is its gradient.
-        joint: Any = self.joint(own, (), lambda row: Partial())
-        total: Tensor = joint.full_tensor(grad_placements=self.place(lambda row: Partial()))
-        return total
-
-
-_Row = Callable[[int], Placement]
-
-
-class _Joint(torch.autograd.Function):
-    """`DTensor.from_local`, for numbers that are each rank's part of a sum where the placement is Partial.
-
-    torch has a mean over classes' indices as Partial("avg"): the average of numbers so many times as large. And the
-    second derivative of its own `from_local` is wrong where that is Partial (2.13): what a gradient came from was used
-    on all ranks, so that its own gradient is a sum over them.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, mesh: DeviceMesh, placements: list[Placement], shape: torch.Size) -> DTensor:
-        ctx.placements = placements
-        number = math.prod([mesh.size(dim) for dim, p in enumerate(placements) if p == Partial("avg")])
-        stride = torch.empty(shape, device="meta").stride()
-        return DTensor.from_local(
-            own if number == 1 else own * number, mesh, placements, run_check=False, shape=shape, stride=stride
-        )
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Any) -> tuple[Tensor | None, ...]:
-        whole = [Replicate() if p.is_partial() else p for p in ctx.placements]
-        gradient = [Partial() if p.is_partial() else p for p in ctx.placements]
-        return grad_output.redistribute(placements=whole).to_local(grad_placements=gradient), None, None, None
 
 
 def _counted(
@@ -337,17 +206,6 @@ def _counted(
     return count
 
 
-def _ranks(mesh: DeviceMesh) -> str:
-    return f"of ranks {mesh.mesh.tolist()}"
-
-
-def _shards(tensor: Tensor | None, dim: int) -> list[int]:
-    """The dimensions of the mesh that shard dimension `dim`."""
-    if not isinstance(tensor, DTensor):
-        return []
-    return [mesh_dim for mesh_dim, p in enumerate(tensor.placements) if type(p) is Shard and p.dim == dim]
-
-
 def _may_split_classes(target: Tensor, *weights: Tensor | None) -> bool:
     """Probabilities, and weights that want a gradient, need all classes."""
     return not target.is_floating_point() and not any(w is not None and w.requires_grad for w in weights)
@@ -363,7 +221,7 @@ def _by_kernel(op: Op, tensors: Sequence[Any], options: LossOptions) -> Callable
 
 
 def _by_class(
-    split: _Split,
+    split: Split,
     input: Tensor,
     linear_weight: Tensor | None,
     linear_bias: Tensor | None,
@@ -396,7 +254,7 @@ def _by_class(
 
 
 def _reduced(
-    split: _Split,
+    split: Split,
     losses: Callable[[int], Tensor],
     rows: Sequence[int],
     reduction: int,
@@ -421,7 +279,7 @@ def _reduced(
 # differentiated: for the others its backward would be handed zeros that are no DTensors.
 @torch.compiler.disable
 def _log_probs_by_class(
-    split: _Split,
+    split: Split,
     input: Tensor,
     linear_weight: Tensor | None,
     linear_bias: Tensor | None,
@@ -445,7 +303,7 @@ def _log_probs_by_class(
     return _joint_log_probs(split, own, rows, ids)
 
 
-def _joint_log_probs(split: _Split, own: LogProbs, rows: torch.Size, ids: torch.Size) -> LogProbs:
+def _joint_log_probs(split: Split, own: LogProbs, rows: torch.Size, ids: torch.Size) -> LogProbs:
     """The results for all rows and ids, of these shapes, from those of this rank's."""
     log_probs, *others = own
     return LogProbs(split.joint(log_probs, ids, Shard), *(split.joint(other, rows, Shard) for other in others))
