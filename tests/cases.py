@@ -40,9 +40,11 @@ ACTIVATIONS = ("tanh", "relu", "gelu", "silu", "none")
 REDUCTIONS = ("mean", "sum", "none")
 TARGETS = ("indices", "ignored", "probabilities")
 
-# Of log_probs, without a gradient.
+# What log_probs returns, with a gradient and without, and its options.
+DIFFERENTIABLE_RESULTS = ("log_probs", "entropy", "logsumexp")
 INTEGER_RESULTS = ("argmax", "rank")
 ALL_LOG_PROBS_OPTIONS: dict[str, Any] = {"temperature": 0.7, "softcap": 5.0}
+LOG_PROBS_OPTIONS: list[dict[str, Any]] = [{}, {"temperature": 2.5}, {"softcap": 2.0}, ALL_LOG_PROBS_OPTIONS]
 
 # Every combination of the options of the two losses but `reduction`, and one in which all of them are at work.
 LOSS_OPTIONS: list[dict[str, Any]] = [

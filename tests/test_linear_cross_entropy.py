@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,9 +31,8 @@ from cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peak_memory import peak_allocation
 from torch import Tensor
-from torch._C._profiler import _EventType
-from torch.profiler import ProfilerActivity
 
 from charlm import ops
 from charlm.ops import reference
@@ -220,28 +218,6 @@ def test_the_logits_are_never_in_memory() -> None:
     peak = peak_allocation(lambda: sample.call(ops.linear_cross_entropy, leaves).backward())
     gradients = sum(leaf.numel() for leaf in leaves.values())
     assert peak < 4 * (gradients + 8 * rows + part * rows * vocab_size)
-
-
-def peak_allocation(run: Callable[[], Any]) -> int:
-    """The most bytes of tensors that were alive at once and that `run` allocated."""
-    if device.type == "cuda":
-        run()  # for what libraries allocate once
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profile:
-        run()
-    assert profile.profiler is not None
-    assert profile.profiler.kineto_results is not None
-    events = list(profile.profiler.kineto_results.experimental_event_tree())
-    changes = []
-    while events:
-        event = events.pop()
-        events.extend(event.children)
-        if event.tag == _EventType.Allocation:
-            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
-    return max(itertools.accumulate(change for _, change in sorted(changes)))
 
 
 @settings(max_examples=100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,9 +13,11 @@ import pytest
 import torch
 from cases import (
     ALL_LOG_PROBS_OPTIONS,
+    DIFFERENTIABLE_RESULTS,
     DTYPES,
     INTEGER_DTYPES,
     LINEAR_LOG_PROBS_SHAPES,
+    LOG_PROBS_OPTIONS,
     Sample,
     assert_as_good_as_torch,
     check,
@@ -30,8 +33,7 @@ from cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_linear_cross_entropy import peak_allocation
-from test_log_probs import DIFFERENTIABLE, OPTIONS, every_dtype, every_subset
+from peak_memory import peak_allocation
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -43,6 +45,9 @@ from charlm.ops._extension import _C
 # forward on the CPU to keep the logits: in memory of any dtype, and, where that is float32 or float64, of the weight's.
 KEPT = {"kept": (20, 67, 603), "kept in full": (50, 67, 603)}
 PIECES = {"one": (7, 5, 27), "chunks": (515, 16, 65), "blocks": (67, 31, 603), "both": (300, 3, 603), **KEPT}
+SUBSETS = [names for count in (1, 2, 3) for names in itertools.combinations(DIFFERENTIABLE_RESULTS, count)]
+every_subset = pytest.mark.parametrize("names", SUBSETS, ids="+".join)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 every_piece = pytest.mark.parametrize("shape", PIECES.values(), ids=PIECES)
 
 
@@ -55,7 +60,7 @@ def test_every_shape_in_every_dtype(shape: tuple[int, int, int], dtype: torch.dt
 
 @pytest.mark.parametrize("ids_per_row", [None, 0, 1, 2, 64])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("options", OPTIONS, ids=names_of)
+@pytest.mark.parametrize("options", LOG_PROBS_OPTIONS, ids=names_of)
 @every_piece
 def test_any_number_of_ids(
     shape: tuple[int, int, int], options: dict[str, Any], bias: bool, ids_per_row: int | None
@@ -267,7 +272,7 @@ def test_nan_stays_in_its_row(shape: tuple[int, int, int], dtype: torch.dtype) -
     sample = sample.with_arguments(input=features)
     values = evaluate(sample)
     only_row_2 = [row == 2 for row in range(shape[0])]
-    for name in DIFFERENTIABLE:
+    for name in DIFFERENTIABLE_RESULTS:
         assert values[name].isnan().tolist() == only_row_2, name
     assert values["argmax"][2] == 0
     assert values["rank"][2] == shape[2]
@@ -296,7 +301,7 @@ def test_long_rows_lose_no_digits(rows: int) -> None:
     arguments = (torch.ones(rows, 2, device=device), weight, integers(classes, (rows,)))
     found = ops.linear_log_probs(*arguments, linear_bias=bias)
     exact = reference.log_probs(bias.double().expand(rows, classes), arguments[2])
-    for name in DIFFERENTIABLE:
+    for name in DIFFERENTIABLE_RESULTS:
         torch.testing.assert_close(getattr(found, name).double(), getattr(exact, name), rtol=2.0**-22, atol=0.0)
 
 
@@ -305,7 +310,7 @@ def test_long_rows_lose_no_digits(rows: int) -> None:
     ("rows", "features", "classes"), [(0, 3, 4), (5, 0, 4), (0, 0, 4), ((0, 2), 3, 4), (5, 0, 600)]
 )
 def test_no_rows_or_features(rows: Any, features: int, classes: int, ids_per_row: int | None) -> None:
-    for options in OPTIONS:
+    for options in LOG_PROBS_OPTIONS:
         check(linear_log_probs_sample(rows, features, classes, ids_per_row=ids_per_row, **options))
 
 
@@ -338,7 +343,7 @@ def gradients_of(
     found = namespace.linear_log_probs(**{**sample.arguments, **leaves})
     results = [getattr(found, name) for name in names]
     upstream = [
-        normal(*value.shape, dtype=upstream_dtype or value.dtype, seed=DIFFERENTIABLE.index(name)).to(value)
+        normal(*value.shape, dtype=upstream_dtype or value.dtype, seed=DIFFERENTIABLE_RESULTS.index(name)).to(value)
         for name, value in zip(names, results, strict=True)
     ]
     return dict(zip(leaves, torch.autograd.grad(results, list(leaves.values()), upstream), strict=True))
@@ -384,7 +389,7 @@ def test_only_the_gradients_that_are_asked_for_are_computed(shape: tuple[int, in
 
 @pytest.mark.parametrize("ids_per_row", [None, 0, 3])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("options", OPTIONS, ids=names_of)
+@pytest.mark.parametrize("options", LOG_PROBS_OPTIONS, ids=names_of)
 def test_gradcheck(options: dict[str, Any], bias: bool, ids_per_row: int | None) -> None:
     sample = linear_log_probs_sample(3, 2, 4, ids_per_row=ids_per_row, ignored=True, bias=bias, **options)
     leaves = sample.leaves()
@@ -469,7 +474,7 @@ def test_the_results_have_the_dtype_that_was_asked_for(output_dtype: torch.dtype
     sample = linear_log_probs_sample(9, dtype=dtype, ids_per_row=2, output_dtype=output_dtype)
     for namespace in (ops, reference):
         found = sample.results(namespace.linear_log_probs, {})
-        assert all(found[name].dtype == (output_dtype or dtype) for name in DIFFERENTIABLE)
+        assert all(found[name].dtype == (output_dtype or dtype) for name in DIFFERENTIABLE_RESULTS)
         assert found["argmax"].dtype == found["rank"].dtype == torch.int64
     check(sample)
 

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from cases import (
     ALL_LOG_PROBS_OPTIONS,
+    DIFFERENTIABLE_RESULTS,
     DTYPES,
     INTEGER_DTYPES,
+    LOG_PROBS_OPTIONS,
     LOGITS_SHAPES,
     Sample,
     assert_as_good_as_torch,
@@ -22,6 +24,7 @@ from cases import (
     device,
     evaluate,
     integers,
+    linear_log_probs_sample,
     log_probs_sample,
     names_of,
     normal,
@@ -29,14 +32,13 @@ from cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peak_memory import peak_allocation
 from torch import Tensor
 
 from charlm import ops
 from charlm.ops import reference
 
-OPTIONS: list[dict[str, Any]] = [{}, {"temperature": 2.5}, {"softcap": 2.0}, ALL_LOG_PROBS_OPTIONS]
-DIFFERENTIABLE = ("log_probs", "entropy", "logsumexp")
-SUBSETS = [names for count in (1, 2, 3) for names in itertools.combinations(DIFFERENTIABLE, count)]
+SUBSETS = [names for count in (1, 2, 3) for names in itertools.combinations(DIFFERENTIABLE_RESULTS, count)]
 every_subset = pytest.mark.parametrize("names", SUBSETS, ids="+".join)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
@@ -56,7 +58,7 @@ def test_few_rows_of_many_classes(options: dict[str, Any], dtype: torch.dtype) -
 
 @pytest.mark.parametrize("ids_per_row", [0, 1, 2, 7, 64])
 @pytest.mark.parametrize("classes", [1, 5, 27, 1003])
-@pytest.mark.parametrize("options", OPTIONS, ids=names_of)
+@pytest.mark.parametrize("options", LOG_PROBS_OPTIONS, ids=names_of)
 def test_any_number_of_ids(options: dict[str, Any], classes: int, ids_per_row: int, instruction_set: str) -> None:
     for dtype in (torch.float64, torch.float32):
         check(log_probs_sample(9, classes, dtype=dtype, ids_per_row=ids_per_row, **options))
@@ -220,7 +222,7 @@ def test_ties_are_the_first_class_and_no_higher_rank(dtype: torch.dtype, instruc
         assert torch.equal(equal.rank, torch.zeros_like(ids))
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=names_of)
+@pytest.mark.parametrize("options", LOG_PROBS_OPTIONS, ids=names_of)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_options_move_no_class(dtype: torch.dtype, options: dict[str, Any]) -> None:
     """Also where the soft cap has made equal numbers of different logits."""
@@ -343,7 +345,7 @@ def test_nan_is_nan_whatever_its_other_bits(classes: int, softcap: float | None,
     logits[2, 5] = torch.tensor(0x7FC00001, dtype=torch.int32).view(torch.float32)
     values = evaluate(sample.with_arguments(input=logits))
     only_row_2 = [row == 2 for row in range(20)]
-    for name in DIFFERENTIABLE:
+    for name in DIFFERENTIABLE_RESULTS:
         assert values[name].isnan().tolist() == only_row_2, name
     assert values["gradient of input"].isnan().any(dim=1).tolist() == only_row_2
 
@@ -357,7 +359,7 @@ def test_long_rows_lose_no_digits(classes: int, options: dict[str, Any], instruc
         ids = torch.tensor([classes - 1], device=device)
         found = ops.log_probs(logits, ids, **options)
         exact = reference.log_probs(logits.double(), ids, **options)
-        for name in DIFFERENTIABLE:
+        for name in DIFFERENTIABLE_RESULTS:
             torch.testing.assert_close(getattr(found, name).double(), getattr(exact, name), rtol=2.0**-22, atol=0.0)
 
 
@@ -403,7 +405,7 @@ def gradient_of(
     found = getattr(namespace, sample.op)(**{**sample.arguments, "input": leaf})
     results = [getattr(found, name) for name in names]
     upstream = [
-        normal(*value.shape, dtype=upstream_dtype or value.dtype, seed=DIFFERENTIABLE.index(name)).to(value)
+        normal(*value.shape, dtype=upstream_dtype or value.dtype, seed=DIFFERENTIABLE_RESULTS.index(name)).to(value)
         for name, value in zip(names, results, strict=True)
     ]
     return torch.autograd.grad(results, leaf, upstream)[0]
@@ -437,16 +439,35 @@ def test_gradients_of_some_results_where_others_are_no_number(value: float, name
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14, equal_nan=True)
 
 
+@every_subset
+@pytest.mark.parametrize("op", ["log_probs", "linear_log_probs"])
+def test_second_derivatives_and_mapped_gradients_of_some_results(op: str, names: tuple[str, ...]) -> None:
+    sample = log_probs_sample(4, 5, ids_per_row=2, ignored=True, **ALL_LOG_PROBS_OPTIONS)
+    if op == "linear_log_probs":
+        sample = linear_log_probs_sample(4, 3, 5, ids_per_row=2, ignored=True, **ALL_LOG_PROBS_OPTIONS)
+
+    def derivatives(namespace: Any) -> list[Tensor]:
+        leaves = sample.leaves()
+        found = getattr(namespace, op)(**{**sample.arguments, **leaves})
+        results, inputs = [getattr(found, name) for name in names], list(leaves.values())
+        several = [normal(3, *value.shape, seed=n) for n, value in enumerate(results)]
+        mapped = torch.autograd.grad(results, inputs, several, is_grads_batched=True, retain_graph=True)
+        first = torch.autograd.grad(results, inputs, [value[0] for value in several], create_graph=True)
+        return [*mapped, *torch.autograd.grad(sum(g.square().sum() for g in first), inputs, materialize_grads=True)]
+
+    torch.testing.assert_close(derivatives(ops), derivatives(reference), rtol=1e-11, atol=1e-13)
+
+
 def test_results_without_a_gradient() -> None:
     found = log_probs_sample(4, 5).leaves()["input"]
     results = ops.log_probs(found, integers(5, (4,)))
     assert not results.argmax.requires_grad
     assert not results.rank.requires_grad
-    assert all(getattr(results, name).requires_grad for name in DIFFERENTIABLE)
+    assert all(getattr(results, name).requires_grad for name in DIFFERENTIABLE_RESULTS)
 
 
 @pytest.mark.parametrize("ids_per_row", [None, 0, 3])
-@pytest.mark.parametrize("options", OPTIONS, ids=names_of)
+@pytest.mark.parametrize("options", LOG_PROBS_OPTIONS, ids=names_of)
 def test_gradcheck(options: dict[str, Any], ids_per_row: int | None) -> None:
     sample = log_probs_sample(4, 3, ids_per_row=ids_per_row, ignored=True, scale=1.0, **options)
     leaves = sample.leaves()
@@ -517,7 +538,7 @@ def test_the_results_have_the_dtype_that_was_asked_for(output_dtype: torch.dtype
     sample = log_probs_sample(9, 27, dtype=dtype, ids_per_row=2, output_dtype=output_dtype)
     for namespace in (ops, reference):
         found = sample.results(namespace.log_probs, {})
-        assert all(found[name].dtype == (output_dtype or dtype) for name in DIFFERENTIABLE)
+        assert all(found[name].dtype == (output_dtype or dtype) for name in DIFFERENTIABLE_RESULTS)
         assert found["argmax"].dtype == found["rank"].dtype == torch.int64
     check(sample)
 
@@ -532,7 +553,19 @@ def test_autocast_has_float32_results(dtype: torch.dtype, lower: torch.dtype) ->
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     expected = sample.with_arguments(output_dtype=wide).results(ops.log_probs, {})
     assert all(same_bits(found[name], value) for name, value in expected.items())
-    assert all(rounded[name].dtype == torch.bfloat16 for name in DIFFERENTIABLE)
+    assert all(rounded[name].dtype == torch.bfloat16 for name in DIFFERENTIABLE_RESULTS)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_float32_results_of_half_precision_through_transforms(dtype: torch.dtype) -> None:
+    sample = log_probs_sample(3, 4, 27, dtype=dtype, output_dtype=torch.float32)
+    logits, ids = sample.arguments["input"], sample.arguments["ids"]
+    expected = ops.log_probs(logits, ids, output_dtype=torch.float32)
+    found = torch.vmap(lambda x, y: ops.log_probs(x, y, output_dtype=torch.float32))(logits, ids)
+    assert all(map(same_bits, found, expected))
+    one_by_one = torch.func.grad(lambda x: ops.log_probs(x, ids, output_dtype=torch.float32).entropy.sum())(logits)
+    (gradient,) = torch.autograd.grad(ops.log_probs(leaf := logits.clone().requires_grad_(), ids).entropy.sum(), leaf)
+    torch.testing.assert_close(one_by_one, gradient)
 
 
 @settings(max_examples=120)
@@ -568,6 +601,49 @@ def test_an_id_out_of_range_is_named(value: int) -> None:
         for leaf in (logits, logits.clone().requires_grad_()):
             with pytest.raises(IndexError, match=rf"ids\[{named}\] = {value} is out of range for 27 classes"):
                 ops.log_probs(leaf, ids)
+
+
+@pytest.mark.cpu
+def test_more_classes_than_a_transform_can_number() -> None:
+    """In float32, as which it has argmax and rank for a while."""
+    logits = torch.zeros(1, 1, 1).expand(2, 1, 2**24 + 1)
+    ids = torch.zeros(2, 1, dtype=torch.int64)
+    assert ops.log_probs(logits, ids).rank.tolist() == [[0], [0]]
+    with pytest.raises(ValueError, match=r"transforms take at most 16777216 classes in torch\.float32, got 16777217"):
+        torch.vmap(ops.log_probs)(logits, ids)
+
+
+@pytest.mark.cpu
+def test_nothing_as_large_as_the_logits_is_allocated_but_their_gradient() -> None:
+    rows, classes = 500, 1003
+    logits, ids = normal(rows, classes, dtype=torch.float32), integers(classes, (rows,))
+    assert peak_allocation(lambda: ops.log_probs(logits, ids)) < 4 * 40 * rows
+    leaf = logits.requires_grad_()
+    peak = peak_allocation(lambda: cases.joined(ops.log_probs(leaf, ids)).sum().backward())
+    assert peak < 4 * (rows * classes + 60 * rows)
+
+
+@pytest.mark.vast
+def test_more_than_2_to_31_elements() -> None:
+    """Rows share memory here."""
+    rows, classes = 2**15 + 1, 2**16
+    row = normal(1, classes, dtype=torch.float32, seed=8)
+    ids = torch.full((rows,), 3, device=device)
+    ids[-1] = classes - 1
+    found = ops.log_probs(row.expand(rows, classes), ids)
+    expected = ops.log_probs(row.expand(2, classes), ids[-2:])
+    for value, other in zip(found, expected, strict=True):
+        assert same_bits(value, torch.cat([other[:1].expand(rows - 1), other[1:]]))
+
+
+def test_offsets_beyond_2_to_31_elements() -> None:
+    """Rows so far apart that memory in between is never touched."""
+    stride, classes = 2**30 + 5, 11
+    memory = torch.empty(2 * stride + classes, dtype=torch.bfloat16, device=device)
+    logits = memory.as_strided((3, classes), (stride, 1))
+    logits.copy_(normal(3, classes, dtype=torch.bfloat16, seed=9))
+    ids = torch.tensor([1, 0, 7], device=device)
+    assert all(map(same_bits, ops.log_probs(logits, ids), ops.log_probs(logits.clone(), ids)))
 
 
 @pytest.mark.cpu

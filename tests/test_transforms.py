@@ -484,6 +484,36 @@ def test_kernels_compute_values_and_first_gradients_under_torch_func(monkeypatch
         jvp(lambda z: ops.cross_entropy(z, target[0]), (input[0],), (input[1],))
 
 
+@pytest.mark.parametrize("op", ["log_probs", "linear_log_probs"])
+def test_argmax_and_rank_come_out_of_transforms(op: str) -> None:
+    sample = log_probs_sample(4, 5, ids_per_row=2, ignored=True)
+    if op == "linear_log_probs":
+        sample = linear_log_probs_sample(4, 2, 5, ids_per_row=2, ignored=True)
+    values = stacked(sample)
+
+    def call(*given: Tensor) -> ops.LogProbs:
+        return getattr(ops, op)(**{**sample.arguments, **dict(zip(values, given, strict=True))})
+
+    expected = [call(*each) for each in zip(*values.values(), strict=True)]
+    found = vmap(call)(*values.values())
+    one = tuple(value[0] for value in values.values())
+
+    def with_results(input: Tensor) -> tuple[Tensor, ops.LogProbs]:
+        results = call(input, *one[1:])
+        return results.entropy.sum(), results
+
+    forward, _, aux = jvp(with_results, one[:1], one[:1], has_aux=True)
+    close(forward, expected[0].entropy.sum())
+    for results, others in (
+        (found, [torch.stack(each) for each in zip(*expected, strict=True)]),
+        (grad(with_results, has_aux=True)(one[0])[1], expected[0]),
+        (aux, expected[0]),
+    ):
+        assert type(results) is ops.LogProbs
+        assert results.argmax.dtype == results.rank.dtype == torch.int64
+        close(tuple(results), tuple(others))
+
+
 def test_per_sample_gradients_of_a_module() -> None:
     loss = LinearCrossEntropyLoss(3, 5, bias=True, device=device, dtype=torch.float64)
     parameters = {name: value.detach() for name, value in loss.named_parameters()}
