@@ -57,7 +57,7 @@ MISTAKES = [
     Fault(ROW, "static_cast<uint64_t>(p.classes);", "static_cast<uint64_t>(p.classes + FAULT);", "out of bounds"),
     Fault(ROW, "if (!target.valid) return", "if (!target.valid && !FAULT) return", WRONG_NUMBERS),
     Fault(ROW, "!target.ignored && target.valid ?", "(FAULT || (!target.ignored && target.valid)) ?", WRONG_NUMBERS),
-    Fault(ROW, "scale *= token_weight", "if (!FAULT) scale *= token_weight", WRONG_NUMBERS),
+    Fault(NARROW, "scale * token_weight(", "FAULT ? scale : scale * token_weight(", WRONG_NUMBERS),
     Fault(ROW, "run.loss_parts[blockIdx.x] = sums", "run.loss_parts[FAULT ? 0 : blockIdx.x] = sums", "a race"),
 ]
 

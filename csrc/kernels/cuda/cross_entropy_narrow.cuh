@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(kNarrowThreads, sizeof(S) == sizeof(double) ? 
     sum = part.exact_sum();
     log_sum = log(sum);
     if (lane == 0 && has_row) {
-      loss = row_loss<T, kPlain>(p, row, target, part, log_sum, target_input);
+      loss = token_weight(p, row, target) * row_loss<T, kPlain>(p, target, part, log_sum, target_input);
       p.shift[row] = shift;
       p.log_sum[row] = log_sum;
       if (run.row_loss != nullptr) run.row_loss[row] = loss;
@@ -216,7 +216,8 @@ __global__ void __launch_bounds__(kNarrowThreads, sizeof(S) == sizeof(double) ? 
   if (target.ignored) {
     for (int c = lane; has_row && c < classes; c += tile.lanes) own[c] = to_storage<S>(T(0));
   } else {
-    const RowGradient<T> values = row_gradient<T, kPlain>(p, row, target, shift, sum, log_sum, part.total, scale);
+    const RowGradient<T> values =
+        row_gradient<T, kPlain>(p, row, target, shift, sum, log_sum, part.total, scale * token_weight(p, row, target));
     if (tile.lanes == 1) {
       narrow_gradients<S, kPlain, 1>(p, values, target.index, target_input, own, lane);
     } else {

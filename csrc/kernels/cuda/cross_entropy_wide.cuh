@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)  // 64 registers 
     log_sum = log(sum);
     T loss = 0;
     if (thread == 0 && has_row) {
-      loss = row_loss<T, kPlain>(p, row, target, part, log_sum, target_input);
+      loss = token_weight(p, row, target) * row_loss<T, kPlain>(p, target, part, log_sum, target_input);
       p.shift[row] = part.shift;
       p.log_sum[row] = log_sum;
       if (run.row_loss != nullptr) run.row_loss[row] = loss;
@@ -224,7 +224,8 @@ __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)  // 64 registers 
     write_parts(run, loss, thread == 0 && has_row ? mean_weight(p, row, target) : T(0), shared[0]);
   }
   if (!has_gradient || !has_row) return;
-  const RowGradient<T> values = row_gradient<T, kPlain>(p, row, target, part.shift, sum, log_sum, part.total, scale);
+  const RowGradient<T> values = row_gradient<T, kPlain>(p, row, target, part.shift, sum, log_sum, part.total,
+                                                        scale * token_weight(p, row, target));
   GradientRow<S> to{p.input_gradient.data != nullptr,
                     &value_at<S>(p.input_gradient, p.input_gradient.row_offset(row), 0),
                     p.input_gradient.class_stride,
@@ -279,7 +280,7 @@ __global__ void __launch_bounds__(kMergeThreads)
     const T target_input =
         target.index >= 0 ? to_compute(value_at<S>(p.input, p.input.row_offset(row), target.index)) : T(0);
     const T log_sum = log(part.exact_sum());
-    loss = row_loss<T, kPlain>(p, row, target, part, log_sum, target_input);
+    loss = token_weight(p, row, target) * row_loss<T, kPlain>(p, target, part, log_sum, target_input);
     weight = mean_weight(p, row, target);
     p.shift[row] = part.shift;
     p.log_sum[row] = log_sum;

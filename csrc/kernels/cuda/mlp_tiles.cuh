@@ -153,7 +153,7 @@ __device__ inline void finish_row(const MlpTiles<T>& p, T* logits, int64_t row, 
   const RowTarget<T> target = exists ? row_target(p.loss, p.loss.target[row]) : RowTarget<T>{};
   if (exists && lane == 0) {
     const T target_input = target.index >= 0 ? logits[target.index] : T(0);
-    const T value = row_loss<T, kPlain>(p.loss, row, target, part, log_sum, target_input);
+    const T value = row_loss<T, kPlain>(p.loss, target, part, log_sum, target_input);
     if (p.run.row_loss != nullptr) p.run.row_loss[row] = value;
     *loss += value;
     *mean_weight += target.class_weight;

@@ -115,8 +115,8 @@ __device__ inline RowTarget<T> row_target(const CrossEntropy<T>& p, int64_t y) {
   return target;
 }
 
-// What loss and gradient of a row are multiplied by; 1 where it does not count, as its weight may be anything then.
-// Read where it is needed: most calls have none, and no register to spare for it.
+// What callers multiply loss and gradient of a row by, if the op has such weights; 1 where it does not count, as its
+// weight may be anything then. Read where it is needed: most calls have none, and no register to spare for it.
 template <typename T>
 __device__ inline T token_weight(const CrossEntropy<T>& p, int64_t row, const RowTarget<T>& target) {
   return p.token_weights != nullptr && !target.ignored && target.valid ? p.token_weights[row] : T(1);
@@ -129,8 +129,8 @@ __device__ inline T mean_weight(const CrossEntropy<T>& p, int64_t row, const Row
 }
 
 template <typename T, bool kPlain>
-__device__ inline T row_loss(const CrossEntropy<T>& p, int64_t row, const RowTarget<T>& target,
-                             const SoftmaxPart<T>& part, T log_sum, T target_input) {
+__device__ inline T row_loss(const CrossEntropy<T>& p, const RowTarget<T>& target, const SoftmaxPart<T>& part,
+                             T log_sum, T target_input) {
   if (target.ignored) return 0;
   if (!target.valid) return not_a_number<T>();
   const T lse = part.shift + log_sum;
@@ -141,8 +141,7 @@ __device__ inline T row_loss(const CrossEntropy<T>& p, int64_t row, const RowTar
     const T total = total_is_unknown(p) ? part.total : p.label_smoothing;
     if (p.classes > 0) loss += total * log_sum - part.product;
   }
-  if (p.z_loss != 0) loss += p.z_loss * lse * lse;
-  return loss * token_weight(p, row, target);
+  return p.z_loss != 0 ? loss + p.z_loss * lse * lse : loss;
 }
 
 // What the gradient of a row is made of: d loss / d input_c = slope_c (exponential(z_c) factor - a_c scale), and for
@@ -159,7 +158,6 @@ template <typename T, bool kPlain>
 __device__ inline RowGradient<T> row_gradient(const CrossEntropy<T>& p, int64_t row, const RowTarget<T>& target,
                                               T shift, T sum, T log_sum, T total, T scale) {
   if (p.row_scale != nullptr) scale *= p.row_scale[row];
-  scale *= token_weight(p, row, target);
   if (!target.valid) scale = not_a_number<T>();
   T weight = target.index_weight;
   if constexpr (!kPlain) weight += total_is_unknown(p) ? total : p.label_smoothing;
