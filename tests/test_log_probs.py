@@ -139,6 +139,16 @@ def test_ignore_index_255_of_unsigned_bytes() -> None:
     check(sample.with_arguments(ids=sample.arguments["ids"].to(torch.uint8)))
 
 
+@pytest.mark.parametrize("integer", INTEGER_DTYPES[4:])
+def test_unsigned_ids_are_not_ignored(integer: torch.dtype) -> None:
+    """As bytes, 156 and -100 are the same."""
+    ids = torch.tensor([156, 255, 100], device=device).to(integer)
+    for ignore_index in (-100, -1, 2**40 + 156):
+        sample = log_probs_sample(3, 300, ignore_index=ignore_index).with_arguments(ids=ids)
+        check(sample)
+        assert (ops.log_probs(**sample.arguments).log_probs < 0.0).all()
+
+
 # What counts.
 
 

@@ -350,9 +350,10 @@ def log_probs(
     for name, value in options.items():
         _check_option(name, value, input.dtype)
     classes = input.shape[-1]
-    several = ids if ids.dim() == input.dim() else ids.unsqueeze(-1)
+    # Compared as 64 bits: as an unsigned byte, 156 equals -100.
+    several = (ids if ids.dim() == input.dim() else ids.unsqueeze(-1)).long()
     kept = several != ignore_index
-    chosen = several.long().masked_fill(~kept, 0)
+    chosen = several.masked_fill(~kept, 0)
     counts = kept.any(-1) if several.shape[-1] > 0 else torch.ones_like(input[..., :0].sum(-1), dtype=torch.bool)
     input = input.masked_fill(~counts.unsqueeze(-1), 0.0)  # 0 times infinity is NaN: what is ignored takes no part
     with torch.no_grad():
