@@ -49,6 +49,8 @@ DIRECT = "tests/test_direct_calls.py::test_"
 CE = "tests/test_cross_entropy.py::test_"
 WEIGHTS = "tests/test_token_weights.py::test_"
 EL = "tests/test_embedding_linear.py::test_"
+LP = "tests/test_log_probs.py::test_"
+LLP = "tests/test_linear_log_probs.py::test_"
 MLP = "tests/test_mlp_cross_entropy.py::test_"
 DEVICE = "tests/test_cuda_device.py::test_"
 CONTRACT = "tests/test_op_contract.py::test_"
@@ -245,6 +247,48 @@ KERNELS = [
         "const auto id = row[t * ids.position_stride];",
         "const auto id = row[t];",
         (EL + "ids_with_any_strides",),
+    ),
+    Fault(
+        "classes as probable as the id are above it",
+        "csrc/kernels/cpu/log_probs.cpp",
+        "not_above += x <= sums->first_input;",
+        "not_above += x < sums->first_input;",
+        (LP + "ties_are_the_first_class_and_no_higher_rank",),
+    ),
+    Fault(
+        "the sum of p log p is not brought under the new largest logit",
+        "csrc/kernels/cpu/log_probs.cpp",
+        "factor * (sums->product + change * sums->sum)",
+        "factor * sums->product",
+        (LP + "any_number_of_ids",),
+    ),
+    Fault(
+        "the gradient of the entropy lacks the entropy",
+        "csrc/kernels/cpu/log_probs.cpp",
+        "of_entropy * (p.log_sum[n] - p.kept_entropy[n])",
+        "of_entropy * p.log_sum[n]",
+        (LP + "gradients_of_some_results",),
+    ),
+    Fault(
+        "ignored ids have a part in the gradient of their row",
+        "csrc/kernels/cpu/log_probs.cpp",
+        "p.log_probs_gradient == nullptr || ids[k] == p.ignore_index ? 0",
+        "p.log_probs_gradient == nullptr ? 0",
+        (LP + "what_is_ignored_has_gradient_zero_whatever_comes_from_upstream",),
+    ),
+    Fault(
+        "every chunk of rows sets the gradient of the weight",
+        "csrc/kernels/linear_log_probs.cpp",
+        "first_row == 0 ? Write::kSet : Write::kAdd",
+        "Write::kSet",
+        (LLP + "gradients_of_some_results",),
+    ),
+    Fault(
+        "ranks in blocks are of a logit of 0",
+        "csrc/kernels/linear_log_probs.cpp",
+        "sums.data()[n].first_input = first_inputs.data()[n];",
+        "sums.data()[n].first_input = 0;",
+        (LLP + "the_most_probable_class_has_rank_zero",),
     ),
 ]
 
