@@ -140,8 +140,10 @@ def mlp_cross_entropy(
 
 def _nan_in_rows(values: Tensor, outside: Tensor, input: Tensor) -> Tensor:
     """NaN where ids are outside, and in the gradients of their rows of the input."""
-    rows = input.sum(-1) * torch.nan
-    return values.where(~outside, rows if outside.dim() < input.dim() else rows.unsqueeze(-1))
+    several = outside if outside.dim() == input.dim() else outside.unsqueeze(-1)
+    is_bad = several.any(-1, keepdim=True)
+    rows = input.sum(-1, keepdim=True) * torch.zeros_like(is_bad, dtype=input.dtype).masked_fill(is_bad, torch.nan)
+    return values.where(~outside, rows.expand(several.shape).reshape(outside.shape))
 
 
 def _outside(indices: Tensor, size: int) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import out_of_range
 import pytest
 import torch
 from cases import (
@@ -537,6 +538,18 @@ def test_an_id_out_of_range_makes_its_log_prob_and_the_gradient_of_its_row_nan(c
     gradient, others = values["gradient of input"], torch.tensor([0, 1, 3], device=device)
     assert gradient[[2, 4]].isnan().all()
     assert same_bits(gradient[others], expected["gradient of input"][others])
+
+
+@pytest.mark.parametrize("ids_per_row", [None, 3])
+@pytest.mark.parametrize("options", [{}, ALL_LOG_PROBS_OPTIONS], ids=names_of)
+def test_ids_out_of_range_by_their_definition(options: dict[str, Any], ids_per_row: int | None) -> None:
+    for sample in (
+        log_probs_sample(9, 27, ids_per_row=ids_per_row, ignored=True, **options),
+        linear_log_probs_sample(9, 3, 27, ids_per_row=ids_per_row, ignored=True, **options),
+    ):
+        ids = sample.arguments["ids"].clone()
+        ids.view(9, -1)[::3, 0], ids.view(9, -1)[4, -1] = -1, 27
+        check(sample.with_arguments(ids=ids), truth=out_of_range)
 
 
 def test_only_ids_out_of_range() -> None:

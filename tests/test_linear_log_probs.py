@@ -193,6 +193,7 @@ def test_the_most_probable_class_has_rank_zero(
     assert torch.count_nonzero(found.rank) == 0
 
 
+@pytest.mark.cpu  # on a GPU products are of others
 @every_dtype
 @every_piece
 def test_equal_classes_have_equal_ranks(shape: tuple[int, int, int], dtype: torch.dtype, instruction_set: str) -> None:
@@ -359,7 +360,8 @@ def test_gradients_of_some_results(shape: tuple[int, int, int], dtype: torch.dty
         truths = gradients_of(reference, names, there.to(torch.float64), dtype)
         torchs = gradients_of(reference, names, there)
         for name, truth in truths.items():
-            tolerance = cases.TOLERANCES[dtype] * max(float(truth.abs().max()), 1.0)
+            # A GPU rounds logits and their gradients as torch does: of so many errors, either may have the largest.
+            tolerance = (1 + cases.on_cuda) * cases.TOLERANCES[dtype] * max(float(truth.abs().max()), 1.0)
             assert_as_good_as_torch(found[name].cpu(), truth, torchs[name], tolerance, f"{names}: {name}")
 
 

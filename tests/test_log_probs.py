@@ -103,12 +103,15 @@ def test_any_strides(view: Callable[[Tensor], Tensor], dtype: torch.dtype, ids_p
 
 
 def test_logits_of_all_but_the_last_position() -> None:
+    """With the bits of a copy on the CPU; on CUDA sums begin where vectors of 16 bytes do."""
     logits, tokens = normal(2, 7, 11), integers(11, (2, 7))
     sample = log_probs_sample(2, 6, 11).with_arguments(input=logits[:, :-1], ids=tokens[:, 1:])
     check(sample)
     shifted = evaluate(sample)
     copied = evaluate(sample.with_arguments(input=logits[:, :-1].contiguous(), ids=tokens[:, 1:].contiguous()))
-    assert all(same_bits(shifted[name], value) for name, value in copied.items())
+    for name, value in copied.items():
+        torch.testing.assert_close(shifted[name], value)
+        assert cases.on_cuda or same_bits(shifted[name], value), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
