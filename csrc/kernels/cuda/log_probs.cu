@@ -1,6 +1,7 @@
 // A group of threads for a row, from one thread (few classes) to a block (128K in bfloat16). No row is shared by
-// blocks: one row of a million classes keeps one multiprocessor busy, for some 50 microseconds, and no other. Few classes
-// in rows that begin between two vectors are read from where they are: cross_entropy_narrow.cuh has what is faster.
+// blocks: one row of a million classes keeps one multiprocessor busy, for some 50 microseconds, and no other. Few
+// classes in rows that begin between two vectors are read from where they are: cross_entropy_narrow.cuh has what is
+// faster.
 //
 // Forward reads a row once, under a running maximum, and once more the piece that has the largest input.
 #include <type_traits>
