@@ -45,6 +45,7 @@ SAMPLES = {
     "mlp_cross_entropy, none": mlp_cross_entropy_sample(9, targets="ignored", reduction="none"),
     "log_probs": log_probs_sample(9, 27, ids_per_row=2, ignored=True, **ALL_LOG_PROBS_OPTIONS),
     "linear_log_probs": linear_log_probs_sample(9, ids_per_row=2, ignored=True, **ALL_LOG_PROBS_OPTIONS),
+    "linear_log_probs, few rows": linear_log_probs_sample(5, 7, 300),
 }
 every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 every_half = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

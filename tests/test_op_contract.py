@@ -56,6 +56,8 @@ SAMPLES = {
     "linear_log_probs": linear_log_probs_sample(9),
     "linear_log_probs, several": linear_log_probs_sample((3, 4), ids_per_row=2, ignored=True, **ALL_LOG_PROBS_OPTIONS),
     "linear_log_probs, no bias": linear_log_probs_sample(9, 5, 300, bias=False),
+    # As many rows as features: the logits fill the memory that they are kept in, and opcheck compares all of it.
+    "linear_log_probs, few rows": linear_log_probs_sample(7, 7, 300, ids_per_row=2, ignored=True),
 }
 LARGE_SAMPLES = {
     "embedding_linear": embedding_linear_sample(4099, 3, 27, 10, 67, dtype=torch.float32),

@@ -60,6 +60,7 @@ SAMPLES = {
     "log_probs, several": log_probs_sample(4, 5, ids_per_row=2, ignored=True),
     "log_probs, one row": log_probs_sample(5, ids_per_row=0),
     "linear_log_probs": linear_log_probs_sample((2, 1), 2, 4, bias=False),
+    "linear_log_probs, few rows": linear_log_probs_sample(2, 3, 4),
     "linear_log_probs, several": linear_log_probs_sample(4, 2, 5, ids_per_row=2, ignored=True, **ALL_LOG_PROBS_OPTIONS),
 }
 every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
