@@ -148,8 +148,10 @@ def _is_worth_keeping(input: Tensor) -> bool:
     """Whether forward is to leave the logits in the memory that the weight's gradient will have, which saves backward
     a product: where they fit into that, and it is not many times as large as they are. Kernels for GPUs keep none.
     """
+    if torch.compiler.is_compiling() or not input.is_cpu or input.ndim == 0:
+        return False
     rows, features = math.prod(input.shape[:-1]), input.shape[-1]
-    return not torch.compiler.is_compiling() and input.is_cpu and 0 < rows <= features <= 4 * rows
+    return 0 < rows <= features <= 4 * rows
 
 
 _OP = _transforms.Op(_packed, _reference, _fold)
