@@ -69,7 +69,8 @@ struct LayerCall {
            make_gradient(layer.bias, layer.wants_bias, &of_bias, &problem.layer.bias_gradient);
   }
   void run() {
-    problem.layer.input = Matrix(layer.input.data, layer.input.storage, layer.rows, layer.features, layer.row_stride, 1);
+    problem.layer.input =
+        Matrix(layer.input.data, layer.input.storage, layer.rows, layer.features, layer.row_stride, 1);
     problem.layer.weight = Matrix(layer.weight.data, layer.weight.storage, layer.classes, layer.features);
     problem.layer.bias = static_cast<const T*>(layer.bias.data);
     problem.loss = loss.problem;
