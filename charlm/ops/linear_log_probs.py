@@ -47,7 +47,8 @@ def linear_log_probs(
 
     What policy gradients, preference tuning and distillation take from an output layer. The logits (N, C) are computed
     a piece at a time, in forward and again in backward: 1/40 of them, or 1/20 where there are fewer than 10,240
-    classes; on a GPU as in :func:`charlm.ops.linear_cross_entropy`.
+    classes; on a GPU as in :func:`charlm.ops.linear_cross_entropy`. On the CPU, where N <= D <= 4 * N and the weight
+    requires a gradient, forward leaves them in memory for that gradient, and backward saves a product.
 
     Args:
         input: (..., D), N rows; float32, float64, bfloat16 or float16 (the last two are computed in float32).
