@@ -284,6 +284,13 @@ KERNELS = [
         (LLP + "gradients_of_some_results",),
     ),
     Fault(
+        "a backward that may run again turns kept logits into a gradient",
+        "charlm/ops/linear_log_probs.py",
+        "logits.clone() if graph_is_kept() else logits.detach()",
+        "logits.detach()",
+        (LLP + "kept_logits_outlast_a_backward_of_a_graph_that_is_kept",),
+    ),
+    Fault(
         "ranks in blocks are of a logit of 0",
         "csrc/kernels/linear_log_probs.cpp",
         "sums.data()[n].first_input = first_inputs.data()[n];",
