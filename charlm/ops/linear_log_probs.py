@@ -48,7 +48,7 @@ def linear_log_probs(
     What policy gradients, preference tuning and distillation take from an output layer. The logits (N, C) are computed
     a piece at a time, in forward and again in backward: 1/40 of them, or 1/20 where there are fewer than 10,240
     classes; on a GPU as in :func:`charlm.ops.linear_cross_entropy`. On the CPU, where N <= D <= 4 * N and the weight
-    requires a gradient, forward leaves them in memory for that gradient, and backward saves a product.
+    requires a gradient, forward leaves those that fit in memory for that gradient, and backward saves their product.
 
     Args:
         input: (..., D), N rows; float32, float64, bfloat16 or float16 (the last two are computed in float32).
@@ -146,8 +146,9 @@ def _fold(mapped: Sequence[bool], size: int, tensors: _transforms.Tensors, optio
 
 
 def _is_worth_keeping(input: Tensor) -> bool:
-    """Whether forward is to leave the logits in the memory that the weight's gradient will have, which saves backward
-    a product: where they fit into that, and it is not many times as large as they are. Kernels for GPUs keep none.
+    """Whether forward is to leave logits in the memory that the weight's gradient will have, which saves backward a
+    product, or in 16 bits, where N > D / 2, a part of one: not where most do not fit into that, nor where it is many
+    times as large as they are. Kernels for GPUs keep none.
     """
     if torch.compiler.is_compiling() or not input.is_cpu or input.ndim == 0:
         return False
@@ -197,9 +198,9 @@ class _LinearLogProbs(torch.autograd.Function):
         else:
             logits = logits.clone() if graph_is_kept() else logits.detach()
             of_input, of_bias = _backward_of_kept(
-                *gradients, input, linear_weight, ids, kept, logits, *ctx.options, *which
+                *gradients, input, linear_weight, ids, bias, kept, logits, *ctx.options, *which
             )
-            found = of_input, logits.to(linear_weight.dtype) if weight_wanted else None, of_bias
+            found = of_input, logits, of_bias
         of_input, of_weight, of_bias = (gradient if want else None for gradient, want in zip(found, which, strict=True))
         return of_input, of_weight, None, of_bias, None
 
@@ -210,11 +211,7 @@ def _(
 ) -> tuple[Tensor, ...]:
     check_devices(input=input, linear_weight=linear_weight, ids=ids, linear_bias=linear_bias)
     results = fake_results(input, ids)
-    computed = results[1].dtype
-    fits = math.prod(input.shape[:-1]) * computed.itemsize <= input.shape[-1] * input.dtype.itemsize
-    keeps_logits = options[-1]
-    dtype = computed if keeps_logits and not fits else input.dtype
-    return *results, input.new_empty(linear_weight.shape if keeps_logits else [0], dtype=dtype)
+    return *results, input.new_empty(linear_weight.shape if options[-1] else [0])
 
 
 @torch.library.register_fake("charlm::linear_log_probs_backward")
@@ -246,12 +243,13 @@ def _(
     input: Tensor,
     linear_weight: Tensor,
     ids: Tensor,
+    linear_bias: Tensor | None,
     kept: Tensor,
     logits: Tensor,
     *others: Any,
 ) -> tuple[Tensor, Tensor]:
     *_, input_gradient, _, bias_gradient = others
-    check_devices(input=input, linear_weight=linear_weight, ids=ids, kept=kept, logits=logits)
+    check_devices(input=input, linear_weight=linear_weight, ids=ids, linear_bias=linear_bias, kept=kept, logits=logits)
     return (
         input.new_empty(input.shape if input_gradient else [0]),
         input.new_empty([linear_weight.shape[0] if bias_gradient else 0]),

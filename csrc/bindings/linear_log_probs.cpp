@@ -14,15 +14,6 @@ cpu::LinearLogProbs<T> problem_of(const LinearLogProbsArguments<T>& arguments) {
           .log_probs = arguments.log_probs};
 }
 
-// In the weight's dtype, as its gradient will be, or where that is too short in what is computed in.
-template <typename T>
-Tensor memory_of_logits(const Tensor& weight, int64_t rows) {
-  const int64_t features = weight.size(1);
-  check(rows <= features, "keeps_logits needs no more rows than features, got N=", rows, ", D=", features);
-  const bool fits = cpu::has_room_for_logits<T>(Matrix(nullptr, storage_of(weight), weight.size(0), features), rows);
-  return allocate(weight.sizes(), fits ? weight.scalar_type() : kDtype<T>);
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor input,
                                                                            const Tensor linear_weight, const Tensor ids,
                                                                            const OptionalTensor linear_bias,
@@ -37,8 +28,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const
     check_ids(arguments.log_probs, ids.sizes());
     cpu::LinearLogProbs<T> problem = problem_of(arguments);
     const LogProbsResults results = allocate_results(ids, input, &problem.log_probs);
-    const Tensor logits = keeps_logits ? memory_of_logits<T>(linear_weight, problem.log_probs.rows)
-                                       : allocate({0}, linear_weight.scalar_type());
+    const Tensor logits = allocate(keeps_logits ? linear_weight.sizes() : Shape({0}), input.scalar_type());
     if (keeps_logits) problem.logits = matrix_of(logits);
     took_branch(keeps_logits ? "linear_log_probs_forward/keeps_logits" : "linear_log_probs_forward/pieces");
     cpu::linear_log_probs(problem);
@@ -91,19 +81,18 @@ std::tuple<Tensor, Tensor, Tensor> backward(const OptionalTensor log_probs_gradi
 
 std::tuple<Tensor, Tensor> backward_(const OptionalTensor log_probs_gradient, const OptionalTensor entropy_gradient,
                                      const OptionalTensor logsumexp_gradient, const Tensor input,
-                                     const Tensor linear_weight, const Tensor ids, const Tensor kept, Tensor logits,
-                                     int64_t ignore_index, double temperature, double softcap, bool input_gradient,
-                                     bool weight_gradient, bool bias_gradient) {
+                                     const Tensor linear_weight, const Tensor ids, const OptionalTensor linear_bias,
+                                     const Tensor kept, Tensor logits, int64_t ignore_index, double temperature,
+                                     double softcap, bool input_gradient, bool weight_gradient, bool bias_gradient) {
   const auto options = log_probs_options(ignore_index, temperature, softcap);
   return dispatch_compute_type(input, [&](auto type) -> std::tuple<Tensor, Tensor> {
     using T = decltype(type);
-    Backward<T> call(log_probs_gradient, entropy_gradient, logsumexp_gradient, input, linear_weight, ids, std::nullopt,
+    Backward<T> call(log_probs_gradient, entropy_gradient, logsumexp_gradient, input, linear_weight, ids, linear_bias,
                      kept, options, input_gradient, bias_gradient);
     check_on_cpu("logits", logits);
     check_memory("logits", logits);
-    const bool is_memory = logits.sizes().equals(linear_weight.sizes()) && logits.is_contiguous() &&
-                           (logits.scalar_type() == kDtype<T> || logits.scalar_type() == input.scalar_type());
-    check(is_memory && cpu::has_room_for_logits<T>(matrix_of(logits), call.problem.log_probs.rows),
+    check(logits.sizes().equals(linear_weight.sizes()) && logits.is_contiguous() &&
+              logits.scalar_type() == input.scalar_type(),
           "logits must be what the forward op returned, shape ", ShapeString(linear_weight), ", got shape ",
           ShapeString(logits), " and dtype ", DtypeString(logits));
     call.problem.logits = matrix_of(logits);

@@ -43,9 +43,8 @@ STABLE_TORCH_LIBRARY(charlm, ops) {
   ops.def(
       "scale_gradients_(Tensor(a!)[] gradients, Tensor scale, Tensor? target, int ignore_index, int class_dim) -> ()");
   // Results but argmax and rank, which are int64, are in the dtype that is computed in; kept (3, N) is for backward.
-  // logits (C, D), empty where they are not kept, are memory of the weight's gradient, which linear_log_probs_backward_
-  // leaves there; in the dtype of the weight where N logits fit into D values of that, otherwise in the one that is
-  // computed in. On the CPU alone, where N <= D.
+  // logits (C, D), empty where none are kept, are memory of the weight's gradient, which linear_log_probs_backward_
+  // leaves there: those of as many rows as it has room for. On the CPU alone.
   ops.def(
       "linear_log_probs_forward(Tensor input, Tensor linear_weight, Tensor ids, Tensor? linear_bias, int ignore_index, "
       "float temperature, float softcap, bool keeps_logits) "
@@ -58,8 +57,9 @@ STABLE_TORCH_LIBRARY(charlm, ops) {
       "-> (Tensor input_gradient, Tensor weight_gradient, Tensor bias_gradient)");
   ops.def(
       "linear_log_probs_backward_(Tensor? log_probs_gradient, Tensor? entropy_gradient, Tensor? logsumexp_gradient, "
-      "Tensor input, Tensor linear_weight, Tensor ids, Tensor kept, Tensor(a!) logits, int ignore_index, "
-      "float temperature, float softcap, bool input_gradient, bool weight_gradient, bool bias_gradient) "
+      "Tensor input, Tensor linear_weight, Tensor ids, Tensor? linear_bias, Tensor kept, Tensor(a!) logits, "
+      "int ignore_index, float temperature, float softcap, bool input_gradient, bool weight_gradient, bool "
+      "bias_gradient) "
       "-> (Tensor input_gradient, Tensor bias_gradient)");
   ops.def(
       "log_probs_forward(Tensor input, Tensor ids, int ignore_index, float temperature, float softcap) "

@@ -25,21 +25,24 @@ class Pieces {
  public:
   explicit Pieces(const LinearLogProbs<T>& problem)
       : p_(problem),
-        keeps_(problem.logits.data != nullptr),
+        kept_(problem.kept_rows()),
         classes_(problem.log_probs.classes),
         block_(block_classes(classes_)),
-        rows_(keeps_ ? problem.log_probs.rows : std::min(problem.log_probs.rows, most_rows())),
-        buffer_(keeps_ ? 0 : rows_ * block_) {}
+        rows_(std::min(problem.log_probs.rows - kept_, most_rows())),
+        buffer_(rows_ * block_) {}
 
   bool are_rows() const { return block_ == classes_; }
-  int64_t rows() const { return rows_; }
   int64_t block() const { return block_; }
+  // Whether the chunk from this row on is that of the rows whose logits are kept.
+  bool is_kept(int64_t first_row) const { return first_row < kept_; }
+  int64_t kept_rows() const { return kept_; }
 
-  // function(first row, layer, log_probs) for so many rows at a time, with those of the problem.
+  // function(first row, layer, log_probs) for so many rows at a time, with those of the problem; first for those whose
+  // logits are kept.
   template <typename Function>
   void for_each_chunk(const Function& function) const {
-    for (int64_t first = 0; first < p_.log_probs.rows; first += rows_) {
-      const int64_t rows = std::min(rows_, p_.log_probs.rows - first);
+    for (int64_t first = 0, rows; first < p_.log_probs.rows; first += rows) {
+      rows = is_kept(first) ? kept_ : std::min(rows_, p_.log_probs.rows - first);
       function(first, p_.layer.rows_from(first, rows), rows_from(p_.log_probs, first, rows));
     }
   }
@@ -50,9 +53,9 @@ class Pieces {
     for (int64_t v = 0; v < classes_; v += block_) function(v, std::min(block_, classes_ - v));
   }
 
-  // Where the logits of a block are, for so many rows.
-  Matrix logits(int64_t first_class, int64_t rows, int64_t classes) const {
-    void* const data = keeps_ ? p_.logits.at(first_class * p_.logits.columns) : buffer_.data();
+  // Where the logits of a block are, for the rows of a chunk.
+  Matrix logits(int64_t first_row, int64_t first_class, int64_t rows, int64_t classes) const {
+    void* const data = is_kept(first_row) ? p_.logits.at(first_class * p_.logits.columns) : buffer_.data();
     return computed_matrix(static_cast<T*>(data), rows, classes);
   }
 
@@ -64,8 +67,7 @@ class Pieces {
   }
 
   const LinearLogProbs<T>& p_;
-  const bool keeps_;
-  const int64_t classes_, block_, rows_;
+  const int64_t kept_, classes_, block_, rows_;
   const Workspace<T> buffer_;
 };
 
@@ -84,9 +86,9 @@ void linear_log_probs(const LinearLogProbs<T>& problem) {
   if (problem.log_probs.rows == 0) return;
   if (problem.log_probs.classes == 0) return log_probs(problem.log_probs);
   const Pieces<T> pieces(problem);
-  pieces.for_each_chunk([&](int64_t, const OutputLayer<T>& layer, const LogProbs<T>& chunk) {
+  pieces.for_each_chunk([&](int64_t first_row, const OutputLayer<T>& layer, const LogProbs<T>& chunk) {
     if (pieces.are_rows()) {
-      const Matrix logits = pieces.logits(0, chunk.rows, chunk.classes);
+      const Matrix logits = pieces.logits(first_row, 0, chunk.rows, chunk.classes);
       layer.write_logits(0, logits);
       return log_probs(of_logits(chunk, logits));
     }
@@ -99,7 +101,7 @@ void linear_log_probs(const LinearLogProbs<T>& problem) {
       if (has_ids) sums.data()[n].first_input = first_inputs.data()[n];
     }
     pieces.for_each_block([&](int64_t v, int64_t classes) {
-      const Matrix logits = pieces.logits(v, chunk.rows, classes);
+      const Matrix logits = pieces.logits(first_row, v, chunk.rows, classes);
       layer.write_logits(v, logits);
       add_classes(of_logits(chunk, logits), v, sums.data());
     });
@@ -112,7 +114,7 @@ void linear_log_probs(const LinearLogProbs<T>& problem) {
 template <typename T>
 void linear_log_probs_gradient(const LinearLogProbs<T>& problem) {
   const Matrix& weight_gradient = problem.weight_gradient;
-  const bool wants_weight = weight_gradient.data != nullptr, are_kept = problem.logits.data != nullptr;
+  const bool wants_weight = weight_gradient.data != nullptr;
   const int64_t features = problem.layer.input.columns;
   problem.layer.clear_sums();
   if (wants_weight && problem.log_probs.rows == 0) {
@@ -123,12 +125,13 @@ void linear_log_probs_gradient(const LinearLogProbs<T>& problem) {
   const bool is_stored_apart = wants_weight && weight_gradient.storage != kStorageOf<T>;
   const Workspace<T> sums(is_stored_apart ? pieces.block() * features : 0);
   // The weight's gradient of a block goes where its logits are kept, from a gradient that is not there then.
-  const Workspace<T> apart(are_kept ? pieces.rows() * pieces.block() : 0);
+  const Workspace<T> apart(pieces.kept_rows() * pieces.block());
   pieces.for_each_block([&](int64_t v, int64_t classes) {
     void* const stored = wants_weight ? weight_gradient.at(v * features) : nullptr;
     T* const weight_sums = is_stored_apart ? sums.data() : static_cast<T*>(stored);
     pieces.for_each_chunk([&](int64_t first_row, const OutputLayer<T>& layer, const LogProbs<T>& chunk) {
-      const Matrix logits = pieces.logits(v, chunk.rows, classes);
+      const bool are_kept = pieces.is_kept(first_row);
+      const Matrix logits = pieces.logits(first_row, v, chunk.rows, classes);
       if (!are_kept) layer.write_logits(v, logits);
       const Matrix gradient = are_kept ? computed_matrix(apart.data(), chunk.rows, classes) : logits;
       LogProbs<T> block = of_logits(chunk, logits);

@@ -1,6 +1,6 @@
 // log_probs(input weight^T + bias) without its (N, C) logits: products of matrices, and the kernels of log_probs on a
-// bounded piece of the logits at a time. Backward computes the piece again, and its gradient takes its place; or all
-// logits wait for it in the memory that the weight's gradient is going to have, where they fit into that.
+// bounded piece of the logits at a time. Backward computes the piece again, and its gradient takes its place; or the
+// logits of as many rows as fit wait for it in the memory that the weight's gradient is going to have.
 #pragma once
 
 #include "kernels/log_probs.h"
@@ -17,17 +17,18 @@ struct LinearLogProbs {
   OutputLayer<T> layer;
   Matrix weight_gradient;  // (C, D) contiguous, in the weight's storage or in that of T; data null: not wanted
   LogProbs<T> log_probs;   // its input and input_gradient are not read, the pieces' take their place
-  // As the gradient of the weight, whose rows have room for N values of T each; data null: none. Forward leaves the
-  // logits there, each block as an (N, block's classes) matrix of T at the start of these classes' rows. Backward reads
-  // them; the weight's gradient may be in their place.
+  // As the gradient of the weight, whose rows have room for some values of T each; data null: none. Forward leaves the
+  // logits of as many rows there, each block as a (rows, block's classes) matrix of T at the start of these classes'
+  // rows. Backward reads them; the weight's gradient may be in their place.
   Matrix logits;
-};
 
-// Whether there is that room.
-template <typename T>
-bool has_room_for_logits(const Matrix& matrix, int64_t rows) {
-  return rows * static_cast<int64_t>(sizeof(T)) <= matrix.columns * storage_size(matrix.storage);
-}
+  // How many rows these are, the first ones.
+  int64_t kept_rows() const {
+    if (logits.data == nullptr) return 0;
+    const int64_t room = logits.columns * storage_size(logits.storage) / static_cast<int64_t>(sizeof(T));
+    return room < log_probs.rows ? room : log_probs.rows;
+  }
+};
 
 template <typename T>
 void linear_log_probs(const LinearLogProbs<T>& problem);
