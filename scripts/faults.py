@@ -181,7 +181,7 @@ KERNELS = [
     Fault(
         "a direct call reads targets that are no classes",
         "csrc/bindings/direct_loss.cpp",
-        "return cpu::first_bad_target(problem) < 0;",
+        "return cpu::first_bad_class(problem.target, problem.rows, problem.classes, problem.ignore_index) < 0;",
         "return true;",
         (DIRECT + "what_is_wrong_is_for_the_op_to_say",),
     ),

@@ -50,7 +50,7 @@ void set_token_weights(const OptionalTensor& token_weights, Shape row_shape, con
 template <typename T>
 void check_targets(const CrossEntropy<T>& problem, Shape shape) {
   if (problem.target == nullptr) return;
-  const int64_t bad = cpu::first_bad_target(problem);
+  const int64_t bad = cpu::first_bad_class(problem.target, problem.rows, problem.classes, problem.ignore_index);
   if (bad < 0) [[likely]] {
     return;
   }

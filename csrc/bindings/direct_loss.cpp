@@ -99,7 +99,7 @@ template <typename T>
 bool LossArguments<T>::take_classes(const PlainTensor& target) {
   classes_ = Values<int64_t>(target);
   problem.target = classes_.data();
-  return cpu::first_bad_target(problem) < 0;
+  return cpu::first_bad_class(problem.target, problem.rows, problem.classes, problem.ignore_index) < 0;
 }
 
 template <typename T>

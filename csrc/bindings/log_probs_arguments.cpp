@@ -70,7 +70,8 @@ void set_ids(const Tensor& ids, const Tensor& input, int64_t classes, const LogP
 
 template <typename T>
 void check_ids(const LogProbs<T>& problem, Shape shape) {
-  const int64_t bad = cpu::first_bad_id(problem);
+  const int64_t count = problem.rows * problem.ids_per_row;
+  const int64_t bad = cpu::first_bad_class(problem.ids, count, problem.classes, problem.ignore_index);
   if (bad < 0) [[likely]] {
     return;
   }

@@ -51,19 +51,18 @@ void scale_rows(const ClassMatrix& matrix, int64_t rows, int64_t classes, const 
   kernels_for<T>(rows * classes).scale_rows(matrix, rows, classes, factors);
 }
 
-template <typename T>
-int64_t first_bad_target(const CrossEntropy<T>& problem) {
+int64_t first_bad_class(const int64_t* indices, int64_t count, int64_t classes, int64_t ignore_index) {
   // As unsigned numbers, negative classes are too large as well.
-  const auto classes = static_cast<uint64_t>(problem.classes);
-  const auto is_bad = [&](int64_t y) { return (static_cast<uint64_t>(y) >= classes) & (y != problem.ignore_index); };
+  const auto limit = static_cast<uint64_t>(classes);
+  const auto is_bad = [&](int64_t y) { return (static_cast<uint64_t>(y) >= limit) & (y != ignore_index); };
   int64_t bad = 0;  // counted without a branch
-  for (int64_t n = 0; n < problem.rows; ++n) bad += is_bad(problem.target[n]);
+  for (int64_t i = 0; i < count; ++i) bad += is_bad(indices[i]);
   if (bad == 0) [[likely]] {
     return -1;
   }
-  int64_t n = 0;
-  while (!is_bad(problem.target[n])) ++n;
-  return n;
+  int64_t place = 0;
+  while (!is_bad(indices[place])) ++place;
+  return place;
 }
 
 template <typename T>
@@ -103,8 +102,6 @@ template void cross_entropy(const CrossEntropy<float>&);
 template void cross_entropy(const CrossEntropy<double>&);
 template void scale_rows(const ClassMatrix&, int64_t, int64_t, const float*);
 template void scale_rows(const ClassMatrix&, int64_t, int64_t, const double*);
-template int64_t first_bad_target(const CrossEntropy<float>&);
-template int64_t first_bad_target(const CrossEntropy<double>&);
 template float mean_denominator(const CrossEntropy<float>&);
 template double mean_denominator(const CrossEntropy<double>&);
 template double total_loss(const CrossEntropy<float>&);

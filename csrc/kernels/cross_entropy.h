@@ -99,9 +99,8 @@ void cross_entropy(const CrossEntropy<T>& problem);
 template <typename T>
 void scale_rows(const ClassMatrix& matrix, int64_t rows, int64_t classes, const T* factors);
 
-// The first row whose target is neither a class nor ignore_index; -1 if there is none.
-template <typename T>
-int64_t first_bad_target(const CrossEntropy<T>& problem);
+// The place of the first of `count` class indices that is neither a class nor ignore_index; -1 if there is none.
+int64_t first_bad_class(const int64_t* indices, int64_t count, int64_t classes, int64_t ignore_index);
 
 // What a mean over rows divides by: the sum of w weight_target over the rows that count, or, of probabilities, of w. It
 // walks all targets, so callers keep it.

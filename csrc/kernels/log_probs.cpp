@@ -19,7 +19,7 @@ const LogProbsKernels<T>& kernels_for(const LogProbs<T>& problem) {
 // function(first row, last row, scratch) over whole tiles.
 template <typename T, typename Function>
 void for_each_tile(const LogProbs<T>& problem, const Function& function) {
-  const int64_t tile_rows = log_probs_tile_rows(problem.classes);
+  const int64_t tile_rows = cross_entropy_tile_rows(problem.classes);
   parallel_for_columns(problem.rows, tile_rows, 1 + kValueGrain / (problem.classes > 0 ? problem.classes : 1),
                        [&](int64_t first, int64_t last) {
                          const Workspace<T> scratch(log_probs_scratch(problem));
@@ -65,15 +65,6 @@ void log_probs(const LogProbs<T>& problem) {
   finish_log_probs(problem, sums.data());
 }
 
-template <typename T>
-int64_t first_bad_id(const LogProbs<T>& problem) {
-  const auto classes = static_cast<uint64_t>(problem.classes);  // as unsigned numbers, negative ids are too large
-  for (int64_t i = 0; i < problem.rows * problem.ids_per_row; ++i) {
-    if (static_cast<uint64_t>(problem.ids[i]) >= classes && problem.ids[i] != problem.ignore_index) return i;
-  }
-  return -1;
-}
-
 template void log_probs(const LogProbs<float>&);
 template void log_probs(const LogProbs<double>&);
 template void add_classes(const LogProbs<float>&, int64_t, LogProbsRow<float>*);
@@ -82,7 +73,5 @@ template void finish_log_probs(const LogProbs<float>&, const LogProbsRow<float>*
 template void finish_log_probs(const LogProbs<double>&, const LogProbsRow<double>*);
 template void log_probs_gradient(const LogProbs<float>&, int64_t);
 template void log_probs_gradient(const LogProbs<double>&, int64_t);
-template int64_t first_bad_id(const LogProbs<float>&);
-template int64_t first_bad_id(const LogProbs<double>&);
 
 }  // namespace charlm::cpu

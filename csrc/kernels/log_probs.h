@@ -15,6 +15,7 @@
 
 #include <stdint.h>
 
+#include "kernels/cross_entropy.h"
 #include "kernels/device.h"
 #include "kernels/device_library.h"
 #include "kernels/isa.h"
@@ -77,15 +78,9 @@ LogProbs<T> rows_from(const LogProbs<T>& problem, int64_t first, int64_t rows) {
 
 namespace cpu {
 
-// Rows are worked on in tiles cut by shape alone: as many as scratch of a bounded size has room for, at least one.
-inline constexpr int64_t kLogProbsMaxTileRows = 64;
-inline int64_t log_probs_tile_rows(int64_t classes) {
-  const int64_t rows = 4096 / (classes > 0 ? classes : 1);
-  return rows < 1 ? 1 : rows > kLogProbsMaxTileRows ? kLogProbsMaxTileRows : rows;
-}
 template <typename T>
-int64_t log_probs_scratch(const LogProbs<T>& problem) {  // for inputs and gradients that are not rows
-  return 2 * log_probs_tile_rows(problem.classes) * problem.classes;
+int64_t log_probs_scratch(const LogProbs<T>& problem) {  // of a tile of inputs and gradients that are not rows
+  return 2 * cross_entropy_tile_rows(problem.classes) * problem.classes;
 }
 
 // What is known of a row after some of its classes. Sums over many are in double: see cpu/log_probs.cpp.
@@ -132,10 +127,6 @@ void finish_log_probs(const LogProbs<T>& problem, const LogProbsRow<T>* sums);
 // The gradient of all rows by such classes.
 template <typename T>
 void log_probs_gradient(const LogProbs<T>& problem, int64_t first_class = 0);
-
-// The place of the first id that is neither a class nor ignore_index; -1 if there is none.
-template <typename T>
-int64_t first_bad_id(const LogProbs<T>& problem);
 
 }  // namespace cpu
 

@@ -116,7 +116,7 @@ CHARLM_INLINE void add_row(const S* row, int64_t classes, int64_t first_class, c
 // there.
 template <typename S, typename T, typename Body>
 CHARLM_INLINE void for_each_row(const LogProbs<T>& p, int64_t first, int64_t last, T* scratch, const Body& body) {
-  const int64_t tile_rows = log_probs_tile_rows(p.classes);
+  const int64_t tile_rows = cross_entropy_tile_rows(p.classes);
   for (int64_t row = first; row < last; row += tile_rows) {
     const int64_t count = last - row < tile_rows ? last - row : tile_rows;
     Rows<S> input, gradient;
