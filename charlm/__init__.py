@@ -12,6 +12,7 @@ from charlm._version import __version__
 
 if TYPE_CHECKING:
     from charlm import backends, checkpoint, data, distributed, models, nn, ops, plots, presets, sampler
+    from charlm.checkpoint import load
     from charlm.configuration import TrainingConfig
     from charlm.evaluation import evaluate
     from charlm.models import MLP, CountBigram, NeuralBigram
@@ -37,6 +38,7 @@ __all__ = [
     "data",
     "distributed",
     "evaluate",
+    "load",
     "models",
     "nn",
     "ops",
@@ -58,6 +60,7 @@ _HOMES = {
     "TrainingRun": "training_run",
     "Vocabulary": "vocabulary",
     "evaluate": "evaluation",
+    "load": "checkpoint",
     "sample": "sampler",
 }
 

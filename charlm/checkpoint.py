@@ -174,13 +174,13 @@ def save(
         run_folder.commit(run_dir, files)
 
 
-def load(run_dir: str | os.PathLike[str], *, backend: str = "ops", training: bool = True) -> Run:
-    """Reads the checkpoint in `run_dir`; writes nothing.
+def load(run_dir: str | os.PathLike[str], *, backend: str = "ops", training: bool = False) -> Run:
+    """A run on disk: its model, vocabulary and configuration. It is read, never written to.
 
     Args:
         run_dir: the folder of the run.
         backend: of the model: whose ops compute.
-        training: also what training goes on with; otherwise optimizer.safetensors is not read, and need not be there.
+        training: also what training goes on with, from optimizer.safetensors, which need not be there otherwise.
 
     Raises:
         CheckpointError: a file is missing, truncated, not of charlm, or from a newer charlm; the message names it.

@@ -123,7 +123,7 @@ class TrainingRun:
         folder = _Folder()
         try:
             processes.on_first(partial(folder.take, run_dir))
-            run = checkpoint.load(run_dir)
+            run = checkpoint.load(run_dir, training=True)
             if run.training_state is None:
                 raise ValueError(f"{run_dir} holds a {run.config.model}, which is not trained in steps: it is complete")
             config = replace(run.config, **changes)

@@ -72,7 +72,7 @@ def test_a_run_resumes_from_disk_bit_for_bit(
     stopped.run(17)
     save(tmp_path / "run", stopped, config)
 
-    run = checkpoint.load(tmp_path / "run")
+    run = checkpoint.load(tmp_path / "run", training=True)
     assert run.step == 17
     assert run.config == config
     assert run.vocabulary == dataset.vocabulary
@@ -99,7 +99,7 @@ def test_every_model_comes_back(tmp_path: Path, dataset: data.Dataset, kind: str
     checkpoint.save(tmp_path / "run", config=CONFIG, vocabulary=dataset.vocabulary, model=model)
 
     generator_state = torch.get_rng_state()
-    run = checkpoint.load(tmp_path / "run", backend="eager")
+    run = checkpoint.load(tmp_path / "run", backend="eager", training=True)
     assert torch.equal(torch.get_rng_state(), generator_state)
     assert run.training_state is None
     assert run.model.config() == model.config()
@@ -113,7 +113,7 @@ def test_every_model_comes_back(tmp_path: Path, dataset: data.Dataset, kind: str
 def test_a_vocabulary_beyond_ascii_comes_back(tmp_path: Path) -> None:
     vocabulary = Vocabulary('aé\u0439\u4e2d\U0001f600\n"\\', boundary="\n")
     checkpoint.save(tmp_path, config=CONFIG, vocabulary=vocabulary, model=NeuralBigram(len(vocabulary)))
-    assert checkpoint.load(tmp_path).vocabulary == vocabulary
+    assert checkpoint.load(tmp_path, training=True).vocabulary == vocabulary
 
 
 def test_a_fingerprint_tells_data_apart(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_fingerprint_tells_data_apart(tmp_path: Path) -> None:
 
 
 def test_a_run_knows_its_data(tmp_path: Path, dataset: data.Dataset, saved: Path) -> None:
-    run = checkpoint.load(saved)
+    run = checkpoint.load(saved, training=True)
     assert run.data == Fingerprint.of(dataset)
 
 
@@ -195,7 +195,7 @@ def test_a_crash_anywhere_in_a_save_leaves_the_old_state_or_the_new_one(
         save(run, trainer)
 
     def loaded_step(run: Path) -> int:
-        found = checkpoint.load(run)
+        found = checkpoint.load(run, training=True)
         for name, tensor in states[found.step]["model"].items():
             assert torch.equal(found.model.state_dict()[name], tensor)
         assert found.training_state is not None
@@ -232,7 +232,7 @@ def test_a_first_save_cut_off_is_not_a_run(
         with pytest.raises(Crash):
             save(tmp_path / "run", start(dataset))
     with pytest.raises(CheckpointError, match=r"not a run folder, or is incomplete: it has no config.json"):
-        checkpoint.load(tmp_path / "run")
+        checkpoint.load(tmp_path / "run", training=True)
 
 
 def rewrite_config(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -265,14 +265,14 @@ def test_a_damaged_configuration_is_explained(
 ) -> None:
     rewrite_config(saved, change)
     with pytest.raises(CheckpointError, match=message):
-        checkpoint.load(saved)
+        checkpoint.load(saved, training=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"\xff\xfe\x00", b"names\n"])
 def test_a_configuration_that_is_not_json_is_explained(saved: Path, content: bytes) -> None:
     (saved / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config\.json is not"):
-        checkpoint.load(saved)
+        checkpoint.load(saved, training=True)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
@@ -281,7 +281,7 @@ def test_a_truncated_file_is_named_wherever_it_was_cut(saved: Path, name: str) -
     for size in (0, 3, 8, 20, len(content) // 2, len(content) - 1):
         (saved / name).write_bytes(content[:size])
         with pytest.raises(CheckpointError, match=f"{name} is truncated or not a safetensors file"):
-            checkpoint.load(saved)
+            checkpoint.load(saved, training=True)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
@@ -290,18 +290,18 @@ def test_a_foreign_file_is_named(saved: Path, name: str) -> None:
     for content in (b"PK\x03\x04" + bytes(100), b"\x80\x02}q\x00." * 20, bytes(64)):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=f"{name} is truncated or not a safetensors file"):
-            checkpoint.load(saved)
+            checkpoint.load(saved, training=True)
     tensors = {"weight": torch.zeros(2)}
     for metadata in (None, {"step": "1"}, {"charlm_format": "1"}, {"charlm_format": "1", "step": "soon"}):
         safetensors.torch.save_file(tensors, path, metadata=metadata)
         with pytest.raises(CheckpointError, match=f"{name} was not written by charlm"):
-            checkpoint.load(saved)
+            checkpoint.load(saved, training=True)
     safetensors.torch.save_file(tensors, path, metadata={"charlm_format": "2", "step": "10"})
     with pytest.raises(CheckpointError, match=f"{name} has format version 2"):
-        checkpoint.load(saved)
+        checkpoint.load(saved, training=True)
     safetensors.torch.save_file(tensors, path, metadata={"charlm_format": "1", "step": "10"})
     with pytest.raises(CheckpointError, match=rf"{name} does not hold the .*: it has an unknown tensor 'weight'"):
-        checkpoint.load(saved)
+        checkpoint.load(saved, training=True)
 
 
 def test_a_missing_file_is_named(saved: Path, tmp_path: Path) -> None:
@@ -310,11 +310,11 @@ def test_a_missing_file_is_named(saved: Path, tmp_path: Path) -> None:
         shutil.copytree(saved, run)
         (run / name).unlink()
         with pytest.raises(CheckpointError, match=f"it has no {name}"):
-            checkpoint.load(run)
+            checkpoint.load(run, training=True)
     with pytest.raises(CheckpointError, match="nowhere is not a run folder: no such folder"):
-        checkpoint.load(tmp_path / "nowhere")
+        checkpoint.load(tmp_path / "nowhere", training=True)
     with pytest.raises(CheckpointError, match=r"config\.json is not a run folder"):
-        checkpoint.load(saved / "config.json")
+        checkpoint.load(saved / "config.json", training=True)
 
 
 def test_files_of_two_checkpoints_are_not_mixed(saved: Path, tmp_path: Path, dataset: data.Dataset) -> None:
@@ -323,7 +323,7 @@ def test_files_of_two_checkpoints_are_not_mixed(saved: Path, tmp_path: Path, dat
     save(tmp_path / "other", trainer)
     shutil.copy(tmp_path / "other" / "model.safetensors", saved)
     with pytest.raises(CheckpointError, match=r"mixes two checkpoints: model.* is of step 20, optimizer.* of step 10"):
-        checkpoint.load(saved)
+        checkpoint.load(saved, training=True)
 
 
 def test_a_pickle_is_never_executed(saved: Path) -> None:
@@ -333,7 +333,7 @@ def test_a_pickle_is_never_executed(saved: Path) -> None:
 
     torch.save({"weight": Exploit()}, saved / "model.safetensors")
     with pytest.raises(CheckpointError, match="not a safetensors file"):
-        checkpoint.load(saved)
+        checkpoint.load(saved, training=True)
     assert not (saved / "owned").exists()
 
 

@@ -75,7 +75,7 @@ def test_a_run_of_an_older_charlm_goes_on(run_charlm: CommandLine, tmp_path: Pat
 
     losses = trainer.run(2)
     run_charlm.output("train", "--resume", "old", "--quiet")
-    found = checkpoint.load("old")
+    found = checkpoint.load("old", training=True)
     assert found.step == 4
     assert torch.equal(found.model.state_dict()["weight"], trainer.model.state_dict()["weight"])
     records = checkpoint.read_metrics("old")
@@ -84,4 +84,4 @@ def test_a_run_of_an_older_charlm_goes_on(run_charlm: CommandLine, tmp_path: Pat
     config = json.loads((old / "config.json").read_text())
     del config["trained_in_steps"]
     (old / "config.json").write_text(json.dumps(config))
-    assert checkpoint.load("old").training_state is not None
+    assert checkpoint.load("old", training=True).training_state is not None

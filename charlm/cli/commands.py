@@ -14,9 +14,11 @@ from typer.core import TyperCommand, TyperGroup
 from charlm._version import __version__
 from charlm.cli import startup
 from charlm.cli.bench import bench
+from charlm.cli.evaluate import evaluate
 from charlm.cli.info import info
 from charlm.cli.options import check_rules
-from charlm.cli.runs import evaluate, plot, sample
+from charlm.cli.plot import plot
+from charlm.cli.sample import sample
 from charlm.cli.train import train
 from charlm.interrupts import exit_code
 

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -110,6 +110,10 @@ def absolute(path: str) -> str:
 def is_piped(path: str) -> bool:
     """Whether it is standard input or a pipe, which can be read only once."""
     return path in ("-", "/dev/stdin") or (os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode))
+
+
+# The argument of every command that uses a run.
+Run = Annotated[str, typer.Argument(metavar="RUN", parser=file_name, help="Folder of a run.")]
 
 
 def integers(text: str) -> tuple[int, ...]:

@@ -1,10 +1,9 @@
-"""`charlm sample`, `eval` and `plot`: what can be done with a finished or unfinished run."""
+"""`charlm eval`: the losses of a run."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,50 +11,16 @@ import typer
 from typer import Argument, Option
 
 from charlm.cli.console import hint_at_smoothing, loss_table, measures
-from charlm.cli.options import file_name
+from charlm.cli.options import Run, file_name
 
 if TYPE_CHECKING:
     from charlm.splits import Split
 
 _SPLITS = ("train", "dev", "test", "all")
 
-_Run = Annotated[str, Argument(metavar="RUN", parser=file_name, help="Folder of a run.")]
-
-
-def sample(
-    run: _Run,
-    n: Annotated[int, Option("-n", help="How many.")] = 10,
-    temperature: Annotated[float, Option(help="Below 1 plays safe, above 1 dares; 0 is the most probable.")] = 1.0,
-    top_k: Annotated[int | None, Option(help="Draw from the k most probable characters only.")] = None,
-    prefix: Annotated[str, Option(help="How every sample starts.")] = "",
-    seed: Annotated[int | None, Option(help="The same seed, the same samples (default: random).")] = None,
-    max_length: Annotated[int, Option(help="Where a sample that does not end is cut.")] = 1000,
-    stop: Annotated[
-        bool, Option("--stop/--no-stop", help="End a sample at the end of a line, or go on to --max-length.")
-    ] = True,
-) -> None:
-    """Print new names, or whatever the lines were that the run was trained on, one a line."""
-    from charlm import checkpoint, sampler
-
-    loaded = checkpoint.load(run, training=False)
-    blocks = sampler.stream(
-        loaded.model,
-        loaded.vocabulary,
-        n,
-        temperature=temperature,
-        top_k=top_k,
-        prefix=prefix,
-        seed=seed,
-        max_length=max_length,
-        stop=stop,
-    )
-    for texts in blocks:
-        sys.stdout.write("".join(f"{text}\n" for text in texts))
-        sys.stdout.flush()
-
 
 def evaluate(
-    run: _Run,
+    run: Run,
     path: Annotated[
         str | None,
         Argument(metavar="FILE", parser=file_name, help="Text, - for standard input (default: the run's own data)."),
@@ -77,7 +42,7 @@ def evaluate(
     from charlm.data import TooFewLinesError
     from charlm.evaluation import evaluate as mean_nll
 
-    loaded = checkpoint.load(run, training=False)
+    loaded = checkpoint.load(run)
     splits: dict[str, Split]
     if path is not None and part == "all":
         splits = {part: loaded.config.load_whole(path, loaded.vocabulary)}
@@ -98,23 +63,6 @@ def evaluate(
         typer.echo(loss_table(losses))
     if hint := hint_at_smoothing(loaded.model, losses):
         typer.echo(hint, err=True)
-
-
-def plot(
-    run: _Run,
-    out: Annotated[
-        str | None, Option(parser=file_name, metavar="FOLDER", help="Where the pictures go (default: RUN).")
-    ] = None,
-) -> None:
-    """Draw the loss curve and what the model has learned, as PNG files; needs charlm\\[plot]."""
-    from charlm import checkpoint, plots
-
-    loaded = checkpoint.load(run, training=False)
-    figures = plots.figures(
-        loaded.model, loaded.vocabulary, checkpoint.read_metrics(run, at_most=max(loaded.step, loaded.config.steps))
-    )
-    for path in plots.save(figures, run if out is None else out):
-        typer.echo(str(path))
 
 
 def _json_numbers(values: dict[str, float]) -> dict[str, float | None]:
