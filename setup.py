@@ -81,11 +81,11 @@ def modules() -> list[Extension]:
         BINDING_FLAGS.append(f'-DCHARLM_CUDA_ARCHITECTURES="{" ".join(cuda.TARGETS)}"')
 
     text = sources("text/*.cpp")
-    text_bindings = [text.pop(text.index(str(SOURCES / "text/bindings.cpp")))]
+    text_bindings = [path for path in text if path.endswith("bindings.cpp")]
     # In the order in which they are compiled: what takes longest comes first, and the many short ones last.
     text_objects = [
         Objects("text_bindings", text_bindings, [*CXX_FLAGS, *TEXT_BINDING_FLAGS]),
-        Objects("text", text, CXX_FLAGS),
+        Objects("text", [path for path in text if path not in text_bindings], CXX_FLAGS),
     ]
     objects = [Objects("cuda", sources("kernels/cuda/*.cu"), [*cuda.FLAGS, f"-I{SOURCES}"], nvcc=nvcc)] if nvcc else []
     kernels = {name: sources("kernels/cpu/*.cpp")[::-1] for name in sets}  # the last takes longest

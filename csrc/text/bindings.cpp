@@ -7,86 +7,25 @@
 #include <cstdint>
 #include <iterator>
 #include <limits>
-#include <mutex>
 #include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "buffers.h"
 #include "characters.h"
 #include "codec.h"
 #include "contexts.h"
 #include "frame.h"
-#include "sampler.h"
+#include "sampler_bindings.h"
 #include "utf8.h"
-
-namespace py = pybind11;
 
 namespace charlm::text {
 namespace {
 
-// The memory of a one-dimensional contiguous buffer as elements of T: of bytes, or of numbers of the same kind and
-// size. The caller keeps the buffer alive.
-template <typename T>
-std::span<const T> view_as(const py::buffer_info& info) {
-  const auto bytes = static_cast<size_t>(info.size * info.itemsize);
-  const bool is_floating = info.format.find_first_of("efdg") != std::string::npos;
-  if (info.itemsize != 1 && (info.itemsize != sizeof(T) || is_floating != std::is_floating_point_v<T>)) {
-    throw std::invalid_argument("expected a buffer of bytes or of elements of " + std::to_string(sizeof(T)) +
-                                " bytes, got one of format '" + info.format + "'");
-  }
-  if (info.ndim != 1 || (info.size > 1 && info.strides[0] != info.itemsize)) {
-    throw std::invalid_argument("expected a contiguous one-dimensional buffer");
-  }
-  if (bytes == 0) return {};
-  if (bytes % sizeof(T) != 0 || reinterpret_cast<uintptr_t>(info.ptr) % alignof(T) != 0) {
-    throw std::invalid_argument("expected a buffer of whole, aligned elements of " + std::to_string(sizeof(T)) +
-                                " bytes");
-  }
-  return {static_cast<const T*>(info.ptr), bytes / sizeof(T)};
-}
-
-// A bytearray of `size` uninitialised elements of T, and a view of them.
-template <typename T>
-std::pair<py::bytearray, std::span<T>> allocate(int64_t size) {
-  if (size < 0 || size > std::numeric_limits<Py_ssize_t>::max() / static_cast<int64_t>(sizeof(T))) {
-    throw std::bad_alloc();
-  }
-  PyObject* object = PyByteArray_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size * sizeof(T)));
-  if (object == nullptr) throw py::error_already_set();
-  auto bytes = py::reinterpret_steal<py::bytearray>(object);
-  return {bytes, {reinterpret_cast<T*>(PyByteArray_AS_STRING(object)), static_cast<size_t>(size)}};
-}
-
-template <typename T>
-void shrink(const py::bytearray& bytes, int64_t size) {
-  if (PyByteArray_Resize(bytes.ptr(), static_cast<Py_ssize_t>(size * sizeof(T))) != 0) throw py::error_already_set();
-}
-
-template <typename T>
-py::bytearray to_bytearray(const std::vector<T>& values) {
-  return py::bytearray(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
-}
-
-// Calls f with a zero of the token type of that size.
-template <typename F>
-auto with_token_type(int token_size, F f) {
-  switch (token_size) {
-    case 1:
-      return f(uint8_t{0});
-    case 2:
-      return f(int16_t{0});
-    case 4:
-      return f(int32_t{0});
-    default:
-      throw std::invalid_argument("token_size must be 1, 2 or 4, got " + std::to_string(token_size));
-  }
-}
-
-// The same for the type of line ends and example indices.
+// Calls f with a zero of the type of line ends and example indices.
 template <typename F>
 auto with_index_type(int index_size, F f) {
   switch (index_size) {
@@ -97,12 +36,6 @@ auto with_index_type(int index_size, F f) {
     default:
       throw std::invalid_argument("index_size must be 4 or 8, got " + std::to_string(index_size));
   }
-}
-
-py::str to_str(const std::u32string& text) {
-  PyObject* object = PyUnicode_FromKindAndData(PyUnicode_4BYTE_KIND, text.data(), static_cast<Py_ssize_t>(text.size()));
-  if (object == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::str>(object);
 }
 
 py::bytearray encode(const Codec& codec, const py::bytes& utf8) {
@@ -228,78 +161,6 @@ py::tuple distinct_contexts(int token_size, int index_size, const py::buffer& to
   });
 }
 
-// A sampler for one thread at a time. Others get an error: to wait with the GIL for one that needs it is a deadlock.
-// One that ran out of memory halfway through a change can only be thrown away.
-class ExclusiveSampler {
- public:
-  ExclusiveSampler(std::u32string characters, int64_t context_length, int64_t max_contexts)
-      : sampler_(std::move(characters), context_length, max_contexts) {}
-
-  void start(const py::buffer& context, uint64_t seed, int64_t first, int64_t count, int64_t max_tokens, int32_t end) {
-    const std::unique_lock lock = acquire();
-    const py::buffer_info info = context.request();
-    change([&] { sampler_.start(view_as<int32_t>(info), seed, first, count, max_tokens, end); });
-  }
-
-  py::bytearray advance() {
-    const std::unique_lock lock = acquire();
-    std::span<const int32_t> missing;
-    change([&] { missing = sampler_.advance(); });
-    auto [bytes, contexts] = allocate<int32_t>(std::ssize(missing));
-    std::copy(missing.begin(), missing.end(), contexts.begin());
-    return bytes;
-  }
-
-  void add(const py::buffer& weights) {
-    const std::unique_lock lock = acquire();
-    const py::buffer_info info = weights.request();
-    change([&] { sampler_.add(view_as<double>(info)); });
-  }
-
-  int64_t unfinished() {
-    const std::unique_lock lock = acquire();
-    return sampler_.unfinished();
-  }
-
-  py::list texts(const std::u32string& prefix) {
-    const std::unique_lock lock = acquire();
-    py::list texts(sampler_.size());
-    std::u32string text;
-    for (int64_t i = 0; i < sampler_.size(); ++i) {
-      text = prefix;
-      sampler_.append_text(i, text);
-      texts[i] = to_str(text);
-    }
-    return texts;
-  }
-
- private:
-  std::unique_lock<std::mutex> acquire() {
-    std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock) throw std::runtime_error("another thread is using this Sampler");
-    if (broken_) throw std::runtime_error("this Sampler ran out of memory, and cannot go on");
-    return lock;
-  }
-
-  // Without the GIL. What the caller has done wrong is found before anything changes.
-  template <typename Change>
-  void change(const Change& body) {
-    py::gil_scoped_release release;
-    broken_ = true;
-    try {
-      body();
-    } catch (const std::invalid_argument&) {
-      broken_ = false;
-      throw;
-    }
-    broken_ = false;
-  }
-
-  std::mutex mutex_;
-  bool broken_ = false;
-  Sampler sampler_;
-};
-
 }  // namespace
 }  // namespace charlm::text
 
@@ -331,15 +192,7 @@ PYBIND11_MODULE(_text, m) {
       .def("encode", &encode, py::arg("utf8"))
       .def("encode_lines", &encode_lines, py::arg("utf8"), py::arg("index_size"))
       .def("decode", &decode, py::arg("tokens"));
-  py::class_<ExclusiveSampler>(m, "Sampler")
-      .def(py::init<std::u32string, int64_t, int64_t>(), py::arg("characters"), py::arg("context_length"),
-           py::arg("max_contexts"))
-      .def("start", &ExclusiveSampler::start, py::arg("context"), py::arg("seed"), py::arg("first"), py::arg("count"),
-           py::arg("max_tokens"), py::arg("end"))
-      .def("advance", &ExclusiveSampler::advance)
-      .def("add", &ExclusiveSampler::add, py::arg("weights"))
-      .def_property_readonly("unfinished", &ExclusiveSampler::unfinished)
-      .def("texts", &ExclusiveSampler::texts, py::arg("prefix"));
+  bind_sampler(m);
   m.def("find_not_text", &first_not_text, py::arg("data"));
   m.def("distinct_characters", &characters_of, py::arg("utf8"), py::kw_only(), py::arg("by_line"));
   m.def("frame_lines", &frame, py::arg("token_size"), py::arg("index_size"), py::arg("tokens"), py::arg("ends"),
