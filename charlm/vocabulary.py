@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +28,10 @@ class Vocabulary:
         boundary: the boundary character.
 
     Attributes:
-        characters: tuple of V strings, sorted.
+        symbols: tuple of V strings: how token i is shown.
+        characters: the symbols, which are sorted.
+        tokens_are: "characters".
+        unknown: token of what has no token of its own, or None where there is none.
         boundary: token of the boundary character.
         dtype: of the tokens: uint8 up to V = 256, int16 up to V = 32,768, else int32.
 
@@ -47,6 +50,9 @@ class Vocabulary:
         if fault := _fault(boundary):
             raise ValueError(f"boundary = {boundary!r} is {fault}")
         self.characters = tuple(sorted({*characters, boundary}))
+        self.symbols = self.characters
+        self.tokens_are: Literal["characters", "bytes", "words"] = "characters"
+        self.unknown: int | None = None
         self.boundary = self.characters.index(boundary)
         self._codec = _text.Codec("".join(self.characters))
         self.dtype = _DTYPES[self._codec.token_size]

@@ -204,3 +204,9 @@ def test_from_text_wants_characters(text: str, message: str) -> None:
 def test_from_dict_names_what_is_wrong(values: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Vocabulary.from_dict(values)
+
+
+def test_tokens_are_shown_by_symbols() -> None:
+    vocabulary = Vocabulary("ab\n")
+    assert vocabulary.symbols == vocabulary.characters == ("\n", ".", "a", "b")
+    assert (vocabulary.tokens_are, vocabulary.unknown) == ("characters", None)
