@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # Making the program out of its commands takes twice as long as most of them do, and gives the same each time.
 typer.main.get_command = functools.cache(typer.main.get_command)
 
+# Options that make a command take a moment.
+SHORTER = {"train": ["--steps", "4", "--quiet"], "bench": ["--backends", "eager", "--seconds", "0.001"]}
+
 # Options of a model that is trained in a moment.
 SMALL_MLP: tuple[object, ...] = ("--model", "mlp", "--backend", "eager", "--embedding-dim", 2, "--hidden-dim", 4)
 SMALL_MLP += ("--batch-size", 8, "--optimizer", "sgd", "--learning-rate", 0.1, "--schedule", "constant", "--warmup", 0)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import SHORTER
 
 import charlm
 from building import prerequisites
@@ -20,8 +21,6 @@ from charlm.cli import main
 from charlm.cli.bench import duration
 from scripts import draw_training
 
-# Options that make a command take a moment.
-SHORTER = {"train": ["--steps", "4", "--quiet"], "bench": ["--backends", "eager", "--seconds", "0.001"]}
 # What the commands on the pages start; each has a test here.
 PROGRAMS = {"charlm", "make", "pip", "torchrun", "bash"}
 

@@ -5,6 +5,8 @@ Commands import torch and the rest of charlm when they run, so that `--help` and
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -12,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from charlm._version import __version__
-from charlm.cli import startup
+from charlm.cli import console, startup
 from charlm.cli.bench import bench
 from charlm.cli.evaluate import evaluate
 from charlm.cli.info import info
@@ -26,13 +28,81 @@ from charlm.interrupts import exit_code
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
-# What commands import before they do anything. An optimizer of torch imports its compiler.
-_IMPORTED = {
-    "train": ("charlm.training_run", "torch._dynamo"),
-    "sample": ("charlm.checkpoint", "charlm.sampler"),
-    "eval": ("charlm.checkpoint", "charlm.evaluation"),
-    "plot": ("charlm.checkpoint", "charlm.plots"),
-    "bench": ("charlm.benchmark", "torch._dynamo"),
+@dataclass(frozen=True)
+class Entry:
+    """A command, and what its function does not say.
+
+    Attributes:
+        function: whose docstring is the help, and whose parameters are the options.
+        panel: the group of commands in which `charlm --help` shows it.
+        examples: command lines, and what each does: its help ends with them. In order, they work.
+        imported: modules that it imports before it does anything. An optimizer of torch imports its compiler.
+    """
+
+    function: Callable[..., None]
+    panel: str
+    examples: tuple[tuple[str, str], ...]
+    imported: tuple[str, ...] = ()
+
+
+_TRAIN, _USE, _MACHINE = "Train and measure", "Use a run", "This machine"
+
+# In the order of the help.
+COMMANDS = {
+    "train": Entry(
+        train,
+        _TRAIN,
+        (
+            ("charlm train", "the given names of the United States"),
+            ("charlm train words.txt --preset best", "your own: a name, word or sentence a line"),
+            ("charlm train --resume runs/names --steps 8000", "go on, here beyond the planned end"),
+        ),
+        ("charlm.training_run", "torch._dynamo"),
+    ),
+    "eval": Entry(
+        evaluate,
+        _TRAIN,
+        (
+            ("charlm eval runs/names", "its own train, dev and test data"),
+            ("charlm eval runs/names other.txt --split all", "how well it predicts another text"),
+            ("charlm eval runs/names --json", "for a program"),
+        ),
+        ("charlm.checkpoint", "charlm.evaluation"),
+    ),
+    "sample": Entry(
+        sample,
+        _USE,
+        (
+            ("charlm sample runs/names", "ten new names"),
+            ("charlm sample runs/names -n 1000 --seed 1 > new.txt", "the same thousand each time"),
+            ("charlm sample runs/names --prefix mar --temperature 0.7", "a beginning, and fewer surprises"),
+        ),
+        ("charlm.checkpoint", "charlm.sampler"),
+    ),
+    "plot": Entry(
+        plot,
+        _USE,
+        (
+            ("charlm plot runs/names", "pictures into the run's folder"),
+            ("charlm plot runs/names --out pictures", "into another one"),
+        ),
+        ("charlm.checkpoint", "charlm.plots"),
+    ),
+    "bench": Entry(
+        bench,
+        _MACHINE,
+        (
+            ("charlm bench", "the lecture's training step by every backend"),
+            ("charlm bench --preset full --backends eager,fused", "two of them, on all examples at once"),
+            ("charlm bench --json --seconds 20", "longer, for a program"),
+        ),
+        ("charlm.benchmark", "torch._dynamo"),
+    ),
+    "info": Entry(
+        info,
+        _MACHINE,
+        (("charlm info", "versions, instruction sets, devices"), ("charlm info --json", "for a program")),
+    ),
 }
 
 
@@ -58,14 +128,21 @@ class _Program(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """A command each of whose options is held to the rule for its name, before what takes time is imported."""
+    """A command each of whose options is held to the rule for its name, before what takes time is imported.
+
+    Its help ends with examples.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         check_rules(ctx, self.params)
-        for module in _IMPORTED.get(str(self.name), ()):
+        for module in COMMANDS[str(self.name)].imported:
             import_module(module)
         startup.end()
         return super().invoke(ctx)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        formatter.write(console.examples(COMMANDS[str(self.name)].examples))
 
 
 def _show_version(wanted: bool) -> None:
@@ -91,9 +168,5 @@ def common(
     """Options that belong to no command."""
 
 
-app.command(cls=_Command)(train)
-app.command(cls=_Command)(sample)
-app.command("eval", cls=_Command)(evaluate)
-app.command(cls=_Command)(plot)
-app.command(cls=_Command)(bench)
-app.command(cls=_Command)(info)
+for _name, _entry in COMMANDS.items():
+    app.command(_name, cls=_Command, rich_help_panel=_entry.panel)(_entry.function)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -69,6 +69,19 @@ def hint_at_smoothing(model: LanguageModel, losses: Mapping[str, float]) -> str 
         f"the loss of {' and '.join(infinite)} is infinite: there are pairs of characters that were never counted; "
         "training with --smoothing 1 counts each once more"
     )
+
+
+def examples(lines: Sequence[tuple[str, str]]) -> str:
+    """Command lines, and what each does, as the end of a command's help."""
+    console = Console(highlight=False)
+    width = max(len(command) for command, _ in lines)
+    beside = 2 + width + 2 + max(len(meaning) for _, meaning in lines) <= console.width
+    with console.capture() as capture:
+        console.print(Text(" Examples", style="bold"))
+        for command, meaning in lines:
+            gap = " " * (width + 2 - len(command)) if beside else "\n      "
+            console.print(Text.assemble("  ", (command, "cyan"), gap, (meaning, "dim")), soft_wrap=True)
+    return capture.get()
 
 
 class _LossAverage:
