@@ -11,7 +11,7 @@ For one input the last two are the same, (n + 1)^L. `sawtooth` has that many pie
 
     python examples/linear_regions.py [--inputs 1] [--units 10] [--layers 5]
 
-Sources: arXiv:1402.1869, theorem 5; arXiv:1711.02114; Zaslavsky, "Facing up to arrangements", Memoirs of the AMS 154.
+Sources: arXiv:1402.1869; arXiv:1711.02114; Zaslavsky, "Facing up to arrangements", Memoirs of the AMS 154.
 """
 
 import argparse
