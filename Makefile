@@ -2,6 +2,7 @@
 # make test    set up, run the tests; then those of the ops again, with CUDA's bindings and kernels, on the CPU
 # make sanitize  build the C++ under the watch of compilers' sanitizers, and run the tests that call it
 # make bench   set up, measure everything, write benchmarks/results/
+# make docs    set up, build the documentation as a site into build/docs
 # make wheels  set up, pack the sources and a wheel for each Python of this machine into dist/
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -24,7 +25,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 CXX_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: train test sanitize bench wheels gpu gpu-kit lint format setup clean FORCE
+.PHONY: train test sanitize bench docs wheels gpu gpu-kit lint format setup clean FORCE
 
 # A run that is already there goes on to its end, which may be at once: no run is ever overwritten.
 train: $(VENV)/.ready
@@ -65,6 +66,10 @@ sanitize: $(VENV)/.tools
 bench: $(VENV)/.ready
 	$(PIP_INSTALL) "charlm-ops[bench]"
 	$(BIN)/python -m benchmarks
+
+# build/docs/index.html. A link or a name that leads nowhere is an error.
+docs: $(VENV)/.tools
+	$(BIN)/python -m sphinx --builder html --conf-dir docs --fresh-env --fail-on-warning --keep-going --quiet . build/docs
 
 # On a machine with a GPU: all that it is asked, in ten minutes; what a run that was cut short has done is not repeated.
 gpu: $(VENV)/.tools

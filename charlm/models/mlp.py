@@ -41,8 +41,8 @@ class MLP(LanguageModel):
         device, dtype: of the parameters, as in `torch.nn`. The same generator gives the same weights everywhere,
             rounded to `dtype`.
 
-    Attributes:
-        embedding (V, D), weight1 (H, T*D), bias1 (H,), weight2 (V, H), bias2 (V,), direct_weight (V, T*D) or None.
+    Parameters: `embedding` (V, D), `weight1` (H, T*D), `bias1` (H,), `weight2` (V, H), `bias2` (V,), and
+    `direct_weight` (V, T*D) or None.
 
     Source: Bengio, Ducharme, Vincent, Jauvin 2003, "A Neural Probabilistic Language Model", JMLR 3, section 2.
     """
