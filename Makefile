@@ -3,6 +3,7 @@
 # make sanitize  build the C++ under the watch of compilers' sanitizers, and run the tests that call it
 # make bench   set up, measure everything, write benchmarks/results/
 # make docs    set up, build the documentation as a site into build/docs
+# make notebooks  set up, write the lessons of docs/learn as notebooks, beside them
 # make wheels  set up, pack the sources and a wheel for each Python of this machine into dist/
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -25,7 +26,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 CXX_FILES = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: train test sanitize bench docs wheels gpu gpu-kit lint format setup clean FORCE
+.PHONY: train test sanitize bench docs notebooks wheels gpu gpu-kit lint format setup clean FORCE
 
 # A run that is already there goes on to its end, which may be at once: no run is ever overwritten.
 train: $(VENV)/.ready
@@ -70,6 +71,9 @@ bench: $(VENV)/.ready
 # build/docs/index.html. A link or a name that leads nowhere is an error.
 docs: $(VENV)/.tools
 	$(BIN)/python -m sphinx --builder html --conf-dir docs --fresh-env --fail-on-warning --keep-going --quiet . build/docs
+
+notebooks: $(VENV)/.tools
+	$(BIN)/python -m scripts.notebooks
 
 # On a machine with a GPU: all that it is asked, in ten minutes; what a run that was cut short has done is not repeated.
 gpu: $(VENV)/.tools
