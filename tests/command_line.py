@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,11 @@ SHORTER = {"train": ["--steps", "4", "--quiet"], "bench": ["--backends", "eager"
 # Options of a model that is trained in a moment.
 SMALL_MLP: tuple[object, ...] = ("--model", "mlp", "--backend", "eager", "--embedding-dim", 2, "--hidden-dim", 4)
 SMALL_MLP += ("--batch-size", 8, "--optimizer", "sgd", "--learning-rate", 0.1, "--schedule", "constant", "--warmup", 0)
+
+
+def without_times(text: str) -> str:
+    """What a command printed, whatever time it took."""
+    return re.sub(r"\b(trained in) \d+\.\d s", r"\1 # s", text)
 
 
 def weights(run: Path) -> dict[str, Tensor]:

@@ -232,10 +232,10 @@ def test_the_table_shows_the_medians(small: Path, capsys: pytest.CaptureFixture[
     assert lines[0].endswith(f" parameters, sgd, {examples:,} examples a step, few")
     assert f"; torch {torch.__version__}, charlm {charlm.__version__}" in lines[1]
     heading = next(line for line in lines if line.lstrip().startswith("backend"))
-    assert heading.split() == ["backend", "time/step", "steps/s", "examples/s", "x", "eager", "GFLOP/s", "of", "sgemm"]
+    assert heading.split() == ["backend", "time/step", "steps/s", "x", "eager", "examples/s", "GFLOP/s", "of", "sgemm"]
     rows = {line.split("  ")[0].strip(): line.split() for line in lines if line.strip().endswith("%")}
     assert list(rows) == ["eager", "eager (distinct)", "second", "whole"]
-    assert rows["eager"][-3] == "1.00"
+    assert rows["eager"][-4] == "1.00"
     assert lines[-1] == (
         "Computed in a step: every example (eager, second); each distinct context once (eager (distinct), whole)."
     )

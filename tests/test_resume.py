@@ -158,7 +158,7 @@ def test_ctrl_c_and_sigterm_save_and_print_the_command_that_continues(
 
     assert process.returncode == code, err
     message, command = err.splitlines()[-2:]
-    assert "sample from it" not in out
+    assert "saved in" not in out
     assert command == "  charlm train --resume 'a run' --checkpoint-every 20"
     step = checkpoint.load("a run").step
     assert message == f"interrupted and saved at step {step:,}; continue with:"

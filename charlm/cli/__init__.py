@@ -52,7 +52,7 @@ def _run_command(arguments: Sequence[str], program: str) -> int:
     from charlm.cli.commands import Interrupted, app
 
     try:
-        code = int(app(list(arguments) or ["--help"], prog_name=program, standalone_mode=False) or 0)
+        code = int(app(list(arguments), prog_name=program, standalone_mode=False) or 0)
         sys.stdout.flush()
         return code
     except Interrupted as interruption:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,13 +14,17 @@ from rich.table import Table
 from typer import Argument, Option
 
 from charlm import environment
-from charlm.cli.options import file_name
+from charlm.cli import completion
+from charlm.cli.options import file_name, one_of
+from charlm.cli.train import BACKENDS
 
 if TYPE_CHECKING:
     from charlm.benchmark import Race
 
 # Of the table in a file or a pipe: nothing is cut.
 _WIDTH = 100
+# On a narrow terminal there are fewer columns; the first two always.
+_FEWEST_COLUMNS, _ANY_WIDTH = 2, 1000
 
 
 def bench(
@@ -29,10 +34,15 @@ def bench(
         Argument(metavar="FILE", parser=file_name, help="UTF-8 text, - for standard input (default: US given names)."),
     ] = None,
     preset: Annotated[
-        str, Option(metavar="makemore|eureka|large|full", help="Model, batch size and optimizer of the race.")
+        str, one_of(("makemore", "eureka", "large", "full"), "Model, batch size and optimizer of the race")
     ] = "makemore",
     backends: Annotated[
-        str | None, Option(metavar="B1,B2,...", help="Who takes part, such as eager,fused (default: all).")
+        str | None,
+        Option(
+            metavar="B1,B2,...",
+            help="Who takes part, such as eager,fused (default: all).",
+            autocompletion=completion.word_list(BACKENDS),
+        ),
     ] = None,
     threads: Annotated[int, Option(help="For every backend.")] = 1,
     seconds: Annotated[float, Option(help="Of measuring for each backend.")] = 5.0,
@@ -95,21 +105,6 @@ def _provenance(
 
 
 def _print_report(report: dict[str, Any], finished: Race) -> None:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("backend", no_wrap=True)
-    for heading in ("time/step", "steps/s", "examples/s", "x eager", "GFLOP/s", "of sgemm"):
-        table.add_column(heading, justify="right")
-    for row in report["results"]:
-        ratio = row["ratio_to_eager"]
-        table.add_row(
-            row["name"],
-            duration(row["median_s"]),
-            rate(row["steps_per_second"]),
-            f"{row['examples_per_second']:,.0f}",
-            "-" if ratio is None else f"{ratio:.2f}",
-            f"{row['gflops']:.1f}",
-            f"{row['share_of_sgemm']:.0%}",
-        )
     machine, versions, commit = report["machine"], report["versions"], report["commit"]
     threads = f"{report['threads']} thread" + "s" * (report["threads"] > 1)
     rounds = len(report["results"][0]["rounds_s"])
@@ -121,7 +116,7 @@ def _print_report(report: dict[str, Any], finished: Race) -> None:
         f"{threads} of {machine['cores']} cores, {machine['processor']}; torch {versions['torch']}, "
         f"charlm {versions['charlm']}" + (f" at {commit}" if commit else "")
     )
-    console.print(table)
+    console.print(_table(report["results"], console))
     typer.echo(
         f"Medians of {rounds} rounds. GFLOP/s count the products of every example, also where a backend saves them;\n"
         f"an sgemm of 1024 x 1024 reached {report['sgemm_gflops']:.1f} in the same run."
@@ -135,6 +130,33 @@ def _print_report(report: dict[str, Any], finished: Race) -> None:
             f"Computed in a step: every example ({by_examples['every example']}); "
             f"each distinct context once ({by_examples['distinct contexts'] or 'none'})."
         )
+
+
+def _table(results: Sequence[Mapping[str, Any]], console: Console) -> Table:
+    """The results with as many columns as there is room for."""
+    rows = [
+        {
+            "backend": row["name"],
+            "time/step": duration(row["median_s"]),
+            "steps/s": rate(row["steps_per_second"]),
+            "x eager": "-" if row["ratio_to_eager"] is None else f"{row['ratio_to_eager']:.2f}",
+            "examples/s": f"{row['examples_per_second']:,.0f}",
+            "GFLOP/s": f"{row['gflops']:.1f}",
+            "of sgemm": f"{row['share_of_sgemm']:.0%}",
+        }
+        for row in results
+    ]
+    headings = list(rows[0])
+    while True:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for heading in headings:
+            table.add_column(heading, justify="left" if heading == "backend" else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*(row[heading] for heading in headings))
+        needed = console.measure(table, options=console.options.update_width(_ANY_WIDTH)).maximum
+        if needed <= console.width or len(headings) <= _FEWEST_COLUMNS:
+            return table
+        headings.pop()
 
 
 def _workload_line(report: dict[str, Any]) -> str:

@@ -45,6 +45,9 @@ class Entry:
     imported: tuple[str, ...] = ()
 
 
+# The narrowest terminal on which help is in boxes.
+_BOXES = 80
+
 _TRAIN, _USE, _MACHINE = "Train and measure", "Use a run", "This machine"
 
 # In the order of the help.
@@ -119,6 +122,9 @@ class Interrupted(Exception):
 
 
 class _Program(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types(super().get_params(ctx))
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -140,9 +146,40 @@ class _Command(TyperCommand):
         startup.end()
         return super().invoke(ctx)
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types(super().get_params(ctx))
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        super().format_help(ctx, formatter)
+        if console.width() < _BOXES:
+            # Beside three columns of options and their values, too little is left for what they mean.
+            plain = ctx.make_formatter()
+            self.format_usage(ctx, plain)
+            self.format_help_text(ctx, plain)
+            self.format_options(ctx, plain)
+            formatter.write(plain.getvalue().replace("\\[", "["))
+        else:
+            super().format_help(ctx, formatter)
         formatter.write(console.examples(COMMANDS[str(self.name)].examples))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """In plain text, but in the same groups as in boxes."""
+        groups: dict[str, list[Any]] = {}
+        for parameter in self.get_params(ctx):
+            default = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(parameter, "rich_help_panel", None) or default, []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def _without_types(parameters: list[Any]) -> list[Any]:
+    """Options with nothing beside them where they take nothing: typer shows the type of what they are in Python."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
+    return parameters
 
 
 def _show_version(wanted: bool) -> None:
@@ -153,19 +190,22 @@ def _show_version(wanted: bool) -> None:
 
 app = typer.Typer(
     cls=_Program,
+    invoke_without_command=True,
     help="Train character-level language models, sample from them, and measure them.",
     epilog="Errors are one line; CHARLM_DEBUG=1 shows where they come from.",
     context_settings={"help_option_names": ["-h", "--help"]},
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
 @app.callback()
 def common(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show it.")] = False,
 ) -> None:
-    """Options that belong to no command."""
+    """Options that belong to no command; and what to do first, where there is none."""
+    if context.invoked_subcommand is None:
+        console.show(console.welcome())
 
 
 for _name, _entry in COMMANDS.items():

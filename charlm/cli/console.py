@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 from rich.text import Text
+
+from charlm._version import __version__
 
 if TYPE_CHECKING:
     from charlm.models import LanguageModel
@@ -20,6 +24,22 @@ if TYPE_CHECKING:
 _LOSS_REPORTS = 10
 # Plain lines come every tenth of the run, and at least this often.
 _LINE_SECONDS = 60.0
+
+# What can be done with a run that has been trained: commands, and what each does.
+NEXT = (
+    ("sample", "invent new lines"),
+    ("plot", "draw its losses and what it has learned"),
+)
+
+# What to do first.
+_FIRST = (
+    ("charlm train", "learn the given names of the United States"),
+    ("charlm sample runs/names", "invent new ones"),
+    ("charlm plot runs/names", "draw what has been learned"),
+)
+
+# Columns of the terminal: what the numbers beside a bar of progress take, and the bar itself.
+_NUMBERS, _SHORTEST_BAR, _LONGEST_BAR = 60, 5, 40
 
 OnProgress = Callable[[int, float], None]
 
@@ -37,8 +57,10 @@ def progress(start: int, total: int, *, quiet: bool, console: Console | None = N
     elif not console.is_terminal:
         yield _plain_lines(start, total, console)
     else:
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"), _Speed())
-        with Bar(*columns, TimeRemainingColumn(), TextColumn("left"), console=console) as bar:
+        numbers = (MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"), _Speed(), TimeRemainingColumn())
+        room = console.width - _NUMBERS
+        drawn = (BarColumn(min(room, _LONGEST_BAR)),) if room >= _SHORTEST_BAR else ()
+        with Bar(*drawn, *numbers, TextColumn("left"), console=console) as bar:
             task = bar.add_task("train", total=total, completed=start, loss="-")
             average = _LossAverage()
             yield lambda step, loss: bar.update(task, completed=step, loss=f"{average(loss):.4f}")
@@ -51,6 +73,11 @@ def measures(nll: float) -> dict[str, float]:
     return {"nll": nll, "perplexity": perplexity, "bits_per_character": nll / math.log(2.0)}
 
 
+def show(message: str | Text, err: bool = False) -> None:
+    """Prints a message, in colours where it goes to a terminal that has them, and nobody has set NO_COLOR."""
+    Console(stderr=err, soft_wrap=True, highlight=False, markup=False, emoji=False).print(message)
+
+
 def loss_table(losses: Mapping[str, float]) -> str:
     """The losses of some splits as aligned lines."""
     lines = ["split      nll   perplexity   bits/character"]
@@ -58,6 +85,27 @@ def loss_table(losses: Mapping[str, float]) -> str:
         _, perplexity, bits = measures(nll).values()
         lines.append(f"{split:5} {nll:8.4f} {perplexity:12.4f} {bits:16.4f}")
     return "\n".join(lines)
+
+
+def losses_shown(losses: Mapping[str, float]) -> Text:
+    """The table of losses, as `show` prints it."""
+    table = Text(loss_table(losses))
+    table.stylize("bold", 0, table.plain.index("\n"))
+    return table
+
+
+def next_commands(run: str, seconds: float) -> Text:
+    """What training ends with: how long it took, where the run is, and what can be done with it."""
+    commands = _explained([(shlex.join(["charlm", name, run]), meaning) for name, meaning in NEXT])
+    return Text.assemble(f"trained in {elapsed(seconds)}, saved in ", (run, "bold"), "; next:\n", commands)
+
+
+def elapsed(seconds: float) -> str:
+    """Seconds with one decimal, or minutes and seconds, or hours and minutes."""
+    if seconds < 60.0:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def hint_at_smoothing(model: LanguageModel, losses: Mapping[str, float]) -> str | None:
@@ -71,17 +119,48 @@ def hint_at_smoothing(model: LanguageModel, losses: Mapping[str, float]) -> str 
     )
 
 
+def width() -> int:
+    """Of the terminal; without one 80 columns."""
+    return Console().width
+
+
+def welcome() -> Text:
+    """What `charlm` says alone: what to do first, and where the rest is."""
+    return Text.assemble(
+        (f"charlm {__version__}", "bold"),
+        ": character-level language models\n\nStart with\n",
+        _explained(_FIRST),
+        "\n\nYour own text, with a name, word or sentence a line:\n",
+        _explained([("charlm train words.txt", "")]),
+        "\n\nAll commands: ",
+        ("charlm --help", "cyan"),
+        "; one of them: ",
+        ("charlm train --help", "cyan"),
+    )
+
+
 def examples(lines: Sequence[tuple[str, str]]) -> str:
     """Command lines, and what each does, as the end of a command's help."""
-    console = Console(highlight=False)
-    width = max(len(command) for command, _ in lines)
-    beside = 2 + width + 2 + max(len(meaning) for _, meaning in lines) <= console.width
+    console = Console(highlight=False, soft_wrap=True)
     with console.capture() as capture:
-        console.print(Text(" Examples", style="bold"))
-        for command, meaning in lines:
-            gap = " " * (width + 2 - len(command)) if beside else "\n      "
-            console.print(Text.assemble("  ", (command, "cyan"), gap, (meaning, "dim")), soft_wrap=True)
+        console.print(Text.assemble("\n", (" Examples", "bold"), "\n", _explained(lines)))
     return capture.get()
+
+
+def _explained(lines: Sequence[tuple[str, str]]) -> Text:
+    """Command lines, and what each does: beside them where the terminal is wide enough for all, or below."""
+    longest = max(len(command) for command, _ in lines)
+    beside = 2 + longest + 2 + max(len(meaning) for _, meaning in lines) <= width()
+    parts = [
+        Text.assemble(
+            "  ",
+            (command, "cyan"),
+            (" " * (longest + 2 - len(command)) if beside else "\n      ") if meaning else "",
+            (meaning, "dim"),
+        )
+        for command, meaning in lines
+    ]
+    return Text("\n").join(parts)
 
 
 class _LossAverage:
@@ -96,6 +175,9 @@ class _LossAverage:
 
 
 class _Speed(ProgressColumn):
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
+
     def render(self, task: Task) -> Text:
         return Text("- steps/s" if task.speed is None else f"{task.speed:,.0f} steps/s")
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from charlm.cli.console import hint_at_smoothing, loss_table, measures
+from charlm.cli import completion
+from charlm.cli.console import hint_at_smoothing, losses_shown, measures, show
 from charlm.cli.options import Run, file_name
 
 if TYPE_CHECKING:
@@ -27,7 +28,12 @@ def evaluate(
     ] = None,
     part: Annotated[
         str | None,
-        Option("--split", metavar="|".join(_SPLITS), help="Measure this one (default: train, dev and test)."),
+        Option(
+            "--split",
+            metavar="NAME",
+            help=f"Measure this one: {', '.join(_SPLITS[:-1])} or {_SPLITS[-1]} (default: the first three).",
+            autocompletion=completion.words(_SPLITS),
+        ),
     ] = None,
     as_json: Annotated[bool, Option("--json", help="Print JSON; a measure that is infinite is null.")] = False,
 ) -> None:
@@ -60,9 +66,9 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps({name: _json_numbers(measures(nll)) for name, nll in losses.items()}))
     else:
-        typer.echo(loss_table(losses))
+        show(losses_shown(losses))
     if hint := hint_at_smoothing(loaded.model, losses):
-        typer.echo(hint, err=True)
+        show(hint, err=True)
 
 
 def _json_numbers(values: dict[str, float]) -> dict[str, float | None]:

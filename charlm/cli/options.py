@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from charlm._rules import RULES, shown
+from charlm._rules import RULES, Choice, shown
+from charlm.cli import completion
 
 # Options that are called otherwise than the argument in Python that they become.
 _FLAGS = {
@@ -113,7 +114,29 @@ def is_piped(path: str) -> bool:
 
 
 # The argument of every command that uses a run.
-Run = Annotated[str, typer.Argument(metavar="RUN", parser=file_name, help="Folder of a run.")]
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", parser=file_name, help="Folder of a run.", autocompletion=completion.runs)
+]
+
+
+def one_of(words: str | Sequence[str], meaning: str, panel: str | None = None) -> Any:
+    """An option that takes one of some words: its help has them, and a shell completes them.
+
+    Args:
+        words: or the name of the rule that has them.
+        meaning: what the help says before them.
+        panel: the group of options.
+    """
+    if isinstance(words, str):
+        rule = RULES[words]
+        assert isinstance(rule, Choice)
+        words = rule.words
+    return typer.Option(
+        metavar="NAME",
+        help=f"{meaning}: {', '.join(words[:-1])} or {words[-1]}.",
+        autocompletion=completion.words(words),
+        rich_help_panel=panel,
+    )
 
 
 def integers(text: str) -> tuple[int, ...]:

@@ -36,7 +36,10 @@ def complain(kind: str, message: str) -> None:
     """Writes a line to standard error, "error: ..." or "warning: ..."."""
     # All processes of `torchrun` write to one terminal.
     rank = os.environ.get("RANK", "0")
-    print(f"{kind}: {message}" if rank == "0" else f"{kind} (rank {rank}): {message}", file=sys.stderr)
+    start = f"{kind}:" if rank == "0" else f"{kind} (rank {rank}):"
+    if sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
+        start = f"\x1b[1;31m{start}\x1b[0m"
+    print(start, message, file=sys.stderr)
 
 
 @contextmanager

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 from typer import Option
 
 from charlm._rules import shown
-from charlm.cli.console import hint_at_smoothing, loss_table, progress
+from charlm.cli import completion
+from charlm.cli.console import hint_at_smoothing, losses_shown, next_commands, progress, show
 from charlm.cli.options import (
     absolute,
     check_together,
@@ -22,6 +25,7 @@ from charlm.cli.options import (
     integer_or_full,
     integers,
     is_piped,
+    one_of,
     two_numbers,
 )
 from charlm.interrupts import deferred_interrupt, exit_code, termination_as_interrupt
@@ -33,6 +37,10 @@ if TYPE_CHECKING:
 
 # The preset that a model has without --preset.
 _PRESET_OF_MODEL = {"mlp": "fast", "bigram": "bigram", "count-bigram": "count-bigram"}
+
+# Those of charlm.presets and charlm.backends, which wait for torch.
+_PRESETS = ("fast", "best", "makemore", "eureka", "bigram", "count-bigram")
+BACKENDS = ("eager", "compile", "ops", "fused")
 
 _MODEL, _DATA, _OPTIMIZATION, _RUN = "Model", "Data", "Optimization", "Run"
 
@@ -55,7 +63,14 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        str | None, Option(parser=file_name, metavar="RUN", help="Continue this run.", rich_help_panel=_RUN)
+        str | None,
+        Option(
+            parser=file_name,
+            metavar="RUN",
+            help="Continue this run.",
+            autocompletion=completion.runs,
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     checkpoint_every: Annotated[
         int | None, Option(help="Steps between checkpoints (default: a tenth of the run).", rich_help_panel=_RUN)
@@ -63,18 +78,12 @@ def train(
     quiet: Annotated[bool, Option("--quiet", "-q", help="No progress, only the result.", rich_help_panel=_RUN)] = False,
     preset: Annotated[
         str | None,
-        Option(
-            metavar="NAME",
-            help="Options to start from: makemore, eureka, ... (default: that of the model; for mlp it is fast).",
-            rich_help_panel=_RUN,
-        ),
+        one_of(_PRESETS, "Options to start from (default: those of the model, fast for mlp)", _RUN),
     ] = None,
     seed: Annotated[int | None, Option(help="Of initial weights and batches.", rich_help_panel=_RUN)] = None,
-    backend: Annotated[
-        str | None, Option(metavar="eager|compile|ops|fused", help="What computes the steps.", rich_help_panel=_RUN)
-    ] = None,
+    backend: Annotated[str | None, one_of(BACKENDS, "What computes the steps", _RUN)] = None,
     device: Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...", rich_help_panel=_RUN)] = None,
-    model: Annotated[str | None, Option(metavar="count-bigram|bigram|mlp", rich_help_panel=_MODEL)] = None,
+    model: Annotated[str | None, one_of("model", "Counts, one layer or two", _MODEL)] = None,
     context_length: Annotated[int | None, Option(help="Characters the MLP reads.", rich_help_panel=_MODEL)] = None,
     embedding_dim: Annotated[int | None, Option(help="Size of an embedding.", rich_help_panel=_MODEL)] = None,
     hidden_dim: Annotated[int | None, Option(help="Size of the hidden layer.", rich_help_panel=_MODEL)] = None,
@@ -90,12 +99,8 @@ def train(
     test: Annotated[
         str | None, Option(parser=file_name, metavar="FILE", help="That of test.", rich_help_panel=_DATA)
     ] = None,
-    mode: Annotated[
-        str | None, Option(metavar="lines|stream", help="Lines are texts, or one text.", rich_help_panel=_DATA)
-    ] = None,
-    split: Annotated[
-        str | None, Option(metavar="random|makemore", help="Which lines are train, dev, test.", rich_help_panel=_DATA)
-    ] = None,
+    mode: Annotated[str | None, one_of("mode", "A text a line, or one text", _DATA)] = None,
+    split: Annotated[str | None, one_of("split", "Which lines are train, dev and test", _DATA)] = None,
     split_seed: Annotated[int | None, Option(help="Of the random split.", rich_help_panel=_DATA)] = None,
     steps: Annotated[int | None, Option(help="Length of the whole run.", rich_help_panel=_OPTIMIZATION)] = None,
     batch_size: Annotated[
@@ -104,7 +109,7 @@ def train(
             parser=integer_or_full, metavar="N|full", help="Examples a step; full: all.", rich_help_panel=_OPTIMIZATION
         ),
     ] = None,
-    optimizer: Annotated[str | None, Option(metavar="sgd|adamw", rich_help_panel=_OPTIMIZATION)] = None,
+    optimizer: Annotated[str | None, one_of("optimizer", "What updates the parameters", _OPTIMIZATION)] = None,
     learning_rate: Annotated[float | None, Option(help="Base rate.", rich_help_panel=_OPTIMIZATION)] = None,
     momentum: Annotated[float | None, Option(help="Of sgd.", rich_help_panel=_OPTIMIZATION)] = None,
     betas: Annotated[
@@ -112,9 +117,7 @@ def train(
     ] = None,
     eps: Annotated[float | None, Option(help="Of adamw.", rich_help_panel=_OPTIMIZATION)] = None,
     weight_decay: Annotated[float | None, Option(help="Decoupled with adamw.", rich_help_panel=_OPTIMIZATION)] = None,
-    schedule: Annotated[
-        str | None, Option(metavar="constant|step|cosine|linear", rich_help_panel=_OPTIMIZATION)
-    ] = None,
+    schedule: Annotated[str | None, one_of("schedule", "What becomes of the learning rate", _OPTIMIZATION)] = None,
     warmup_steps: Annotated[
         int | None, Option("--warmup", help="Steps of linear warm-up.", rich_help_panel=_OPTIMIZATION)
     ] = None,
@@ -152,8 +155,9 @@ def train(
 
 def _train(run: TrainingRun, processes: Processes, checkpoint_every: int | None, quiet: bool) -> None:
     """Trains to the end, or to Ctrl-C, and reports: of several processes the first does."""
-    report: Callable[..., None] = typer.echo if processes.is_first else _no_report
+    report: Callable[..., None] = show if processes.is_first else _no_report
     report(_description(run))
+    began = time.monotonic()
     # Several processes stop together, between two steps: until then they answer each other.
     with deferred_interrupt() if processes.size > 1 else nullcontext():
         try:
@@ -166,14 +170,15 @@ def _train(run: TrainingRun, processes: Processes, checkpoint_every: int | None,
                 # A second signal, as a group of processes may get, does not cut this off.
                 report(f"interrupted and saved at step {run.step:,}; continue with:\n  {command}", err=True)
             raise typer.Exit(exit_code(interruption)) from None
+        seconds = time.monotonic() - began
         losses = run.losses()
-    report(loss_table(losses))
+    report(losses_shown(losses))
     if hint := hint_at_smoothing(run.model, losses):
         report(hint, err=True)
-    report(f"saved in {run.run_dir}; sample from it:\n  {shlex.join(['charlm', 'sample', str(run.run_dir)])}")
+    report(next_commands(str(run.run_dir), seconds))
 
 
-def _no_report(message: str, err: bool = False) -> None:
+def _no_report(message: str | Text, err: bool = False) -> None:
     """What all but the first process say."""
 
 
