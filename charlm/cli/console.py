@@ -94,10 +94,16 @@ def losses_shown(losses: Mapping[str, float]) -> Text:
     return table
 
 
-def next_commands(run: str, seconds: float) -> Text:
-    """What training ends with: how long it took, where the run is, and what can be done with it."""
+def next_commands(run: str, seconds: float | None) -> Text:
+    """What training ends with: how long it took, where the run is, and what can be done with it.
+
+    Args:
+        run: its folder.
+        seconds: None where the run was at its end already.
+    """
+    done = "nothing left to train" if seconds is None else f"trained in {elapsed(seconds)}"
     commands = _explained([(shlex.join(["charlm", name, run]), meaning) for name, meaning in NEXT])
-    return Text.assemble(f"trained in {elapsed(seconds)}, saved in ", (run, "bold"), "; next:\n", commands)
+    return Text.assemble(f"{done}, saved in ", (run, "bold"), "; next:\n", commands)
 
 
 def elapsed(seconds: float) -> str:

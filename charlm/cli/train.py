@@ -157,7 +157,7 @@ def _train(run: TrainingRun, processes: Processes, checkpoint_every: int | None,
     """Trains to the end, or to Ctrl-C, and reports: of several processes the first does."""
     report: Callable[..., None] = show if processes.is_first else _no_report
     report(_description(run))
-    began = time.monotonic()
+    began, finished = time.monotonic(), run.trainer is not None and run.step == run.config.steps
     # Several processes stop together, between two steps: until then they answer each other.
     with deferred_interrupt() if processes.size > 1 else nullcontext():
         try:
@@ -175,7 +175,7 @@ def _train(run: TrainingRun, processes: Processes, checkpoint_every: int | None,
     report(losses_shown(losses))
     if hint := hint_at_smoothing(run.model, losses):
         report(hint, err=True)
-    report(next_commands(str(run.run_dir), seconds))
+    report(next_commands(str(run.run_dir), None if finished else seconds))
 
 
 def _no_report(message: str | Text, err: bool = False) -> None:
