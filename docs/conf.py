@@ -91,6 +91,7 @@ _LISTED = {re.sub(r".*<|>", "", page) for pages in NAVIGATION.values() for page 
 NAVIGATION["Use"] += sorted({f"docs/{path.stem}" for path in (ROOT / "docs").glob("*.md")} - _LISTED)
 _TABLES = {root_doc: NAVIGATION, "benchmarks/results/README": {"Tables": ["*"]}}
 
+_THIN_SPACE = '<mspace width="0.167em"></mspace>'
 _log = logging.getLogger(__name__)
 
 
@@ -131,7 +132,11 @@ def _skip_member(app: Sphinx, what: str, name: str, obj: Any, skip: bool, option
 def _write_formula(translator: Any, node: Any, block: bool) -> None:
     """As MathML, which browsers show without a script from elsewhere."""
     try:
-        translator.body.append(tex2mathml(node.astext(), as_block=block))
+        formula = tex2mathml(node.astext(), as_block=block)
+        # As in TeX there are thin spaces around the name of a function, but before a parenthesis.
+        formula = re.sub(r"(</mi>|>\)</mo>)(?=\s*<mi>\w+</mi>\s*<mo>&ApplyFunction;)", rf"\1{_THIN_SPACE}", formula)
+        formula = re.sub(r'<mo>&ApplyFunction;</mo>(?!\s*<mo stretchy="false">\()', _THIN_SPACE, formula)
+        translator.body.append(formula)
     except MathError as error:
         _log.warning("formula %r: %s", node.astext(), error, location=node)
     raise SkipNode
