@@ -19,10 +19,24 @@ from torch import Tensor
 
 from charlm import run_folder
 from charlm.models import MLP, CountBigram, LanguageModel, NeuralBigram
+from charlm.plots.histograms import activation_histograms, gradient_histograms
 from charlm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+__all__ = [
+    "activation_histograms",
+    "check_picture",
+    "count_map",
+    "embedding_map",
+    "figures",
+    "gradient_histograms",
+    "loss_curve",
+    "probability_map",
+    "save",
+    "speed_chart",
+]
 
 # A heat map of a larger vocabulary has neither room for labels nor for numbers.
 _LABELLED_CHARACTERS = 64
