@@ -155,6 +155,9 @@ RULES: dict[str, Rule] = {
     "temperature": _NOT_NEGATIVE,
     "top_k": _POSITIVE_COUNT,
     "max_length": _SIZE,
+    # Pictures
+    "format": Choice(("png", "svg", "pdf")),
+    "order": Choice(("probability", "vocabulary")),
     # Races
     "threads": Integers(1, 1024),
     "seconds": Numbers("a positive number", 0.0, 86400.0, (False, True)),
