@@ -63,6 +63,7 @@ class Trainer:
             loss of every step that it did.
         backend: the name of the backend.
         optimizer: the `torch.optim` optimizer.
+        schedule: the learning rate of every step.
 
     Raises:
         ValueError: an argument is out of range, model and dataset do not fit each other, or processes were given
@@ -108,7 +109,7 @@ class Trainer:
             weight_decay=weight_decay,
             max_grad_norm=max_grad_norm,
         )
-        self._schedule = Schedule(schedule, learning_rate, total_steps, warmup_steps, milestones, decay_factor)
+        self.schedule = Schedule(schedule, learning_rate, total_steps, warmup_steps, milestones, decay_factor)
 
         self._processes = distributed.current()
         self.model = _moved(model, device)
@@ -235,13 +236,13 @@ class Trainer:
         steps = steps if indices is None else len(indices)
         first = self.step
         try:
-            losses = self._backend.run(indices, self._schedule.range(first, steps)).cpu()
+            losses = self._backend.run(indices, self.schedule.range(first, steps)).cpu()
         except RuntimeError as error:
             # How torch refuses a rate, or what follows from it, that the parameters' dtype cannot hold.
             if "without overflow" not in str(error):
                 raise
             raise NonFiniteLossError(
-                f"the steps from {first} on overflow at learning rate {self._schedule(first):g}: lower learning_rate"
+                f"the steps from {first} on overflow at learning rate {self.schedule(first):g}: lower learning_rate"
             ) from error
         self.step += steps
         finite = losses.isfinite()
@@ -249,7 +250,7 @@ class Trainer:
             bad = int(finite.logical_not().nonzero()[0])
             raise NonFiniteLossError(
                 f"the loss of step {first + bad} is {losses[bad].item()}, at learning rate "
-                f"{self._schedule(first + bad):g}: lower learning_rate, or set max_grad_norm"
+                f"{self.schedule(first + bad):g}: lower learning_rate, or set max_grad_norm"
             )
         return losses
 

@@ -158,13 +158,20 @@ class TrainingRun:
         """Steps done."""
         return 0 if self.trainer is None else self.trainer.step
 
-    def run(self, checkpoint_every: int | None = None, on_progress: Callable[[int, float], None] | None = None) -> None:
+    def run(
+        self,
+        checkpoint_every: int | None = None,
+        on_progress: Callable[[int, float], None] | None = None,
+        on_record: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
         """Trains up to the last step of the configuration; whatever ends it, the run on disk can be resumed.
 
         Args:
             checkpoint_every: steps between two saves, each with the loss of dev in metrics.jsonl; None is a tenth
                 of the run.
             on_progress: as in `Trainer.run`.
+            on_record: is told each record of metrics.jsonl when it is made, with the "learning_rate" of its last step,
+                such as what `charlm.tensorboard.writing` yields.
 
         Raises:
             KeyboardInterrupt: Ctrl-C; the run was saved at the step it came to.
@@ -180,7 +187,7 @@ class TrainingRun:
                 while self._recorded_step < self.config.steps:
                     if interrupt.pending and self._processes.size == 1:
                         interrupt.deliver(interrupt.pending)
-                    saved = self._run_to_next_record(checkpoint_every, on_progress, interrupt) or saved
+                    saved = self._run_to_next_record(checkpoint_every, on_progress, on_record, interrupt) or saved
         except KeyboardInterrupt:
             self._save()
             raise
@@ -193,7 +200,11 @@ class TrainingRun:
             raise
 
     def _run_to_next_record(
-        self, checkpoint_every: int | None, on_progress: Callable[[int, float], None] | None, interrupt: Interrupt
+        self,
+        checkpoint_every: int | None,
+        on_progress: Callable[[int, float], None] | None,
+        on_record: Callable[[Mapping[str, Any]], None] | None,
+        interrupt: Interrupt,
     ) -> int | None:
         """Trains up to the next record, and makes it; returns its step if that was saved."""
         assert self.trainer is not None
@@ -214,6 +225,8 @@ class TrainingRun:
             with interrupt.let_through() if self._processes.size == 1 else nullcontext():
                 record["dev"] = self._finite_dev_loss()
         self._records.append(record)
+        if on_record is not None:
+            on_record({**record, "learning_rate": self.trainer.schedule(stop - 1)})
         self._unrecorded = self._unrecorded[:0]
         if not to_save:
             return None

@@ -29,7 +29,7 @@ LAYERS = [
     {"evaluation", "sampler", "backends"},
     {"trainer"},
     {"configuration"},
-    {"presets", "checkpoint", "plots"},
+    {"presets", "checkpoint", "plots", "tensorboard"},
     {"benchmark", "training_run"},
     {"cli"},
     {"__main__"},

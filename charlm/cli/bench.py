@@ -83,10 +83,10 @@ def bench(
     else:
         _print_report(report, finished)
     if plot is not None:
-        from charlm.plots import speed_chart
+        from charlm.plots import speed_chart, write
 
-        results = report["results"]
-        speed_chart({row["name"]: row["steps_per_second"] for row in results}, _workload_line(report)).savefig(plot)
+        speeds = {row["name"]: row["steps_per_second"] for row in report["results"]}
+        write(speed_chart(speeds, workload_line(report), note=machine_line(report)), plot)
 
 
 def _provenance(
@@ -105,17 +105,12 @@ def _provenance(
 
 
 def _print_report(report: dict[str, Any], finished: Race) -> None:
-    machine, versions, commit = report["machine"], report["versions"], report["commit"]
-    threads = f"{report['threads']} thread" + "s" * (report["threads"] > 1)
     rounds = len(report["results"][0]["rounds_s"])
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH
-    typer.echo(_workload_line(report))
-    typer.echo(
-        f"{threads} of {machine['cores']} cores, {machine['processor']}; torch {versions['torch']}, "
-        f"charlm {versions['charlm']}" + (f" at {commit}" if commit else "")
-    )
+    typer.echo(workload_line(report))
+    typer.echo(machine_line(report))
     console.print(_table(report["results"], console))
     typer.echo(
         f"Medians of {rounds} rounds. GFLOP/s count the products of every example, also where a backend saves them;\n"
@@ -159,11 +154,22 @@ def _table(results: Sequence[Mapping[str, Any]], console: Console) -> Table:
         headings.pop()
 
 
-def _workload_line(report: dict[str, Any]) -> str:
+def workload_line(report: Mapping[str, Any]) -> str:
+    """What was trained in a race, of which this is the JSON."""
     workload = report["workload"]
     return (
         f"{workload['name']}: {workload['parameters']:,} parameters, {workload['optimizer']}, "
         f"{workload['examples_per_step']:,} examples a step, {workload['data']}"
+    )
+
+
+def machine_line(report: Mapping[str, Any]) -> str:
+    """Where it was measured, and with which versions."""
+    machine, versions, commit = report["machine"], report["versions"], report["commit"]
+    threads = f"{report['threads']} thread" + "s" * (report["threads"] > 1)
+    return (
+        f"{threads} of {machine['cores']} cores, {machine['processor']}; torch {versions['torch']}, "
+        f"charlm {versions['charlm']}" + (f" at {commit}" if commit else "")
     )
 
 

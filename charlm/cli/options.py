@@ -22,7 +22,8 @@ _FLAGS = {
 _MLP = ("context_length", "embedding_dim", "hidden_dim", "direct", "softcap")
 _TRAINING = (
     *("steps", "batch_size", "optimizer", "learning_rate", "momentum", "betas", "eps", "weight_decay", "schedule"),
-    *("warmup_steps", "milestones", "decay_factor", "max_grad_norm", "seed", "backend", "device", "checkpoint_every"),
+    *("warmup_steps", "milestones", "decay_factor", "max_grad_norm", "seed", "backend", "device"),
+    *("checkpoint_every", "tensorboard"),
 )
 # Options that mean something only where another one has one of these values.
 _GO_WITH: tuple[tuple[Collection[str], str, Collection[str]], ...] = (

@@ -6,7 +6,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from charlm.configuration import TrainingConfig
     from charlm.distributed import Processes
     from charlm.training_run import TrainingRun
+
+OnRecord = Callable[[Mapping[str, Any]], None]
 
 # The preset that a model has without --preset.
 _PRESET_OF_MODEL = {"mlp": "fast", "bigram": "bigram", "count-bigram": "count-bigram"}
@@ -76,6 +78,15 @@ def train(
         int | None, Option(help="Steps between checkpoints (default: a tenth of the run).", rich_help_panel=_RUN)
     ] = None,
     quiet: Annotated[bool, Option("--quiet", "-q", help="No progress, only the result.", rich_help_panel=_RUN)] = False,
+    tensorboard: Annotated[
+        str | None,
+        Option(
+            parser=file_name,
+            metavar="DIR",
+            help="Write losses and learning rate for TensorBoard; needs charlm\\[tensorboard].",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
     preset: Annotated[
         str | None,
         one_of(_PRESETS, "Options to start from (default: those of the model, fast for mlp)", _RUN),
@@ -140,20 +151,27 @@ def train(
     names = [field.name for field in fields(TrainingConfig)]
     options = {name: context.params[name] for name in names if context.params.get(name) is not None}
     options |= {name: absolute(options[name]) for name in KEPT_TEXTS if name in options}
+    if tensorboard is not None:
+        from charlm.tensorboard import check_folder
+
+        check_folder(tensorboard)
     with termination_as_interrupt(), distributed.joined() as processes:
         _check_texts([options[name] for name in KEPT_TEXTS if name in options], resume is not None, processes)
         if resume is None:
-            given = [*options, *([] if checkpoint_every is None else ["checkpoint_every"])]
+            own = (("checkpoint_every", checkpoint_every), ("tensorboard", tensorboard))
+            given = [*options, *(name for name, value in own if value is not None)]
             run = TrainingRun.start(_configuration(preset, options, given), out)
         else:
             given = [*options, *(name for name, value in (("preset", preset), ("out", out)) if value is not None)]
             _check_changeable(given)
             run = TrainingRun.resume(resume, **options)
         with run:
-            _train(run, processes, checkpoint_every, quiet)
+            _train(run, processes, checkpoint_every, quiet, tensorboard)
 
 
-def _train(run: TrainingRun, processes: Processes, checkpoint_every: int | None, quiet: bool) -> None:
+def _train(
+    run: TrainingRun, processes: Processes, checkpoint_every: int | None, quiet: bool, tensorboard: str | None
+) -> None:
     """Trains to the end, or to Ctrl-C, and reports: of several processes the first does."""
     report: Callable[..., None] = show if processes.is_first else _no_report
     report(_description(run))
@@ -161,10 +179,14 @@ def _train(run: TrainingRun, processes: Processes, checkpoint_every: int | None,
     # Several processes stop together, between two steps: until then they answer each other.
     with deferred_interrupt() if processes.size > 1 else nullcontext():
         try:
-            with progress(run.step, run.config.steps, quiet=quiet or not processes.is_first) as on_progress:
-                run.run(checkpoint_every, on_progress)
+            with (
+                progress(run.step, run.config.steps, quiet=quiet or not processes.is_first) as on_progress,
+                _event_files(tensorboard if processes.is_first else None, run.step) as on_record,
+            ):
+                run.run(checkpoint_every, on_progress, on_record)
         except KeyboardInterrupt as interruption:
             every = [] if checkpoint_every is None else ["--checkpoint-every", str(checkpoint_every)]
+            every += [] if tensorboard is None else ["--tensorboard", tensorboard]
             command = shlex.join([*_program(), "train", "--resume", str(run.run_dir), *every])
             with deferred_interrupt():
                 # A second signal, as a group of processes may get, does not cut this off.
@@ -176,6 +198,15 @@ def _train(run: TrainingRun, processes: Processes, checkpoint_every: int | None,
     if hint := hint_at_smoothing(run.model, losses):
         report(hint, err=True)
     report(next_commands(str(run.run_dir), None if finished else seconds))
+
+
+def _event_files(folder: str | None, step: int) -> AbstractContextManager[OnRecord | None]:
+    """What is told each record, for TensorBoard; None where that was not asked for."""
+    if folder is None:
+        return nullcontext()
+    from charlm.tensorboard import writing
+
+    return writing(folder, step)
 
 
 def _no_report(message: str | Text, err: bool = False) -> None:

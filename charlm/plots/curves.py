@@ -50,10 +50,10 @@ def loss_curve(runs: Records | Mapping[str, Records], *, unit: str = "character"
             line.set_label(f"{name + ': ' if name else ''}{split} {_last(losses)}")
             lines.append(line)
     axes.set(xlabel="training steps", ylabel=f"loss (nats per {unit})", title="Loss; thin: training batches, dots: dev")
-    axes.xaxis.set_major_formatter("{x:,.0f}")
     if log_steps:
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.minorticks_off()
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     tidy(axes)
     # In columns: train on the left, dev on the right. Beneath the axes, where there is no curve.

@@ -139,7 +139,12 @@ def _ratio_chart(axes: Axes, ratios: Mapping[str, float], what: str, has_rate: b
         )
     axes.set_title(f"{what} : parameter, ratio of stds", fontsize=10)
     axes.set(xlabel="ratio", xscale="log")
-    axes.margins(x=0.25, y=0.25)
+    if ratios:
+        # Whole decades, so that ticks are few.
+        low, high = (math.log10(f(ratios.values())) for f in (min, max))
+        axes.set_xlim(10.0 ** math.floor(low - 0.3), 10.0 ** math.ceil(high + 0.3))
+    axes.minorticks_off()
+    axes.margins(y=0.25)
     axes.invert_yaxis()
     axes.grid(alpha=0.3)
     if has_rate:
