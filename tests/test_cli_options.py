@@ -191,8 +191,8 @@ HOSTILE = {
     **dict.fromkeys(("softcap", "smoothing", "temperature", "seconds"), FLOATS),
     **dict.fromkeys(("betas", "milestones"), LISTS),
     **dict.fromkeys(("model", "mode", "split", "part", "optimizer", "schedule", "backend", "device"), TEXTS),
-    **dict.fromkeys(("preset", "prefix", "backends"), TEXTS),
-    **dict.fromkeys(("path", "run", "out", "resume", "dev", "test", "plot"), PATHS),
+    **dict.fromkeys(("preset", "prefix", "backends", "only", "after", "order", "format"), TEXTS),
+    **dict.fromkeys(("path", "run", "runs", "out", "resume", "dev", "test", "plot", "tensorboard"), PATHS),
 }
 # What some options may well be.
 FINE = {
@@ -200,9 +200,11 @@ FINE = {
     **dict.fromkeys(("n", "warmup_steps", "momentum", "eps", "weight_decay", "smoothing", "temperature"), ("0",)),
     "milestones": ("1",),
     "prefix": ("",),
+    "after": ("",),
     "out": ("missing/file",),
+    "tensorboard": ("missing/file",),
 }
-SWITCHES = {"quiet", "direct", "stop", "as_json"}
+SWITCHES = {"quiet", "direct", "stop", "as_json", "log_steps"}
 
 # What else an option of `train` needs to mean something.
 NEEDED = {
@@ -242,7 +244,8 @@ def arguments_of(command: str, option: str, value: str) -> list[str]:
         data = () if option == "path" else ("names.txt",)
         return ["train", "--quiet", *model, *steps, *out, *NEEDED.get(option, ()), *data, *given]
     if command in ("sample", "eval", "plot"):
-        return [command, *(() if option == "run" else ("counts",)), *given]
+        needed = ("--after", "a") if command == "plot" and option in ("temperature", "order") else ()
+        return [command, *(() if option in ("run", "runs") else ("counts",)), *needed, *given]
     return [command, "--backends", "eager", "--seconds", "0.001", *given]
 
 

@@ -67,6 +67,8 @@ def plot(
         plots.check_picture(picture)
     options = {name: value for name, value in given.items() if value is not None}
     wanted = None if only is None else [name for name in only.split(",") if name]
+    if wanted == []:
+        raise ValueError(f"--only {only} names no picture")
     if len(runs) == 1:
         drawn = _figures_of_run(runs[0], wanted, list(after or ()), log_steps, options)
     elif after or wanted not in (None, ["loss"]):
