@@ -69,8 +69,10 @@ def texts(figure: Figure) -> list[str]:
     """What is written in a figure, each text once, numbers as #, as another machine rounds otherwise."""
     from matplotlib.text import Text
 
+    # Ticks have their labels then.
+    figure.draw_without_rendering()
     written = {text.get_text() for text in figure.findobj(Text) if text.get_visible()}
-    return sorted({re.sub(r"[-−]?\d[\d.,]*(e-?\d+)?", "#", text) for text in written} - {""})
+    return sorted({re.sub(r"[-−]?\d[\d.,]*(e[-+]?\d+)?", "#", text) for text in written} - {""})
 
 
 def main() -> None:

@@ -87,7 +87,8 @@ COMMANDS = {
         _USE,
         (
             ("charlm plot runs/names", "pictures into the run's folder"),
-            ("charlm plot runs/names --out pictures", "into another one"),
+            ("charlm plot runs/names --after mar --after ann", "what it expects after a beginning"),
+            ("charlm plot runs/names --only loss --out loss.svg", "one of them, as a vector graphic"),
         ),
         ("charlm.checkpoint", "charlm.plots"),
     ),

@@ -20,12 +20,12 @@ _NAMED = 3
 
 def labels(vocabulary: Vocabulary) -> list[str]:
     """How each token is shown."""
-    return [visible(symbol) for symbol in vocabulary.characters]
+    return [visible(symbol) for symbol in vocabulary.symbols]
 
 
 def unit(vocabulary: Vocabulary) -> str:
     """What one token is."""
-    return "character"
+    return vocabulary.tokens_are.removesuffix("s")
 
 
 def visible(text: str) -> str:

@@ -52,7 +52,7 @@ def embedding_map(embedding: Tensor, vocabulary: Vocabulary, *, frequencies: Ten
     is_line = embedding.shape[1] == 1
     figure = new_figure(8.0, 4.0 if is_line else 8.0)
     axes = figure.add_subplot()
-    _draw_points(axes, points, [_kind(symbol) for symbol in vocabulary.characters], {*labelled})
+    _draw_points(axes, points, [_kind(symbol) for symbol in vocabulary.symbols], {*labelled})
     title = f"Embeddings of {len(points):,} {unit(vocabulary)}s in {embedding.shape[1]:,} dimension"
     title += "s" * (embedding.shape[1] != 1)
     if len(labelled) < len(points):

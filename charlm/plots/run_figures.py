@@ -15,7 +15,7 @@ from charlm.plots.distribution import next_character
 from charlm.plots.embedding import MOST_LABELLED, embedding_map
 from charlm.plots.heat_maps import count_map, probability_map
 from charlm.plots.histograms import activation_histograms, gradient_histograms
-from charlm.sampler import sample
+from charlm.sampler import probabilities
 from charlm.splits import Split
 from charlm.vocabulary import Vocabulary
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 # Examples whose activations and gradients are shown, spread evenly over the split.
 _EXAMPLES = 1000
-# Texts that say which tokens are frequent, and their length at most.
-_TEXTS, _LENGTH = 256, 256
+# Texts that say which tokens are frequent, and their length.
+_TEXTS, _LENGTH = 256, 64
 
 
 def names(model: LanguageModel) -> tuple[str, ...]:
@@ -104,12 +104,18 @@ def _some_examples(split: Split, model: LanguageModel) -> tuple[Tensor, Tensor]:
     return contexts.to(model.device), targets.to(model.device)
 
 
+@torch.no_grad()
 def _frequencies(model: LanguageModel, vocabulary: Vocabulary) -> Tensor | None:
     """How often each token (V,) comes in texts of the model, if not all get labels: the data may be gone."""
     if len(vocabulary) <= MOST_LABELLED:
         return None
     counts = torch.zeros(len(vocabulary), dtype=torch.int64, device="cpu")
-    for text in sample(model, vocabulary, _TEXTS, seed=0, max_length=_LENGTH):
-        counts += torch.bincount(vocabulary.encode(text).int(), minlength=len(vocabulary))
-    counts[vocabulary.boundary] += _TEXTS
+    start = torch.full((_TEXTS, model.context_length), vocabulary.boundary, device="cpu")
+    contexts = start
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(_LENGTH):
+        shares = probabilities(model(contexts.to(model.device)), 1.0, None)
+        tokens = torch.multinomial(shares, 1, generator=generator)
+        counts += torch.bincount(tokens.flatten(), minlength=len(counts))
+        contexts = torch.cat([contexts[:, 1:], tokens], dim=1).where(tokens != vocabulary.boundary, start)
     return counts
