@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from charlm._version import __version__
 
 if TYPE_CHECKING:
-    from charlm import backends, checkpoint, data, distributed, models, nn, ops, plots, presets, sampler
+    from charlm import backends, checkpoint, data, distributed, export, models, nn, ops, plots, presets, sampler
     from charlm.checkpoint import load
     from charlm.configuration import TrainingConfig
     from charlm.evaluation import evaluate
@@ -38,6 +38,7 @@ __all__ = [
     "data",
     "distributed",
     "evaluate",
+    "export",
     "load",
     "models",
     "nn",

@@ -158,6 +158,8 @@ RULES: dict[str, Rule] = {
     # Pictures
     "format": Choice(("png", "svg", "pdf")),
     "order": Choice(("probability", "vocabulary")),
+    # Export
+    "to": Choice(("c", "onnx", "html")),
     # Races
     "threads": Integers(1, 1024),
     "seconds": Numbers("a positive number", 0.0, 86400.0, (False, True)),

@@ -29,7 +29,7 @@ LAYERS = [
     {"evaluation", "sampler", "backends"},
     {"trainer"},
     {"configuration"},
-    {"presets", "checkpoint", "plots", "tensorboard"},
+    {"presets", "checkpoint", "plots", "tensorboard", "export"},
     {"benchmark", "training_run"},
     {"cli"},
     {"__main__"},

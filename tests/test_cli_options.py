@@ -191,7 +191,7 @@ HOSTILE = {
     **dict.fromkeys(("softcap", "smoothing", "temperature", "seconds"), FLOATS),
     **dict.fromkeys(("betas", "milestones"), LISTS),
     **dict.fromkeys(("model", "mode", "split", "part", "optimizer", "schedule", "backend", "device"), TEXTS),
-    **dict.fromkeys(("preset", "prefix", "backends", "only", "after", "order", "format"), TEXTS),
+    **dict.fromkeys(("preset", "prefix", "backends", "only", "after", "order", "format", "to"), TEXTS),
     **dict.fromkeys(("path", "run", "runs", "out", "resume", "dev", "test", "plot", "tensorboard"), PATHS),
 }
 # What some options may well be.
@@ -243,6 +243,9 @@ def arguments_of(command: str, option: str, value: str) -> list[str]:
         out = () if option == "out" else ("--out", "out")
         data = () if option == "path" else ("names.txt",)
         return ["train", "--quiet", *model, *steps, *out, *NEEDED.get(option, ()), *data, *given]
+    if command == "export":
+        to = () if option == "to" else ("--to", "c")
+        return [command, *to, *(() if option == "run" else ("counts",)), *given]
     if command in ("sample", "eval", "plot"):
         needed = ("--after", "a") if command == "plot" and option in ("temperature", "order") else ()
         return [command, *(() if option in ("run", "runs") else ("counts",)), *needed, *given]

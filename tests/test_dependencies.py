@@ -38,6 +38,8 @@ COMMANDS = [
     ["train", "--steps", "6", "--resume", "run"],
     ["sample", "run", "-n", "2"],
     ["eval", "run"],
+    ["export", "run", "--to", "c"],
+    ["export", "run", "--to", "html"],
     ["bench", "--backends", "eager,ops,fused", "--seconds", "0.001"],
     ["info"],
 ]

@@ -176,7 +176,10 @@ def test_a_build_from_the_source_distribution_compiles_what_belongs_to_it(
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if name.startswith("charlm/")}
     python = {name for name in sources() if re.match(r"charlm/.*\.(py|pyi)$", name)}
-    (text,) = packed - python - {"charlm/_C.abi3.so", "charlm/names.txt", "charlm/names.md", "charlm/py.typed"}
+    templates = {name for name in sources() if name.startswith("charlm/export/templates/")}
+    others = {"charlm/_C.abi3.so", "charlm/names.txt", "charlm/names.md", "charlm/py.typed"}
+    assert templates <= packed
+    (text,) = packed - python - templates - others
     assert re.fullmatch(r"charlm/_text\..*\.so", text)
 
 

@@ -114,7 +114,7 @@ def test_an_error_inside_a_module_is_not_a_missing_name(monkeypatch: pytest.Monk
 
 def test_without_the_text_module_the_ops_work_and_commands_fail_in_one_line() -> None:
     use = "import torch; from charlm import nn, ops; loss = ops.cross_entropy(torch.zeros(1, 1), torch.tensor([0]))"
-    others = [["train"], ["sample", "run"], ["eval", "run"], ["plot", "run"], ["bench"]]
+    others = [["train"], ["sample", "run"], ["eval", "run"], ["plot", "run"], ["export", "run", "--to", "c"], ["bench"]]
     info, *failures = run_commands(
         f"{_BREAK_TEXT}; {use}; assert loss.item() == 0.0", ["info", "--json"], *others
     ).results

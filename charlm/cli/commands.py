@@ -17,6 +17,7 @@ from charlm._version import __version__
 from charlm.cli import console, startup
 from charlm.cli.bench import bench
 from charlm.cli.evaluate import evaluate
+from charlm.cli.export import export
 from charlm.cli.info import info
 from charlm.cli.options import check_rules
 from charlm.cli.plot import plot
@@ -91,6 +92,16 @@ COMMANDS = {
             ("charlm plot runs/names --only loss --out loss.svg", "one of them, as a vector graphic"),
         ),
         ("charlm.checkpoint", "charlm.plots"),
+    ),
+    "export": Entry(
+        export,
+        _USE,
+        (
+            ("charlm export runs/names --to c --out names.c", "a program: cc -O2 names.c -lm -o names"),
+            ("charlm export runs/names --to html --out names.html", "a page for a browser"),
+            ("charlm export runs/names --to onnx", "a graph, into the run's folder"),
+        ),
+        ("charlm.checkpoint", "charlm.export"),
     ),
     "bench": Entry(
         bench,
