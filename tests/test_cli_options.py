@@ -256,9 +256,11 @@ def arguments_of(command: str, option: str, value: str) -> list[str]:
 def test_nothing_that_is_typed_is_a_bug(run_charlm: CommandLine, counts: str, command: str, option: str) -> None:
     os.mkfifo("pipe")
     os.symlink("loop", "loop")
+    # Where one file is written, no folders are made for it.
+    fine = () if (command, option) == ("export", "out") else FINE.get(option, ())
     for value in HOSTILE[option]:
         result = run_charlm(*arguments_of(command, option, value))
-        if value in FINE.get(option, ()):
+        if value in fine:
             assert result.code == 0, (value, result.err)
         else:
             assert result.code == 2, (value[:50], result.code, result.err)

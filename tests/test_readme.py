@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from charlm.cli.bench import duration
 from scripts import draw_training
 
 # What the commands on the pages start; each has a test here.
-PROGRAMS = {"charlm", "make", "pip", "torchrun", "bash"}
+PROGRAMS = {"charlm", "make", "pip", "torchrun", "bash", "cc", "./names"}
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -139,6 +140,17 @@ def test_what_torchrun_starts_trains(working_folder: Path) -> None:
         end = arguments.index("charlm") + 1
         assert arguments[:end] == ["--nproc-per-node", "2", "-m", "charlm"]
         assert main([*arguments[end:], *SHORTER["train"]]) == 0
+
+
+def test_the_program_that_is_exported_compiles_and_runs(working_folder: Path) -> None:
+    for arguments, _ in DOCS["export"].commands("charlm"):
+        if arguments[0] in ("train", "export"):
+            assert main([*arguments, *SHORTER.get(arguments[0], [])]) == 0
+    for arguments, _ in commands("cc"):
+        subprocess.run(["cc", *arguments], check=True)
+    for arguments, output in commands("./names"):
+        printed = subprocess.run(["./names", *arguments], check=True, capture_output=True, text=True).stdout
+        assert printed.count("\n") == output.count("\n")
 
 
 def test_make_targets_exist() -> None:

@@ -199,7 +199,7 @@ static void print_next(const char* text, struct Options options) {
   while (*text != '\0') append(context, read_token(&text));
   probabilities(context, options, p);
   rank(p, ranked);
-  for (int i = 0; i < V; i++) {
+  for (int i = 0; i < V && ranked[i].value > 0.0; i++) {
     show_token(ranked[i].token);
     printf("\t%.9g\n", ranked[i].value);
   }
