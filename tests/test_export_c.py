@@ -234,8 +234,25 @@ def test_what_is_no_model_of_charlm_is_refused() -> None:
         to_c(Other(9, 3, 2, 4), LETTERS)
     with pytest.raises(TypeError, match=r"^vocabulary must be Vocabulary, got str$"):
         to_c(NeuralBigram(9), "abc")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^vocabulary must have the model's 4 characters, got 9$"):
+    with pytest.raises(ValueError, match=r"^vocabulary must have the model's 4 tokens, got 9$"):
         to_c(NeuralBigram(4), LETTERS)
+
+
+def test_what_is_not_made_of_characters_is_refused() -> None:
+    vocabulary = Vocabulary("abcdefgh")
+    vocabulary.tokens_are = "bytes"
+    with pytest.raises(ValueError, match=r"^a C program needs a vocabulary of characters, got one of bytes: "):
+        to_c(NeuralBigram(9), vocabulary)
+
+
+def test_unknown_characters_have_a_token_where_the_model_has_one(tmp_path: Path) -> None:
+    vocabulary = Vocabulary("ab\ufffd")
+    vocabulary.unknown = vocabulary.symbols.index("\ufffd")
+    program = Program(to_c(MLP(4, 3, 2, 4), vocabulary), tmp_path)
+    expected = program.output("--score", "a\ufffdb\ufffd")
+    for text in ("axb?", "aéb中", "a😀b\U0010ffff"):
+        assert program.output("--score", text) == expected
+    assert program.output("--score", "ab") != expected
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -105,7 +105,7 @@ def test_every_field_has_a_label() -> None:
     tags = Elements(to_html(*models()["mlp"])).tags
     labelled = {attributes["for"] for tag, attributes in tags if tag == "label"}
     fields = {attributes["id"] for tag, attributes in tags if tag in ("input", "select", "textarea")}
-    assert fields == labelled == {"text", "temperature", "top-k", "n", "seed"}
+    assert fields == labelled == {"text", "temperature", "top-k", "n", "seed", "max-length", "stop"}
 
 
 def test_the_page_is_small() -> None:
@@ -116,8 +116,14 @@ def test_the_page_is_small() -> None:
 
 
 def test_what_cannot_be_exported_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^vocabulary must have the model's 4 characters, got 9$"):
+    with pytest.raises(ValueError, match=r"^vocabulary must have the model's 4 tokens, got 9$"):
         to_html(NeuralBigram(4), LETTERS)
+    vocabulary = Vocabulary("abcdefgh")
+    vocabulary.tokens_are = "words"
+    with pytest.raises(
+        ValueError, match=r"^a page needs a vocabulary of characters, got one of words: export as onnx$"
+    ):
+        to_html(NeuralBigram(9), vocabulary)
     with pytest.raises(TypeError, match=r"^title must be str, got int$"):
         to_html(NeuralBigram(9), LETTERS, title=5)  # type: ignore[arg-type]
 
@@ -160,6 +166,7 @@ class Opened:
         return {int(token): float(p) for token, p in shown}
 
     def drawn(self) -> list[str]:
+        self.page.wait_for_selector("#drawn[aria-busy=false]")
         texts: list[str] = self.page.eval_on_selector_all("#drawn button", "buttons => buttons.map(b => b.textContent)")
         return ["" if text == "(nothing)" else text for text in texts]
 
@@ -232,6 +239,10 @@ def test_the_browser_draws_the_texts_of_charlm_sample(name: str, opened: Any) ->
         window.page.click("#draw")
         options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "prefix": text}
         assert window.drawn() == charlm.sample(model, vocabulary, n, seed=seed, **options)
+    window.page.fill("#max-length", "60")
+    window.page.uncheck("#stop")
+    window.page.click("#draw")
+    assert window.drawn() == charlm.sample(model, vocabulary, n, seed=seed, max_length=60, stop=False, **options)
 
 
 def test_the_page_is_worked_by_keyboard_and_by_clicks(opened: Any) -> None:
@@ -264,6 +275,7 @@ def test_a_field_that_makes_no_sense_is_named(opened: Any) -> None:
         ("#top-k", "0", "Top k: "),
         ("#seed", "1.5", "Seed: "),
         ("#n", "", "How many: "),
+        ("#max-length", "0", "Longest: "),
     ):
         before = page.input_value(field)
         page.fill(field, value)
@@ -272,6 +284,34 @@ def test_a_field_that_makes_no_sense_is_named(opened: Any) -> None:
         assert window.next() == shown
         page.fill(field, before)
         assert page.inner_text("#problem") == ""
+
+
+def test_a_draw_that_takes_long_ends_where_another_one_begins(opened: Any) -> None:
+    window: Opened = opened("mlp")
+    page = window.page
+    page.uncheck("#stop")
+    page.fill("#n", "1000")
+    page.fill("#max-length", "100000")
+    page.click("#draw")
+    assert page.get_attribute("#drawn", "aria-busy") == "true"
+    page.fill("#n", "2")
+    page.fill("#max-length", "5")
+    page.click("#draw")
+    assert [len(text) for text in window.drawn()] == [5, 5]
+
+
+def test_unknown_characters_have_a_token_where_the_model_has_one(browser: Browser, tmp_path: Path) -> None:
+    vocabulary = Vocabulary("ab\ufffd")
+    vocabulary.unknown = vocabulary.symbols.index("\ufffd")
+    path = tmp_path / "page.html"
+    path.write_text(to_html(MLP(4, 3, 2, 4), vocabulary), encoding="utf-8")
+    window = Opened(browser, path)
+    shown = []
+    for text in ("aéb", "a\ufffdb", "ab"):
+        window.page.fill("#text", text)
+        shown.append(window.next())
+    assert shown[0] == shown[1] != shown[2]
+    window.close()
 
 
 def test_a_text_may_have_line_breaks_where_the_model_knows_them(opened: Any) -> None:

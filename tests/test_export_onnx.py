@@ -57,6 +57,7 @@ def test_the_graph_says_what_it_is(name: str) -> None:
     assert (result.name, result.shape) == ("log_probs", ["N", len(vocabulary)])
     metadata = running.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["symbols"]) == list(vocabulary.characters)
+    assert metadata["tokens_are"] == "characters"
     assert int(metadata["boundary"]) == vocabulary.boundary
     assert int(metadata["context_length"]) == model.context_length
 
@@ -76,7 +77,7 @@ def test_tokens_out_of_range_are_an_error_of_the_runtime() -> None:
 
 
 def test_a_model_on_the_wrong_vocabulary_or_without_finite_weights_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^vocabulary must have the model's 4 characters, got 9$"):
+    with pytest.raises(ValueError, match=r"^vocabulary must have the model's 4 tokens, got 9$"):
         to_onnx(NeuralBigram(4), LETTERS)
     model = MLP(9, 3, 2, 4)
     with torch.no_grad():

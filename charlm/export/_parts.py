@@ -23,8 +23,10 @@ class Parts:
 
     Attributes:
         kind: "count-bigram", "bigram" or "mlp".
-        symbols: V strings; texts are symbols without anything between them.
+        symbols: V strings, what each token is shown as.
+        tokens_are: "characters", and texts are symbols without anything between them; or "bytes" or "words".
         boundary: the token that begins and ends a text.
+        unknown: the token of what has no token of its own, or None.
         context_length: T.
         tensors: the model's own by name, contiguous, on the CPU: int64 the counts, all others float32, or float64 where
             the model is. Neither rounds what was trained.
@@ -34,7 +36,9 @@ class Parts:
 
     kind: str
     symbols: tuple[str, ...]
+    tokens_are: str
     boundary: int
+    unknown: int | None
     context_length: int
     tensors: dict[str, Tensor]
     softcap: float | None
@@ -65,16 +69,26 @@ def parts(model: LanguageModel, vocabulary: Vocabulary) -> Parts:
         raise TypeError(f"model must be CountBigram, NeuralBigram or MLP, got {type(model).__name__}")
     check_type("vocabulary", vocabulary, Vocabulary)
     if model.vocab_size != len(vocabulary):
-        raise ValueError(f"vocabulary must have the model's {model.vocab_size} characters, got {len(vocabulary)}")
+        raise ValueError(f"vocabulary must have the model's {model.vocab_size} tokens, got {len(vocabulary)}")
     return Parts(
         kind=model.kind,
-        symbols=vocabulary.characters,
+        symbols=vocabulary.symbols,
+        tokens_are=vocabulary.tokens_are,
         boundary=vocabulary.boundary,
+        unknown=vocabulary.unknown,
         context_length=model.context_length,
         tensors={name: _exact(name, tensor) for name, tensor in model.state_dict().items()},
         softcap=model.softcap if isinstance(model, MLP) else None,
         smoothing=model.smoothing if isinstance(model, CountBigram) else 0.0,
     )
+
+
+def check_characters(model_parts: Parts, what: str) -> None:
+    """ValueError where the tokens are no characters, which is all that a program and a page read and write."""
+    if model_parts.tokens_are != "characters":
+        raise ValueError(
+            f"{what} needs a vocabulary of characters, got one of {model_parts.tokens_are}: export as onnx"
+        )
 
 
 def little_endian(tensor: Tensor) -> bytes:

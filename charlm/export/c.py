@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor
 
 from charlm._version import __version__
-from charlm.export._parts import TEMPLATES, Parts, parts
+from charlm.export._parts import TEMPLATES, Parts, check_characters, parts
 from charlm.models import LanguageModel
 from charlm.vocabulary import Vocabulary
 
@@ -32,9 +32,10 @@ def to_c(model: LanguageModel, vocabulary: Vocabulary) -> str:
 
     Raises:
         TypeError: the model is of another class than charlm's own.
-        ValueError: the vocabulary has another size, or a weight is NaN or infinite.
+        ValueError: the vocabulary has another size or is not of characters, or a weight is NaN or infinite.
     """
     model_parts = parts(model, vocabulary)
+    check_characters(model_parts, "a C program")
     real = "double" if model_parts.is_double else "float"
     forward = _chosen((TEMPLATES / f"{model_parts.kind}.c").read_text(encoding="ascii"), _features(model_parts))
     values = {
@@ -42,6 +43,7 @@ def to_c(model: LanguageModel, vocabulary: Vocabulary) -> str:
         "VERSION": __version__,
         "SIZES": "\n".join(_sizes(model_parts)),
         "BOUNDARY": str(model_parts.boundary),
+        "UNKNOWN": _unknown(model_parts),
         "FORWARD": forward.rstrip().replace("@REAL@", real),
         "SYMBOLS": "\n".join(map(_symbol, model_parts.symbols)),
         "WEIGHTS": "\n\n".join(
@@ -51,6 +53,17 @@ def to_c(model: LanguageModel, vocabulary: Vocabulary) -> str:
     }
     program = (TEMPLATES / "sample.c").read_text(encoding="ascii")
     return re.sub(r"@([A-Z]+)@", lambda marker: values[marker[1]], program)
+
+
+def _unknown(model_parts: Parts) -> str:
+    """What becomes of a character that is not in the vocabulary."""
+    if model_parts.unknown is None:
+        return '  fail("\\"%s\\" begins with a character that is not in the vocabulary", *text);\n  return BOUNDARY;'
+    return (
+        "  /* A character that is not in the vocabulary, to its last byte: the others begin with the bits 10. */\n"
+        "  do ++*text; while ((**text & 0xC0) == 0x80);\n"
+        f"  return {model_parts.unknown};"
+    )
 
 
 def _features(model_parts: Parts) -> set[str]:

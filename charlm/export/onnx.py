@@ -25,8 +25,8 @@ def to_onnx(model: LanguageModel, vocabulary: Vocabulary) -> ModelProto:
 
     `log_probs` are the log-probabilities of the next token, log_softmax of the model's logits, in float32, or float64
     where the model is (a count bigram is). The metadata has what a program needs beside the graph: "symbols", a list in
-    JSON that says what each token stands for, "boundary", the token that a text begins and ends with, and
-    "context_length", T. A text starts from a context of T boundaries.
+    JSON that says what each token stands for, "tokens_are", which says what these are, "characters" mostly, "boundary",
+    the token that a text begins and ends with, and "context_length", T. A text starts from a context of T boundaries.
 
     Args:
         model: of any dtype, on any device.
@@ -63,6 +63,7 @@ def to_onnx(model: LanguageModel, vocabulary: Vocabulary) -> ModelProto:
         exported,
         {
             "symbols": json.dumps(model_parts.symbols),
+            "tokens_are": model_parts.tokens_are,
             "boundary": str(model_parts.boundary),
             "context_length": str(model_parts.context_length),
         },

@@ -1,11 +1,12 @@
 // The page: what is typed goes into the model, what it says is shown.
 
 const MOST_BARS = 40;
-const MAX_LENGTH = 1000; // of a text that does not end
+const MOST_MILLISECONDS = 40; // that the page does not answer for
+const MOST_BITS = 8; // of a surprise that is shown by its colour
 const NAMES = { " ": "space", "\n": "new line", "\t": "tab" };
 
 const description = JSON.parse(document.getElementById("model").textContent);
-const { symbols, boundary, context_length: contextLength } = description;
+const { symbols, boundary, unknown, context_length: contextLength } = description;
 const tokenOf = new Map(symbols.map((symbol, token) => [symbol, token]));
 const logitsAfter = createModel(description);
 const element = Object.fromEntries(Array.from(document.querySelectorAll("[id]"), (found) => [found.id, found]));
@@ -36,19 +37,20 @@ function percent(share) {
 /** The tokens of a text; an Error says which character is not in the vocabulary. */
 function encoded(text) {
   return Array.from(text, (character) => {
-    if (!tokenOf.has(character)) throw new Error(`“${character}” is not among the model's characters.`);
-    return tokenOf.get(character);
+    const token = tokenOf.get(character) ?? unknown;
+    if (token === null) throw new Error(`“${character}” is not among the model's characters.`);
+    return token;
   });
 }
 
 /** The last T tokens, after T boundaries. */
 function contextOf(tokens) {
-  return [...Array(contextLength).fill(boundary), ...tokens].slice(-contextLength);
+  return [...Array(contextLength).fill(boundary), ...tokens.slice(-contextLength)].slice(-contextLength);
 }
 
 /** What the fields say; an Error where one of them makes no sense. */
 function options() {
-  for (const field of [element["top-k"], element.n, element.seed]) {
+  for (const field of [element["top-k"], element.n, element.seed, element["max-length"]]) {
     const name = document.querySelector(`label[for="${field.id}"]`).textContent;
     if (!field.checkValidity()) throw new Error(`${name}: ${field.validationMessage}`);
   }
@@ -91,7 +93,7 @@ function showScore({ tokens }) {
   const cells = targets.map((token, i) => {
     const cell = document.createElement("li");
     const bits = nats[i] / Math.LN2;
-    cell.style.setProperty("--share", Math.min(1, bits / 12));
+    cell.style.setProperty("--share", Math.min(1, bits / MOST_BITS));
     cell.append(label(token), " ", created("span", "bits", bits.toFixed(1)));
     return cell;
   });
@@ -116,33 +118,46 @@ function show() {
   }
 }
 
-function drawTexts(event) {
+function drawnText(tokens) {
+  const row = document.createElement("li");
+  const button = created("button", "", tokens.map((token) => symbols[token]).join(""));
+  button.type = "button";
+  button.title = "Take it as the beginning";
+  if (tokens.length === 0) button.append(created("span", "named", "(nothing)"));
+  row.append(button);
+  return row;
+}
+
+let draws = 0;
+
+async function drawTexts(event) {
   event.preventDefault();
   show();
   if (element.problem.textContent !== "") return;
   const { tokens, temperature, topK } = options();
-  const seed = element.seed.value === "" ? crypto.getRandomValues(new BigUint64Array(1))[0] : BigInt(element.seed.value);
-  const texts = Array.from({ length: Number(element.n.value) }, (_, text) => {
+  const [n, maxLength, stop] = [Number(element.n.value), Number(element["max-length"].value), element.stop.checked];
+  const typed = element.seed.value;
+  const seed = typed === "" ? crypto.getRandomValues(new BigUint64Array(1))[0] : BigInt.asUintN(64, BigInt(typed));
+  const number = ++draws;
+  element.drawn.replaceChildren();
+  element.drawn.setAttribute("aria-busy", "true");
+  let pause = performance.now() + MOST_MILLISECONDS;
+  for (let text = 0; text < n; text++) {
     const drawn = tokens.slice();
-    for (let position = 0; drawn.length < MAX_LENGTH; position++) {
+    for (let position = 0; drawn.length < maxLength; position++) {
+      if (performance.now() > pause) {
+        await new Promise((resolve) => setTimeout(resolve));
+        if (draws !== number) return; // what was asked for since is drawn instead
+        pause = performance.now() + MOST_MILLISECONDS;
+      }
       const p = probabilities(logitsAfter(contextOf(drawn)), temperature, topK);
-      const token = draw(p, randomWords(BigInt.asUintN(64, seed), text, position));
-      if (token === boundary) break;
+      const token = draw(p, randomWords(seed, text, position));
+      if (stop && token === boundary) break;
       drawn.push(token);
     }
-    return drawn.map((token) => symbols[token]).join("");
-  });
-  element.drawn.replaceChildren(
-    ...texts.map((text) => {
-      const row = document.createElement("li");
-      const button = created("button", "", text);
-      button.type = "button";
-      button.title = "Take it as the beginning";
-      if (text === "") button.append(created("span", "named", "(nothing)"));
-      row.append(button);
-      return row;
-    }),
-  );
+    element.drawn.append(drawnText(drawn));
+  }
+  element.drawn.setAttribute("aria-busy", "false");
 }
 
 function begin(text) {

@@ -172,8 +172,7 @@ static int read_token(const char** text) {
       return v;
     }
   }
-  fail("\"%s\" begins with a character that is not in the vocabulary", *text);
-  return BOUNDARY;
+@UNKNOWN@
 }
 
 static void write_token(int token) { fwrite(symbols[token].text, 1, symbols[token].size, stdout); }
