@@ -165,6 +165,13 @@ def test_without_a_seed_there_are_ten_texts(programs: dict[str, Program]) -> Non
     assert programs["mlp"].output("--help").startswith("Draws N new texts")
 
 
+def test_a_vocabulary_of_the_boundary_alone_has_empty_texts(tmp_path: Path) -> None:
+    program = Program(to_c(MLP(1, 2, 1, 1), Vocabulary(".")), tmp_path)
+    assert program.output(3, "--seed", 1) == "\n\n\n"
+    assert program.table("--next", ".") == [(".", 1.0)]
+    assert program.table("--score", "") == [(".", 0.0), ("total", 0.0)]
+
+
 def test_the_source_is_plain_ascii_without_trigraphs() -> None:
     source = to_c(*models()["any characters"])
     assert source.isascii()
