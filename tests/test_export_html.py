@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 every_model = pytest.mark.parametrize("name", models())
+# One for each way through the page's own code; files differ in nothing else.
+in_a_browser = pytest.mark.parametrize(
+    "name", ["counts", "smoothed counts", "bigram", "mlp", "mlp, float64", "any characters"]
+)
 TITLE = "</title><script>document.title = 'taken over'</script> & \"more\""
 
 
@@ -194,7 +198,7 @@ def opened(browser: Browser, tmp_path: Path) -> Iterator[Any]:
         page.close()
 
 
-@every_model
+@in_a_browser
 def test_the_browser_has_the_models_probabilities(name: str, opened: Any) -> None:
     model, vocabulary = models()[name]
     window: Opened = opened(name)
@@ -220,7 +224,7 @@ def test_the_browser_has_the_models_probabilities(name: str, opened: Any) -> Non
         assert [float(x.replace("Infinity", "inf")) for x in shown] == pytest.approx(bits, abs=0.0501)
 
 
-@every_model
+@in_a_browser
 def test_the_browser_draws_the_texts_of_charlm_sample(name: str, opened: Any) -> None:
     model, vocabulary = models()[name]
     model = copy.deepcopy(model).double()
