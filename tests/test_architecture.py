@@ -182,7 +182,7 @@ def test_adding_an_op_edits_no_build_file() -> None:
 
 
 def test_every_package_is_installed() -> None:
-    declared = re.search(r"^packages = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    declared = re.search(r"^packages = \[([^]]*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert declared is not None
     packages = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "charlm").rglob("__init__.py")}
     assert set(re.findall(r'"([\w.]+)"', declared[1])) == packages

@@ -28,9 +28,9 @@ _BINS = 60
 
 @torch.no_grad()
 def activation_histograms(model: MLP, contexts: Tensor) -> Figure:
-    """Histograms of a model's layers: pre-activations, tanh outputs h, the share of |h| > 0.97 by unit, and logits.
+    """Histograms of a model's layers: pre-activations, tanh outputs h, the share of saturated ones by unit, and logits.
 
-    A unit that is saturated for most contexts learns next to nothing, as the slope of tanh is 1 - h^2.
+    A unit that is saturated, `|h| > 0.97`, for most contexts learns next to nothing, as the slope of tanh is 1 - h^2.
 
     Args:
         model: an MLP.
