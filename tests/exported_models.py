@@ -67,3 +67,16 @@ def context_of(text: str, model: LanguageModel, vocabulary: Vocabulary) -> torch
     """The context (T,) after a text that has just begun."""
     tokens = [vocabulary.boundary] * model.context_length + vocabulary.encode(text).tolist()
     return torch.tensor(tokens[len(tokens) - model.context_length :])
+
+
+def of_bytes() -> tuple[LanguageModel, Vocabulary]:
+    """A model of bytes, each of which is a token."""
+    vocabulary = Vocabulary("".join(map(chr, range(256))), boundary="\n")
+    vocabulary.tokens_are = "bytes"
+    vocabulary.symbols = tuple(chr(i) if i < 128 else f"<0x{i:02X}>" for i in range(256))
+    return _random(MLP(256, 2, 3, 5)), vocabulary
+
+
+def model_log_probs(model: LanguageModel, context: list[int]) -> list[float]:
+    """The log-probabilities of all tokens after a context, in float64."""
+    return logits_in_double(model, torch.tensor([context])).log_softmax(1)[0].tolist()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from exported_models import LETTERS, context_of, logits_in_double, models
+from exported_models import LETTERS, context_of, logits_in_double, model_log_probs, models, of_bytes
 
 import charlm
 from charlm import MLP, CountBigram, NeuralBigram, Vocabulary
@@ -245,10 +245,10 @@ def test_what_is_no_model_of_charlm_is_refused() -> None:
         to_c(NeuralBigram(4), LETTERS)
 
 
-def test_what_is_not_made_of_characters_is_refused() -> None:
+def test_words_are_refused() -> None:
     vocabulary = Vocabulary("abcdefgh")
-    vocabulary.tokens_are = "bytes"
-    with pytest.raises(ValueError, match=r"^a C program needs a vocabulary of characters, got one of bytes: "):
+    vocabulary.tokens_are = "words"
+    with pytest.raises(ValueError, match=r"^a C program needs a vocabulary of characters or bytes, got one of words: "):
         to_c(NeuralBigram(9), vocabulary)
 
 
@@ -260,6 +260,20 @@ def test_unknown_characters_have_a_token_where_the_model_has_one(tmp_path: Path)
     for text in ("axb?", "aéb中", "a😀b\U0010ffff"):
         assert program.output("--score", text) == expected
     assert program.output("--score", "ab") != expected
+
+
+def test_bytes_are_the_utf8_of_texts(tmp_path: Path) -> None:
+    model, vocabulary = of_bytes()
+    program = Program(to_c(model, vocabulary), tmp_path)
+    tokens = [10, 10, *"aé中😀".encode(), 10]
+    log_probs = [model_log_probs(model, tokens[i - 2 : i])[tokens[i]] for i in range(2, len(tokens))]
+    lines = program.output("--score", "aé中😀").splitlines()
+    assert [line.split("\t")[0] for line in lines[:4]] == ["a", "\\xc3", "\\xa9", "\\xe4"]
+    assert [float(line.split("\t")[1]) for line in lines] == pytest.approx([*log_probs, sum(log_probs)], rel=1e-7)
+    drawn = program.run(1, "--seed", 1, "--prefix", "é", "--no-stop", "--max-length", 500).stdout
+    assert drawn.startswith("é".encode())
+    assert len(drawn) == 501
+    assert len(set(drawn)) > 150
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

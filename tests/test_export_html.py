@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from exported_models import HOSTILE, LETTERS, context_of, logits_in_double, models
+from exported_models import HOSTILE, LETTERS, context_of, logits_in_double, model_log_probs, models, of_bytes
 
 import charlm
 from charlm import MLP, NeuralBigram, Vocabulary
@@ -124,9 +124,7 @@ def test_what_cannot_be_exported_is_refused() -> None:
         to_html(NeuralBigram(4), LETTERS)
     vocabulary = Vocabulary("abcdefgh")
     vocabulary.tokens_are = "words"
-    with pytest.raises(
-        ValueError, match=r"^a page needs a vocabulary of characters, got one of words: export as onnx$"
-    ):
+    with pytest.raises(ValueError, match=r"^a page needs a vocabulary of characters or bytes, got one of words: "):
         to_html(NeuralBigram(9), vocabulary)
     with pytest.raises(TypeError, match=r"^title must be str, got int$"):
         to_html(NeuralBigram(9), LETTERS, title=5)  # type: ignore[arg-type]
@@ -315,6 +313,27 @@ def test_unknown_characters_have_a_token_where_the_model_has_one(browser: Browse
         window.page.fill("#text", text)
         shown.append(window.next())
     assert shown[0] == shown[1] != shown[2]
+    window.close()
+
+
+def test_bytes_are_the_utf8_of_texts(browser: Browser, tmp_path: Path) -> None:
+    model, vocabulary = of_bytes()
+    path = tmp_path / "page.html"
+    path.write_text(to_html(model, vocabulary), encoding="utf-8")
+    window = Opened(browser, path)
+    window.page.fill("#text", "a中")
+    expected = model_log_probs(model, list("中".encode()[-2:]))
+    shown = window.next()
+    assert len(shown) == 40
+    assert shown == pytest.approx({token: np.exp(expected[token]) for token in shown}, rel=1e-9)
+    assert window.page.locator("#surprises li").count() == 5
+    disabled = window.page.eval_on_selector_all(
+        "#next button:disabled", "buttons => buttons.map(b => Number(b.dataset.token))"
+    )
+    assert set(disabled) == {token for token in shown if token > 127 or token == 10}
+    window.page.fill("#text", "é")
+    window.page.click("#draw")
+    assert all(text.startswith("é") for text in window.drawn())
     window.close()
 
 

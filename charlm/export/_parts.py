@@ -24,7 +24,7 @@ class Parts:
     Attributes:
         kind: "count-bigram", "bigram" or "mlp".
         symbols: V strings, what each token is shown as.
-        tokens_are: "characters", and texts are symbols without anything between them; or "bytes" or "words".
+        tokens_are: "characters" or "bytes", and texts are tokens without anything between them; or "words".
         boundary: the token that begins and ends a text.
         unknown: the token of what has no token of its own, or None.
         context_length: T.
@@ -51,6 +51,13 @@ class Parts:
         if self.kind == MLP.kind:
             sizes |= {"D": self.tensors["embedding"].shape[1], "H": self.tensors["bias1"].shape[0]}
         return sizes
+
+    @property
+    def spellings(self) -> list[bytes]:
+        """What each token is in a text in UTF-8; where tokens are bytes, it is shown as something else."""
+        if self.tokens_are == "bytes":
+            return [bytes([token]) for token in range(len(self.symbols))]
+        return [symbol.encode() for symbol in self.symbols]
 
     @property
     def is_double(self) -> bool:
@@ -83,12 +90,10 @@ def parts(model: LanguageModel, vocabulary: Vocabulary) -> Parts:
     )
 
 
-def check_characters(model_parts: Parts, what: str) -> None:
-    """ValueError where the tokens are no characters, which is all that a program and a page read and write."""
-    if model_parts.tokens_are != "characters":
-        raise ValueError(
-            f"{what} needs a vocabulary of characters, got one of {model_parts.tokens_are}: export as onnx"
-        )
+def check_no_words(model_parts: Parts, what: str) -> None:
+    """ValueError where a text would have to be split into words, which only a vocabulary itself knows how to."""
+    if model_parts.tokens_are == "words":
+        raise ValueError(f"{what} needs a vocabulary of characters or bytes, got one of words: export it as onnx")
 
 
 def little_endian(tensor: Tensor) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor
 
 from charlm._version import __version__
-from charlm.export._parts import TEMPLATES, Parts, check_characters, parts
+from charlm.export._parts import TEMPLATES, Parts, check_no_words, parts
 from charlm.models import LanguageModel
 from charlm.vocabulary import Vocabulary
 
@@ -32,10 +32,10 @@ def to_c(model: LanguageModel, vocabulary: Vocabulary) -> str:
 
     Raises:
         TypeError: the model is of another class than charlm's own.
-        ValueError: the vocabulary has another size or is not of characters, or a weight is NaN or infinite.
+        ValueError: the vocabulary has another size or is one of words, or a weight is NaN or infinite.
     """
     model_parts = parts(model, vocabulary)
-    check_characters(model_parts, "a C program")
+    check_no_words(model_parts, "a C program")
     real = "double" if model_parts.is_double else "float"
     forward = _chosen((TEMPLATES / f"{model_parts.kind}.c").read_text(encoding="ascii"), _features(model_parts))
     values = {
@@ -45,7 +45,7 @@ def to_c(model: LanguageModel, vocabulary: Vocabulary) -> str:
         "BOUNDARY": str(model_parts.boundary),
         "UNKNOWN": _unknown(model_parts),
         "FORWARD": forward.rstrip().replace("@REAL@", real),
-        "SYMBOLS": "\n".join(map(_symbol, model_parts.symbols)),
+        "SYMBOLS": "\n".join(map(_symbol, model_parts.symbols, model_parts.spellings)),
         "WEIGHTS": "\n\n".join(
             _definition(name, tensor, shape, real)
             for (name, tensor), shape in zip(model_parts.tensors.items(), _shapes(model_parts), strict=True)
@@ -99,11 +99,10 @@ def _sizes(model_parts: Parts) -> Iterator[str]:
         yield f"static const double SMOOTHING = {model_parts.smoothing!r};"
 
 
-def _symbol(symbol: str) -> str:
-    """An initializer of `struct Symbol`; what cannot be read in it is named beside it."""
-    utf8 = symbol.encode()
+def _symbol(symbol: str, spelling: bytes) -> str:
+    """An initializer of `struct Symbol`; a character that cannot be read in it is named beside it."""
     code = "" if symbol.isascii() and symbol.isprintable() else f" /* {' '.join(f'U+{ord(c):04X}' for c in symbol)} */"
-    return f'    {{"{"".join(map(_escaped, utf8))}", {len(utf8)}}},{code}'
+    return f'    {{"{"".join(map(_escaped, spelling))}", {len(spelling)}}},{code}'
 
 
 def _escaped(byte: int) -> str:

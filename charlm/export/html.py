@@ -13,7 +13,7 @@ from torch import Tensor
 
 from charlm._rules import check_type
 from charlm._version import __version__
-from charlm.export._parts import TEMPLATES, Parts, check_characters, little_endian, parts
+from charlm.export._parts import TEMPLATES, Parts, check_no_words, little_endian, parts
 from charlm.models import LanguageModel
 from charlm.vocabulary import Vocabulary
 
@@ -39,11 +39,11 @@ def to_html(model: LanguageModel, vocabulary: Vocabulary, *, title: str = "Chara
 
     Raises:
         TypeError: the model is of another class than charlm's own.
-        ValueError: the vocabulary has another size or is not of characters, or a weight is NaN or infinite.
+        ValueError: the vocabulary has another size or is one of words, or a weight is NaN or infinite.
     """
     check_type("title", title, str)
     model_parts = parts(model, vocabulary)
-    check_characters(model_parts, "a page")
+    check_no_words(model_parts, "a page")
     # ASCII: U+2028, for one, ends a line in some scripts.
     described = json.dumps(_description(model_parts), separators=(",", ":"), ensure_ascii=True)
     values = {
@@ -64,6 +64,7 @@ def _description(model_parts: Parts) -> dict[str, Any]:
     return {
         "kind": model_parts.kind,
         "symbols": model_parts.symbols,
+        "tokens_are": model_parts.tokens_are,
         "boundary": model_parts.boundary,
         "unknown": model_parts.unknown,
         "context_length": model_parts.context_length,

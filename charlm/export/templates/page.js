@@ -6,7 +6,8 @@ const MOST_BITS = 8; // of a surprise that is shown by its colour
 const NAMES = { " ": "space", "\n": "new line", "\t": "tab" };
 
 const description = JSON.parse(document.getElementById("model").textContent);
-const { symbols, boundary, unknown, context_length: contextLength } = description;
+const { symbols, boundary, unknown, tokens_are: tokensAre, context_length: contextLength } = description;
+const areBytes = tokensAre === "bytes";
 const tokenOf = new Map(symbols.map((symbol, token) => [symbol, token]));
 const logitsAfter = createModel(description);
 const element = Object.fromEntries(Array.from(document.querySelectorAll("[id]"), (found) => [found.id, found]));
@@ -36,11 +37,16 @@ function percent(share) {
 
 /** The tokens of a text; an Error says which character is not in the vocabulary. */
 function encoded(text) {
+  if (areBytes) return Array.from(new TextEncoder().encode(text));
   return Array.from(text, (character) => {
     const token = tokenOf.get(character) ?? unknown;
     if (token === null) throw new Error(`“${character}” is not among the model's characters.`);
     return token;
   });
+}
+
+function textOf(tokens) {
+  return areBytes ? new TextDecoder().decode(Uint8Array.from(tokens)) : tokens.map((token) => symbols[token]).join("");
 }
 
 /** The last T tokens, after T boundaries. */
@@ -71,7 +77,7 @@ function showNext({ tokens, temperature, topK }) {
     button.type = "button";
     button.dataset.token = token;
     button.dataset.probability = p[token];
-    button.disabled = token === boundary;
+    button.disabled = token === boundary || (areBytes && token > 127); // a text cannot have a part of a character
     const bar = created("span", "bar");
     bar.style.setProperty("--share", p[token] / p[order[0]]);
     button.append(label(token), bar, created("span", "percent", percent(p[token])));
@@ -120,7 +126,7 @@ function show() {
 
 function drawnText(tokens) {
   const row = document.createElement("li");
-  const button = created("button", "", tokens.map((token) => symbols[token]).join(""));
+  const button = created("button", "", textOf(tokens));
   button.type = "button";
   button.title = "Take it as the beginning";
   if (tokens.length === 0) button.append(created("span", "named", "(nothing)"));
@@ -175,7 +181,7 @@ if (tokenOf.has("\n")) {
 }
 const weights = Object.values(description.tensors).reduce((sum, tensor) => sum + tensor.size, 0);
 element.facts.textContent =
-  `${description.kind}: ${weights.toLocaleString("en")} numbers, ${symbols.length.toLocaleString("en")} characters; ` +
+  `${description.kind}: ${weights.toLocaleString("en")} numbers, ${symbols.length.toLocaleString("en")} ${tokensAre}; ` +
   `it reads the last ${contextLength === 1 ? "one" : contextLength}`;
 document.addEventListener("input", show);
 element.form.addEventListener("submit", drawTexts);

@@ -20,7 +20,7 @@
 /* The symbol before the first and after the last one of every text. */
 enum { BOUNDARY = @BOUNDARY@ };
 
-/* UTF-8. A symbol may be the byte 0, so its size is stated. */
+/* Characters in UTF-8, or bytes. A symbol may be the byte 0, so its size is stated. */
 struct Symbol {
   const char* text;
   size_t size;
@@ -177,11 +177,12 @@ static int read_token(const char** text) {
 
 static void write_token(int token) { fwrite(symbols[token].text, 1, symbols[token].size, stdout); }
 
-/* A symbol in a table: spaces and control characters as escapes, since they would not be seen. */
+/* A symbol in a table: spaces, control characters and bytes that are no character as escapes, which can be seen. */
 static void show_token(int token) {
   for (size_t i = 0; i < symbols[token].size; i++) {
     const unsigned char byte = (unsigned char)symbols[token].text[i];
-    if (byte <= ' ' || byte == '\\' || byte == 0x7F) {
+    const bool is_part = symbols[token].size == 1 && byte >= 0x80;
+    if (byte <= ' ' || byte == '\\' || byte == 0x7F || is_part) {
       printf("\\x%02x", byte);
     } else {
       putchar(byte);
@@ -340,7 +341,7 @@ int main(int argc, char** argv) {
   return fflush(stdout) == 0 && !ferror(stdout) ? 0 : 1;
 }
 
-/* UTF-8, in octal where it is not plain ASCII. */
+/* In octal where it is not plain ASCII. */
 static const struct Symbol symbols[V] = {
 @SYMBOLS@
 };
