@@ -95,7 +95,8 @@ function showNext({ tokens, temperature, topK }) {
 /** The surprise of each character, -log2 of its probability, whatever the temperature. */
 function showScore({ tokens }) {
   const targets = [...tokens, boundary];
-  const nats = targets.map((token, i) => -logProbabilities(logitsAfter(contextOf(tokens.slice(0, i))))[token]);
+  const before = (i) => contextOf(tokens.slice(Math.max(0, i - contextLength), i));
+  const nats = targets.map((token, i) => -logProbabilities(logitsAfter(before(i)))[token]);
   const cells = targets.map((token, i) => {
     const cell = document.createElement("li");
     const bits = nats[i] / Math.LN2;
@@ -108,7 +109,7 @@ function showScore({ tokens }) {
   const bits = total / Math.LN2;
   element.score.dataset.logProbability = -total;
   element.score.textContent =
-    `In bits, the end included: ${bits.toFixed(1)} in all, ${(bits / nats.length).toFixed(2)} a character. ` +
+    `In bits, the end included: ${bits.toFixed(1)} in all, ${(bits / nats.length).toFixed(2)} each. ` +
     `Log-probability ${(-total).toFixed(3)}.`;
 }
 
