@@ -102,6 +102,14 @@ def _add_navigation(app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] += f"\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {title}\n\n{entries}\n```\n"
 
 
+def _escape(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Backslashes of docstrings are themselves, and `V.` is no beginning of a list."""
+    for i, line in enumerate(lines):
+        parts = re.split(r"(`+[^`]*`+)", line)
+        parts[::2] = [part.replace("\\", "\\\\") for part in parts[::2]]
+        lines[i] = re.sub(r"^(\s*[\w*, ]+: )(?=[A-Z]\.)", r"\1\\", "".join(parts))
+
+
 def _process_docstring(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Docstrings as reStructuredText has them: they write `code` as Markdown does, and formulas as indented blocks."""
     written: list[str] = []
@@ -109,8 +117,6 @@ def _process_docstring(app: Sphinx, what: str, name: str, obj: object, options: 
     for line in lines:
         indented = line.startswith("    ")
         if not (indented and text and not re.match(r"[ :*-]|\.\.", text)):
-            # A letter and a full stop would be the beginning of a list.
-            line = re.sub(r"^(:\w+ [\w*, ]+: )(?=[A-Z]\.)", r"\1\\", line)
             line = re.sub(r"(?<![`:\w])`([^`]+)`(?!`)", lambda match: _code(match[1]), line)
             text = line or text
         elif not written[-1]:
@@ -151,7 +157,9 @@ def _write_index(app: Sphinx, failure: Exception | None) -> None:
 
 def setup(app: Sphinx) -> None:
     app.connect("source-read", _add_navigation)
-    app.connect("autodoc-process-docstring", _process_docstring)
+    # Before and after napoleon, whose priority is 500.
+    app.connect("autodoc-process-docstring", _escape, priority=400)
+    app.connect("autodoc-process-docstring", _process_docstring, priority=600)
     app.connect("autodoc-skip-member", _skip_member)
     app.connect("build-finished", _write_index)
     app.add_html_math_renderer(

@@ -45,6 +45,13 @@ def test_the_site_has_every_page_and_every_public_name(tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in (tmp_path / "README.html").read_text()
     assert "linear_cross_entropy" in (tmp_path / "searchindex.js").read_text()
 
+    # How docstrings are read: a letter with a full stop, a formula as it is written, a name as a link, a backslash.
+    reference = (tmp_path / "docs" / "api" / "charlm.html").read_text()
+    assert "<strong>vocab_size</strong> – V.</p>" in reference
+    assert re.search(r"<pre><span></span>x = concat\(embedding\[context\]\) {2,}\(T\*D,\)\nz = weight2 tanh", reference)
+    assert re.search(r'<a [^>]*href="data.html#charlm.data.load"[^>]*>.*charlm.data.load.*</a>', reference)
+    assert "“\\n”" in reference
+
     names = documented(tmp_path)
     for module in (charlm, charlm.ops, charlm.nn):
         for name in module.__all__:
