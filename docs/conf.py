@@ -103,10 +103,10 @@ def _add_navigation(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def _escape(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Backslashes of docstrings are themselves, and `V.` is no beginning of a list."""
+    """Backslashes and bars of docstrings are themselves, and `V.` is no beginning of a list."""
     for i, line in enumerate(lines):
         parts = re.split(r"(`+[^`]*`+)", line)
-        parts[::2] = [part.replace("\\", "\\\\") for part in parts[::2]]
+        parts[::2] = [re.sub(r"[\\|]", r"\\\g<0>", part) for part in parts[::2]]
         lines[i] = re.sub(r"^(\s*[\w*, ]+: )(?=[A-Z]\.)", r"\1\\", "".join(parts))
 
 
@@ -119,8 +119,10 @@ def _process_docstring(app: Sphinx, what: str, name: str, obj: object, options: 
         if not (indented and text and not re.match(r"[ :*-]|\.\.", text)):
             line = re.sub(r"(?<![`:\w])`([^`]+)`(?!`)", lambda match: _code(match[1]), line)
             text = line or text
-        elif not written[-1]:
-            written += [".. code-block:: text", ""] if not written[-2].startswith("    ") else []
+        else:
+            line = re.sub(r"\\([\\|])", r"\1", line)
+            if not written[-1] and not written[-2].startswith("    "):
+                written += [".. code-block:: text", ""]
         written.append(line)
     lines[:] = written
 
