@@ -59,7 +59,7 @@ COMMANDS = {
         (
             ("charlm train", "the given names of the United States"),
             ("charlm train words.txt --preset best", "your own: a name, word or sentence a line"),
-            ("charlm train --resume runs/names --steps 8000", "go on, here beyond the planned end"),
+            ("charlm train --resume runs/names --steps 400", "go on, here beyond the planned end"),
         ),
         ("charlm.training_run", "torch._dynamo"),
     ),
