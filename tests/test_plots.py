@@ -76,7 +76,7 @@ def test_runs_are_told_apart_in_one_picture_without_colours_too() -> None:
     train, dev = axes.lines[:9], axes.lines[9:]
     for of_train, of_dev in zip(train, dev, strict=True):
         assert of_train.get_color() == of_dev.get_color()
-        assert of_train.get_marker() == "None"
+        assert of_train.get_markersize() < of_dev.get_markersize() / 3
     assert len({(line.get_color(), line.get_linestyle()) for line in dev}) == 9
     assert len({(line.get_marker(), line.get_linestyle()) for line in dev}) == 9
     assert axes.get_xscale() == "log"
@@ -89,6 +89,12 @@ def test_the_last_loss_of_dev_has_a_dot() -> None:
     start, every = line.get_markevery()
     assert (98 - start) % every == 0
     assert 99 // every <= 16
+
+
+def test_a_single_step_has_a_whole_number_at_its_axis() -> None:
+    figure = plots.loss_curve([{"step": 1, "loss": 3.0}])
+    figure.draw_without_rendering()
+    assert len({*tick_labels(figure.axes[0])}) == len(tick_labels(figure.axes[0]))
 
 
 # Tables
@@ -160,6 +166,18 @@ def test_the_most_frequent_characters_of_probabilities_are_those_of_a_long_text(
     figure = plots.probability_map(probabilities / probabilities.sum(1, keepdim=True), LARGE)
     assert tick_labels(figure.axes[0]) == list(LARGE.characters[50:90])
     assert titles(figure) == ["Probability of the next character; the 40 most frequent of 101 characters"]
+
+
+def test_words_have_counts_alone_and_the_axes_say_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabulary = Vocabulary("ab")
+    monkeypatch.setattr(vocabulary, "symbols", ("<unk>", "the", "of"))
+    monkeypatch.setattr(vocabulary, "tokens_are", "words")
+    axes = plots.count_map(torch.arange(9).reshape(3, 3), vocabulary).axes[0]
+    assert [text.get_text() for text in axes.texts] == [str(count) for count in range(9)]
+    assert tick_labels(axes) == ["<unk>", "the", "of"]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == (
+        *("next word", "word", "Bigram counts: 36 pairs of 3 words"),
+    )
 
 
 def test_an_empty_table_is_drawn(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ def loss_curve(runs: Records | Mapping[str, Records], *, unit: str = "character"
             points = [(record["step"], record[key]) for record in records if key in record]
             losses = [math.nan if loss is None else loss for _, loss in points]
             style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "linestyle": _dash(i), "linewidth": 0.9}
+            # As wide as the line: a loss between two that are not finite is seen.
+            style |= {"marker": ".", "markersize": 1.5}
             if key == "dev":
                 style |= {"marker": MARKERS[i % len(MARKERS)], "markersize": 5, "linewidth": 1.4}
                 every = 1 + len(points) // _MARKERS_ON_A_LINE
@@ -53,6 +55,10 @@ def loss_curve(runs: Records | Mapping[str, Records], *, unit: str = "character"
     if log_steps:
         axes.set_xscale("log")
         axes.minorticks_off()
+    else:
+        axes.locator_params(axis="x", integer=True)
+        last = max((record["step"] for records in by_name.values() for record in records), default=0)
+        axes.set_xlim(0.0, 1.02 * max(1, last))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     tidy(axes)

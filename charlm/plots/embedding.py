@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ _VOWELS = frozenset("aeiouæœøıαεηιουωаеёиоуыэюяіїє")
 _ALPHABETS = ("LATIN", "GREEK", "CYRILLIC")
 # In points: of a mark, of one without a label, and the distance from which on a line leads from a mark to its label.
 _RADIUS, _SMALL_RADIUS = 3.0, 1.2
-_FAR = 14.0
+_FAR = 7.0
 _FONT_SIZE = 10.0
 _POINTS_AN_INCH = 72.0
 
@@ -113,12 +112,13 @@ def _write_labels(figure: Figure, axes: Axes, points: Tensor, tokens: list[int],
     on_screen = scale * torch.as_tensor(axes.transData.transform(points.numpy()))
     # Small marks may be covered: there are many.
     centres = place(on_screen[tokens], scale * sizes, on_screen[tokens], _RADIUS, area)
-    for text, token, centre in zip(texts, tokens, centres, strict=True):
-        offset = (centre - on_screen[token]).tolist()
+    offsets = centres - on_screen[tokens]
+    distances = (offsets.abs() - 0.5 * scale * sizes).clamp_min(0.0).norm(dim=1).tolist()
+    for text, token, offset, distance in zip(texts, tokens, offsets.tolist(), distances, strict=True):
         text.xy = tuple(points[token].tolist())
         text.set_position(offset)
         if text.arrow_patch is not None:
-            text.arrow_patch.set_visible(math.hypot(*offset) >= _FAR)
+            text.arrow_patch.set_visible(distance >= _FAR)
 
 
 def _plane(points: Tensor) -> tuple[Tensor, tuple[str, str]]:

@@ -120,14 +120,15 @@ def _heat_map(
     style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size, "fontfamily": families}
     # What is inside of the axes need not be measured to lay them out.
     style |= {"parse_math": False, "in_layout": False, "linespacing": 1.1}
-    between = " " if vocabulary.tokens_are == "words" else ""
+    # Pairs of words do not fit.
+    has_pairs = vocabulary.tokens_are != "words"
     cells = range(values.numel()) if roomy else most_frequent(values.flatten(), _MOST_NUMBERS).tolist()
     for row, column in (divmod(cell, len(names)) for cell in cells):
         number = values[row, column].item()
         if not roomy and number == 0:
             continue
-        pair = names[row] + between + names[column]
-        lines = [pair] if len(pair) <= digits - 2 else []
+        pair = names[row] + names[column]
+        lines = [pair] if has_pairs and len(pair) <= digits - 2 else []
         color = "white" if shares[row, column] > _DARK else "black"
         axes.text(column, row, "\n".join([*lines, text(number, digits - 1 if roomy else 4)]), color=color, **style)
     return figure
