@@ -57,6 +57,7 @@ CONTRACT = "tests/test_op_contract.py::test_"
 ENGINE = "tests/test_engine.py::test_"
 BRANCHES = "tests/test_engine_branches.py::test_"
 TRAINING = "tests/test_training.py::test_"
+PLOTS = "tests/test_plots.py::test_"
 
 KERNELS = [
     Fault(
@@ -558,6 +559,34 @@ PYTHON = [
         'raise RunInUseError(f"{folder} is in use: another process is training or saving this run") from None',
         "return",
         ("tests/test_run_lock.py::test_two_trainings_into_one_folder_at_once",),
+    ),
+    Fault(
+        "a pair is written where the pair the other way round belongs",
+        "charlm/plots/heat_maps.py",
+        "axes.text(column, row, ",
+        "axes.text(row, column, ",
+        (PLOTS + "pairs_and_counts_are_written_into_their_cells",),
+    ),
+    Fault(
+        "a label does not mind those before it",
+        "charlm/plots/_placing.py",
+        "        taken = torch.cat([taken, ",
+        "        _ = torch.cat([taken, ",
+        (PLOTS + "labels_cover_neither_each_other_nor_points",),
+    ),
+    Fault(
+        "a picture shows what comes after the beginning of a text",
+        "charlm/plots/distribution.py",
+        "torch.cat([padding, tokens])[len(tokens) :]",
+        "torch.cat([padding, tokens])[: len(padding)]",
+        (PLOTS + "what_comes_next_has_the_probabilities_of_the_model",),
+    ),
+    Fault(
+        "events of steps that a crash has undone are shown beside those of the run that goes on",
+        "charlm/tensorboard.py",
+        "purge_step=step + 1",
+        "purge_step=None",
+        ("tests/test_tensorboard.py::test_a_run_that_goes_on_has_each_step_once",),
     ),
 ]
 
