@@ -57,7 +57,6 @@ CONTRACT = "tests/test_op_contract.py::test_"
 ENGINE = "tests/test_engine.py::test_"
 BRANCHES = "tests/test_engine_branches.py::test_"
 TRAINING = "tests/test_training.py::test_"
-PLOTS = "tests/test_plots.py::test_"
 
 KERNELS = [
     Fault(
@@ -565,21 +564,21 @@ PYTHON = [
         "charlm/plots/heat_maps.py",
         "axes.text(column, row, ",
         "axes.text(row, column, ",
-        (PLOTS + "pairs_and_counts_are_written_into_their_cells",),
+        ("tests/test_heat_maps.py::test_pairs_and_counts_are_written_into_their_cells",),
     ),
     Fault(
         "a label does not mind those before it",
         "charlm/plots/_placing.py",
         "        taken = torch.cat([taken, ",
         "        _ = torch.cat([taken, ",
-        (PLOTS + "labels_cover_neither_each_other_nor_points",),
+        ("tests/test_embedding_map.py::test_labels_cover_neither_each_other_nor_points",),
     ),
     Fault(
         "a picture shows what comes after the beginning of a text",
         "charlm/plots/distribution.py",
         "torch.cat([padding, tokens])[len(tokens) :]",
         "torch.cat([padding, tokens])[: len(padding)]",
-        (PLOTS + "what_comes_next_has_the_probabilities_of_the_model",),
+        ("tests/test_plots.py::test_what_comes_next_has_the_probabilities_of_the_model",),
     ),
     Fault(
         "events of steps that a crash has undone are shown beside those of the run that goes on",
