@@ -5,6 +5,7 @@ Without torch, so that the command line can say at once that an option is wrong.
 
 from __future__ import annotations
 
+import codecs
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -106,7 +107,24 @@ class Sequence:
         return None if len(items) == self.length else self.description
 
 
-Rule = Integers | Numbers | Choice | Either | Sequence
+@dataclass(frozen=True)
+class Encoding:
+    """What Python can decode text from."""
+
+    def fault(self, value: object) -> str | None:
+        """What `value` should be, if it is not."""
+        expected = "an encoding of text that Python knows, such as latin-1"
+        if not isinstance(value, str):
+            return expected
+        try:
+            found = codecs.lookup(value)
+        except (LookupError, ValueError):
+            return expected
+        # Codecs such as "hex" make bytes of bytes.
+        return None if getattr(found, "_is_text_encoding", True) and found.incrementaldecoder else expected
+
+
+Rule = Integers | Numbers | Choice | Either | Sequence | Encoding
 
 _SIZE = Integers(1, 2**31 - 1)
 _COUNT = Integers(0, 2**63 - 1)
@@ -126,6 +144,10 @@ RULES: dict[str, Rule] = {
     "mode": Choice(("lines", "stream")),
     "split": Choice(("random", "makemore")),
     "split_seed": _SEED,
+    "tokens": Choice(("characters", "bytes", "words")),
+    "limit_vocab": _POSITIVE_COUNT,
+    "min_count": _POSITIVE_COUNT,
+    "encoding": Encoding(),
     # Models
     "model": Choice(("count-bigram", "bigram", "mlp")),
     "vocab_size": _SIZE,

@@ -7,30 +7,126 @@ or 8. Arrays come in as contiguous buffers and go out as bytearrays. The text is
 
 from typing_extensions import Buffer
 
+class NotText(ValueError):
+    """Its arguments are offset and value of a byte that is NUL or not UTF-8, and its line and column, from 1."""
+
 class InvalidUtf8(ValueError):
     """Its argument is the byte offset of what is not UTF-8."""
 
-class UnknownCharacter(ValueError):
-    """Its argument is the byte offset of a character that has no token."""
+class UnknownSymbol(ValueError):
+    """Its arguments are the byte offset and the size of a character or word that has no token."""
 
 class UnknownToken(ValueError):
-    """Its argument is the position of a token that stands for no character."""
+    """Its argument is the position of a token that stands for nothing."""
+
+class TextReader:
+    """Reads a text in pieces: checks UTF-8, drops a byte order mark, makes "\n" of "\r\n" and "\r".
+
+    A piece ends after one of the ASCII characters `cuts`, or after any character where there are none.
+    """
+
+    def __init__(self, cuts: str) -> None: ...
+    def read(self, data: Buffer, last: bool) -> bytes:
+        """Takes the next bytes, and returns the next piece, which may be empty; with the `last` all that is left."""
+
+    @property
+    def line(self) -> int:
+        """Where the piece last returned begins, from 1."""
+
+    @property
+    def column(self) -> int:
+        """The same, in characters of the line."""
+
+class Counts:
+    """Counts the symbols of a text, whose pieces are whole lines or, of words, end after white space.
+
+    Args:
+        tokens_are: "characters", "bytes" or "words".
+        by_line: only those of lines count, without line ends, trailing white space and blank lines.
+    """
+
+    def __init__(self, tokens_are: str, *, by_line: bool) -> None: ...
+    def add(self, piece: Buffer) -> None: ...
+    def sorted(self) -> list[tuple[bytes, int]]:
+        """The symbols of the text, or all bytes, with their counts."""
+
+    @property
+    def lines(self) -> int:
+        """How many lines there are, `by_line`."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens there are."""
 
 class Codec:
-    """Token i stands for characters[i]; the characters are sorted and distinct."""
+    """Token i stands for the i-th symbol. `unknown` is the token of all others, -1 for none."""
 
-    def __init__(self, characters: str) -> None: ...
+    @staticmethod
+    def of_characters(characters: str, unknown: int = -1, absent: int = -1) -> Codec:
+        """Of characters that are sorted and distinct; characters[absent] is as those that are not there."""
+
+    @staticmethod
+    def of_bytes() -> Codec: ...
+    @staticmethod
+    def of_words(words: list[str], unknown: int = -1) -> Codec:
+        """Of words that are distinct, one of them "\n", the boundary."""
+
     @property
     def token_size(self) -> int:
         """Bytes of the smallest token type that holds every token."""
 
     def encode(self, utf8: bytes) -> bytearray:
-        """The tokens, one per character."""
+        """The tokens of a whole text."""
 
-    def encode_lines(self, utf8: bytes, index_size: int) -> tuple[bytearray, bytearray]:
-        """The tokens of all lines, one line after the other, and where each line ends in them."""
+    def decode(self, tokens: Buffer) -> bytes:
+        """The text in UTF-8, or any bytes."""
 
-    def decode(self, tokens: Buffer) -> str: ...
+class StreamEncoder:
+    """Encodes a text piece by piece."""
+
+    def __init__(self, codec: Codec) -> None: ...
+    def add(self, piece: Buffer, tokens: Buffer) -> int:
+        """Writes the tokens of the next piece into the array of all, and returns how many there are by now."""
+
+class LineTotals:
+    """Counts the lines and tokens of three splits."""
+
+    def __init__(self, codec: Codec) -> None: ...
+    def add(self, piece: Buffer, splits: Buffer, split: int) -> None:
+        """Counts the next whole lines: line i goes into splits[i], uint8, or where that is empty into `split`; 255 is
+        none.
+        """
+
+    @property
+    def lines(self) -> tuple[int, int, int]: ...
+    @property
+    def tokens(self) -> tuple[int, int, int]: ...
+
+class LineFramer:
+    """Encodes lines piece by piece, each to its place: as `context_length` boundaries and its tokens, in the order of
+    their splits; a boundary closes the last.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        lines: tuple[int, int, int],
+        tokens: tuple[int, int, int],
+        context_length: int,
+        boundary: int,
+    ) -> None: ...
+    @property
+    def size(self) -> int:
+        """The number of tokens there will be."""
+
+    def add(self, piece: Buffer, splits: Buffer, split: int, tokens: Buffer, ends: Buffer, index_size: int) -> None:
+        """Writes the next whole lines, and the number of examples up to and including each."""
+
+    def next_text(self) -> None:
+        """The next line is the first of another text."""
+
+    def close(self, tokens: Buffer) -> None:
+        """Writes the last boundary; IndexError where lines are missing."""
 
 class Sampler:
     """Draws many texts from tables of next-token probabilities, one table per context of `context_length` tokens.
@@ -58,12 +154,6 @@ class Sampler:
     def texts(self, prefix: str) -> list[str]:
         """`prefix` and what was drawn after it, without the context."""
 
-def find_not_text(data: bytes) -> int:
-    """The offset of the first byte that is NUL or not UTF-8, -1 if there is none."""
-
-def distinct_characters(utf8: bytes, *, by_line: bool) -> str:
-    """The distinct characters, sorted: of the whole text or, `by_line`, of its lines only."""
-
 def frame_lines(
     token_size: int,
     index_size: int,
@@ -72,17 +162,19 @@ def frame_lines(
     order: Buffer,
     context_length: int,
     boundary: int,
-) -> tuple[bytearray, bytearray]:
-    """The lines order[0], order[1], ..., each as `context_length` boundaries and its tokens, then one boundary; and the
-    number of examples up to and including each line. `tokens` and `ends` are those of `Codec.encode_lines`.
+    framed: Buffer,
+    framed_ends: Buffer,
+) -> None:
+    """Writes the lines order[0], order[1], ..., each as `context_length` boundaries and its tokens, then one boundary;
+    and the number of examples up to and including each line. Line i of `tokens` runs from ends[i - 1] to ends[i].
     """
 
 def distinct_contexts(
-    token_size: int, index_size: int, tokens: Buffer, ends: Buffer, context_length: int, vocab_size: int
+    token_size: int, index_size: int, tokens: Buffer, ends: Buffer, context_length: int, vocab_size: int, step: int = 1
 ) -> tuple[bytearray, bytearray, bytearray, bytearray, bytearray]:
     """Where each of U distinct contexts first starts (U,) int64, the context of each example (N,), and the counts of
     their targets in CSR form: row_ptr (U+1,) int64, targets (nnz,) as tokens, counts (nnz,) int64.
 
     `ends` is the number of examples up to and including each line; the tokens are those of a vocabulary of
-    `vocab_size`.
+    `vocab_size`. Of the N examples only 0, step, 2 step, ... are looked at.
     """

@@ -14,8 +14,9 @@ from charlm.data import Dataset, Split
 from charlm.models import MLP, CountBigram, LanguageModel, NeuralBigram
 from charlm.optimizers import OptimizerOptions
 from charlm.schema import checked
+from charlm.token_arrays import OnRead
 from charlm.trainer import Trainer
-from charlm.vocabulary import Vocabulary
+from charlm.vocabulary import TokensAre, Vocabulary
 
 # How a configuration calls standard input, and the copy of it that a run has.
 STANDARD_INPUT = "-"
@@ -50,6 +51,10 @@ class TrainingConfig(OptimizerOptions):
     mode: Literal["lines", "stream"] = "lines"
     split: Literal["random", "makemore"] = "random"
     split_seed: int = 42
+    tokens: TokensAre = "characters"
+    limit_vocab: int | None = None
+    min_count: int | None = None
+    encoding: str | None = None
 
     steps: int = 200_000
     batch_size: int | Literal["full"] = 32
@@ -89,25 +94,49 @@ class TrainingConfig(OptimizerOptions):
         }
         return cls(**arguments)
 
-    def load_data(self, vocabulary: Vocabulary | None = None, kept: Mapping[str, str] | None = None) -> Dataset:
+    def load_data(
+        self,
+        vocabulary: Vocabulary | None = None,
+        kept: Mapping[str, str] | None = None,
+        on_read: OnRead | None = None,
+    ) -> Dataset:
         """The dataset; a bigram reads one token, so its contexts have length 1.
 
         Args:
             vocabulary: of the model, if it is trained.
             kept: where a run keeps the text of each option that is "-"; None reads standard input.
+            on_read: as in `charlm.data.load`.
         """
+        texts = self.texts(kept)
+        if self.path is not None and data.is_encoded(self.path):
+            return data.load(
+                self.path,
+                context_length=self.context_length if self.model == "mlp" else None,
+                mode=self.mode,
+                vocabulary=vocabulary,
+                tokens=self.tokens,
+            )
         return data.load(
-            **self.texts(kept),
+            texts["path"],
+            dev=texts["dev"],
+            test=texts["test"],
             context_length=self._contexts,
             mode=self.mode,
             split=self.split,
             seed=self.split_seed,
             vocabulary=vocabulary,
+            tokens=self.tokens,
+            limit_vocab=self.limit_vocab,
+            min_count=self.min_count,
+            encoding=self.encoding,
+            on_read=on_read,
         )
 
     def load_whole(self, path: str, vocabulary: Vocabulary) -> Split:
         """All examples of another text, read as this data is."""
-        return data.load_whole(path, context_length=self._contexts, mode=self.mode, vocabulary=vocabulary)
+        return data.load_whole(
+            path, context_length=self._contexts, mode=self.mode, vocabulary=vocabulary, encoding=self.encoding
+        )
 
     def texts(self, kept: Mapping[str, str] | None = None) -> dict[str, str | None]:
         """Where `path`, `dev` and `test` are read."""

@@ -2,39 +2,64 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-import random
-from array import array
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from charlm import sources
-from charlm._buffers import to_buffer, to_tensor
+from charlm import sources, token_arrays, token_files
+from charlm._buffers import to_buffer
 from charlm._memory import check_memory
 from charlm._rules import check, check_type
 from charlm._text_extension import _text
+from charlm.arrangement import (
+    SPLITS,
+    Arrays,
+    SplitMethod,
+    TooFewLinesError,
+    arrange_lines,
+    arrange_stream,
+    check_length,
+    framed,
+)
 from charlm.sources import Source
 from charlm.splits import Distinct, Split, TargetCounts
-from charlm.vocabulary import Vocabulary
+from charlm.token_arrays import ArraySizes, OnRead, Texts, new_arrays
+from charlm.vocabulary import TokensAre, Vocabulary
 
-__all__ = ["Dataset", "Distinct", "Split", "TargetCounts", "TooFewLinesError", "load", "load_whole"]
+__all__ = [
+    "Dataset",
+    "Distinct",
+    "Split",
+    "TargetCounts",
+    "TooFewLinesError",
+    "encode",
+    "is_encoded",
+    "load",
+    "load_whole",
+]
 
 Mode = Literal["lines", "stream"]
-SplitMethod = Literal["random", "makemore"]
+
+# Makes the arrays of some texts in this vocabulary.
+AllocateFor = Callable[[Texts, Vocabulary, ArraySizes], dict[str, Tensor]]
 
 # The given names of names.md.
 EMBEDDED_NAMES = Path(__file__).with_name("names.txt")
 
-_SPLITS = ("train", "dev", "test")
 
-
-class TooFewLinesError(ValueError):
-    """A text has fewer lines than there are splits."""
+def in_memory(about: Texts, vocabulary: Vocabulary, arrays: ArraySizes) -> dict[str, Tensor]:
+    """New arrays, whatever they are for."""
+    return new_arrays(arrays)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +73,7 @@ class Dataset:
         context_length: T.
         mode: "lines" or "stream".
         name: of the file, or "names" for the embedded names.
+        sha256: of the vocabulary and the tokens, if a file of tokens has it, as `charlm.fingerprint` would compute it.
         piped: the texts that came out of a pipe and cannot be read again, by the argument of `load`.
     """
 
@@ -59,6 +85,7 @@ class Dataset:
     context_length: int
     mode: Mode
     name: str
+    sha256: str | None = None
     piped: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -67,13 +94,22 @@ def load(
     *,
     dev: str | os.PathLike[str] | None = None,
     test: str | os.PathLike[str] | None = None,
-    context_length: int = 3,
-    mode: Mode = "lines",
-    split: SplitMethod = "random",
-    seed: int = 42,
+    context_length: int | None = None,
+    mode: Mode | None = None,
+    split: SplitMethod | None = None,
+    seed: int | None = None,
     vocabulary: Vocabulary | None = None,
+    tokens: TokensAre | None = None,
+    limit_vocab: int | None = None,
+    min_count: int | None = None,
+    encoding: str | None = None,
+    on_read: OnRead | None = None,
 ) -> Dataset:
-    """The examples of a UTF-8 text file, split 80/10/10 into train, dev and test; or of a file for each of them.
+    """The examples of a text file, split 80/10/10 into train, dev and test; or of a file for each of them.
+
+    What `encode` has written is mapped into memory instead, and read where it is used: any number of tokens is there at
+    once. Such a file has `mode` and `tokens`, and of lines `context_length`, which then may be left out, and has been
+    split.
 
     A byte order mark is dropped, and "\\r\\n" and "\\r" are read as "\\n".
 
@@ -90,13 +126,20 @@ def load(
             so is standard input, which is "-".
         dev, test: files of their own, both or neither; then `path` is that of train, and nothing is shuffled. The
             vocabulary is that of all three, so that a character of dev that train lacks has a token, never trained.
-        context_length: T, from 1 to 2^31 - 1.
-        mode: "lines" or "stream".
-        split: "random" chooses the lines of each split by torch.randperm from `seed`; they keep their order. "makemore"
-            does as the lecture, whatever the seed: `random.seed(42); random.shuffle(lines)`, and cuts, which on
-            makemore's names.txt gives 182,625 / 22,655 / 22,866 examples at T = 3. A stream is never shuffled.
-        seed: of the random split.
+        context_length: T, from 1 to 2^31 - 1; 3 by default.
+        mode: "lines", which is the default, or "stream".
+        split: "random", the default, chooses the lines of each split by torch.randperm from `seed`; they keep their
+            order. "makemore" does as the lecture, whatever the seed: `random.seed(42); random.shuffle(lines)`, and cuts,
+            which on makemore's names.txt gives 182,625 / 22,655 / 22,866 examples at T = 3. A stream is never shuffled.
+        seed: of the random split; 42 by default.
         vocabulary: encode with this one, for a model that was trained with it, instead of that of the file.
+        tokens: what tokens stand for: "characters", which is the default; "bytes", of any file, as they are; or "words"
+            and punctuation marks. White space separates words; in a stream an empty line, which ends a paragraph, is a
+            boundary.
+        limit_vocab: only so many characters or words have a token, the most frequent ones; all others share one.
+        min_count: only those have a token that occur at least so often; all others share one.
+        encoding: of the text, a name that Python knows; None is UTF-8, or what a byte order mark says.
+        on_read: called with the number of bytes read, and with that of all that will be, each file several times.
 
     Raises:
         OSError: a file cannot be read.
@@ -106,211 +149,288 @@ def load(
 
     Source of the makemore split: Karpathy, "nn-zero-to-hero", makemore part 2.
     """
-    _check_arguments(context_length, mode, vocabulary)
-    check("split", split)
-    check("seed", seed)
-    if mode == "stream" and split == "makemore":
-        raise ValueError("split='makemore' shuffles lines, but mode='stream' keeps the text in one piece")
-    own = {name: value for name, value in (("dev", dev), ("test", test)) if value is not None}
-    if len(own) == 1:
-        raise ValueError(f"dev and test go together: give a file for both, or for neither, got {next(iter(own))} alone")
-    if own and split == "makemore":
-        raise ValueError("split='makemore' divides one file, but dev and test have files of their own")
-    texts = _read({"path": EMBEDDED_NAMES if path is None else path, **own})
-    vocabulary, encoded = _encode(list(texts.values()), mode, vocabulary)
-    if mode == "lines":
-        if not own:
-            _check_lines(texts["path"], encoded[0])
-        whole, splits = _split_lines(encoded, context_length, split, seed, vocabulary)
-    else:
-        whole, splits = _split_stream(list(texts.values()), encoded, context_length, vocabulary)
-    piped = {name: source.text for name, source in texts.items() if not source.is_file}
-    train_split, dev_split, test_split = splits
-    return Dataset(
-        train_split, dev_split, test_split, whole, vocabulary, context_length, mode, texts["path"].name, piped
-    )
+    options = _Options(path, dev, test, context_length, mode, split, seed, tokens, limit_vocab, min_count, encoding)
+    check_type("vocabulary", vocabulary, Vocabulary, type(None))
+    if path is not None and is_encoded(path):
+        return _load_encoded(options, vocabulary)
+    read = _read(options.complete(), vocabulary, on_read, in_memory)
+    return _dataset(read.arrays, read.vocabulary, read.context_length, read.mode, read.name, piped=read.piped)
+
+
+def encode(
+    path: str | os.PathLike[str] | None,
+    out: str | os.PathLike[str],
+    *,
+    dev: str | os.PathLike[str] | None = None,
+    test: str | os.PathLike[str] | None = None,
+    context_length: int | None = None,
+    mode: Mode | None = None,
+    split: SplitMethod | None = None,
+    seed: int | None = None,
+    tokens: TokensAre | None = None,
+    limit_vocab: int | None = None,
+    min_count: int | None = None,
+    encoding: str | None = None,
+    on_read: OnRead | None = None,
+) -> Dataset:
+    """Writes the tokens of a text into a file, which `load` maps into memory: the text may be larger than that.
+
+    Args:
+        path: as in `load`, and so are all others.
+        out: the file, in the safetensors format; it is replaced where it is there.
+
+    Returns:
+        What `load(out)` does.
+
+    Raises:
+        OSError: a file cannot be read, or `out` cannot be written, for which the disk must have room.
+        TypeError, ValueError: as `load`.
+    """
+    options = _Options(path, dev, test, context_length, mode, split, seed, tokens, limit_vocab, min_count, encoding)
+    check_type("out", out, str, os.PathLike)
+    if path is not None and is_encoded(path):
+        raise ValueError(f"{os.fspath(path)} is a file of tokens already")
+    with ExitStack() as stack:
+        digest: list[str] = []
+
+        def on_disk(about: Texts, vocabulary: Vocabulary, arrays: ArraySizes) -> dict[str, Tensor]:
+            nonlocal digest
+            described = {
+                "name": about.sources[0].name,
+                "mode": "lines" if about.by_line else "stream",
+                "context_length": complete.context_length if about.by_line else 0,
+                "vocabulary": vocabulary.to_dict(),
+            }
+            made, digest = stack.enter_context(token_files.created(Path(out), described, arrays))
+            return made
+
+        complete = options.complete()
+        read = _read(complete, None, on_read, on_disk)
+        length = read.context_length if read.mode == "lines" else 1
+        digest.append(sha256(_dataset(read.arrays, read.vocabulary, length, read.mode, read.name)))
+    return load(out, context_length=context_length)
+
+
+def is_encoded(path: str | os.PathLike[str]) -> bool:
+    """Whether `encode` has written a file."""
+    return token_files.is_token_file(path)
 
 
 def load_whole(
-    path: str | os.PathLike[str], *, context_length: int, mode: Mode, vocabulary: Vocabulary | None = None
+    path: str | os.PathLike[str],
+    *,
+    context_length: int,
+    mode: Mode,
+    vocabulary: Vocabulary | None = None,
+    encoding: str | None = None,
 ) -> Split:
     """All examples of a text in the order of the file, as one split: for texts of any length that has one example.
 
     Arguments and errors are those of `load`.
     """
-    _check_arguments(context_length, mode, vocabulary)
-    source = sources.read(path)
-    vocabulary, encoded = _encode([source], mode, vocabulary)
-    if mode == "lines":
-        _, ends = encoded[0]
-        return _framed(encoded, torch.arange(len(ends), dtype=ends.dtype, device="cpu"), context_length, vocabulary)
-    tokens, _ = encoded[0]
-    _check_length(source, "the text", len(tokens), len(tokens), context_length)
-    return _stream(tokens, context_length, vocabulary)
-
-
-# Tokens, and in lines mode where each line ends in them.
-_Encoded = tuple[Tensor, Tensor]
-
-
-def _check_arguments(context_length: int, mode: Mode, vocabulary: Vocabulary | None) -> None:
-    check("context_length", context_length)
-    check("mode", mode)
     check_type("vocabulary", vocabulary, Vocabulary, type(None))
+    options = _Options(path, None, None, context_length, mode, None, None, None, None, None, encoding)
+    if is_encoded(path):
+        return _load_encoded(options, vocabulary).all
+    with _opened(options.paths, encoding) as texts:
+        source = texts["path"]
+        tokens: TokensAre = "characters" if vocabulary is None else vocabulary.tokens_are
+        reading = Texts([source], mode == "lines", tokens)
+        check_memory(source.path, source.size)
+        counts = reading.count()
+        vocabulary = vocabulary or _vocabulary_of(counts, mode, tokens, None, None)
+        if mode == "lines":
+            arrays = framed(reading, vocabulary, None, context_length, new_arrays, ("tokens", "ends"))
+            return Split(arrays["tokens"], arrays["ends"], context_length, len(vocabulary))
+        check_length(source.path, "the text", counts[0].tokens, counts[0].tokens, context_length, vocabulary)
+        encoded = new_arrays({"tokens": (counts[0].tokens, vocabulary.dtype)})["tokens"]
+        reading.encode_stream(vocabulary, counts, encoded)
+        return _stream(encoded, context_length, vocabulary)
 
 
-def _read(paths: Mapping[str, str | os.PathLike[str]]) -> dict[str, Source]:
+_DEFAULTS: dict[str, Any] = {
+    "context_length": 3,
+    "mode": "lines",
+    "split": "random",
+    "seed": 42,
+    "tokens": "characters",
+}
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What a text is read with; None where it was not said."""
+
+    path: str | os.PathLike[str] | None
+    dev: str | os.PathLike[str] | None
+    test: str | os.PathLike[str] | None
+    context_length: Any
+    mode: Any
+    split: Any
+    seed: Any
+    tokens: Any
+    limit_vocab: int | None
+    min_count: int | None
+    encoding: str | None
+
+    def __post_init__(self) -> None:
+        for name in ("context_length", "mode", "split", "seed", "tokens", "limit_vocab", "min_count", "encoding"):
+            value = getattr(self, name)
+            if value is not None:
+                check(name, value)
+        if self.mode == "stream" and self.split == "makemore":
+            raise ValueError("split='makemore' shuffles lines, but mode='stream' keeps the text in one piece")
+        own = [name for name in ("dev", "test") if getattr(self, name) is not None]
+        if len(own) == 1:
+            raise ValueError(f"dev and test go together: give a file for both, or for neither, got {own[0]} alone")
+        if own and self.split == "makemore":
+            raise ValueError("split='makemore' divides one file, but dev and test have files of their own")
+        if self.tokens == "bytes" and self.encoding is not None:
+            raise ValueError(f"encoding={self.encoding!r} is of characters, but tokens='bytes' are read as they are")
+
+    def complete(self) -> _Options:
+        """With the defaults."""
+        defaults: dict[str, Any] = {
+            "context_length": 3,
+            "mode": "lines",
+            "split": "random",
+            "seed": 42,
+            "tokens": "characters",
+        }
+        return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
+
+    @property
+    def paths(self) -> dict[str, str | os.PathLike[str]]:
+        """The files by argument."""
+        paths = {"path": EMBEDDED_NAMES if self.path is None else self.path, "dev": self.dev, "test": self.test}
+        return {name: path for name, path in paths.items() if path is not None}
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What came of reading: see `_dataset`."""
+
+    arrays: dict[str, Tensor]
+    vocabulary: Vocabulary
+    context_length: int
+    mode: Mode
+    name: str
+    piped: dict[str, bytes]
+
+
+def _read(options: _Options, vocabulary: Vocabulary | None, on_read: OnRead | None, allocate: AllocateFor) -> _Read:
+    """Reads texts with options that are complete."""
+    mode = options.mode
+    with _opened(options.paths, options.encoding) as texts:
+        tokens = options.tokens if vocabulary is None else vocabulary.tokens_are
+        reading = Texts(list(texts.values()), mode == "lines", tokens, on_read)
+        if allocate is in_memory:
+            for source in reading.sources:
+                check_memory(source.path, source.size)
+        counts = reading.count()
+        vocabulary = vocabulary or _vocabulary_of(counts, mode, tokens, options.limit_vocab, options.min_count)
+        piped = {name: source.content or b"" for name, source in texts.items() if not source.is_file}
+        arrange = arrange_lines if mode == "lines" else arrange_stream
+        how = (options.context_length, options.split, options.seed)
+        arrays = arrange(reading, counts, vocabulary, *how, partial(allocate, reading, vocabulary))
+    return _Read(arrays, vocabulary, options.context_length, mode, texts["path"].name, piped)
+
+
+def _load_encoded(options: _Options, vocabulary: Vocabulary | None) -> Dataset:
+    assert options.path is not None
+    path = os.fspath(options.path)
+    for name in ("dev", "test", "split", "seed", "limit_vocab", "min_count", "encoding"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"{name} is for a text, but {path} is a file of tokens, which was split and encoded")
+    described, own, arrays = token_files.read(path)
+    if vocabulary is not None and own != vocabulary:
+        raise ValueError(f"{path} was encoded with another vocabulary, of {len(own)} {own.tokens_are}")
+    known: dict[str, Any] = {"mode": described["mode"], "tokens": own.tokens_are}
+    if described["mode"] == "lines":
+        known["context_length"] = described["context_length"]
+    for name, value in known.items():
+        given = getattr(options, name)
+        if given is not None and given != value:
+            raise ValueError(f"{name} must be {value!r}, with which {path} was encoded, got {given!r}")
+    length = known.get("context_length", options.context_length or 3)
+    if described["mode"] == "stream":
+        bounds = [0, *arrays["bounds"].tolist(), len(arrays["tokens"])]
+        for name, start, stop in zip(SPLITS, bounds, bounds[1:], strict=False):
+            check_length(path, name, len(arrays["tokens"]), stop - start, length, own)
+    return _dataset(arrays, own, length, described["mode"], described["name"], described["sha256"])
+
+
+def sha256(dataset: Dataset) -> str:
+    """A digest of the vocabulary in JSON and the tokens of train, dev and test, in hexadecimal.
+
+    It is computed at about the speed at which a text is read, unless a file of tokens has it.
+    """
+    if dataset.sha256 is not None:
+        return dataset.sha256
+    digest = hashlib.sha256(json.dumps(dataset.vocabulary.to_dict()).encode())
+    for split in (dataset.train, dataset.dev, dataset.test):
+        digest.update(f"|{len(split)}|".encode())
+        digest.update(to_buffer(split.tokens.contiguous()))
+    return digest.hexdigest()
+
+
+@contextmanager
+def _opened(paths: Mapping[str, str | os.PathLike[str]], encoding: str | None) -> Iterator[dict[str, Source]]:
     if sum(str(path) in sources.STANDARD_INPUT for path in paths.values()) > 1:
         raise ValueError("standard input can be read only once")
-    return {name: sources.read(path) for name, path in paths.items()}
-
-
-def _encode(texts: Sequence[Source], mode: Mode, vocabulary: Vocabulary | None) -> tuple[Vocabulary, list[_Encoded]]:
-    """The vocabulary, of all texts unless it is given, and each text in it."""
-    characters = [_text.distinct_characters(source.text, by_line=mode == "lines") for source in texts]
-    for source, some in zip(texts, characters, strict=True):
-        if not some:
-            raise ValueError(f"{source.path} has no line that is not blank")
-    if vocabulary is None:
-        vocabulary = Vocabulary.from_text("".join(characters), boundary="\n" if mode == "stream" else None)
-    encode = _encode_lines if mode == "lines" else _encode_stream
-    return vocabulary, [encode(source, some, vocabulary) for source, some in zip(texts, characters, strict=True)]
-
-
-def _encode_lines(source: Source, characters: str, vocabulary: Vocabulary) -> _Encoded:
-    """The tokens of all lines without boundaries, and where each line ends in them."""
-    boundary = vocabulary.characters[vocabulary.boundary]
-    index = _index_dtype(len(source.text) + 1)
+    opened: dict[str, Source] = {}
     try:
-        # A boundary in a line is found as a character that a vocabulary without it does not have.
-        if boundary in characters:
-            _text.Codec(characters.replace(boundary, "")).encode_lines(source.text, index.itemsize)
-        tokens, ends = vocabulary._codec.encode_lines(source.text, index.itemsize)
-    except _text.UnknownCharacter as error:
-        where, character = source.locate(error.args[0])
-        there = ", where it ends lines: a vocabulary of this text has another boundary"
-        there = there if character == boundary else ""
-        raise ValueError(f"{where} has {character!r}, which is not in the vocabulary{there}") from None
-    return to_tensor(tokens, vocabulary.dtype), to_tensor(ends, index)
+        for name, path in paths.items():
+            opened[name] = sources.read(path, encoding)
+        yield opened
+    finally:
+        for source in opened.values():
+            source.close()
 
 
-def _encode_stream(source: Source, characters: str, vocabulary: Vocabulary) -> _Encoded:
-    try:
-        tokens = to_tensor(vocabulary._codec.encode(source.text), vocabulary.dtype)
-    except _text.UnknownCharacter as error:
-        where, character = source.locate(error.args[0])
-        raise ValueError(f"{where} has {character!r}, which is not in the vocabulary") from None
-    return tokens, torch.empty(0, dtype=torch.int32, device="cpu")
+def _vocabulary_of(
+    counts: Sequence[_text.Counts], mode: Mode, tokens: TokensAre, limit_vocab: int | None, min_count: int | None
+) -> Vocabulary:
+    """That of all texts."""
+    total: Counter[bytes] = Counter()
+    for count in counts:
+        total.update(dict(count.sorted()))
+    boundary = "\n" if mode == "stream" else None
+    return Vocabulary.from_counts(total, boundary, tokens=tokens, limit_vocab=limit_vocab, min_count=min_count)
 
 
-def _check_lines(source: Source, encoded: _Encoded) -> None:
-    _, ends = encoded
-    if len(ends) < 3:
-        raise TooFewLinesError(
-            f"{source.path} has too few lines to split: train, dev and test need 3, got {len(ends)}; "
-            "mode='stream' reads it as one text"
-        )
-
-
-def _split_lines(
-    encoded: list[_Encoded], context_length: int, split: SplitMethod, seed: int, vocabulary: Vocabulary
-) -> tuple[Split, list[Split]]:
-    counts = [len(ends) for _, ends in encoded]
-    lines, dtype = sum(counts), encoded[0][1].dtype
-    if len(encoded) > 1:
-        first, second = counts[0], counts[0] + counts[1]
-        order = torch.arange(lines, device="cpu")
+def _dataset(
+    arrays: Arrays,
+    vocabulary: Vocabulary,
+    context_length: int,
+    mode: Mode,
+    name: str,
+    sha256: str | None = None,
+    piped: Mapping[str, bytes] | None = None,
+) -> Dataset:
+    # Of what is on the disk no more is looked at than must be.
+    new_split = Split if sha256 is None else Split.mapped
+    tokens = arrays["tokens"]
+    splits: list[Split] = []
+    if mode == "stream":
+        first, second = arrays["bounds"].tolist()
+        bounds = ((0, first), (first, second), (second, len(tokens)), (0, len(tokens)))
+        splits += [_stream(tokens[start:stop], context_length, vocabulary) for start, stop in bounds]
     else:
-        first, second = _split_points(lines)
-        order = _makemore_order(lines) if split == "makemore" else _random_order(lines, first, second, seed, dtype)
-    whole = _framed(encoded, order, context_length, vocabulary)
-    return whole, [_lines_of(whole, start, stop) for start, stop in ((0, first), (first, second), (second, lines))]
-
-
-def _framed(encoded: list[_Encoded], order: Tensor, context_length: int, vocabulary: Vocabulary) -> Split:
-    """The lines of all texts in this order, between boundaries."""
-    tokens, ends = encoded[0]
-    if len(encoded) > 1:
-        index = _index_dtype(sum(len(tokens) + len(ends) for tokens, ends in encoded))
-        shifts = [0, len(encoded[0][0]), len(encoded[0][0]) + len(encoded[1][0])]
-        tokens = torch.cat([tokens for tokens, _ in encoded])
-        ends = torch.cat([ends.to(index) + shift for (_, ends), shift in zip(encoded, shifts, strict=True)])
-    size = (len(tokens) + len(ends) * context_length) * tokens.itemsize
-    check_memory(f"a text of {len(ends):,} lines with context_length={context_length}", size)
-    order = order.to(ends.dtype)
-    framed, framed_ends = _text.frame_lines(
-        tokens.itemsize,
-        ends.itemsize,
-        to_buffer(tokens),
-        to_buffer(ends),
-        to_buffer(order),
-        context_length,
-        vocabulary.boundary,
-    )
-    return Split(to_tensor(framed, tokens.dtype), to_tensor(framed_ends, ends.dtype), context_length, len(vocabulary))
-
-
-def _makemore_order(lines: int) -> Tensor:
-    order = array("q", range(lines))
-    random.Random(42).shuffle(order)
-    return torch.frombuffer(order, dtype=torch.int64)
-
-
-def _random_order(lines: int, first: int, second: int, seed: int, dtype: torch.dtype) -> Tensor:
-    """A random choice of lines for each split, in which they keep the order of the file: far faster to gather."""
-    shuffled = torch.randperm(lines, generator=torch.Generator().manual_seed(int(seed)), dtype=dtype, device="cpu")
-    piece = torch.zeros(lines, dtype=torch.uint8, device="cpu")
-    piece[shuffled[first:second]] = 1
-    piece[shuffled[second:]] = 2
-    del shuffled
-    return torch.cat([(piece == k).nonzero()[:, 0].to(dtype) for k in range(3)])
-
-
-def _lines_of(whole: Split, start: int, stop: int) -> Split:
-    """The lines start .. stop-1 as a split: a view of the tokens, closed by the first boundary of the next line."""
-    before = int(whole.ends[start - 1]) if start > 0 else 0
-    ends = whole.ends[start:stop] - before if start > 0 else whole.ends[:stop]
-    first = before + start * (whole.context_length - 1)
-    size = int(ends[-1]) + (stop - start) * (whole.context_length - 1) + 1
-    return Split(whole.tokens[first : first + size], ends, whole.context_length, whole.vocab_size)
-
-
-def _split_stream(
-    texts: Sequence[Source], encoded: list[_Encoded], context_length: int, vocabulary: Vocabulary
-) -> tuple[Split, list[Split]]:
-    tokens = encoded[0][0] if len(encoded) == 1 else torch.cat([tokens for tokens, _ in encoded])
-    if len(encoded) == 1:
-        first, second = _split_points(len(tokens))
-    else:
-        first, second = len(encoded[0][0]), len(tokens) - len(encoded[2][0])
-    bounds = ((0, first), (first, second), (second, len(tokens)))
-    for i, (start, stop) in enumerate(bounds):
-        size = len(encoded[min(i, len(encoded) - 1)][0])
-        _check_length(texts[min(i, len(texts) - 1)], _SPLITS[i], size, stop - start, context_length)
-    splits = [_stream(tokens[start:stop], context_length, vocabulary) for start, stop in bounds]
-    return _stream(tokens, context_length, vocabulary), splits
+        ends, dev_ends, test_ends = arrays["ends"], arrays["dev_ends"], arrays["test_ends"]
+        own = (ends[: len(ends) - len(dev_ends) - len(test_ends)], dev_ends, test_ends)
+        start = 0
+        for part in own:
+            # Closed by the first boundary of the next line.
+            size = int(part[-1]) + len(part) * (context_length - 1)
+            splits.append(new_split(tokens[start : start + size + 1], part, context_length, len(vocabulary)))
+            start += size
+        splits.append(new_split(tokens, ends, context_length, len(vocabulary)))
+    train, dev, test, whole = splits
+    return Dataset(train, dev, test, whole, vocabulary, context_length, mode, name, sha256, piped or {})
 
 
 def _stream(tokens: Tensor, context_length: int, vocabulary: Vocabulary) -> Split:
     examples = len(tokens) - context_length
-    ends = torch.tensor([examples], dtype=_index_dtype(examples), device="cpu")
+    ends = torch.tensor([examples], dtype=token_arrays.index_dtype(examples), device="cpu")
     return Split(tokens, ends, context_length, len(vocabulary))
-
-
-def _check_length(source: Source, name: str, size: int, available: int, context_length: int) -> None:
-    if available <= context_length:
-        raise ValueError(
-            f"{source.path} is too short: of its {size} characters {name} would have {available}, "
-            f"but context_length={context_length} needs {context_length + 1}"
-        )
-
-
-def _split_points(size: int) -> tuple[int, int]:
-    """Where dev and test begin: at 80 % and 90 %, rounded down, but from 3 up no split is left empty."""
-    first = max(0, min(int(0.8 * size), size - 2))
-    return first, max(int(0.9 * size), first + 1)
-
-
-def _index_dtype(size: int) -> torch.dtype:
-    """The smaller of int32 and int64 that holds 0 .. size."""
-    return torch.int32 if size < 2**31 else torch.int64

@@ -10,6 +10,8 @@ from charlm.data import Distinct, Split
 from charlm.distributed import ALONE, Processes
 from charlm.models import LanguageModel, engine_parameters
 
+# Up to so many examples their distinct contexts are looked for at once; of more they take too much memory.
+_EXAMPLES_AT_ONCE = 1 << 24
 # Distinct contexts, and logits, in memory at a time.
 _ROWS_AT_ONCE = 1 << 12
 _LOGITS_AT_ONCE = 1 << 22
@@ -19,9 +21,9 @@ _LOGITS_AT_ONCE = 1 << 22
 def evaluate(model: LanguageModel, split: Split | Distinct, processes: Processes = ALONE) -> float:
     """The mean of -log p(target | context) over all examples of `split`, in nats.
 
-    Every distinct context goes through the model once, in the model's dtype; sums are float64. The result is exact up
-    to rounding, and infinite where the model gives a target probability 0. A model on the CPU that computes with
-    `charlm.ops` is evaluated by `charlm.engine` if that knows it.
+    Every distinct context, of 2^24 examples at a time, goes through the model once, in the model's dtype; sums are
+    float64. The result is exact up to rounding, and infinite where the model gives a target probability 0. A model on
+    the CPU that computes with `charlm.ops` is evaluated by `charlm.engine` if that knows it.
 
     Args:
         model: any language model.
@@ -32,7 +34,12 @@ def evaluate(model: LanguageModel, split: Split | Distinct, processes: Processes
     Raises:
         ValueError: the split has no examples.
     """
-    distinct = split.distinct() if isinstance(split, Split) else split
+    if isinstance(split, Split):
+        if len(split) > _EXAMPLES_AT_ONCE:
+            parts = split.parts(_EXAMPLES_AT_ONCE)
+            return sum(evaluate(model, part, processes) * len(part) for part in parts) / len(split)
+        split = split.distinct()
+    distinct = split
     examples = int(distinct.counts.values.sum())
     if examples == 0:
         raise ValueError("split has no examples to evaluate")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
-from charlm._buffers import to_buffer
-from charlm.data import Dataset
+from charlm.data import Dataset, sha256
 from charlm.schema import checked
 
 
@@ -33,11 +30,7 @@ class Fingerprint:
     @classmethod
     def of(cls, dataset: Dataset) -> Fingerprint:
         """The fingerprint of a dataset, at about the speed at which its text was read."""
-        digest = hashlib.sha256(json.dumps(dataset.vocabulary.to_dict()).encode())
-        for split in (dataset.train, dataset.dev, dataset.test):
-            digest.update(f"|{len(split)}|".encode())
-            digest.update(to_buffer(split.tokens.contiguous()))
-        return cls(len(dataset.all.tokens), digest.hexdigest())
+        return cls(len(dataset.all.tokens), sha256(dataset))
 
     def to_dict(self) -> dict[str, Any]:
         """For `from_dict`; JSON types only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -96,11 +97,26 @@ class Split:
     """
 
     def __init__(self, tokens: Tensor, ends: Tensor, context_length: int, vocab_size: int) -> None:
+        self._set(tokens, ends, context_length, vocab_size)
+        if int(ends[0]) < 0 or bool((ends[1:] < ends[:-1]).any()):
+            raise ValueError(f"ends must be numbers of examples, none of them less than the one before, got {ends}")
+
+    @classmethod
+    def mapped(cls, tokens: Tensor, ends: Tensor, context_length: int, vocab_size: int) -> Split:
+        """A split whose arrays are on the disk: only the last of `ends` is looked at.
+
+        Where others are wrong, examples may be wrong, but none lies outside the tokens: `batch` and `distinct` look.
+        """
+        split = cls.__new__(cls)
+        split._set(tokens, ends, context_length, vocab_size)
+        return split
+
+    def _set(self, tokens: Tensor, ends: Tensor, context_length: int, vocab_size: int) -> None:
         check("context_length", context_length)
         check("vocab_size", vocab_size)
         _check_array("tokens", tokens, (torch.uint8, torch.int16, torch.int32))
         _check_array("ends", ends, (torch.int32, torch.int64))
-        if len(ends) == 0 or int(ends[0]) < 0 or bool((ends[1:] < ends[:-1]).any()):
+        if len(ends) == 0 or int(ends[-1]) < 0:
             raise ValueError(f"ends must be numbers of examples, none of them less than the one before, got {ends}")
         needed = int(ends[-1]) + len(ends) * (context_length - 1) + 1
         if len(tokens) < needed:
@@ -155,12 +171,31 @@ class Split:
             return self.tokens[self.context_length : self.context_length + len(self)]
         return self.tokens[self._starts(torch.arange(len(self), device="cpu")) + self.context_length]
 
-    def distinct(self) -> Distinct:
-        """Each context once, with the counts of its targets. Computed at each call, in time proportional to N.
+    def parts(self, size: int) -> Iterator[Split]:
+        """The examples in splits of at most `size` each, in their order: views of the tokens."""
+        for start in range(0, len(self), size):
+            yield self._part(start, min(start + size, len(self)))
+
+    def _part(self, start: int, stop: int) -> Split:
+        """The examples start .. stop-1."""
+        bounds = torch.tensor([start, stop - 1], dtype=self.ends.dtype, device="cpu")
+        first, last = torch.searchsorted(self.ends, bounds, right=True).tolist()
+        # Each line before has T - 1 tokens more than examples.
+        token = start + first * (self.context_length - 1)
+        end = stop + last * (self.context_length - 1) + self.context_length
+        ends = self.ends[first : last + 1].clamp(max=stop) - start
+        return Split(self.tokens[token:end], ends, self.context_length, self.vocab_size)
+
+    def distinct(self, step: int = 1) -> Distinct:
+        """Each context once, with the counts of its targets. Computed at each call, in time proportional to N / step.
+
+        Args:
+            step: only the examples 0, step, 2 step, ... are looked at; `index` then is that of these.
 
         Raises:
             IndexError: a token is not in 0 .. V-1.
         """
+        check("step", step, rule="context_length")
         tokens, ends = self.tokens.contiguous(), self.ends.contiguous()
         starts, index, row_ptr, targets, values = _text.distinct_contexts(
             tokens.itemsize,
@@ -169,6 +204,7 @@ class Split:
             to_buffer(ends),
             self.context_length,
             self.vocab_size,
+            step,
         )
         counts = TargetCounts(
             to_tensor(row_ptr, torch.int64),

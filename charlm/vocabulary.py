@@ -1,38 +1,51 @@
-"""Characters and the tokens that stand for them."""
+"""Characters, bytes or words, and the tokens that stand for them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from charlm._buffers import to_buffer, to_tensor
-from charlm._rules import check_type, shown
+from charlm._rules import check, check_type, shown
 from charlm._text_extension import _text
 
 _DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
+TokensAre = Literal["characters", "bytes", "words"]
+
+# What stands for a character or a word that has no token of its own. Unicode's sign for a character that cannot be
+# shown is read as such; "<unk>" would otherwise be three words.
+_UNKNOWN = {"characters": "\ufffd", "words": "<unk>"}
+# The boundary of bytes and words: no line has it, and no word.
+_NEWLINE = "\n"
+
 
 class Vocabulary:
-    """The sorted distinct characters of a text; token i stands for the i-th of them.
+    """The sorted distinct characters of a text, or its words, or all bytes; token i stands for the i-th of them.
 
     A character is a Unicode code point, in or beyond the Basic Multilingual Plane; sorted means by code point. The
     boundary, which marks where a line begins and ends, is one of them, by which it is shown. A line that has this
     character itself cannot be told from two, so that a vocabulary of sentences has another boundary than ".", such as
     "\\n", of which a line has none.
 
+    `Vocabulary.of_bytes()` has the 256 bytes, of UTF-8 for one, and "\\n" as its boundary. `Vocabulary.of_words` has
+    words. A word is a run of characters that are neither white space nor punctuation, in which an apostrophe may stand;
+    every punctuation mark is a word by itself. White space separates words; a boundary is shown as "\\n".
+
     Args:
         characters: single characters, as one string or a sequence of strings, in any order; repeated ones count once.
         boundary: the boundary character.
+        unknown: whether there is a token for all other characters, which is shown as U+FFFD.
 
     Attributes:
-        symbols: tuple of V strings: how token i is shown.
-        characters: the symbols, which are sorted.
-        tokens_are: "characters".
-        unknown: token of what has no token of its own, or None where there is none.
-        boundary: token of the boundary character.
+        symbols: tuple of V strings: how token i is shown. A byte that is not ASCII is shown as "<0xE9>".
+        tokens_are: "characters", "bytes" or "words".
+        boundary: token of the boundary.
+        unknown: token of what has no token of its own, or None: then that is an error.
         dtype: of the tokens: uint8 up to V = 256, int16 up to V = 32,768, else int32.
 
     Raises:
@@ -40,8 +53,15 @@ class Vocabulary:
         ValueError: no characters, an element that is not one character, or a lone surrogate.
     """
 
-    def __init__(self, characters: str | Sequence[str], *, boundary: str = ".") -> None:
+    symbols: tuple[str, ...]
+    tokens_are: TokensAre
+    boundary: int
+    unknown: int | None
+    dtype: torch.dtype
+
+    def __init__(self, characters: str | Sequence[str], *, boundary: str = ".", unknown: bool = False) -> None:
         check_type("characters", characters, Sequence)
+        check_type("unknown", unknown, bool)
         if len(characters) == 0:
             raise ValueError("characters must not be empty")
         for i, character in enumerate(characters):
@@ -49,46 +69,154 @@ class Vocabulary:
                 raise ValueError(f"characters[{i}] = {character!r} is {fault}")
         if fault := _fault(boundary):
             raise ValueError(f"boundary = {boundary!r} is {fault}")
-        self.characters = tuple(sorted({*characters, boundary}))
-        self.symbols = self.characters
-        self.tokens_are: Literal["characters", "bytes", "words"] = "characters"
-        self.unknown: int | None = None
-        self.boundary = self.characters.index(boundary)
-        self._codec = _text.Codec("".join(self.characters))
-        self.dtype = _DTYPES[self._codec.token_size]
+        if unknown and boundary == _UNKNOWN["characters"]:
+            raise ValueError(f"boundary = {boundary!r} is what unknown characters are shown as")
+        extra = {boundary, _UNKNOWN["characters"]} if unknown else {boundary}
+        self._set("characters", sorted({*characters, *extra}), boundary, unknown)
 
     @classmethod
-    def from_text(cls, text: str, boundary: str | None = None) -> Vocabulary:
-        """The vocabulary of the characters of `text`; ValueError if it is empty.
+    def of_bytes(cls) -> Vocabulary:
+        """The 256 bytes: token i is byte i."""
+        vocabulary = cls.__new__(cls)
+        ascii_symbols = [chr(i) for i in range(128)]
+        vocabulary._set("bytes", [*ascii_symbols, *(f"<0x{i:02X}>" for i in range(128, 256))], _NEWLINE, False)
+        return vocabulary
 
-        The boundary is "." where `text` has none, otherwise "\\n", so that no line has it; unless it is given.
+    @classmethod
+    def of_words(cls, words: Sequence[str], *, unknown: bool = False) -> Vocabulary:
+        """The vocabulary of some words, sorted.
+
+        Args:
+            words: as a text is split into, in any order; repeated ones count once.
+            unknown: whether there is a token for all other words, which is shown as "<unk>".
+
+        Raises:
+            ValueError: no words, or an element that is not one word.
+        """
+        check_type("words", words, Sequence)
+        check_type("unknown", unknown, bool)
+        if len(words) == 0:
+            raise ValueError("words must not be empty")
+        for i, word in enumerate(words):
+            if not isinstance(word, str) or any("\ud800" <= character <= "\udfff" for character in word):
+                raise ValueError(f"words[{i}] = {shown(word)} is not a word")
+        vocabulary = cls.__new__(cls)
+        extra = {_NEWLINE, _UNKNOWN["words"]} if unknown else {_NEWLINE}
+        vocabulary._set("words", sorted({*words, *extra}), _NEWLINE, unknown)
+        return vocabulary
+
+    def _set(self, tokens_are: TokensAre, symbols: Iterable[str], boundary: str, unknown: bool) -> None:
+        self.symbols = tuple(symbols)
+        self.tokens_are = tokens_are
+        self.boundary = self.symbols.index(boundary)
+        self.unknown = self.symbols.index(_UNKNOWN[tokens_are]) if unknown else None
+        self._codec = self._new_codec(absent=-1)
+        self.dtype = _DTYPES[self._codec.token_size]
+
+    def _new_codec(self, absent: int) -> _text.Codec:
+        unknown = -1 if self.unknown is None else self.unknown
+        if self.tokens_are == "characters":
+            return _text.Codec.of_characters("".join(self.symbols), unknown, absent)
+        return _text.Codec.of_bytes() if self.tokens_are == "bytes" else _text.Codec.of_words([*self.symbols], unknown)
+
+    @cached_property
+    def _line_codec(self) -> _text.Codec:
+        """Of lines, in which a boundary is a character as any other that is not in the vocabulary."""
+        return self._new_codec(absent=self.boundary)
+
+    @property
+    def characters(self) -> tuple[str, ...]:
+        """The symbols of a vocabulary of characters, each of them one; AttributeError of another."""
+        if self.tokens_are != "characters":
+            raise AttributeError(f"a vocabulary of {self.tokens_are} has symbols, but no characters")
+        return self.symbols
+
+    @classmethod
+    def from_text(
+        cls,
+        text: str,
+        boundary: str | None = None,
+        *,
+        tokens: TokensAre = "characters",
+        limit_vocab: int | None = None,
+        min_count: int | None = None,
+    ) -> Vocabulary:
+        """The vocabulary of `text`; ValueError if it is empty.
+
+        Args:
+            text: any.
+            boundary: of characters; None is "." where `text` has none, otherwise "\\n", so that no line has it.
+            tokens: what they are: "characters", "bytes" or "words".
+            limit_vocab, min_count: as in `charlm.data.load`.
         """
         check_type("text", text, str)
+        check("tokens", tokens)
         try:
             utf8 = text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"text[{error.start}] = {text[error.start]!r} is a lone surrogate") from None
-        if not utf8:
+        counts = _text.Counts(tokens, by_line=False)
+        counts.add(utf8)
+        if not counts.tokens:
             raise ValueError("text must not be empty")
+        return cls.from_counts(
+            {symbol: count for symbol, count in counts.sorted()},
+            boundary,
+            tokens=tokens,
+            limit_vocab=limit_vocab,
+            min_count=min_count,
+        )
+
+    @classmethod
+    def from_counts(
+        cls,
+        counts: Mapping[bytes, int],
+        boundary: str | None = None,
+        *,
+        tokens: TokensAre = "characters",
+        limit_vocab: int | None = None,
+        min_count: int | None = None,
+    ) -> Vocabulary:
+        """The vocabulary of a text that has each character or word, in UTF-8, so many times; see `from_text`."""
+        check("limit_vocab", limit_vocab, optional=True)
+        check("min_count", min_count, optional=True)
+        limited = limit_vocab is not None or min_count is not None
+        if tokens == "bytes":
+            if limited:
+                raise ValueError("limit_vocab and min_count are of characters and words, but tokens='bytes'")
+            return cls.of_bytes()
+        kept = [symbol for symbol, count in counts.items() if count >= (min_count or 1)]
+        if limit_vocab is not None and len(kept) > limit_vocab:
+            kept = sorted(kept, key=lambda symbol: (-counts[symbol], symbol))[:limit_vocab]
+        symbols = [symbol.decode() for symbol in kept]
+        if tokens == "words":
+            return cls.of_words(symbols or [_UNKNOWN["words"]], unknown=limited or _UNKNOWN["words"].encode() in counts)
         if boundary is None:
-            boundary = "\n" if "." in text else "."
-        return cls(_text.distinct_characters(utf8, by_line=False), boundary=boundary)
+            boundary = _NEWLINE if b"." in counts else "."
+        return cls(symbols or [boundary], boundary=boundary, unknown=limited)
 
     def encode(self, text: str) -> Tensor:
-        """The tokens of `text`: (len(text),) of `dtype`. ValueError if a character is not in the vocabulary."""
+        """The tokens of `text`: (len(text),) of `dtype` for characters, more for bytes, fewer for words.
+
+        ValueError if a character or word is not in the vocabulary, and there is no token for unknown ones.
+        """
         check_type("text", text, str)
         # A lone surrogate passes into bytes that are not UTF-8, and is reported as any other unknown character.
         utf8 = text.encode("utf-8", "surrogatepass")
         try:
             return to_tensor(self._codec.encode(utf8), self.dtype)
-        except (_text.UnknownCharacter, _text.InvalidUtf8) as error:
-            position = len(utf8[: error.args[0]].decode())
+        except (_text.UnknownSymbol, _text.InvalidUtf8) as error:
+            offset, *size = error.args
+            position = len(utf8[:offset].decode())
+            what = utf8[offset : offset + size[0]].decode() if size else text[position]
             raise ValueError(
-                f"text[{position}] = {text[position]!r} is not in the vocabulary of {len(self)} characters"
+                f"text[{position}] = {what!r} is not in the vocabulary of {len(self)} {self.tokens_are}"
             ) from None
 
     def decode(self, tokens: Tensor | Sequence[int]) -> str:
-        """The characters of `tokens`, a 1-D integer tensor (any strides, any device) or a sequence of integers.
+        """The text of `tokens`, a 1-D integer tensor (any strides, any device) or a sequence of integers.
+
+        Characters follow each other, words are joined by spaces, and bytes that are not UTF-8 become U+FFFD.
 
         Raises:
             IndexError: a token is not in 0 .. V-1.
@@ -109,38 +237,66 @@ class Vocabulary:
         wrong = (tokens < 0) | (tokens >= len(self))
         if wrong.any():
             position = int(wrong.nonzero()[0])
-            raise IndexError(f"tokens[{position}] = {int(tokens[position])} is out of range for {len(self)} characters")
+            raise IndexError(
+                f"tokens[{position}] = {int(tokens[position])} is out of range for {len(self)} {self.tokens_are}"
+            )
         tokens = tokens.to(self.dtype).contiguous()
-        return self._codec.decode(to_buffer(tokens))
+        return self._codec.decode(to_buffer(tokens)).decode(errors="replace")
 
     def _as_tensor(self, tokens: Sequence[int]) -> Tensor:
         """Integers that no tensor could hold are out of range all the same."""
         for i, token in enumerate(tokens):
             if isinstance(token, int) and not -(2**63) <= token < 2**63:
-                raise IndexError(f"tokens[{i}] = {shown(token)} is out of range for {len(self)} characters")
+                raise IndexError(f"tokens[{i}] = {shown(token)} is out of range for {len(self)} {self.tokens_are}")
         try:
             return torch.as_tensor(tokens, device="cpu")
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"tokens must be integers, got {shown(tokens)}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` restores it from, fit for JSON: `characters`, one string, and `boundary`, a character."""
-        return {"characters": "".join(self.characters), "boundary": self.characters[self.boundary]}
+        """What `from_dict` restores it from, fit for JSON.
+
+        Of characters: `characters`, one string, and `boundary`, a character; `unknown` is there if it has such a token.
+        Of words: `words`, a list, and `unknown`. Of bytes: `bytes`, which is 256.
+        """
+        if self.tokens_are == "bytes":
+            return {"bytes": len(self)}
+        unknown = {} if self.unknown is None else {"unknown": self.symbols[self.unknown]}
+        if self.tokens_are == "words":
+            return {"words": [*self.symbols], **unknown}
+        return {"characters": "".join(self.symbols), "boundary": self.symbols[self.boundary], **unknown}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Vocabulary:
         """The vocabulary that `to_dict` was called on; ValueError if `values` is not such a dict."""
-        if not isinstance(values, dict) or values.keys() != {"characters", "boundary"}:
-            raise ValueError(f"a vocabulary must have the keys 'characters' and 'boundary', got {values!r}")
-        if not all(isinstance(value, str) for value in values.values()):
-            raise ValueError(f"characters and boundary must be strings, got {values!r}")
-        return cls(values["characters"], boundary=values["boundary"])
+        if not isinstance(values, dict):
+            raise ValueError(f"a vocabulary must have the keys 'characters' and 'boundary', got {shown(values)}")
+        keys = values.keys()
+        if keys == {"bytes"}:
+            if values["bytes"] != 256 or isinstance(values["bytes"], bool):
+                raise ValueError(f"bytes must be 256, got {shown(values['bytes'])}")
+            return cls.of_bytes()
+        kind: TokensAre = "words" if "words" in keys else "characters"
+        expected = {"words"} if kind == "words" else {"characters", "boundary"}
+        if keys - {"unknown"} != expected:
+            raise ValueError(f"a vocabulary must have the keys 'characters' and 'boundary', got {shown(values)}")
+        if values.get("unknown", _UNKNOWN[kind]) != _UNKNOWN[kind]:
+            raise ValueError(f"unknown must be {_UNKNOWN[kind]!r}, got {shown(values['unknown'])}")
+        unknown = "unknown" in keys
+        if kind == "words":
+            words = values["words"]
+            if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+                raise ValueError(f"words must be a list of strings, got {shown(words)}")
+            return cls.of_words(words, unknown=unknown)
+        if not isinstance(values["characters"], str) or not isinstance(values["boundary"], str):
+            raise ValueError(f"characters and boundary must be strings, got {shown(values)}")
+        return cls(values["characters"], boundary=values["boundary"], unknown=unknown)
 
     def __len__(self) -> int:
-        return len(self.characters)
+        return len(self.symbols)
 
-    def __contains__(self, character: object) -> bool:
-        return character in self.characters
+    def __contains__(self, symbol: object) -> bool:
+        return symbol in self.symbols
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Vocabulary):
@@ -148,14 +304,16 @@ class Vocabulary:
         return self.to_dict() == other.to_dict()
 
     def __hash__(self) -> int:
-        return hash((self.characters, self.boundary))
+        return hash((self.symbols, self.boundary, self.unknown))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Vocabulary.from_dict, (self.to_dict(),)
 
     def __repr__(self) -> str:
-        values = self.to_dict()
-        return f"Vocabulary({values['characters']!r}, boundary={values['boundary']!r})"
+        if self.tokens_are != "characters":
+            return f"Vocabulary.of_{self.tokens_are}({'' if self.tokens_are == 'bytes' else f'<{len(self)} words>'})"
+        unknown = "" if self.unknown is None else ", unknown=True"
+        return f"Vocabulary({''.join(self.symbols)!r}, boundary={self.symbols[self.boundary]!r}{unknown})"
 
 
 def _fault(value: object) -> str | None:

@@ -23,7 +23,8 @@ LAYERS = [
     {"_C", "_text", "_version", "_loading", "_buffers", "_memory", "_rules", "interrupts", "run_folder"},
     {"_text_extension"},
     {"ops", "vocabulary", "schedules", "optimizers", "batches", "environment", "sources", "run_lock", "schema"},
-    {"nn", "engine", "splits", "distributed", "tensor_files", "config_json", "metrics"},
+    {"nn", "engine", "splits", "token_arrays", "distributed", "tensor_files", "config_json", "metrics"},
+    {"token_files", "arrangement"},
     {"data"},
     {"models", "fingerprint"},
     {"evaluation", "sampler", "backends"},
@@ -91,7 +92,10 @@ def test_data_and_ops_know_nothing_of_each_other() -> None:
         ("vocabulary", basics),
         ("sources", basics),
         ("splits", basics),
-        ("data", {*basics, "vocabulary", "sources", "splits"}),
+        ("token_arrays", {*basics, "vocabulary", "sources"}),
+        ("token_files", {*basics, "vocabulary", "run_folder", "schema", "tensor_files"}),
+        ("arrangement", {*basics, "vocabulary", "token_arrays"}),
+        ("data", {*basics, "vocabulary", "sources", "splits", "token_arrays", "arrangement", "token_files"}),
     ):
         assert set(imported(ROOT / "charlm" / f"{name}.py")) <= others
     for path in sources("charlm/ops", (".py",)):

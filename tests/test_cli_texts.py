@@ -237,8 +237,8 @@ def test_a_run_on_names_says_that_it_knows_no_full_stop(run_charlm: CommandLine,
     run_charlm.output("train", names, *SMALL, "--out", "run")
     sentences.write_text("mark\nm.rk\nalan\n")
     assert run_charlm.error("eval", "run", sentences) == (
-        f"{sentences}, line 2 has '.', which is not in the vocabulary, where it ends lines: a vocabulary of this text "
-        "has another boundary"
+        f"{sentences}, line 2, column 2 has '.', which is not in the vocabulary, where it ends lines: a vocabulary of "
+        "this text has another boundary"
     )
     assert run_charlm.error("sample", "run", "--prefix", "m.") == ("prefix[1] = '.' is the boundary, where a text ends")
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from text_examples import check_split, line_examples, parts, splits, stream_examples
 
-from charlm import data
+from charlm import data, token_arrays
 from charlm.vocabulary import Vocabulary
 
 WriteFile = Callable[[str | bytes], Path]
@@ -180,9 +180,9 @@ def test_contexts_of_tokens_of_two_bytes_are_told_apart() -> None:
 @pytest.mark.parametrize("context_length", [1, 3])
 def test_int64_indices(write: WriteFile, monkeypatch: pytest.MonkeyPatch, context_length: int) -> None:
     """The code for 2^31 examples and more, on few."""
-    assert data._index_dtype(2**31 - 1) == torch.int32
-    assert data._index_dtype(2**31) == torch.int64
-    monkeypatch.setattr(data, "_index_dtype", lambda size: torch.int64)
+    assert token_arrays.index_dtype(2**31 - 1) == torch.int32
+    assert token_arrays.index_dtype(2**31) == torch.int64
+    monkeypatch.setattr(token_arrays, "index_dtype", lambda size: torch.int64)
     path = write("\n".join(NAMES))
     dataset = data.load(path, context_length=context_length)
     assert dataset.all.ends.dtype == dataset.all.distinct().index.dtype == torch.int64
@@ -265,7 +265,7 @@ def test_streams_of_three_files(tmp_path: Path, context_length: int) -> None:
 
 
 def test_three_files_have_int64_indices_where_they_need_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "_index_dtype", lambda size: torch.int64)
+    monkeypatch.setattr(token_arrays, "index_dtype", lambda size: torch.int64)
     dataset = data.load(**write_three(tmp_path, ["emma\nava", "mia", "ed\nzoë"]))
     assert dataset.all.ends.dtype == torch.int64
     check_lines(dataset, ["emma", "ava", "mia", "ed", "zoë"], [range(2), range(2, 3), range(3, 5)])

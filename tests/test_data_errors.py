@@ -12,6 +12,7 @@ import torch
 from charlm import data
 from charlm.vocabulary import Vocabulary
 
+HINT = "; encoding='latin-1' or the like says what else it is"
 LINES_3 = "a\nb\nc"
 
 
@@ -32,36 +33,43 @@ LINES_3 = "a\nb\nc"
             {"split": "makemore"},
             "{path} has too few lines to split: train, dev and test need 3, got 1; mode='stream' reads it as one text",
         ),
-        (b"abc\xff", {}, "{path} is not UTF-8 text: byte 0xff at offset 3"),
-        (b"ab\r\ncd\xe4\xb8", {"mode": "stream"}, "{path} is not UTF-8 text: byte 0xe4 at offset 6"),
-        ("abc\n".encode("utf-16"), {}, "{path} is not UTF-8 text: byte 0xff at offset 0"),
-        (b"PK\x03\x04 a binary file\x00", {}, "{path} is not UTF-8 text: byte 0x00 at offset 18"),
+        (b"abc\xff", {}, f"{{path}} is not UTF-8 text: byte 0xff at offset 3, line 1, column 4{HINT}"),
+        (
+            b"ab\r\ncd\xe4\xb8",
+            {"mode": "stream"},
+            f"{{path}} is not UTF-8 text: byte 0xe4 at offset 6, line 2, column 3{HINT}",
+        ),
+        (
+            b"PK\x03\x04 a binary file\x00",
+            {},
+            f"{{path}} is not UTF-8 text: byte 0x00 at offset 18, line 1, column 19{HINT}",
+        ),
         (
             "emma\r\n\r\nj. r.  \r\nmia",
             {"vocabulary": Vocabulary("aeijmr ")},
-            "{path}, line 3 has '.', which is not in the vocabulary, where it ends lines: a vocabulary of this text "
-            "has another boundary",
+            "{path}, line 3, column 2 has '.', which is not in the vocabulary, where it ends lines: a vocabulary of "
+            "this text has another boundary",
         ),
         (
             "a|\nb\nc",
             {"vocabulary": Vocabulary("abc", boundary="|")},
-            "{path}, line 1 has '|', which is not in the vocabulary, where it ends lines: a vocabulary of this text "
-            "has another boundary",
+            "{path}, line 1, column 2 has '|', which is not in the vocabulary, where it ends lines: a vocabulary of "
+            "this text has another boundary",
         ),
         (
             "abc \n\nabç\nd",
             {"vocabulary": Vocabulary("abc")},
-            "{path}, line 3 has 'ç', which is not in the vocabulary",
+            "{path}, line 3, column 3 has 'ç', which is not in the vocabulary",
         ),
         (
-            "ab\nc🎉",
-            {"vocabulary": Vocabulary("abc\n"), "mode": "stream"},
-            "{path}, line 2 has '🎉', which is not in the vocabulary",
+            "ab\nc🎉" + 20 * "a",
+            {"vocabulary": Vocabulary("abc\n"), "mode": "stream", "context_length": 1},
+            "{path}, line 2, column 2 has '🎉', which is not in the vocabulary",
         ),
         (
-            "ab\nc",
-            {"vocabulary": Vocabulary("abc"), "mode": "stream"},
-            "{path}, line 1 has '\\n', which is not in the vocabulary",
+            "ab\nc" + 20 * "a",
+            {"vocabulary": Vocabulary("abc"), "mode": "stream", "context_length": 1},
+            "{path}, line 1, column 3 has '\\n', which is not in the vocabulary",
         ),
         (
             "x",
@@ -105,7 +113,10 @@ def test_files_for_dev_and_test(tmp_path: Path) -> None:
         ({"dev": dev, "test": test}, f"{test} has no line that is not blank"),
         ({"dev": "-", "test": "-"}, "standard input can be read only once"),
         ({"dev": dev, "test": long, "mode": "stream"}, f"{dev} is too short: of its 1 characters dev would have 1"),
-        ({"dev": dev, "test": dev, "vocabulary": Vocabulary("b")}, f"{train}, line 1 has 'a', which is not in the"),
+        (
+            {"dev": dev, "test": dev, "vocabulary": Vocabulary("b")},
+            f"{train}, line 1, column 1 has 'a', which is not in the",
+        ),
     ]
     for arguments, message in cases:
         path = long if "mode" in arguments else train

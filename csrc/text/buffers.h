@@ -39,6 +39,14 @@ std::span<const T> view_as(const py::buffer_info& info) {
   return {static_cast<const T*>(info.ptr), bytes / sizeof(T)};
 }
 
+// The same memory, to write to.
+template <typename T>
+std::span<T> writable_view_as(const py::buffer_info& info) {
+  if (info.readonly) throw std::invalid_argument("expected a buffer that can be written to");
+  const auto view = view_as<T>(info);
+  return {const_cast<T*>(view.data()), view.size()};
+}
+
 // A bytearray of `size` uninitialised elements of T, and a view of them.
 template <typename T>
 std::pair<py::bytearray, std::span<T>> allocate(int64_t size) {
@@ -73,6 +81,19 @@ auto with_token_type(int token_size, F f) {
       return f(int32_t{0});
     default:
       throw std::invalid_argument("token_size must be 1, 2 or 4, got " + std::to_string(token_size));
+  }
+}
+
+// The same for the type of line ends and example indices.
+template <typename F>
+auto with_index_type(int index_size, F f) {
+  switch (index_size) {
+    case 4:
+      return f(int32_t{0});
+    case 8:
+      return f(int64_t{0});
+    default:
+      throw std::invalid_argument("index_size must be 4 or 8, got " + std::to_string(index_size));
   }
 }
 

@@ -84,13 +84,13 @@ class ContextTable {
   std::vector<int64_t> starts_;
 };
 
-// Calls visit(example, start) for every example, in order.
+// Calls visit(i, start) for the examples 0, step, 2 step, ..., in order; i counts them.
 template <typename Index, typename Visit>
-void for_each_example(std::span<const Index> ends, int64_t context_length, Visit visit) {
-  int64_t example = 0;
+void for_each_example(std::span<const Index> ends, int64_t context_length, int64_t step, Visit visit) {
+  int64_t example = 0, i = 0;
   for (size_t line = 0; line < ends.size(); ++line) {
     const int64_t shift = static_cast<int64_t>(line) * (context_length - 1);
-    for (; example < ends[line]; ++example) visit(example, example + shift);
+    for (; example < ends[line]; example += step) visit(i++, example + shift);
   }
 }
 
@@ -124,11 +124,11 @@ void count_targets(const std::vector<Token>& ordered, DistinctContexts<Token>& d
 
 template <typename Token, typename Index>
 DistinctContexts<Token> find_distinct_contexts(std::span<const Token> tokens, std::span<const Index> ends,
-                                               int64_t context_length, std::span<Index> index) {
+                                               int64_t context_length, int64_t step, std::span<Index> index) {
   DistinctContexts<Token> distinct;
   ContextTable<Token> table(tokens, context_length);
-  for_each_example(ends, context_length,
-                   [&](int64_t example, int64_t start) { index[example] = static_cast<Index>(table.number(start)); });
+  for_each_example(ends, context_length, step,
+                   [&](int64_t i, int64_t start) { index[i] = static_cast<Index>(table.number(start)); });
   distinct.starts = std::move(table.starts());
 
   // Counting sort of the targets by context.
@@ -137,18 +137,18 @@ DistinctContexts<Token> find_distinct_contexts(std::span<const Token> tokens, st
   for (size_t u = 1; u < distinct.row_ptr.size(); ++u) distinct.row_ptr[u] += distinct.row_ptr[u - 1];
   std::vector<int64_t> next(distinct.row_ptr.begin(), distinct.row_ptr.end() - 1);
   std::vector<Token> ordered(index.size());
-  for_each_example(ends, context_length, [&](int64_t example, int64_t start) {
-    ordered[next[index[example]]++] = tokens[start + context_length];
-  });
+  for_each_example(ends, context_length, step,
+                   [&](int64_t i, int64_t start) { ordered[next[index[i]]++] = tokens[start + context_length]; });
   count_targets(ordered, distinct);
   return distinct;
 }
 
 template <typename Token, typename Index>
 void check_examples(std::span<const Token> tokens, std::span<const Index> ends, int64_t context_length,
-                    int64_t vocab_size) {
+                    int64_t vocab_size, int64_t step) {
   const auto refuse = [](std::string message) { throw std::out_of_range(std::move(message)); };
   const auto size = static_cast<int64_t>(tokens.size()), lines = static_cast<int64_t>(ends.size());
+  if (step < 1) refuse("step must be positive, got " + std::to_string(step));
   if (context_length < 1 || context_length > size) {
     refuse("context_length must be from 1 to the number of tokens, " + std::to_string(size) + ", got " +
            std::to_string(context_length));
@@ -168,18 +168,26 @@ void check_examples(std::span<const Token> tokens, std::span<const Index> ends, 
     refuse("the examples lie outside the tokens: " + std::to_string(examples) + " examples of " +
            std::to_string(lines) + " lines, " + std::to_string(size) + " tokens");
   }
-  const auto is_bad = [&](Token token) { return token < 0 || static_cast<int64_t>(token) >= vocab_size; };
-  const auto bad = std::find_if(tokens.begin(), tokens.end(), is_bad);
-  if (bad != tokens.end()) {
+  const auto check = [&](auto begin, auto end) {
+    const auto bad =
+        std::find_if(begin, end, [&](int64_t token) { return token < 0 || token >= vocab_size; });
+    if (bad == end) return;
     refuse("tokens[" + std::to_string(bad - tokens.begin()) + "] = " + std::to_string(*bad) +
            " is out of range for a vocabulary of " + std::to_string(vocab_size) + " tokens");
+  };
+  if (step == 1) {
+    check(tokens.begin(), tokens.end());
+  } else {
+    for_each_example(ends, context_length, step, [&](int64_t, int64_t start) {
+      check(tokens.begin() + start, tokens.begin() + start + context_length + 1);
+    });
   }
 }
 
 #define CHARLM_INSTANTIATE(Token, Index)                                                                           \
-  template void check_examples(std::span<const Token>, std::span<const Index>, int64_t, int64_t);                  \
+  template void check_examples(std::span<const Token>, std::span<const Index>, int64_t, int64_t, int64_t);         \
   template DistinctContexts<Token> find_distinct_contexts(std::span<const Token>, std::span<const Index>, int64_t, \
-                                                          std::span<Index>);
+                                                          int64_t, std::span<Index>);
 CHARLM_INSTANTIATE(uint8_t, int32_t)
 CHARLM_INSTANTIATE(uint8_t, int64_t)
 CHARLM_INSTANTIATE(int16_t, int32_t)

@@ -19,15 +19,15 @@ struct DistinctContexts {
 // Example j, in the line k with ends[k - 1] <= j < ends[k], has its context at tokens[j + k * (context_length - 1)] and
 // the context_length - 1 following, and the token after these as its target. `index` (N,), N = ends.back(), becomes the
 // number of each example's context. Token is uint8_t, int16_t or int32_t, Index is int32_t or int64_t.
-// All of it has passed check_examples.
+// Only the examples 0, `step`, 2 `step`, ... are looked at, and N is their number. All of it has passed check_examples.
 template <typename Token, typename Index>
 DistinctContexts<Token> find_distinct_contexts(std::span<const Token> tokens, std::span<const Index> ends,
-                                               int64_t context_length, std::span<Index> index);
+                                               int64_t context_length, int64_t step, std::span<Index> index);
 
-// std::out_of_range, in time proportional to the arrays, if `ends` do not rise from at least 0, if an example lies
-// outside the tokens, or if a token is not in [0, vocab_size).
+// std::out_of_range if `step` is not positive, if `ends` do not rise from at least 0, if an example lies outside the
+// tokens, or if a token of every `step`-th example is not in [0, vocab_size); others are not looked at.
 template <typename Token, typename Index>
 void check_examples(std::span<const Token> tokens, std::span<const Index> ends, int64_t context_length,
-                    int64_t vocab_size);
+                    int64_t vocab_size, int64_t step);
 
 }  // namespace charlm::text

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <string_view>
 
@@ -15,6 +16,13 @@ struct InvalidUtf8 {
 constexpr char32_t kEndOfUnicode = 0x110000;
 
 inline const uint8_t* bytes_of(std::string_view text) { return reinterpret_cast<const uint8_t*>(text.data()); }
+
+// Whether eight bytes are ASCII.
+inline bool is_ascii(const uint8_t* p) {
+  uint64_t word = 0;
+  std::memcpy(&word, p, sizeof word);
+  return (word & 0x8080808080808080) == 0;
+}
 
 // Decodes the character at p into `character` and returns the number of its bytes, or 0 if [p, end) does not start with
 // one. Strict as in Unicode 15, table 3-7: no overlong forms, no surrogates, nothing above U+10FFFF.
