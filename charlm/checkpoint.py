@@ -38,6 +38,7 @@ from charlm.models import LanguageModel
 from charlm.run_folder import CheckpointError, blamed
 from charlm.run_lock import RunInUseError, locked
 from charlm.tensor_files import TensorFile, format_tensors
+from charlm.token_arrays import OnRead
 from charlm.vocabulary import Vocabulary
 
 __all__ = [
@@ -87,11 +88,19 @@ class Run:
     run_dir: Path
     unrecorded: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
 
-    def load_data(self, path: str | None = None, *, dev: str | None = None, test: str | None = None) -> Dataset:
+    def load_data(
+        self,
+        path: str | None = None,
+        *,
+        dev: str | None = None,
+        test: str | None = None,
+        on_read: OnRead | None = None,
+    ) -> Dataset:
         """The data that the run was trained on.
 
         Args:
             path, dev, test: where it is now; None is where it was.
+            on_read: as in `charlm.data.load`.
 
         Raises:
             ValueError: the file is not what it was.
@@ -101,7 +110,7 @@ class Run:
         }
         config = replace(self.config, **moved)
         kept = {name: str(run_folder.place(self.run_dir, file)) for name, file in KEPT_TEXTS.items()}
-        dataset = config.load_data(self.vocabulary, kept)
+        dataset = config.load_data(self.vocabulary, kept, on_read)
         if self.data is not None and Fingerprint.of(dataset) != self.data:
             size, original_size = len(dataset.all.tokens), self.data.tokens
             difference = f"it has {size:,} tokens, not {original_size:,}" if size != original_size else "other tokens"

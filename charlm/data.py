@@ -129,8 +129,9 @@ def load(
         context_length: T, from 1 to 2^31 - 1; 3 by default.
         mode: "lines", which is the default, or "stream".
         split: "random", the default, chooses the lines of each split by torch.randperm from `seed`; they keep their
-            order. "makemore" does as the lecture, whatever the seed: `random.seed(42); random.shuffle(lines)`, and cuts,
-            which on makemore's names.txt gives 182,625 / 22,655 / 22,866 examples at T = 3. A stream is never shuffled.
+            order. "makemore" does as the lecture, whatever the seed: `random.seed(42); random.shuffle(lines)`, and
+            cuts, which on makemore's names.txt gives 182,625 / 22,655 / 22,866 examples at T = 3. A stream is never
+            shuffled.
         seed: of the random split; 42 by default.
         vocabulary: encode with this one, for a model that was trained with it, instead of that of the file.
         tokens: what tokens stand for: "characters", which is the default; "bytes", of any file, as they are; or "words"
@@ -177,7 +178,7 @@ def encode(
 
     Args:
         path: as in `load`, and so are all others.
-        out: the file, in the safetensors format; it is replaced where it is there.
+        out: the file, in the safetensors format; it is replaced where it is there, and its folder is created.
 
     Returns:
         What `load(out)` does.

@@ -91,7 +91,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Description, Vocabulary, dict[st
 def created(
     path: Path, description: Mapping[str, Any], arrays: Mapping[str, tuple[int, torch.dtype]]
 ) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
-    """Creates a file, or replaces one when the block ends well.
+    """Creates a file, and its folder, or replaces one when the block ends well.
 
     Yields:
         Its arrays, to be written to, and a list that the digest of them is to be appended to.
@@ -99,6 +99,10 @@ def created(
     like = {name: torch.empty(size, dtype=dtype, device="meta") for name, (size, dtype) in arrays.items()}
     header, places = format_header(like, _metadata(description, "0" * _DIGEST))
     size = len(header) + max(end for _, end in places.values())
+    if os.path.lexists(path) and not path.is_file():
+        # Such as a device, in whose place a file must not come.
+        raise ValueError(f"{path} is not a regular file: choose another name for the tokens")
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.saving")
     run_folder.remove(temporary)
     try:

@@ -28,6 +28,7 @@ from charlm.interrupts import Interrupt, deferred_interrupt
 from charlm.models import CountBigram, LanguageModel
 from charlm.run_folder import blamed
 from charlm.run_lock import Claim
+from charlm.token_arrays import OnRead
 from charlm.trainer import NonFiniteLossError, Trainer
 
 # Options that a resumed run may change: none of them is part of the saved state.
@@ -72,12 +73,18 @@ class TrainingRun:
         self._processes = distributed.current()
 
     @classmethod
-    def start(cls, config: TrainingConfig, run_dir: str | os.PathLike[str] | None = None) -> TrainingRun:
+    def start(
+        cls,
+        config: TrainingConfig,
+        run_dir: str | os.PathLike[str] | None = None,
+        on_read: OnRead | None = None,
+    ) -> TrainingRun:
         """A new run, saved at its step 0, so that a folder that cannot be written is found before the work is done.
 
         Args:
             config: all options.
             run_dir: a folder that does not exist or is empty; None is "runs/" and the name of the data.
+            on_read: as in `charlm.data.load`.
 
         Raises:
             ValueError: the folder is in use; or whatever is wrong with `config` or the data.
@@ -88,7 +95,7 @@ class TrainingRun:
         try:
             if run_dir is not None:
                 processes.on_first(partial(folder.take_new, Path(run_dir)))
-            dataset = config.load_data()
+            dataset = config.load_data(on_read=on_read)
             if run_dir is None:
                 run_dir = Path("runs", dataset.name)
                 processes.on_first(partial(folder.take_new, run_dir))
@@ -107,7 +114,7 @@ class TrainingRun:
             raise
 
     @classmethod
-    def resume(cls, run_dir: str | os.PathLike[str], **changes: Any) -> TrainingRun:
+    def resume(cls, run_dir: str | os.PathLike[str], *, on_read: OnRead | None = None, **changes: Any) -> TrainingRun:
         """The run in `run_dir`, as it was saved, with some options changed: those in `CHANGEABLE`.
 
         Raises:
@@ -133,7 +140,7 @@ class TrainingRun:
                     "steps only"
                 )
             processes.check_device(config.device)
-            dataset = run.load_data(config.path, dev=config.dev, test=config.test)
+            dataset = run.load_data(config.path, dev=config.dev, test=config.test, on_read=on_read)
             trainer = config.create_trainer(run.model, dataset)
             with blamed(run_dir / checkpoint.OPTIMIZER, " is damaged"):
                 trainer.load_state_dict(run.training_state)

@@ -184,7 +184,9 @@ def test_eval_reads_another_file_with_the_vocabulary_of_the_run(
     losses = json.loads(run_charlm.output("eval", "run", other, "--split", "all", "--json"))
     assert losses["all"]["nll"] == expected
     other.write_text("ten\nnine\neleven\n")
-    assert run_charlm.error("eval", "run", other) == f"{other}, line 3 has 'v', which is not in the vocabulary"
+    assert (
+        run_charlm.error("eval", "run", other) == f"{other}, line 3, column 4 has 'v', which is not in the vocabulary"
+    )
 
 
 def test_an_infinite_loss_is_null_in_json(run_charlm: CommandLine, tmp_path: Path) -> None:

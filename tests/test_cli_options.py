@@ -186,12 +186,15 @@ PATHS = ["", "\0", "caf\udce9", "/dev/null", "missing/file", "a" * 5000, "loop",
 
 HOSTILE = {
     **dict.fromkeys(("steps", "context_length", "embedding_dim", "hidden_dim", "seed", "split_seed", "n"), INTEGERS),
+    **dict.fromkeys(("limit_vocab", "min_count"), INTEGERS),
     **dict.fromkeys(("warmup_steps", "checkpoint_every", "top_k", "max_length", "threads", "batch_size"), INTEGERS),
     **dict.fromkeys(("learning_rate", "momentum", "eps", "weight_decay", "decay_factor", "max_grad_norm"), FLOATS),
     **dict.fromkeys(("softcap", "smoothing", "temperature", "seconds"), FLOATS),
     **dict.fromkeys(("betas", "milestones"), LISTS),
     **dict.fromkeys(("model", "mode", "split", "part", "optimizer", "schedule", "backend", "device"), TEXTS),
-    **dict.fromkeys(("preset", "prefix", "backends", "only", "after", "order", "format", "to"), TEXTS),
+    **dict.fromkeys(
+        ("preset", "prefix", "backends", "tokens", "encoding", "only", "after", "order", "format", "to"), TEXTS
+    ),
     **dict.fromkeys(("path", "run", "runs", "out", "resume", "dev", "test", "plot", "tensorboard"), PATHS),
 }
 # What some options may well be.
@@ -246,6 +249,8 @@ def arguments_of(command: str, option: str, value: str) -> list[str]:
     if command == "export":
         to = () if option == "to" else ("--to", "c")
         return [command, *to, *(() if option == "run" else ("counts",)), *given]
+    if command == "encode":
+        return ["encode", "--quiet", *NEEDED.get(option, ()), *(() if option == "path" else ("names.txt",)), *given]
     if command in ("sample", "eval", "plot"):
         needed = ("--after", "a") if command == "plot" and option in ("temperature", "order") else ()
         return [command, *(() if option in ("run", "runs") else ("counts",)), *needed, *given]

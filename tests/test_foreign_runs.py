@@ -163,7 +163,8 @@ def test_a_record_that_is_none_is_named(run_charlm: CommandLine, run: Path, line
         (lambda h: h.update(a={}), "tensor 'a' has no 'dtype'"),
         (
             lambda h: h.update(a={"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}),
-            "tensor 'a'.dtype must be 'F64' or 'F32' or 'BF16' or 'F16' or 'I64' or 'U8', got 'F8_E4M3'",
+            "tensor 'a'.dtype must be 'F64' or 'F32' or 'BF16' or 'F16' or 'I64' or 'I32' or 'I16' or 'U8', got "
+            "'F8_E4M3'",
         ),
         (
             lambda h: h.update(a={"dtype": "F32", "shape": [10**9] * 3, "data_offsets": [0, 4]}),

@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from charlm._version import __version__
 from charlm.cli import console, startup
 from charlm.cli.bench import bench
+from charlm.cli.encode import encode
 from charlm.cli.evaluate import evaluate
 from charlm.cli.export import export
 from charlm.cli.info import info
@@ -62,6 +63,15 @@ COMMANDS = {
             ("charlm train --resume runs/names --steps 400", "go on, here beyond the planned end"),
         ),
         ("charlm.training_run", "torch._dynamo"),
+    ),
+    "encode": Entry(
+        encode,
+        _TRAIN,
+        (
+            ("charlm encode words.txt", "words.tokens: training on it starts at once"),
+            ("charlm encode words.txt --mode stream --out all.tokens", "as one stream of characters"),
+        ),
+        ("charlm.data",),
     ),
     "eval": Entry(
         evaluate,

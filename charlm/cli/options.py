@@ -35,6 +35,7 @@ _GO_WITH: tuple[tuple[Collection[str], str, Collection[str]], ...] = (
     (("milestones", "decay_factor"), "schedule", ("step",)),
     (("split", "split_seed"), "mode", ("lines",)),
     (("split_seed",), "split", ("random",)),
+    (("limit_vocab", "min_count", "encoding"), "tokens", ("characters", "words")),
 )
 
 

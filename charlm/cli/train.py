@@ -15,7 +15,7 @@ from rich.text import Text
 from typer import Option
 
 from charlm._rules import shown
-from charlm.cli import completion
+from charlm.cli import completion, text_options
 from charlm.cli.console import hint_at_smoothing, losses_shown, next_commands, progress, show
 from charlm.cli.options import (
     absolute,
@@ -28,6 +28,7 @@ from charlm.cli.options import (
     one_of,
     two_numbers,
 )
+from charlm.cli.reading import reading
 from charlm.interrupts import deferred_interrupt, exit_code, termination_as_interrupt
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ _PRESET_OF_MODEL = {"mlp": "fast", "bigram": "bigram", "count-bigram": "count-bi
 _PRESETS = ("fast", "best", "makemore", "eureka", "bigram", "count-bigram")
 BACKENDS = ("eager", "compile", "ops", "fused")
 
-_MODEL, _DATA, _OPTIMIZATION, _RUN = "Model", "Data", "Optimization", "Run"
+_MODEL, _OPTIMIZATION, _RUN = "Model", "Optimization", "Run"
 
 
 def train(
@@ -52,7 +53,9 @@ def train(
     path: Annotated[
         str | None,
         typer.Argument(
-            metavar="FILE", parser=file_name, help="UTF-8 text, - for standard input (default: US given names)."
+            metavar="FILE",
+            parser=file_name,
+            help="Text, or TOKENS of charlm encode; - for standard input (default: US given names).",
         ),
     ] = None,
     out: Annotated[
@@ -103,16 +106,15 @@ def train(
     ] = None,
     softcap: Annotated[float | None, Option(help="Bound of the logits.", rich_help_panel=_MODEL)] = None,
     smoothing: Annotated[float | None, Option(help="Added to every count.", rich_help_panel=_MODEL)] = None,
-    dev: Annotated[
-        str | None,
-        Option(parser=file_name, metavar="FILE", help="Dev has a file of its own; so has test.", rich_help_panel=_DATA),
-    ] = None,
-    test: Annotated[
-        str | None, Option(parser=file_name, metavar="FILE", help="That of test.", rich_help_panel=_DATA)
-    ] = None,
-    mode: Annotated[str | None, one_of("mode", "A text a line, or one text", _DATA)] = None,
-    split: Annotated[str | None, one_of("split", "Which lines are train, dev and test", _DATA)] = None,
-    split_seed: Annotated[int | None, Option(help="Of the random split.", rich_help_panel=_DATA)] = None,
+    dev: text_options.Dev = None,
+    test: text_options.Test = None,
+    mode: text_options.Mode = None,
+    split: text_options.Split = None,
+    split_seed: text_options.SplitSeed = None,
+    tokens: text_options.Tokens = None,
+    limit_vocab: text_options.LimitVocab = None,
+    min_count: text_options.MinCount = None,
+    encoding: text_options.Encoding = None,
     steps: Annotated[int | None, Option(help="Length of the whole run.", rich_help_panel=_OPTIMIZATION)] = None,
     batch_size: Annotated[
         Any,
@@ -160,11 +162,13 @@ def train(
         if resume is None:
             own = (("checkpoint_every", checkpoint_every), ("tensorboard", tensorboard))
             given = [*options, *(name for name, value in own if value is not None)]
-            run = TrainingRun.start(_configuration(preset, options, given), out)
+            with reading(quiet=quiet or not processes.is_first) as on_read:
+                run = TrainingRun.start(_configuration(preset, options, given), out, on_read)
         else:
             given = [*options, *(name for name, value in (("preset", preset), ("out", out)) if value is not None)]
             _check_changeable(given)
-            run = TrainingRun.resume(resume, **options)
+            with reading(quiet=quiet or not processes.is_first) as on_read:
+                run = TrainingRun.resume(resume, on_read=on_read, **options)
         with run:
             _train(run, processes, checkpoint_every, quiet, tensorboard)
 
@@ -195,6 +199,8 @@ def _train(
         seconds = time.monotonic() - began
         losses = run.losses()
     report(losses_shown(losses))
+    if note := _evaluated(run):
+        report(note)
     if hint := hint_at_smoothing(run.model, losses):
         report(hint, err=True)
     report(next_commands(str(run.run_dir), None if finished else seconds))
@@ -207,6 +213,15 @@ def _event_files(folder: str | None, step: int) -> AbstractContextManager[OnReco
     from charlm.tensorboard import writing
 
     return writing(folder, step)
+
+
+def _evaluated(run: TrainingRun) -> str:
+    """What losses are of, where it is not all examples."""
+    if run.trainer is None:
+        return ""
+    steps = {name: run.trainer.evaluation_step(name) for name in ("train", "dev", "test")}
+    parts = [f"1 in {step:,} examples of {name}" for name, step in steps.items() if step > 1]
+    return f"measured on {', '.join(parts)}; charlm eval measures all" if parts else ""
 
 
 def _no_report(message: str | Text, err: bool = False) -> None:
@@ -227,12 +242,30 @@ def _configuration(preset: str | None, options: Mapping[str, Any], given: Collec
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {shown(name)}")
     base = PRESETS[name]
+    if options.get("path") is not None:
+        options = {**_encoded_with(options["path"], given), **options}
     check_together(given, {**vars(base), **options})
     config = replace(base, **options)
     if config.steps < base.steps and "warmup_steps" not in options:
         # A shorter run has its share of the preset's warm-up.
         config = replace(config, warmup_steps=base.warmup_steps * config.steps // base.steps)
     return config
+
+
+def _encoded_with(path: str, given: Collection[str]) -> dict[str, Any]:
+    """The options that a file of tokens has decided; none of a text."""
+    from charlm import data
+
+    if not data.is_encoded(path):
+        return {}
+    names = ("dev", "test", "split", "split_seed", "limit_vocab", "min_count", "encoding")
+    if misplaced := [name for name in names if name in given]:
+        raise ValueError(
+            f"{', '.join(map(flag, misplaced))} cannot be given for a file of tokens, which was split and encoded"
+        )
+    dataset = data.load(path)
+    decided = {"mode": dataset.mode, "tokens": dataset.vocabulary.tokens_are}
+    return decided if dataset.mode == "stream" else {**decided, "context_length": dataset.context_length}
 
 
 def _check_changeable(given: Collection[str]) -> None:
@@ -261,7 +294,8 @@ def _description(run: TrainingRun) -> str:
 
     dataset, config = run.dataset, run.config
     sizes = " / ".join(f"{len(split):,}" for split in (dataset.train, dataset.dev, dataset.test))
-    data = f"{dataset.name}: {len(dataset.vocabulary)} characters; {sizes} examples in train / dev / test"
+    symbols = f"{len(dataset.vocabulary)} {dataset.vocabulary.tokens_are}"
+    data = f"{dataset.name}: {symbols}; {sizes} examples in train / dev / test"
     if run.trainer is None:
         return f"{data}\n{config.model}: counted, smoothing {config.smoothing:g}"
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
