@@ -170,11 +170,19 @@ def frame_lines(
     """
 
 def distinct_contexts(
-    token_size: int, index_size: int, tokens: Buffer, ends: Buffer, context_length: int, vocab_size: int, step: int = 1
+    token_size: int,
+    index_size: int,
+    tokens: Buffer,
+    ends: Buffer,
+    context_length: int,
+    vocab_size: int,
+    step: int = 1,
+    with_index: bool = True,
 ) -> tuple[bytearray, bytearray, bytearray, bytearray, bytearray]:
     """Where each of U distinct contexts first starts (U,) int64, the context of each example (N,), and the counts of
     their targets in CSR form: row_ptr (U+1,) int64, targets (nnz,) as tokens, counts (nnz,) int64.
 
     `ends` is the number of examples up to and including each line; the tokens are those of a vocabulary of
-    `vocab_size`. Of the N examples only 0, step, 2 step, ... are looked at.
+    `vocab_size`. Of the N examples only 0, step, 2 step, ... are looked at. Without the
+    index, which then is empty, it takes memory for the distinct contexts alone.
     """

@@ -155,7 +155,7 @@ class EagerBackend:
     def _full_batch(self) -> Iterable[tuple[Tensor, Tensor]]:
         """This process' distinct contexts (U, T), their target probabilities (U, V), in parts that fit into memory."""
         if self._distinct is None:
-            self._distinct = self._split.distinct()
+            self._distinct = self._split.distinct(with_index=False)
             own = self._processes.shard(len(self._distinct))
             if (own.stop - own.start) * self.model.vocab_size <= _LOGITS_AT_ONCE:
                 self._only_part = list(self._parts(self._distinct))
@@ -286,10 +286,11 @@ class FusedBackend:
     @cached_property
     def _counts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Distinct contexts; row_ptr, targets and counts of their compressed rows."""
-        distinct = self._distinct
         if self._context_length < self._split.context_length:
+            distinct = self._distinct
             last = self._read(distinct.contexts)[distinct.index.long()].flatten()
             return _count_pairs(last, self._split.targets, self._vocab_size)
+        distinct = self._split.distinct(with_index=False)
         return distinct.contexts, distinct.counts.row_ptr, distinct.counts.targets, distinct.counts.values
 
     @cached_property

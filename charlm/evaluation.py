@@ -38,7 +38,7 @@ def evaluate(model: LanguageModel, split: Split | Distinct, processes: Processes
         if len(split) > _EXAMPLES_AT_ONCE:
             parts = split.parts(_EXAMPLES_AT_ONCE)
             return sum(evaluate(model, part, processes) * len(part) for part in parts) / len(split)
-        split = split.distinct()
+        split = split.distinct(with_index=False)
     distinct = split
     examples = int(distinct.counts.values.sum())
     if examples == 0:

@@ -186,11 +186,12 @@ class Split:
         ends = self.ends[first : last + 1].clamp(max=stop) - start
         return Split(self.tokens[token:end], ends, self.context_length, self.vocab_size)
 
-    def distinct(self, step: int = 1) -> Distinct:
+    def distinct(self, step: int = 1, *, with_index: bool = True) -> Distinct:
         """Each context once, with the counts of its targets. Computed at each call, in time proportional to N / step.
 
         Args:
             step: only the examples 0, step, 2 step, ... are looked at; `index` then is that of these.
+            with_index: without it `index` is empty, and memory does not grow with N.
 
         Raises:
             IndexError: a token is not in 0 .. V-1.
@@ -205,6 +206,7 @@ class Split:
             self.context_length,
             self.vocab_size,
             step,
+            with_index,
         )
         counts = TargetCounts(
             to_tensor(row_ptr, torch.int64),

@@ -187,7 +187,7 @@ class Trainer:
         if not isinstance(split, str) or split not in ("train", "dev", "test"):
             raise ValueError(f"split must be one of train, dev, test, got {split!r}")
         if split not in self._distinct:
-            self._distinct[split] = getattr(self.dataset, split).distinct(self.evaluation_step(split))
+            self._distinct[split] = getattr(self.dataset, split).distinct(self.evaluation_step(split), with_index=False)
         with deferred_interrupt() if self._processes.size > 1 else nullcontext():
             return evaluate(self._backend.model, self._distinct[split], self._processes)
 

@@ -40,10 +40,14 @@ def check_named(name: str, call: Callable[[Any], object], fine: tuple[object, ..
 @pytest.mark.parametrize(
     ("name", "fine"),
     [
-        ("context_length", ()),
-        ("mode", ()),
-        ("split", ()),
-        ("seed", (-1, -(2**63))),
+        ("context_length", (None,)),
+        ("mode", (None,)),
+        ("split", (None,)),
+        ("seed", (-1, -(2**63), None)),
+        ("tokens", (None,)),
+        ("limit_vocab", (None,)),
+        ("min_count", (None,)),
+        ("encoding", (None,)),
         ("vocabulary", (None,)),
         ("dev", (None,)),
         ("test", (None,)),

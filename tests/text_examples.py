@@ -51,6 +51,18 @@ def check_split(split: data.Split, expected: Examples) -> None:
     for number, target in zip(index, targets, strict=True):
         counts[number, target] += 1
     distinct = split.distinct()
+    for step in (1, 2, 3):
+        sampled, counted = split.distinct(step), split.distinct(step, with_index=False)
+        assert sampled.contexts[sampled.index].tolist() == contexts[::step]
+        assert len(counted.index) == 0
+        assert counted.contexts.equal(sampled.contexts)
+        for name in ("row_ptr", "targets", "values"):
+            assert getattr(counted.counts, name).equal(getattr(sampled.counts, name))
+        assert int(counted.counts.values.sum()) == len(contexts[::step])
+    for size in (1, 3, len(expected)):
+        found = [(part.contexts.tolist(), part.targets.tolist()) for part in split.parts(size)]
+        assert [context for part, _ in found for context in part] == contexts
+        assert [target for _, part in found for target in part] == targets
     assert len(distinct) == len(numbers)
     assert distinct.contexts.tolist() == [list(context) for context in numbers]
     assert distinct.contexts.dtype == split.tokens.dtype

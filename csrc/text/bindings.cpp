@@ -55,7 +55,7 @@ void frame(int token_size, int index_size, const py::buffer& tokens, const py::b
 }
 
 py::tuple distinct_contexts(int token_size, int index_size, const py::buffer& tokens, const py::buffer& ends,
-                            int64_t context_length, int64_t vocab_size, int64_t step) {
+                            int64_t context_length, int64_t vocab_size, int64_t step, bool with_index) {
   const py::buffer_info tokens_info = tokens.request();
   const py::buffer_info ends_info = ends.request();
   return with_token_type(token_size, [&](auto token) {
@@ -68,12 +68,13 @@ py::tuple distinct_contexts(int token_size, int index_size, const py::buffer& to
         py::gil_scoped_release release;
         check_examples(all_tokens, all_ends, context_length, vocab_size, step);
       }
-      const int64_t examples = all_ends.empty() ? 0 : all_ends.back();
+      const int64_t examples = all_ends.empty() || !with_index ? 0 : all_ends.back();
       auto [index_bytes, index] = allocate<Index>(examples / step + (examples % step != 0));
       DistinctContexts<Token> distinct;
       {
         py::gil_scoped_release release;
-        distinct = find_distinct_contexts(all_tokens, all_ends, context_length, step, index);
+        distinct = with_index ? find_distinct_contexts(all_tokens, all_ends, context_length, step, index)
+                              : count_distinct_contexts(all_tokens, all_ends, context_length, vocab_size, step);
       }
       return py::make_tuple(to_bytearray(distinct.starts), index_bytes, to_bytearray(distinct.row_ptr),
                             to_bytearray(distinct.targets), to_bytearray(distinct.counts));
@@ -93,5 +94,6 @@ PYBIND11_MODULE(_text, m) {
   m.def("frame_lines", &frame, py::arg("token_size"), py::arg("index_size"), py::arg("tokens"), py::arg("ends"),
         py::arg("order"), py::arg("context_length"), py::arg("boundary"), py::arg("framed"), py::arg("framed_ends"));
   m.def("distinct_contexts", &distinct_contexts, py::arg("token_size"), py::arg("index_size"), py::arg("tokens"),
-        py::arg("ends"), py::arg("context_length"), py::arg("vocab_size"), py::arg("step") = 1);
+        py::arg("ends"), py::arg("context_length"), py::arg("vocab_size"), py::arg("step") = 1,
+        py::arg("with_index") = true);
 }

@@ -1,6 +1,7 @@
 #include "contexts.h"
 
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -94,6 +95,54 @@ void for_each_example(std::span<const Index> ends, int64_t context_length, int64
   }
 }
 
+// How often each pair of a context and a target occurs: open addressing with linear probing, at most half full.
+class PairCounts {
+ public:
+  // Pairs are numbers below 2^64 - 1.
+  void add(uint64_t pair) {
+    size_t i = bucket(pair);
+    while (buckets_[i].count != 0 && buckets_[i].pair != pair) i = (i + 1) & (buckets_.size() - 1);
+    buckets_[i].pair = pair;
+    if (buckets_[i].count++ == 0 && 2 * ++size_ > buckets_.size()) grow();
+  }
+
+  // The pairs with their counts, ascending.
+  std::vector<std::pair<uint64_t, int64_t>> sorted() {
+    std::vector<std::pair<uint64_t, int64_t>> pairs;
+    pairs.reserve(size_);
+    for (const Bucket& bucket : buckets_) {
+      if (bucket.count > 0) pairs.emplace_back(bucket.pair, bucket.count);
+    }
+    buckets_ = {};
+    std::sort(pairs.begin(), pairs.end());
+    return pairs;
+  }
+
+ private:
+  struct Bucket {
+    uint64_t pair = 0;
+    int64_t count = 0;
+  };
+
+  size_t bucket(uint64_t pair) const { return (pair * 0x9E3779B97F4A7C15) >> (64 - bits_); }
+
+  void grow() {
+    std::vector<Bucket> old(2 * buckets_.size());
+    old.swap(buckets_);
+    ++bits_;
+    for (const Bucket& moved : old) {
+      if (moved.count == 0) continue;
+      size_t i = bucket(moved.pair);
+      while (buckets_[i].count != 0) i = (i + 1) & (buckets_.size() - 1);
+      buckets_[i] = moved;
+    }
+  }
+
+  int bits_ = 10;
+  size_t size_ = 0;
+  std::vector<Bucket> buckets_ = std::vector<Bucket>(size_t{1} << bits_);
+};
+
 // Fills targets and counts from the targets of all examples, ordered by context (those of context u at row_ptr[u] to
 // row_ptr[u + 1]), and makes row_ptr point into them.
 template <typename Token>
@@ -144,6 +193,29 @@ DistinctContexts<Token> find_distinct_contexts(std::span<const Token> tokens, st
 }
 
 template <typename Token, typename Index>
+DistinctContexts<Token> count_distinct_contexts(std::span<const Token> tokens, std::span<const Index> ends,
+                                                int64_t context_length, int64_t vocab_size, int64_t step) {
+  DistinctContexts<Token> distinct;
+  ContextTable<Token> table(tokens, context_length);
+  PairCounts pairs;
+  const auto size = static_cast<uint64_t>(vocab_size);
+  for_each_example(ends, context_length, step, [&](int64_t, int64_t start) {
+    const auto context = static_cast<uint64_t>(table.number(start));
+    if (context >= std::numeric_limits<uint64_t>::max() / size) throw std::length_error("too many distinct contexts");
+    pairs.add(context * size + static_cast<uint64_t>(tokens[start + context_length]));
+  });
+  distinct.starts = std::move(table.starts());
+  distinct.row_ptr.assign(distinct.starts.size() + 1, 0);
+  for (const auto& [pair, count] : pairs.sorted()) {
+    ++distinct.row_ptr[pair / size + 1];
+    distinct.targets.push_back(static_cast<Token>(pair % size));
+    distinct.counts.push_back(count);
+  }
+  for (size_t u = 1; u < distinct.row_ptr.size(); ++u) distinct.row_ptr[u] += distinct.row_ptr[u - 1];
+  return distinct;
+}
+
+template <typename Token, typename Index>
 void check_examples(std::span<const Token> tokens, std::span<const Index> ends, int64_t context_length,
                     int64_t vocab_size, int64_t step) {
   const auto refuse = [](std::string message) { throw std::out_of_range(std::move(message)); };
@@ -169,8 +241,7 @@ void check_examples(std::span<const Token> tokens, std::span<const Index> ends, 
            std::to_string(lines) + " lines, " + std::to_string(size) + " tokens");
   }
   const auto check = [&](auto begin, auto end) {
-    const auto bad =
-        std::find_if(begin, end, [&](int64_t token) { return token < 0 || token >= vocab_size; });
+    const auto bad = std::find_if(begin, end, [&](int64_t token) { return token < 0 || token >= vocab_size; });
     if (bad == end) return;
     refuse("tokens[" + std::to_string(bad - tokens.begin()) + "] = " + std::to_string(*bad) +
            " is out of range for a vocabulary of " + std::to_string(vocab_size) + " tokens");
@@ -184,9 +255,11 @@ void check_examples(std::span<const Token> tokens, std::span<const Index> ends, 
   }
 }
 
-#define CHARLM_INSTANTIATE(Token, Index)                                                                           \
-  template void check_examples(std::span<const Token>, std::span<const Index>, int64_t, int64_t, int64_t);         \
-  template DistinctContexts<Token> find_distinct_contexts(std::span<const Token>, std::span<const Index>, int64_t, \
+#define CHARLM_INSTANTIATE(Token, Index)                                                                            \
+  template DistinctContexts<Token> count_distinct_contexts(std::span<const Token>, std::span<const Index>, int64_t, \
+                                                           int64_t, int64_t);                                       \
+  template void check_examples(std::span<const Token>, std::span<const Index>, int64_t, int64_t, int64_t);          \
+  template DistinctContexts<Token> find_distinct_contexts(std::span<const Token>, std::span<const Index>, int64_t,  \
                                                           int64_t, std::span<Index>);
 CHARLM_INSTANTIATE(uint8_t, int32_t)
 CHARLM_INSTANTIATE(uint8_t, int64_t)

@@ -24,6 +24,11 @@ template <typename Token, typename Index>
 DistinctContexts<Token> find_distinct_contexts(std::span<const Token> tokens, std::span<const Index> ends,
                                                int64_t context_length, int64_t step, std::span<Index> index);
 
+// The same without the index, in memory that does not grow with the number of examples.
+template <typename Token, typename Index>
+DistinctContexts<Token> count_distinct_contexts(std::span<const Token> tokens, std::span<const Index> ends,
+                                                int64_t context_length, int64_t vocab_size, int64_t step);
+
 // std::out_of_range if `step` is not positive, if `ends` do not rise from at least 0, if an example lies outside the
 // tokens, or if a token of every `step`-th example is not in [0, vocab_size); others are not looked at.
 template <typename Token, typename Index>
