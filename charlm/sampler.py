@@ -54,10 +54,10 @@ def sample(
         n: how many, at least 0.
         temperature: the logits are divided by it, t >= 0; 0 takes the most probable character, the first one of equals.
         top_k: only the k most probable characters are drawn from, the first ones of equals; None is all of them.
-        prefix: how every text starts; characters of the vocabulary.
+        prefix: how every text starts; characters or words of the vocabulary.
         seed: -2^63 <= seed < 2^64. The same seed gives the same texts, on the CPU with any number of threads; None
             takes a random one.
-        max_length: a text that has not ended after this many characters, `prefix` included, is cut there.
+        max_length: a text that has not ended after this many tokens, `prefix` included, is cut there.
         stop: end a text at the boundary. Without it, every text goes on across boundaries to `max_length` characters,
             as the lines of a stream do.
 
@@ -115,14 +115,12 @@ def _draw(
     max_length: int,
     stop: bool,
 ) -> Iterator[list[str]]:
-    padded = [vocabulary.boundary] * model.context_length + vocabulary.encode(prefix).tolist()
-    start = torch.tensor(padded, device="cpu")
+    beginning = vocabulary.encode(prefix).tolist()
+    start = torch.tensor([vocabulary.boundary] * model.context_length + beginning, device="cpu")
     context = start[len(start) - model.context_length :].int()
-    length = max_length - len(prefix)
+    length = max_length - len(beginning)
     at_once = max(1, min(_MAX_TEXTS, _MAX_TOKENS // max(1, length)))
-    sampler = _text.Sampler(
-        "".join(vocabulary.characters), model.context_length, max(1, _MAX_ENTRIES // len(vocabulary))
-    )
+    sampler = _text.Sampler(vocabulary._stand_ins, model.context_length, max(1, _MAX_ENTRIES // len(vocabulary)))
     batch_size = max(16, min(_MAX_BATCH_SIZE, _MAX_LOGITS // len(vocabulary)))
     drawn, count = 0, _FIRST_TEXTS
     while drawn < n:
@@ -133,7 +131,8 @@ def _draw(
             for batch in contexts.split(batch_size):
                 weights = probabilities(_logits(model, batch, batch_size), temperature, top_k)
                 sampler.add(to_buffer(weights))
-        yield sampler.texts(prefix)
+        texts = sampler.texts("".join(vocabulary._stand_ins[token] for token in beginning))
+        yield texts if vocabulary.tokens_are == "characters" else [vocabulary._text_of(text) for text in texts]
         drawn += count
         count *= 2
 
@@ -188,19 +187,24 @@ def _check(
     check_type("prefix", prefix, str)
     check_type("stop", stop, bool)
     if model.vocab_size != len(vocabulary):
-        raise ValueError(f"vocabulary must have the model's {model.vocab_size} characters, got {len(vocabulary)}")
+        raise ValueError(
+            f"vocabulary must have the model's {model.vocab_size} {vocabulary.tokens_are}, got {len(vocabulary)}"
+        )
     check("n", n)
     check("temperature", temperature)
     check("top_k", top_k, optional=True)
     check("seed", seed, optional=True)
     check("max_length", max_length)
-    for position, character in enumerate(prefix):
-        if character not in vocabulary.characters:
-            raise ValueError(f"prefix[{position}] = {character!r} is not in the vocabulary")
-        if stop and character == vocabulary.characters[vocabulary.boundary]:
-            raise ValueError(f"prefix[{position}] = {character!r} is the boundary, where a text ends")
-    if max_length < len(prefix):
-        raise ValueError(f"max_length must be at least the length of prefix, {len(prefix)}, got {max_length}")
+    try:
+        beginning = vocabulary.encode(prefix)
+    except ValueError as error:
+        raise ValueError(f"prefix{str(error).removeprefix('text').partition(' of ')[0]}") from None
+    if stop and vocabulary.boundary in beginning.tolist():
+        boundary = vocabulary.symbols[vocabulary.boundary]
+        where = f"prefix[{prefix.index(boundary)}] = {boundary!r}" if boundary in prefix else "prefix has what"
+        raise ValueError(f"{where} is the boundary, where a text ends")
+    if max_length < len(beginning):
+        raise ValueError(f"max_length must be at least the length of prefix, {len(beginning)}, got {max_length}")
     if not stop:
         # As tokens, and as what is made of them.
         check_memory(f"a text of max_length={max_length} characters", 8 * max_length)

@@ -22,6 +22,9 @@ TokensAre = Literal["characters", "bytes", "words"]
 _UNKNOWN = {"characters": "\ufffd", "words": "<unk>"}
 # The boundary of bytes and words: no line has it, and no word.
 _NEWLINE = "\n"
+# Of the characters that stand for words where text is drawn: from there on all code points are characters.
+_FIRST_STAND_IN = 0x10000
+_MOST_WORDS = 0x110000 - _FIRST_STAND_IN
 
 
 class Vocabulary:
@@ -91,7 +94,7 @@ class Vocabulary:
             unknown: whether there is a token for all other words, which is shown as "<unk>".
 
         Raises:
-            ValueError: no words, or an element that is not one word.
+            ValueError: no words, more than 2^20, or an element that is not one word.
         """
         check_type("words", words, Sequence)
         check_type("unknown", unknown, bool)
@@ -102,7 +105,12 @@ class Vocabulary:
                 raise ValueError(f"words[{i}] = {shown(word)} is not a word")
         vocabulary = cls.__new__(cls)
         extra = {_NEWLINE, _UNKNOWN["words"]} if unknown else {_NEWLINE}
-        vocabulary._set("words", sorted({*words, *extra}), _NEWLINE, unknown)
+        symbols = sorted({*words, *extra})
+        if len(symbols) > _MOST_WORDS:
+            raise ValueError(
+                f"a vocabulary has at most {_MOST_WORDS:,} words, got {len(symbols):,}: set limit_vocab or min_count"
+            )
+        vocabulary._set("words", symbols, _NEWLINE, unknown)
         return vocabulary
 
     def _set(self, tokens_are: TokensAre, symbols: Iterable[str], boundary: str, unknown: bool) -> None:
@@ -242,6 +250,21 @@ class Vocabulary:
             )
         tokens = tokens.to(self.dtype).contiguous()
         return self._codec.decode(to_buffer(tokens)).decode(errors="replace")
+
+    @cached_property
+    def _stand_ins(self) -> str:
+        """V ascending characters, one for each token: of a vocabulary of characters these themselves."""
+        if self.tokens_are == "characters":
+            return "".join(self.symbols)
+        first = 0 if self.tokens_are == "bytes" else _FIRST_STAND_IN
+        return "".join(map(chr, range(first, first + len(self))))
+
+    def _text_of(self, stand_ins: str) -> str:
+        """The text of the tokens that these characters stand for."""
+        if self.tokens_are == "characters":
+            return stand_ins
+        first = ord(self._stand_ins[0])
+        return self.decode(torch.tensor([ord(character) - first for character in stand_ins], device="cpu"))
 
     def _as_tensor(self, tokens: Sequence[int]) -> Tensor:
         """Integers that no tensor could hold are out of range all the same."""

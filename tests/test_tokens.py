@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from text_examples import check_split
 
+import charlm
 from charlm import data
-from charlm.vocabulary import Vocabulary
+from charlm.models import CountBigram
+from charlm.vocabulary import TokensAre, Vocabulary
 
 any_text = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 
@@ -186,3 +189,32 @@ def test_a_boundary_in_a_line_is_unknown_where_there_is_such_a_token(tmp_path: P
 def test_bad_input(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         make()  # type: ignore[operator]
+
+
+# What a model draws
+
+
+@pytest.mark.parametrize("tokens", ["bytes", "words"])
+def test_a_model_draws_texts_of_its_tokens(tmp_path: Path, tokens: TokensAre) -> None:
+    path = tmp_path / "lines.txt"
+    path.write_text("zoë is here.\nzoë was here!\nana is there.\n" * 4)
+    dataset = data.load(path, tokens=tokens, context_length=1)
+    model = CountBigram(len(dataset.vocabulary)).fit(dataset.all)
+    texts = charlm.sample(model, dataset.vocabulary, 200, seed=1)
+    # The pairs of tokens are those of the lines, and nothing else.
+    pairs = set(zip(dataset.all.contexts[:, 0].tolist(), dataset.all.targets.tolist(), strict=True))
+    for text in texts:
+        drawn = [dataset.vocabulary.boundary, *dataset.vocabulary.encode(text).tolist(), dataset.vocabulary.boundary]
+        assert set(pairwise(drawn)) <= pairs
+    if tokens == "words":
+        assert set(texts) <= {f"{a} {b} {c} {d}" for a in ("zoë", "ana") for b in ("is", "was") for c, d in HERE}
+    begun = charlm.sample(model, dataset.vocabulary, 9, prefix="zoë", seed=1)
+    assert all(text.startswith("zoë") for text in begun)
+    longest = charlm.sample(model, dataset.vocabulary, 3, seed=1, stop=False, max_length=50)
+    if tokens == "words":
+        assert [len(re.findall(r"\S+|\n", text.replace("!", " !").replace(".", " ."))) for text in longest] == [50] * 3
+    with pytest.raises(ValueError, match="the boundary, where a text ends"):
+        charlm.sample(model, dataset.vocabulary, 1, prefix="zoë\n\nana")
+
+
+HERE = (("here", "."), ("here", "!"), ("there", "."))
