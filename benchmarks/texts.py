@@ -31,15 +31,17 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "words, stream": ("sentences", {"mode": "stream", "tokens": "words", "limit_vocab": 10_000}),
 }
 
-# Runs in a process of its own. Peak memory is beyond what the interpreter and torch have taken before.
-_CHILD = """
-import json, resource, sys, time
+# Runs in a process of its own. Peak memory is beyond what the interpreter and torch hold before; Linux is told to forget
+# what they have held.
+_CHILD = r"""
+import json, pathlib, re, sys, time
 from charlm import data, fingerprint
 import charlm.configuration, charlm.trainer
 step, path, tokens, options = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before, start = peak(), time.perf_counter()
+def memory(field):
+    return 1024 * int(re.search(field + r":\s+(\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+pathlib.Path("/proc/self/clear_refs").write_text("5")
+before, start = memory("VmRSS"), time.perf_counter()
 if step == "load":
     dataset = data.load(path, **options)
     dataset.train.contexts if dataset.mode == "stream" else None
@@ -49,7 +51,7 @@ else:
     dataset = data.load(tokens)
     fingerprint.Fingerprint.of(dataset)
     dataset.train.batch(charlm.trainer.torch.randint(len(dataset.train), (3200,)))
-print(json.dumps({"seconds": time.perf_counter() - start, "peak_bytes": peak() - before,
+print(json.dumps({"seconds": time.perf_counter() - start, "peak_bytes": memory("VmHWM") - before,
                   "examples": len(dataset.all), "symbols": len(dataset.vocabulary)}))
 """
 STEPS = {"load": "read the text", "encode": "encode it into a file", "map": "map the file, 3,200 random examples"}

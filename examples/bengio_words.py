@@ -7,14 +7,13 @@ term W x of the paper) they are two layers and their loss. The text is this file
 """
 
 import argparse
-import re
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from charlm import ops
+from charlm import Vocabulary, ops
 
 CONTEXT, EMBEDDING, HIDDEN = 3, 24, 48
 
@@ -51,10 +50,10 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.manual_seed(0)
-    words = re.findall(r"\w+|[^\w\s]", options.file.read_text(encoding="utf-8").lower())
-    vocabulary = sorted(set(words))
-    number = {word: index for index, word in enumerate(vocabulary)}
-    windows = torch.tensor([number[word] for word in words]).unfold(0, CONTEXT + 1, 1)
+    text = options.file.read_text(encoding="utf-8").lower()
+    vocabulary = Vocabulary.from_text(text, tokens="words")
+    words = vocabulary.encode(text).long()
+    windows = words.unfold(0, CONTEXT + 1, 1)
     contexts, targets = windows[:, :-1], windows[:, -1]
     model = WordModel(len(vocabulary), direct=options.direct)
     print(f"{len(words)} words, {len(vocabulary)} different ones")
