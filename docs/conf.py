@@ -88,7 +88,7 @@ NAVIGATION = {
 }
 # A page that is not among them is about a use of charlm.
 _LISTED = {re.sub(r".*<|>", "", page) for pages in NAVIGATION.values() for page in pages}
-NAVIGATION["Use"] += sorted({f"docs/{path.stem}" for path in (ROOT / "docs").glob("*.md")} - _LISTED)
+NAVIGATION["Use"][2:2] = sorted({f"docs/{path.stem}" for path in (ROOT / "docs").glob("*.md")} - _LISTED)
 _TABLES = {root_doc: NAVIGATION, "benchmarks/results/README": {"Tables": ["*"]}}
 
 _THIN_SPACE = '<mspace width="0.167em"></mspace>'

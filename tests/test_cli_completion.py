@@ -7,16 +7,20 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 import charlm
 from charlm import PRESETS
 from charlm._rules import RULES, Choice
 from charlm.backends import BACKENDS
+from charlm.benchmark import WORKLOADS
 from charlm.cli import completion
-from charlm.cli.commands import COMMANDS
+from charlm.cli.commands import COMMANDS, app
 
+PROGRAM: Any = typer.main.get_command(app)
 ROOT = Path(charlm.__file__).parent.parent
 
 # Two runs beside each other, one by itself, one that is hidden; and folders that are none.
@@ -74,11 +78,29 @@ def test_in_a_folder_of_very_many_some_are_looked_at(folder: Path, monkeypatch: 
     assert len(completion.runs("runs/")) <= 2
 
 
-def test_words_are_those_of_the_rules(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = {name: list(rule.words) for name, rule in RULES.items() if isinstance(rule, Choice)}
-    expected |= {"backend": list(BACKENDS), "preset": list(PRESETS)}
-    for name, words in expected.items():
-        assert completed(f"charlm train --{name} ", monkeypatch) == words
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_takes_one_of_some_words_or_a_run_is_completed(folder: Path, name: str) -> None:
+    command = PROGRAM.commands[name]
+    context = typer.Context(command)
+    for parameter in command.params:
+        items = [item.value for item in parameter.shell_complete(context, "")]
+        rule = RULES.get(parameter.name)
+        if isinstance(rule, Choice):
+            assert items == list(rule.words), parameter.name
+        elif parameter.metavar is not None and parameter.metavar.startswith("RUN") and parameter.name != "out":
+            assert items == ["alone", "runs/names", "runs/words"], parameter.name
+
+
+def test_words_that_no_rule_has_are_those_that_there_are() -> None:
+    def completed_words(name: str, option: str, incomplete: str = "") -> list[str]:
+        (parameter,) = (parameter for parameter in PROGRAM.commands[name].params if parameter.name == option)
+        return [item.value for item in parameter.shell_complete(typer.Context(PROGRAM.commands[name]), incomplete)]
+
+    assert completed_words("train", "preset") == list(PRESETS)
+    assert completed_words("train", "backend") == completed_words("bench", "backends") == list(BACKENDS)
+    assert completed_words("bench", "preset") == list(WORKLOADS)
+    assert completed_words("eval", "part") == ["train", "dev", "test", "all"]
+    assert completed_words("plot", "only", "loss,ne") == ["loss,next"]
 
 
 def test_the_script_for_the_shell_is_shown_and_installed(tmp_path: Path) -> None:

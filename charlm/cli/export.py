@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from charlm.cli.options import Run, file_name
+from charlm.cli.options import Run, file_name, one_of
 
 
 def export(
     run: Run,
-    to: Annotated[str, Option(metavar="c|onnx|html", help="What to write.")],
+    to: Annotated[str, one_of("to", "What to write")],
     out: Annotated[
         str | None,
         Option(parser=file_name, metavar="FILE", help="Where, overwriting it (default: RUN/model.c, .onnx or .html)."),

@@ -10,19 +10,28 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
-from charlm.cli.options import file_name
+from charlm.cli import completion
+from charlm.cli.options import file_name, one_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # What the figures show that need the data of the run; its file may be large, or gone.
 _OF_DATA = ("activations", "gradients")
+_PICTURES = ("loss", "embedding", "counts", "probabilities", *_OF_DATA, "next")
+
+_DRAWN, _NEXT, _FILES = "What is drawn", "What comes next", "Files"
 
 
 def plot(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN...", parser=file_name, help="Folder of a run; of several, the losses are drawn."),
+        typer.Argument(
+            metavar="RUN...",
+            parser=file_name,
+            help="Folder of a run; of several, the losses are drawn.",
+            autocompletion=completion.runs,
+        ),
     ],
     out: Annotated[
         str | None,
@@ -30,23 +39,34 @@ def plot(
             parser=file_name,
             metavar="FOLDER|PICTURE",
             help="Where the pictures go, or the one picture (default: RUN; of several runs, here).",
+            rich_help_panel=_FILES,
         ),
     ] = None,
     only: Annotated[
         str | None,
         Option(
             metavar="NAME,...",
-            help="Which pictures: loss, embedding, counts, probabilities, activations, gradients, next.",
+            help=f"Which pictures: {', '.join(_PICTURES)}.",
+            autocompletion=completion.word_list(_PICTURES),
+            rich_help_panel=_DRAWN,
         ),
     ] = None,
     after: Annotated[
         list[str] | None,
-        Option(metavar="TEXT", help='Draw what comes next after it, such as "emm"; give it again for another text.'),
+        Option(
+            metavar="TEXT",
+            help='Draw what comes next after it, such as "emm"; give it again for another text.',
+            rich_help_panel=_NEXT,
+        ),
     ] = None,
-    temperature: Annotated[float | None, Option(help="Of --after: the logits are divided by it.")] = None,
-    order: Annotated[str | None, Option(metavar="probability|vocabulary", help="Of --after: of the bars.")] = None,
-    log_steps: Annotated[bool, Option("--log-steps", help="A logarithmic axis for the steps.")] = False,
-    format: Annotated[str | None, Option(metavar="png|svg|pdf", help="Of the files (default: png).")] = None,
+    temperature: Annotated[
+        float | None, Option(help="Of --after: the logits are divided by it.", rich_help_panel=_NEXT)
+    ] = None,
+    order: Annotated[str | None, one_of("order", "Of --after, of the bars", _NEXT)] = None,
+    log_steps: Annotated[
+        bool, Option("--log-steps", help="A logarithmic axis for the steps.", rich_help_panel=_DRAWN)
+    ] = False,
+    format: Annotated[str | None, one_of("format", "Of the files (default: png)", _FILES)] = None,
 ) -> None:
     """Draw the loss curve and what the model has learned; needs charlm\\[plot].
 
