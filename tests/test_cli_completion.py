@@ -19,6 +19,7 @@ from charlm.backends import BACKENDS
 from charlm.benchmark import WORKLOADS
 from charlm.cli import completion
 from charlm.cli.commands import COMMANDS, app
+from charlm.plots import run_figures
 
 PROGRAM: Any = typer.main.get_command(app)
 ROOT = Path(charlm.__file__).parent.parent
@@ -101,6 +102,8 @@ def test_words_that_no_rule_has_are_those_that_there_are() -> None:
     assert completed_words("bench", "preset") == list(WORKLOADS)
     assert completed_words("eval", "part") == ["train", "dev", "test", "all"]
     assert completed_words("plot", "only", "loss,ne") == ["loss,next"]
+    models = (charlm.MLP(3, 1, 1, 1), charlm.CountBigram(3), charlm.NeuralBigram(3))
+    assert set(completed_words("plot", "only")) == {name for model in models for name in run_figures.names(model)}
 
 
 def test_the_script_for_the_shell_is_shown_and_installed(tmp_path: Path) -> None:
