@@ -31,8 +31,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "words, stream": ("sentences", {"mode": "stream", "tokens": "words", "limit_vocab": 10_000}),
 }
 
-# Runs in a process of its own. Peak memory is beyond what the interpreter and torch hold before; Linux is told to forget
-# what they have held.
+# Runs in a process of its own. Peak memory is beyond what the interpreter and torch hold before, and Linux is told to
+# forget what they have held.
 _CHILD = r"""
 import json, pathlib, re, sys, time
 from charlm import data, fingerprint

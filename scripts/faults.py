@@ -369,6 +369,13 @@ TEXT = [
         ("tests/test_text.py::test_trailing_white_space_is_that_of_python",),
     ),
     Fault(
+        "a carriage return at the end of what was read is forgotten",
+        "csrc/text/text_reader.cpp",
+        "if (!after_cr_ && std::memchr(",
+        "if (std::memchr(",
+        ("tests/test_text.py::test_a_text_cut_at_every_byte",),
+    ),
+    Fault(
         "contexts of tokens of two bytes are told apart by one",
         "csrc/text/contexts.cpp",
         "key = key << (8 * sizeof(Token)) | static_cast<Bits>(context[t]);",
@@ -385,6 +392,27 @@ TEXT = [
 ]
 
 PYTHON = [
+    Fault(
+        "what the splits of a file of tokens say is believed",
+        "charlm/token_files.py",
+        "            _check_ends(description, arrays)\n",
+        "",
+        ("tests/test_encode.py::test_a_header_is_believed_only_if_it_fits",),
+    ),
+    Fault(
+        "a part of some lines begins where other lines are",
+        "charlm/splits.py",
+        "token = start + first * (self.context_length - 1)",
+        "token = start + first * self.context_length",
+        ("tests/test_data.py::test_lines",),
+    ),
+    Fault(
+        "a text that others write to is read on",
+        "charlm/sources.py",
+        "if _state(self._file) != self._state:",
+        "if self._file.closed:",
+        ("tests/test_encodings.py::test_a_text_that_changes_while_it_is_read",),
+    ),
     Fault(
         "a row that counts is one whose target is not negative",
         "charlm/ops/_scaling.py",

@@ -273,6 +273,9 @@ def test_the_file_has_what_it_was_encoded_with(run_charlm: CommandLine, text: Pa
     config = json.loads(Path("words/config.json").read_text())
     assert (config["training"]["mode"], config["training"]["tokens"]) == ("stream", "words")
     assert config["vocabulary"]["unknown"] == "<unk>"
+    assert run_charlm.output("eval", "words").splitlines()[0] == "split      nll   perplexity        bits/word"
+    assert list(json.loads(run_charlm.output("eval", "words", "--json"))["dev"])[2] == "bits_per_word"
+    assert "<" in run_charlm.output("sample", "words", "-n", 20, "--seed", 1)
     assert run_charlm.error("train", "w.tokens", "--split-seed", 3, "--out", "other") == (
         "--split-seed cannot be given for a file of tokens, which was split and encoded"
     )

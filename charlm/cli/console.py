@@ -66,11 +66,11 @@ def progress(start: int, total: int, *, quiet: bool, console: Console | None = N
             yield lambda step, loss: bar.update(task, completed=step, loss=f"{average(loss):.4f}")
 
 
-def measures(nll: float) -> dict[str, float]:
+def measures(nll: float, unit: str = "character") -> dict[str, float]:
     """A mean negative log-likelihood in nats, and the two other forms that it is quoted in."""
     # exp overflows where a perplexity is infinite for all purposes.
     perplexity = math.exp(nll) if nll < 700.0 else math.inf
-    return {"nll": nll, "perplexity": perplexity, "bits_per_character": nll / math.log(2.0)}
+    return {"nll": nll, "perplexity": perplexity, f"bits_per_{unit}": nll / math.log(2.0)}
 
 
 def show(message: str | Text, err: bool = False) -> None:
@@ -78,18 +78,18 @@ def show(message: str | Text, err: bool = False) -> None:
     Console(stderr=err, soft_wrap=True, highlight=False, markup=False, emoji=False).print(message)
 
 
-def loss_table(losses: Mapping[str, float]) -> str:
+def loss_table(losses: Mapping[str, float], unit: str = "character") -> str:
     """The losses of some splits as aligned lines."""
-    lines = ["split      nll   perplexity   bits/character"]
+    lines = [f"split      nll   perplexity {f'bits/{unit}':>16}"]
     for split, nll in losses.items():
         _, perplexity, bits = measures(nll).values()
         lines.append(f"{split:5} {nll:8.4f} {perplexity:12.4f} {bits:16.4f}")
     return "\n".join(lines)
 
 
-def losses_shown(losses: Mapping[str, float]) -> Text:
+def losses_shown(losses: Mapping[str, float], unit: str = "character") -> Text:
     """The table of losses, as `show` prints it."""
-    table = Text(loss_table(losses))
+    table = Text(loss_table(losses, unit))
     table.stylize("bold", 0, table.plain.index("\n"))
     return table
 

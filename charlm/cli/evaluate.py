@@ -37,7 +37,7 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, Option("--json", help="Print JSON; a measure that is infinite is null.")] = False,
 ) -> None:
-    """Measure the loss per character, in nats (nll), as perplexity, and in bits.
+    """Measure the loss per character, or word, in nats (nll), as perplexity, and in bits.
 
     A FILE is read as the run's own data was, and split so too; of a run with a file for each of train, dev and test, it
     is split at random. With --split all it may be as short as one line.
@@ -63,10 +63,11 @@ def evaluate(
                 raise ValueError(f"{str(error).partition(';')[0]}; --split all measures the whole") from None
         splits = {name: getattr(dataset, name) for name in (_SPLITS[:3] if part is None else (part,))}
     losses = {name: mean_nll(loaded.model, split) for name, split in splits.items()}
+    unit = loaded.vocabulary.tokens_are.removesuffix("s")
     if as_json:
-        typer.echo(json.dumps({name: _json_numbers(measures(nll)) for name, nll in losses.items()}))
+        typer.echo(json.dumps({name: _json_numbers(measures(nll, unit)) for name, nll in losses.items()}))
     else:
-        show(losses_shown(losses))
+        show(losses_shown(losses, unit))
     if hint := hint_at_smoothing(loaded.model, losses):
         show(hint, err=True)
 

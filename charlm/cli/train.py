@@ -198,7 +198,7 @@ def _train(
             raise typer.Exit(exit_code(interruption)) from None
         seconds = time.monotonic() - began
         losses = run.losses()
-    report(losses_shown(losses))
+    report(losses_shown(losses, run.dataset.vocabulary.tokens_are.removesuffix("s")))
     if note := _evaluated(run):
         report(note)
     if hint := hint_at_smoothing(run.model, losses):
