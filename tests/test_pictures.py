@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 README_PICTURES = ("bigrams", "embedding", "next")
 PAGE = (draw_pictures.FOLDER.parent / "pictures.md").read_text()
+README = (draw_pictures.FOLDER.parent.parent / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +36,13 @@ def test_what_is_written_in_them_is_what_is_drawn_today(drawn: Mapping[str, Figu
             assert picture.size == pytest.approx((width, height), abs=1)
 
 
-def test_the_counts_on_the_page_are_those_of_the_names(drawn: Mapping[str, Figure]) -> None:
+def test_the_counts_in_the_text_are_those_of_the_names(drawn: Mapping[str, Figure]) -> None:
     cells = dict(text.get_text().split("\n") for text in drawn["bigrams"].axes[0].texts)
-    (alternative,) = re.findall(r"!\[(.*)\]\(pictures/bigrams\.png\)", PAGE)
-    told = re.findall(r'"(\w\S)" ([\d,]+)', alternative)
-    assert len(told) == 4
-    assert {pair: count.replace(",", "") for pair, count in told} == {pair: cells[pair] for pair, _ in told}
+    for page, number in ((PAGE, 4), (README, 3)):
+        (alternative,) = re.findall(r"!\[([^]]*)\]\([\w/]*pictures/bigrams\.png\)", page)
+        told = re.findall(r'"(\w\S)" (?:came )?([\d,]+)', alternative)
+        assert len(told) == number
+        assert {pair: count.replace(",", "") for pair, count in told} == {pair: cells[pair] for pair, _ in told}
     after_q = sorted((int(count) for pair, count in cells.items() if pair[0] == "q" and pair[1] != "."), reverse=True)
     assert after_q[:2] == [171, 14]
 
@@ -57,5 +59,6 @@ def test_every_picture_is_on_the_page_with_what_is_to_be_seen() -> None:
     assert all(len(alternative.split()) >= 20 for alternative, _ in shown)
 
 
-def test_the_pictures_of_the_readme_are_small() -> None:
+def test_the_readme_shows_three_and_they_are_small() -> None:
+    assert re.findall(r"\(docs/pictures/(\w+)\.png\)", README) == [*README_PICTURES]
     assert sum((draw_pictures.FOLDER / f"{name}.png").stat().st_size for name in README_PICTURES) < 600_000
