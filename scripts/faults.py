@@ -436,7 +436,7 @@ PYTHON = [
     ),
     Fault(
         "the seed of the split is not used",
-        "charlm/data.py",
+        "charlm/arrangement.py",
         "torch.Generator().manual_seed(int(seed))",
         "torch.Generator().manual_seed(42)",
         ("tests/test_data.py::test_the_seed_decides_the_split",),
