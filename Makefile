@@ -45,7 +45,7 @@ test: $(VENV)/.tools
 SANITIZED := build/sanitize
 SANITIZERS = $(foreach name,libasan.so libubsan.so libstdc++.so,$(shell $${CC:-gcc} -print-file-name=$(name)))
 OPS := $(filter-out reference,$(basename $(notdir $(wildcard charlm/ops/[a-z]*.py))))
-SANITIZED_TESTS := $(patsubst %,tests/test_%.py,$(OPS) bad_input data_errors direct_calls direct_losses engine \
+SANITIZED_TESTS := $(patsubst %,tests/test_%.py,$(OPS) bad_input constraints data_errors direct_calls direct_losses engine \
   engine_branches kept loss_edges memory text text_sampler token_weights uncounted_rows zero_sizes)
 
 sanitize: $(VENV)/.tools

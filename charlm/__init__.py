@@ -11,13 +11,27 @@ from typing import TYPE_CHECKING, Any
 from charlm._version import __version__
 
 if TYPE_CHECKING:
-    from charlm import backends, checkpoint, data, distributed, export, models, nn, ops, plots, presets, sampler
+    from charlm import (
+        backends,
+        checkpoint,
+        data,
+        distributed,
+        export,
+        models,
+        nn,
+        ops,
+        plots,
+        presets,
+        sampler,
+        scoring,
+    )
     from charlm.checkpoint import load
     from charlm.configuration import TrainingConfig
     from charlm.evaluation import evaluate
     from charlm.models import MLP, CountBigram, NeuralBigram
     from charlm.presets import PRESETS
     from charlm.sampler import sample
+    from charlm.scoring import score
     from charlm.trainer import NonFiniteLossError, Trainer
     from charlm.training_run import TrainingRun
     from charlm.vocabulary import Vocabulary
@@ -47,6 +61,8 @@ __all__ = [
     "presets",
     "sample",
     "sampler",
+    "score",
+    "scoring",
 ]
 
 # The module that defines each name; the rest of `__all__` are modules themselves.
@@ -63,6 +79,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "load": "checkpoint",
     "sample": "sampler",
+    "score": "scoring",
 }
 
 # Type checkers read the imports above, and know no other name.

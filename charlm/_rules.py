@@ -176,12 +176,16 @@ RULES: dict[str, Rule] = {
     "n": _COUNT,
     "temperature": _NOT_NEGATIVE,
     "top_k": _POSITIVE_COUNT,
+    "top_p": Numbers("a number in (0, 1]", 0.0, 1.0, (False, True)),
+    "min_length": Integers(0, 2**31 - 1),
     "max_length": _SIZE,
     # Pictures
     "format": Choice(("png", "svg", "pdf")),
     "order": Choice(("probability", "vocabulary")),
     # Export
     "to": Choice(("c", "onnx", "html")),
+    # Scoring
+    "top": _COUNT,
     # Races
     "threads": Integers(1, 1024),
     "seconds": Numbers("a positive number", 0.0, 86400.0, (False, True)),

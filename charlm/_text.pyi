@@ -131,14 +131,71 @@ class LineFramer:
 class Sampler:
     """Draws many texts from tables of next-token probabilities, one table per context of `context_length` tokens.
 
-    `start`, then `advance` and `add` what it asks for while any are `unfinished`, then `texts`. At most `max_contexts`
-    tables are kept: when a text needs one more, all are dropped. For one thread at a time: RuntimeError in another.
+    `start`, then `advance` and `add` what it asks for while any are `unfinished`, then `texts` or `lines`. At most
+    `max_contexts` tables are kept: when a text needs one more, all are dropped. For one thread at a time: RuntimeError
+    in another.
+
+    Rules that an automaton tells, and lengths, can go into the probabilities: `constrain`, `open` all contexts that
+    texts start from, then `explore` and `add_explored` what it asks for until it asks for nothing, then `solve`. State
+    0 of the automaton is that of texts which nothing can follow to make them wanted; texts start in another one.
     """
 
     def __init__(self, characters: str, context_length: int, max_contexts: int) -> None: ...
-    def start(self, context: Buffer, seed: int, first: int, count: int, max_tokens: int, end: int) -> None:
+    def exclude(self, utf8: bytes) -> None:
+        """No text is this one."""
+
+    def exclude_lines(self, tokens: Buffer, token_size: int, boundary: int) -> None:
+        """No text is what stands between two boundaries, or an end, of `tokens`; empty ones do not count."""
+
+    def constrain(self, classes: Buffer, next: Buffer, accepting: Buffer, end: int) -> None:
+        """Sets the automaton: the classes (V,) uint32 of tokens that it treats alike, the state (D, K) uint32 after one
+        more token by state and class, and whether each state (D,) uint8 accepts a text. `end` is the token of the end.
+        """
+
+    def open(self, context: Buffer, state: int) -> None:
+        """Texts may start from this context (context_length,) int32, in this state."""
+
+    def explore(self) -> bytearray:
+        """The contexts (M, T) int32 whose tables are missing; none where all are known, or there are too many."""
+
+    def add_explored(self, weights: Buffer) -> None:
+        """As `add`, for what `explore` asks for."""
+
+    def solve(self, min_length: int, max_length: int) -> bool:
+        """Computes the probabilities of texts of such lengths that are accepted; False where that takes too much.
+
+        A `max_length` of -1 is none.
+        """
+
+    def acceptance(self, context: Buffer, state: int, length: int) -> float:
+        """The probability that a text of `length` tokens, from there, goes on to one that is wanted; after `solve`."""
+
+    def start(
+        self,
+        context: Buffer,
+        seed: int,
+        first: int,
+        count: int,
+        max_tokens: int,
+        end: int,
+        *,
+        prefix: str = "",
+        min_tokens: int = 0,
+        must_end: bool = False,
+        unique: bool = False,
+        chained: bool = False,
+        state: int = 1,
+        length: int = 0,
+        attempts: int = 1,
+    ) -> None:
         """Begins the texts number first .. first + count - 1, which continue `context` (context_length,) int32 up to
         the token `end`, -1 for none, or to `max_tokens` tokens. A text depends on its number and 0 <= seed < 2^64.
+
+        Each is `prefix`, of `length` tokens, and what is drawn. With `must_end` one of more tokens, of fewer than
+        `min_tokens`, or that the automaton does not accept from `state`, is drawn again; so is one that is excluded,
+        and if they are to be `unique` one that equals another of a lower number or an earlier start. `attempts` times
+        at most.
+        `chained` draws from what `solve` computed.
         """
 
     def advance(self) -> bytearray:
@@ -151,8 +208,19 @@ class Sampler:
     def unfinished(self) -> int:
         """The number of texts that have not ended."""
 
-    def texts(self, prefix: str) -> list[str]:
-        """`prefix` and what was drawn after it, without the context."""
+    @property
+    def size(self) -> int:
+        """The number of texts: less than `count` where the next one took all its attempts."""
+
+    @property
+    def draws(self) -> int:
+        """How often a text was drawn since `start`, to its end or until it broke a rule."""
+
+    def texts(self) -> list[str]:
+        """The prefix and what was drawn after it, without the context."""
+
+    def lines(self) -> bytes:
+        """The same in UTF-8, with a line break after each."""
 
 def frame_lines(
     token_size: int,

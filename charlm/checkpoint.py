@@ -17,16 +17,16 @@ before memory is taken for it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from charlm import config_json, metrics, models, optimizers, run_folder
+from charlm import config_json, metrics, models, optimizers, run_folder, sampler, scoring
 from charlm._rules import shown
 from charlm.batches import BatchSampler
 from charlm.config_json import FORMAT, check_format, format_description, read_description
@@ -37,9 +37,14 @@ from charlm.metrics import append_metrics, read_metrics, truncate_metrics
 from charlm.models import LanguageModel
 from charlm.run_folder import CheckpointError, blamed
 from charlm.run_lock import RunInUseError, locked
+from charlm.sampler import SampleOptions, ScoredText
+from charlm.scoring import Scores
 from charlm.tensor_files import TensorFile, format_tensors
 from charlm.token_arrays import OnRead
 from charlm.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "FORMAT",
@@ -120,6 +125,27 @@ class Run:
                 "give the path of the file as it was"
             )
         return dataset
+
+    @overload
+    def sample(self, n: int, *, scores: Literal[False] = False, **options: Unpack[SampleOptions]) -> list[str]: ...
+
+    @overload
+    def sample(self, n: int, *, scores: Literal[True], **options: Unpack[SampleOptions]) -> list[ScoredText]: ...
+
+    def sample(self, n: int, *, scores: bool = False, **options: Unpack[SampleOptions]) -> list[str] | list[ScoredText]:
+        """`charlm.sample` of its model: arguments and results are as there.
+
+        `novel=True` is for texts that are no line of the run's own data.
+        """
+        if options.get("novel") is True:
+            options["novel"] = self.load_data()
+        if scores:
+            return sampler.sample(self.model, self.vocabulary, n, scores=True, **options)
+        return sampler.sample(self.model, self.vocabulary, n, **options)
+
+    def score(self, texts: Sequence[str]) -> Scores:
+        """`charlm.score` by its model."""
+        return scoring.score(self.model, self.vocabulary, texts)
 
 
 def discard(run_dir: str | os.PathLike[str]) -> None:

@@ -69,8 +69,8 @@ def test_characters_follow_the_bigram_probabilities() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_first_characters_follow_the_model(kind: str) -> None:
     model = make_model(kind, 4)
-    names = sample(model, VOCABULARY, 5000, seed=3, max_length=2, prefix="b")
-    observed = torch.bincount(VOCABULARY.encode("".join(name[1:] or "." for name in names)).long(), minlength=4)
+    names = sample(model, VOCABULARY, 5000, seed=3, prefix="b")
+    observed = torch.bincount(VOCABULARY.encode("".join(name[1:2] or "." for name in names)).long(), minlength=4)
     context = torch.tensor([0, 0, 2])[-model.context_length :]
     with torch.no_grad():
         assert_drawn_from(observed, model(context).double().softmax(dim=0))
@@ -108,13 +108,13 @@ def test_greedy_is_the_most_probable_path(kind: str) -> None:
             break
         expected += VOCABULARY.characters[token]
         context = [*context[1:], token]
-    assert sample(model, VOCABULARY, 3, temperature=0.0, max_length=10) == [expected] * 3
+    assert [name[:10] for name in sample(model, VOCABULARY, 3, temperature=0.0)] == [expected] * 3
 
 
-def test_names_end_at_the_boundary_or_at_max_length() -> None:
+def test_names_end_at_the_boundary() -> None:
     certain = bigram([[0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
     assert sample(certain, VOCABULARY, 2, seed=0) == ["ab", "ab"]
-    assert sample(certain, VOCABULARY, 2, seed=0, max_length=1) == ["a", "a"]
+    assert sample(certain, VOCABULARY, 2, seed=0, max_length=2) == ["ab", "ab"]
     assert sample(certain, VOCABULARY, 1, seed=0, prefix="ccca") == ["cccab"]
     assert sample(certain, VOCABULARY, 1, seed=0, prefix="cab", max_length=3) == ["cab"]
     assert sample(certain, VOCABULARY, 0, seed=0) == []
@@ -126,9 +126,9 @@ def test_names_end_at_the_boundary_or_at_max_length() -> None:
 
 def test_a_row_without_counts_is_uniform() -> None:
     nothing_after_c = bigram([[0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-    names = sample(nothing_after_c, VOCABULARY, 2000, seed=1, max_length=2)
+    names = sample(nothing_after_c, VOCABULARY, 2000, seed=1)
     assert {name[0] for name in names} == {"c"}
-    second = VOCABULARY.encode("".join(name[1:] or "." for name in names)).long()
+    second = VOCABULARY.encode("".join(name[1:2] or "." for name in names)).long()
     assert_drawn_from(torch.bincount(second, minlength=4), torch.full((4,), 0.25))
 
 
@@ -151,17 +151,17 @@ def test_a_seed_determines_the_names_whatever_the_number_of_threads(kind: str, t
 def test_a_name_depends_on_its_number_and_the_seed_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     characters = Vocabulary("abcdefghijklmnopqrstuvwxyz")
     model = make_model(kind, 27)
-    names = sample(model, characters, 300, seed=5, max_length=12)
+    names = sample(model, characters, 300, seed=5, max_length=12, stop=False)
     assert len(set(names)) > 200
-    assert sample(model, characters, 7, seed=5, max_length=12) == names[:7]
+    assert sample(model, characters, 7, seed=5, max_length=12, stop=False) == names[:7]
     # Shorter texts, blocks of fewer texts, and tables for three contexts at a time.
-    assert sample(model, characters, 300, seed=5, max_length=2) == [name[:2] for name in names]
-    monkeypatch.setattr("charlm.sampler._MAX_TEXTS", 7)
-    assert sample(model, characters, 300, seed=5, max_length=12) == names
-    monkeypatch.setattr("charlm.sampler._MAX_ENTRIES", 3 * 27)
-    assert sample(model, characters, 30, seed=5, max_length=12) == names[:30]
-    monkeypatch.setattr("charlm.sampler._MAX_TOKENS", 1)
-    assert sample(model, characters, 30, seed=5, max_length=12) == names[:30]
+    assert sample(model, characters, 300, seed=5, max_length=2, stop=False) == [name[:2] for name in names]
+    monkeypatch.setattr("charlm.sampler._drawing._MAX_TEXTS", 7)
+    assert sample(model, characters, 300, seed=5, max_length=12, stop=False) == names
+    monkeypatch.setattr("charlm.sampler._drawing._MAX_ENTRIES", 3 * 27)
+    assert sample(model, characters, 30, seed=5, max_length=12, stop=False) == names[:30]
+    monkeypatch.setattr("charlm.sampler._drawing._MAX_TOKENS", 1)
+    assert sample(model, characters, 30, seed=5, max_length=12, stop=False) == names[:30]
 
 
 def test_the_model_is_asked_once_for_each_context(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,17 +171,17 @@ def test_the_model_is_asked_once_for_each_context(monkeypatch: pytest.MonkeyPatc
         asked.extend(contexts.tolist())
         return module(contexts)
 
-    monkeypatch.setattr("charlm.sampler._logits", record)
-    names = sample(make_model("mlp", 4), VOCABULARY, 500, seed=1, max_length=9)
+    monkeypatch.setattr("charlm.sampler._tables._logits", record)
+    names = sample(make_model("mlp", 4), VOCABULARY, 500, seed=1, max_length=9, stop=False)
     met = set()
     for name in names:
         tokens = [0, 0, 0, *VOCABULARY.encode(name).tolist()]
-        met |= {tuple(tokens[i : i + 3]) for i in range(min(len(name) + 1, 9))}
+        met |= {tuple(tokens[i : i + 3]) for i in range(9)}
     assert len(asked) == len(met)
     assert set(map(tuple, asked)) == met
     asked.clear()
-    monkeypatch.setattr("charlm.sampler._MAX_ENTRIES", 4 * 5)
-    assert sample(make_model("mlp", 4), VOCABULARY, 500, seed=1, max_length=9) == names
+    monkeypatch.setattr("charlm.sampler._drawing._MAX_ENTRIES", 4 * 5)
+    assert sample(make_model("mlp", 4), VOCABULARY, 500, seed=1, max_length=9, stop=False) == names
     assert len(asked) > len(met)
 
 
@@ -210,7 +210,7 @@ def test_any_characters_are_sampled() -> None:
     model = bigram([[0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1], [1, 0, 0, 0, 0]])
     assert sample(model, wide, 2, seed=0) == ["aé中😀"] * 2
     assert sample(model, wide, 2, seed=0, prefix="😀aé") == ["😀aé中😀"] * 2
-    assert sample(model, wide, 1, seed=0, max_length=2, temperature=0.0) == ["aé"]
+    assert sample(model, wide, 1, seed=0, max_length=2, temperature=0.0, stop=False) == ["aé"]
 
 
 def test_a_trained_stream_model_is_sampled_across_lines(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_trained_stream_model_is_sampled_across_lines(tmp_path: Path) -> None:
         ({"prefix": "a.b"}, r"prefix\[1\] = '\.' is the boundary, where a text ends"),
         ({"seed": 1 << 64}, "seed must be an integer <= 18446744073709551615 or None, got 18446744073709551616"),
         ({"seed": -(1 << 63) - 1}, "seed must be an integer >= -9223372036854775808 or None, got -9223372036854775809"),
-        ({"max_length": 0}, "max_length must be a positive integer, got 0"),
+        ({"max_length": 0}, "max_length must be a positive integer or None, got 0"),
         ({"prefix": "abc", "max_length": 2}, "max_length must be at least the length of prefix, 3, got 2"),
         ({"vocabulary": Vocabulary("ab")}, "vocabulary must have the model's 4 characters, got 3"),
     ],
