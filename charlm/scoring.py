@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from charlm._buffers import to_buffer, to_tensor
 from charlm._rules import check_type, shown
-from charlm._text_extension import _text
 from charlm.models import LanguageModel
 from charlm.splits import Split
 from charlm.vocabulary import Vocabulary
@@ -84,58 +82,52 @@ def score(model: LanguageModel, vocabulary: Vocabulary, texts: Sequence[str]) ->
     check_type("model", model, LanguageModel)
     check_type("vocabulary", vocabulary, Vocabulary)
     if model.vocab_size != len(vocabulary):
-        raise ValueError(f"vocabulary must have the model's {model.vocab_size} characters, got {len(vocabulary)}")
+        raise ValueError(
+            f"vocabulary must have the model's {model.vocab_size} {vocabulary.tokens_are}, got {len(vocabulary)}"
+        )
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
         raise TypeError(f"texts must be a sequence of str, got {type(texts).__name__}")
     for i, text in enumerate(texts):
         check_type(f"texts[{i}]", text, str)
-    if not {character for text in texts for character in set(text)} <= _usable(vocabulary):
-        _complain(texts, vocabulary)
-    return score_drawn(model, vocabulary, texts)
+    return score_tokens(model, vocabulary, texts, _tokens_of(texts, vocabulary))
 
 
 @torch.no_grad()
-def score_drawn(model: LanguageModel, vocabulary: Vocabulary, texts: Sequence[str]) -> Scores:
-    """As `score`, of texts that may have boundaries in them, across which the model reads on."""
+def score_tokens(
+    model: LanguageModel, vocabulary: Vocabulary, texts: Sequence[str], tokens: Sequence[Tensor]
+) -> Scores:
+    """As `score`, of texts whose tokens are known; boundaries may be among them, across which the model reads on."""
     if not texts:
         return Scores((), torch.empty(0, dtype=torch.float64, device="cpu"), torch.empty(0, dtype=torch.int64))
-    split = _framed(texts, model, vocabulary)
+    edge = torch.full((model.context_length,), vocabulary.boundary, dtype=vocabulary.dtype, device="cpu")
+    framed = torch.cat([*(part for some in tokens for part in (edge, some)), edge[:1]])
+    ends = torch.tensor([len(some) + 1 for some in tokens], dtype=torch.int64, device="cpu").cumsum(0)
+    split = Split(framed, ends, model.context_length, len(vocabulary))
     return Scores(tuple(texts), _log_probs(model, split), split.ends)
 
 
-def _usable(vocabulary: Vocabulary) -> set[str]:
-    """The characters of texts."""
-    return {*vocabulary.characters} - {vocabulary.characters[vocabulary.boundary]}
+def _tokens_of(texts: Sequence[str], vocabulary: Vocabulary) -> Sequence[Tensor]:
+    """The tokens of each text."""
+    whole = "".join(texts)
+    if vocabulary.tokens_are == "characters" and set(whole) <= set(vocabulary.symbols):
+        tokens = vocabulary.encode(whole)
+        if not bool((tokens == vocabulary.boundary).any()):
+            # All at once, as a character is a token.
+            return tokens.split([len(text) for text in texts])
+    return [_encoded(text, vocabulary) for text in texts]
 
 
-def _framed(texts: Sequence[str], model: LanguageModel, vocabulary: Vocabulary) -> Split:
-    """The texts between boundaries."""
-    tokens = vocabulary.encode("".join(texts))
-    ends = torch.tensor([len(text) for text in texts], dtype=torch.int64, device="cpu").cumsum(0)
-    order = torch.arange(len(texts), device="cpu")
-    framed, framed_ends = _text.frame_lines(
-        tokens.itemsize,
-        ends.itemsize,
-        to_buffer(tokens),
-        to_buffer(ends),
-        to_buffer(order),
-        model.context_length,
-        vocabulary.boundary,
-    )
-    return Split(
-        to_tensor(framed, tokens.dtype), to_tensor(framed_ends, torch.int64), model.context_length, len(vocabulary)
-    )
-
-
-def _complain(texts: Sequence[str], vocabulary: Vocabulary) -> None:
-    known = set(vocabulary.characters)
-    boundary = vocabulary.characters[vocabulary.boundary]
-    for text in texts:
-        for character in text:
-            if character not in known:
-                raise ValueError(f"{shown(text)} has {character!r}, which is not in the vocabulary")
-            if character == boundary:
-                raise ValueError(f"{shown(text)} has {character!r}, the boundary, where a text ends")
+def _encoded(text: str, vocabulary: Vocabulary) -> Tensor:
+    """The tokens of a text; ValueError if it has one that is not in the vocabulary, or its boundary."""
+    try:
+        tokens = vocabulary.encode(text)
+    except ValueError as error:
+        _, _, what = str(error).partition(" = ")
+        raise ValueError(f"{shown(text)} has {what.partition(' is not ')[0]}, which is not in the vocabulary") from None
+    if bool((tokens == vocabulary.boundary).any()):
+        boundary = vocabulary.symbols[vocabulary.boundary]
+        raise ValueError(f"{shown(text)} has {boundary!r}, the boundary, where a text ends")
+    return tokens
 
 
 def _log_probs(model: LanguageModel, split: Split) -> Tensor:

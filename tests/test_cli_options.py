@@ -189,25 +189,29 @@ HOSTILE = {
     **dict.fromkeys(("limit_vocab", "min_count"), INTEGERS),
     **dict.fromkeys(("warmup_steps", "checkpoint_every", "top_k", "max_length", "threads", "batch_size"), INTEGERS),
     **dict.fromkeys(("learning_rate", "momentum", "eps", "weight_decay", "decay_factor", "max_grad_norm"), FLOATS),
-    **dict.fromkeys(("softcap", "smoothing", "temperature", "seconds"), FLOATS),
+    **dict.fromkeys(("min_length", "top"), INTEGERS),
+    **dict.fromkeys(("softcap", "smoothing", "temperature", "top_p", "seconds"), FLOATS),
     **dict.fromkeys(("betas", "milestones"), LISTS),
     **dict.fromkeys(("model", "mode", "split", "part", "optimizer", "schedule", "backend", "device"), TEXTS),
     **dict.fromkeys(
         ("preset", "prefix", "backends", "tokens", "encoding", "only", "after", "order", "format", "to"), TEXTS
     ),
+    **dict.fromkeys(("suffix", "contains", "regex", "texts"), TEXTS),
     **dict.fromkeys(("path", "run", "runs", "out", "resume", "dev", "test", "plot", "tensorboard"), PATHS),
+    **dict.fromkeys(("prefix_file", "ban", "exclude"), PATHS),
 }
 # What some options may well be.
 FINE = {
     **dict.fromkeys(("seed", "split_seed"), ("0", "-5", "-1", "9223372036854775808")),
     **dict.fromkeys(("n", "warmup_steps", "momentum", "eps", "weight_decay", "smoothing", "temperature"), ("0",)),
     "milestones": ("1",),
-    "prefix": ("",),
-    "after": ("",),
+    **dict.fromkeys(("min_length", "top"), ("0",)),
+    **dict.fromkeys(("prefix", "suffix", "contains", "regex", "texts", "after"), ("",)),
     "out": ("missing/file",),
     "tensorboard": ("missing/file",),
 }
 SWITCHES = {"quiet", "direct", "stop", "as_json", "log_steps"}
+SWITCHES |= {"novel", "unique", "scores", "count", "interactive", "each"}
 
 # What else an option of `train` needs to mean something.
 NEEDED = {
@@ -251,7 +255,7 @@ def arguments_of(command: str, option: str, value: str) -> list[str]:
         return [command, *to, *(() if option == "run" else ("counts",)), *given]
     if command == "encode":
         return ["encode", "--quiet", *NEEDED.get(option, ()), *(() if option == "path" else ("names.txt",)), *given]
-    if command in ("sample", "eval", "plot"):
+    if command in ("sample", "score", "eval", "plot"):
         needed = ("--after", "a") if command == "plot" and option in ("temperature", "order") else ()
         return [command, *(() if option in ("run", "runs") else ("counts",)), *needed, *given]
     return [command, "--backends", "eager", "--seconds", "0.001", *given]

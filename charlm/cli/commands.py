@@ -23,6 +23,7 @@ from charlm.cli.info import info
 from charlm.cli.options import check_rules
 from charlm.cli.plot import plot
 from charlm.cli.sample import sample
+from charlm.cli.score import score
 from charlm.cli.train import train
 from charlm.interrupts import exit_code
 
@@ -89,9 +90,18 @@ COMMANDS = {
         (
             ("charlm sample runs/names", "ten new names"),
             ("charlm sample runs/names -n 1000 --seed 1 > new.txt", "the same thousand each time"),
-            ("charlm sample runs/names --prefix mar --temperature 0.7", "a beginning, and fewer surprises"),
+            ("charlm sample runs/names --novel --prefix mar --suffix a", "new ones, from mar to a"),
         ),
         ("charlm.checkpoint", "charlm.sampler"),
+    ),
+    "score": Entry(
+        score,
+        _USE,
+        (
+            ("charlm score runs/names emma olivia", "how surprising each character is"),
+            ("charlm score runs/names words.txt --top 5", "the most and the least likely lines"),
+        ),
+        ("charlm.checkpoint", "charlm.scoring"),
     ),
     "plot": Entry(
         plot,

@@ -16,8 +16,10 @@ from charlm.cli import completion
 # Options that are called otherwise than the argument in Python that they become.
 _FLAGS = {
     **{"path": "FILE", "warmup_steps": "--warmup", "total_steps": "--steps", "n": "-n"},
-    **{"workload": "--preset", "backends": "--backends", "run_dir": "--out"},
+    **{"workload": "--preset", "backends": "--backends", "run_dir": "--out", "as_json": "--json"},
 }
+# Options without a rule for their values.
+_OTHERS = ("preset", "backend", "prefix", "suffix", "contains", "regex", "ban", "exclude", "novel", "unique")
 
 _MLP = ("context_length", "embedding_dim", "hidden_dim", "direct", "softcap")
 _TRAINING = (
@@ -79,9 +81,7 @@ def check_together(given: Collection[str], values: Mapping[str, Any]) -> None:
 
 def as_options(message: str) -> str:
     """A message of the Python API in terms of the command line: `top_k must be` as `--top-k must be`."""
-    names = "|".join(
-        sorted({*RULES, *_FLAGS, "preset", "backend"} - {"n", "seed", "vocab_size"}, key=len, reverse=True)
-    )
+    names = "|".join(sorted({*RULES, *_FLAGS, *_OTHERS} - {"n", "seed", "top", "vocab_size"}, key=len, reverse=True))
     # Where None stands for an option that is not given.
     message = message.replace(" or None, got ", ", got ")
     # A name at the beginning of a message or before "=" is an argument; elsewhere, where it is no English word.

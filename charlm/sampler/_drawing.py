@@ -116,18 +116,28 @@ class Draw:
                 drawn += count
                 count *= 2
 
+    def texts(self, sampler: _text.Sampler) -> list[str]:
+        """What it has drawn. The sampler knows a character for each token."""
+        texts, vocabulary = sampler.texts(), self._vocabulary
+        return texts if vocabulary.tokens_are == "characters" else [vocabulary._text_of(text) for text in texts]
+
+    def lines(self, sampler: _text.Sampler) -> bytes:
+        """The same in UTF-8, with a line break after each."""
+        if self._vocabulary.tokens_are == "characters":
+            return sampler.lines()
+        return "".join(f"{text}\n" for text in self.texts(sampler)).encode()
+
     def _prepare(self) -> _text.Sampler:
         options, vocabulary = self._options, self._vocabulary
         sampler = _text.Sampler(
-            "".join(vocabulary.characters), self._model.context_length, max(1, _MAX_ENTRIES // len(vocabulary))
+            vocabulary._stand_ins, self._model.context_length, max(1, _MAX_ENTRIES // len(vocabulary))
         )
         if isinstance(options.novel, Dataset):
             tokens = options.novel.all.tokens
             sampler.exclude_lines(to_buffer(tokens), tokens.itemsize, vocabulary.boundary)
             sampler.exclude(b"")
-        for text in options.exclude:
-            # A lone surrogate is in no text.
-            sampler.exclude(text.encode("utf-8", "replace"))
+        for tokens in _encoded(options.exclude, vocabulary):
+            sampler.exclude("".join(vocabulary._stand_ins[token] for token in tokens).encode())
         if options.is_watched and options.must_end:
             self._constrain(sampler)
         return sampler
@@ -171,7 +181,7 @@ class Draw:
             count,
             options.longest - length,
             self._vocabulary.boundary if options.stop else -1,
-            prefix=beginning.text,
+            prefix="".join(self._vocabulary._stand_ins[token] for token in beginning.tokens),
             min_tokens=max(0, options.min_length - length),
             must_end=options.must_end,
             unique=options.unique,
@@ -204,20 +214,27 @@ class Draw:
 
 
 def _automaton_of(options: Options, vocabulary: Vocabulary) -> Automaton:
-    tokens = {character: token for token, character in enumerate(vocabulary.characters)}
-
-    def encoded(words: Sequence[str]) -> list[list[int]]:
-        """The words that a text can have."""
-        return [[tokens[c] for c in word] for word in words if word and all(c in tokens for c in word)]
-
-    machines: list[Machine] = [Contains(encoded([part])) for part in options.parts]
+    machines: list[Machine] = [Contains([vocabulary.encode(part).tolist()]) for part in options.parts]
     if options.suffixes:
-        machines.append(EndsWith(encoded(options.suffixes)))
+        machines.append(EndsWith([vocabulary.encode(suffix).tolist() for suffix in options.suffixes]))
     if any(options.ban):
-        machines.append(ContainsNone(encoded(options.ban)))
+        machines.append(ContainsNone([tokens for tokens in _encoded(options.ban, vocabulary) if tokens]))
     if options.regex is not None:
-        machines.append(Matches(options.regex, vocabulary.characters))
+        machines.append(Matches(options.regex, vocabulary.symbols))
     return combine(machines, len(vocabulary))
+
+
+def _encoded(texts: Sequence[str], vocabulary: Vocabulary) -> list[list[int]]:
+    """The tokens of those that can be drawn."""
+    found = []
+    for text in texts:
+        try:
+            tokens = vocabulary.encode(text).tolist()
+        except ValueError:
+            continue
+        if vocabulary.unknown not in tokens:
+            found.append(tokens)
+    return found
 
 
 def _after(beginning: _Beginning) -> str:

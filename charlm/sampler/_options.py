@@ -108,7 +108,9 @@ def check_options(model: LanguageModel, vocabulary: Vocabulary, n: int, options:
     check_type("model", model, LanguageModel)
     check_type("vocabulary", vocabulary, Vocabulary)
     if model.vocab_size != len(vocabulary):
-        raise ValueError(f"vocabulary must have the model's {model.vocab_size} characters, got {len(vocabulary)}")
+        raise ValueError(
+            f"vocabulary must have the model's {model.vocab_size} {vocabulary.tokens_are}, got {len(vocabulary)}"
+        )
     check("n", n)
     check("temperature", options.temperature)
     for name in ("top_k", "top_p", "max_length", "seed"):
@@ -124,14 +126,17 @@ def check_options(model: LanguageModel, vocabulary: Vocabulary, n: int, options:
     if not options.stop and options.rules:
         raise ValueError(f"{options.rules[0]} must not be given without stop: it is for texts that end")
     for name in ("prefix", "suffix", "contains"):
-        _check_characters(name, getattr(options, name), vocabulary, stop=options.stop)
+        _check_tokens(name, getattr(options, name), vocabulary, stop=options.stop)
+    if options.regex is not None and vocabulary.tokens_are != "characters":
+        raise ValueError(f"regex must not be given of a model of {vocabulary.tokens_are}: it matches characters")
     if isinstance(options.novel, Dataset) and options.novel.vocabulary != vocabulary:
         raise ValueError("novel must be data of the same vocabulary")
     if options.max_length is not None and options.min_length > options.max_length:
         raise ValueError(f"min_length must be at most max_length={options.max_length}, got {options.min_length}")
     for prefix in options.prefixes:
-        if options.longest < len(prefix):
-            raise ValueError(f"max_length must be at least the length of prefix, {len(prefix)}, got {options.longest}")
+        length = len(vocabulary.encode(prefix))
+        if options.longest < length:
+            raise ValueError(f"max_length must be at least the length of prefix, {length}, got {options.longest}")
     if not options.stop:
         # As tokens, and as what is made of them.
         check_memory(f"a text of max_length={options.longest} characters", 8 * options.longest)
@@ -151,12 +156,14 @@ def _check_words(name: str, value: object, *, single: bool) -> None:
         check_type(f"{name}[{i}]", word, str)
 
 
-def _check_characters(name: str, value: str | Sequence[str], vocabulary: Vocabulary, *, stop: bool) -> None:
-    known = set(vocabulary.characters)
+def _check_tokens(name: str, value: str | Sequence[str], vocabulary: Vocabulary, *, stop: bool) -> None:
     words = [(name, value)] if isinstance(value, str) else [(f"{name}[{i}]", word) for i, word in enumerate(value)]
+    boundary = vocabulary.symbols[vocabulary.boundary]
     for place, word in words:
-        for position, character in enumerate(word):
-            if character not in known:
-                raise ValueError(f"{place}[{position}] = {character!r} is not in the vocabulary")
-            if stop and character == vocabulary.characters[vocabulary.boundary]:
-                raise ValueError(f"{place}[{position}] = {character!r} is the boundary, where a text ends")
+        try:
+            tokens = vocabulary.encode(word)
+        except ValueError as error:
+            raise ValueError(f"{place}{str(error).removeprefix('text').partition(' of ')[0]}") from None
+        if stop and vocabulary.boundary in tokens.tolist():
+            where = f"{place}[{word.index(boundary)}] = {boundary!r}" if boundary in word else f"{place} has what"
+            raise ValueError(f"{where} is the boundary, where a text ends")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
+import torch
+
 from charlm.models import LanguageModel
 from charlm.sampler._drawing import Draw
 from charlm.sampler._options import Options, SampleOptions
-from charlm.scoring import score_drawn
+from charlm.scoring import score_tokens
 from charlm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ def sample(
         top_k: only the k most probable characters are drawn from, the first ones of equals; None is all of them.
         top_p: only the most probable characters that have this probability together are drawn from, 0 < p <= 1, those
             of `top_k`; None is all of them.
-        prefix: how every text starts; characters of the vocabulary. Of a sequence of them, n texts start with the
+        prefix: how every text starts; characters or words of the vocabulary. Of a sequence of them, n texts start with the
             first, n with the next, and so on; what follows one of several does not depend on which the others are.
         suffix: how every text ends; of a sequence, with any of them.
         contains: what every text has in it; of a sequence, all of them.
@@ -75,7 +77,8 @@ def sample(
         novel: data, as `charlm.data.load` returns it: no text is a line of it, of whatever split, nor empty.
         unique: no two texts are equal, whatever their prefixes: one that equals an earlier one is drawn again. All are
             kept in memory.
-        min_length: of a text in characters, `prefix` included; 0 by default.
+        min_length: of a text in tokens, which are characters or what else the vocabulary has, `prefix` included; 0 by
+            default.
         max_length: likewise, at least 1: texts end within it. Without it, a text that has not ended after 1000
             characters is cut there, or drawn again if there are rules.
         stop: end a text at the boundary. Without it, every text goes on across boundaries to `max_length` characters,
@@ -122,27 +125,37 @@ def stream(
     Arguments, texts and errors are those of `sample`; arguments are looked at in the call itself. `TooFewTextsError`
     comes after the texts that there are.
     """
-    blocks = (sampler.texts() for sampler in Draw(model, vocabulary, n, **options).blocks())
+    draw = Draw(model, vocabulary, n, **options)
     if not scores:
-        return blocks
+        return (draw.texts(sampler) for sampler in draw.blocks())
     given = Options(**options)
-    return (_scored(model, vocabulary, texts, given) for texts in blocks)
+    return (
+        _scored(model, vocabulary, draw.texts(sampler), sampler.texts(), given) for sampler in draw.blocks()
+    )
 
 
 def stream_lines(
     model: LanguageModel, vocabulary: Vocabulary, n: int, **options: Unpack[SampleOptions]
 ) -> Iterator[bytes]:
     """The texts of `stream` in UTF-8, each with a line break after it: what is fastest to write to a file."""
-    return (sampler.lines() for sampler in Draw(model, vocabulary, n, **options).blocks())
+    draw = Draw(model, vocabulary, n, **options)
+    return (draw.lines(sampler) for sampler in draw.blocks())
 
 
-def _scored(model: LanguageModel, vocabulary: Vocabulary, texts: list[str], options: Options) -> list[ScoredText]:
-    """The texts with their log-probabilities."""
-    scores = score_drawn(model, vocabulary, texts)
+def _scored(
+    model: LanguageModel, vocabulary: Vocabulary, texts: list[str], stand_ins: list[str], options: Options
+) -> list[ScoredText]:
+    """The texts with their log-probabilities; `stand_ins` have a character for each token."""
+    first = ord(vocabulary._stand_ins[0])
+    if vocabulary.tokens_are == "characters":
+        tokens = [vocabulary.encode(text) for text in stand_ins]
+    else:
+        tokens = [torch.tensor([ord(c) - first for c in text], dtype=vocabulary.dtype) for text in stand_ins]
+    scores = score_tokens(model, vocabulary, texts, tokens)
     totals = scores.totals
     if not options.must_end:
         # What was cut there has no end.
-        for i, text in enumerate(texts):
+        for i, text in enumerate(stand_ins):
             if len(text) == options.longest:
                 totals[i] -= scores.of(i)[-1]
     return list(map(ScoredText, texts, totals.tolist()))
