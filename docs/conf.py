@@ -73,7 +73,7 @@ NAVIGATION = {
     "Start": ["docs/install"],
     "Learn": ["docs/learn/index", *(f"docs/learn/{name}" for name in dict.fromkeys(_LESSONS))],
     "Use": [
-        *("docs/command_line", "docs/python", "docs/ops", "docs/other_models", "examples/README"),
+        *("docs/command_line", "docs/sampling", "docs/python", "docs/ops", "docs/other_models", "examples/README"),
         *("docs/distributed", "docs/gpu"),
     ],
     "Under the hood": [

@@ -383,6 +383,20 @@ TEXT = [
         ("tests/test_data.py::test_contexts_of_tokens_of_two_bytes_are_told_apart",),
     ),
     Fault(
+        "a text may end before its least length",
+        "csrc/text/chain.cpp",
+        "now[n] = value(static_cast<uint32_t>(n), length >= min_length_, next);",
+        "now[n] = value(static_cast<uint32_t>(n), true, next);",
+        ("tests/test_constraints.py::test_the_probability_of_each_text_is_the_conditional_one",),
+    ),
+    Fault(
+        "every attempt at a text is the same",
+        "csrc/text/sampler.cpp",
+        "uint64_t{text.attempt} << 33 | position",
+        "position",
+        ("tests/test_constraints.py::test_a_text_that_keeps_the_rules_stays_where_it_was",),
+    ),
+    Fault(
         "half of the seed is not used",
         "csrc/text/philox.h",
         "auto key1 = static_cast<uint32_t>(key >> 32);",
@@ -533,7 +547,7 @@ PYTHON = [
     ),
     Fault(
         "the temperature is not used",
-        "charlm/sampler.py",
+        "charlm/sampler/_tables.py",
         "weights = ((logits - highest) / temperature).exp()",
         "weights = (logits - highest).exp()",
         ("tests/test_sampler.py::test_probabilities_follow_temperature_and_top_k",),
@@ -572,6 +586,20 @@ PYTHON = [
         'graph.add("Mul", bounded, cap, output="logits")',
         'graph.add("Identity", bounded, output="logits")',
         ("tests/test_export_onnx.py::test_log_probabilities_are_the_models",),
+    ),
+    Fault(
+        "the character that reaches top_p is left out",
+        "charlm/sampler/_tables.py",
+        "before = ordered.cumsum(dim=1) - ordered",
+        "before = ordered.cumsum(dim=1)",
+        ("tests/test_constraints.py::test_top_p_keeps_the_fewest_that_have_it",),
+    ),
+    Fault(
+        "what was cut is scored with an end",
+        "charlm/sampler/_sampling.py",
+        "totals[i] -= scores.of(i)[-1]",
+        "pass",
+        ("tests/test_constraints.py::test_scores_are_those_of_the_model_whatever_was_drawn_from",),
     ),
     Fault(
         "the record of the checkpoint's step is dropped",
