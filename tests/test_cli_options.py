@@ -108,7 +108,7 @@ def test_memory_that_runs_out_is_no_bug(run_charlm: CommandLine, counts: str, mo
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 8 bytes")
 
-    monkeypatch.setattr("charlm.sampler.stream", fail)
+    monkeypatch.setattr("charlm.sampler.stream_lines", fail)
     result = run_charlm("sample", counts)
     assert (result.code, result.err) == (
         1,

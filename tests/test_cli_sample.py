@@ -89,6 +89,8 @@ def test_any_encoding_of_standard_output(run_charlm: CommandLine, names: Path, m
     ("arguments", "message"),
     [
         ("--json --count", "--json and --count do not go together"),
+        ("--scores --count", "--scores and --count do not go together"),
+        ("--prefix a --interactive", "--prefix and --interactive do not go together"),
         ("--unique --no-stop", "--unique must not be given without stop: it is for texts that end"),
         ("--min-length 3 --max-length 2", "--min-length must be at most --max-length 2, got 3"),
         ("--regex (", "regex '(' is not a regular expression: missing ), unterminated subpattern at position 0"),

@@ -133,7 +133,7 @@ def test_ctrl_c_in_a_command_ends_it_with_a_line(
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sampler, "stream", interrupt)
+    monkeypatch.setattr(sampler, "stream_lines", interrupt)
     result = run_charlm("sample", run)
     assert (result.code, result.out, result.err) == (130, "", "interrupted\n")
 

@@ -83,7 +83,12 @@ def sample(
     probabilities instead. `docs/sampling.md` says which.
     """
     outputs = {"--json": as_json, "--count": count, "--interactive": interactive}
-    if len(given := [name for name, is_given in outputs.items() if is_given]) > 1:
+    others = {
+        "--scores": scores and count,
+        "--prefix": prefix and interactive,
+        "--prefix-file": prefix_file and interactive,
+    }
+    if len(given := [name for name, is_given in {**others, **outputs}.items() if is_given]) > 1:
         raise ValueError(f"{given[0]} and {given[1]} do not go together")
     from charlm import checkpoint
 
