@@ -15,7 +15,7 @@ import small_names
 import torch
 from tiny_models import KINDS, VOCABULARY, assert_drawn_from, conditional, log_prob, make, texts
 
-from charlm import CountBigram, Vocabulary, data, sample
+from charlm import CountBigram, Vocabulary, data, sample, score
 from charlm.sampler import Draw, TooFewTextsError, probabilities, stream, stream_lines
 from charlm.sampler._automata import Contains, ContainsNone, EndsWith, combine
 from charlm.sampler._regex import Matches
@@ -451,6 +451,36 @@ def test_wide_characters_and_many_of_them() -> None:
     a, b = characters.characters[5], characters.characters[9]
     drawn = sample(model, characters, 20, seed=1, suffix=a + b, contains=b + a, max_length=6)
     assert all(text.endswith(a + b) and b + a in text and len(text) <= 6 for text in drawn)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rules", "wanted"),
+    [
+        (
+            "words",
+            {"suffix": "a cat", "contains": "the", "ban": ["dog", "cow"], "max_length": 6},
+            r"(?!.*dog).*the.*a cat",
+        ),
+        ("words", {"prefix": "the", "min_length": 3, "exclude": ["the cat sees a cat"]}, r"the \w+ \w+.*"),
+        ("bytes", {"suffix": "é", "contains": "s", "ban": ["dog"]}, r"(?!.*dog).*s.*é"),
+    ],
+)
+def test_rules_of_words_and_bytes(tokens: Any, rules: dict[str, Any], wanted: str, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("the cat sees a dog\nthe dog sees a cat\na cat sees the dog\na dog sees café\nthe cat sees a cat\n")
+    dataset = data.load(path, tokens=tokens, context_length=1)
+    model = CountBigram(len(dataset.vocabulary), smoothing=0.001).fit(dataset.all)
+    scored = sample(model, dataset.vocabulary, 20, seed=1, novel=dataset, scores=True, **rules)
+    known = path.read_text().split("\n")
+    for text, found in scored:
+        assert re.fullmatch(wanted, text), text
+        assert text not in known
+        if "\ufffd" not in text:
+            assert found == pytest.approx(score(model, dataset.vocabulary, [text]).totals.item())
+    lines = b"".join(stream_lines(model, dataset.vocabulary, 20, seed=1, novel=dataset, **rules)).decode()
+    assert lines.split("\n")[:-1] == [text for text, _ in scored]
+    with pytest.raises(ValueError, match=f"regex must not be given of a model of {tokens}: it matches characters"):
+        sample(model, dataset.vocabulary, 1, regex="a")
 
 
 def blocks(draw: Draw) -> Iterator[int]:

@@ -12,6 +12,7 @@ import typer
 from typer import Option
 
 from charlm.cli.options import Run, file_name
+from charlm.cli.texts import lines_of_file, lines_of_run
 
 if TYPE_CHECKING:
     from charlm import checkpoint
@@ -93,7 +94,7 @@ def sample(
     from charlm import checkpoint
 
     loaded = checkpoint.load(run)
-    prefixes = [*(prefix or ()), *([] if prefix_file is None else _lines(prefix_file))]
+    prefixes = [*(prefix or ()), *([] if prefix_file is None else lines_of_file(prefix_file))]
     options: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,
@@ -102,8 +103,8 @@ def sample(
         "suffix": suffix or "",
         "contains": contains or "",
         "regex": regex,
-        "ban": [] if ban is None else _lines(ban),
-        "exclude": [] if exclude is None else _lines(exclude),
+        "ban": [] if ban is None else lines_of_file(ban),
+        "exclude": [] if exclude is None else lines_of_file(exclude),
         "novel": loaded.load_data() if novel else False,
         "unique": unique,
         "min_length": min_length,
@@ -146,7 +147,7 @@ def _count(run: checkpoint.Run, n: int, options: dict[str, Any]) -> None:
 
     began = time.perf_counter()
     draw = Draw(run.model, run.vocabulary, n, **options)
-    texts = sum(sampler.lines().count(b"\n") for sampler in draw.blocks())
+    texts = sum(sampler.size for sampler in draw.blocks() if draw.lines(sampler))
     seconds = time.perf_counter() - began
     typer.echo(f"{texts:,} texts from {draw.draws:,} draws in {seconds:.2f} s: {texts / seconds:,.0f} texts/s")
 
@@ -169,18 +170,9 @@ def _print_json(run: checkpoint.Run, n: int, options: dict[str, Any]) -> None:
 def _known_texts(run: checkpoint.Run) -> set[str] | None:
     """The lines of the run's data, and the empty one; None where it is there no more."""
     try:
-        dataset = run.load_data()
+        return {*lines_of_run(run), ""}
     except (OSError, ValueError):
         return None
-    boundary = run.vocabulary.characters[run.vocabulary.boundary]
-    return set(run.vocabulary.decode(dataset.all.tokens).split(boundary))
-
-
-def _lines(path: str) -> list[str]:
-    """The lines of a file, without white space behind them; those that are blank are none."""
-    from charlm import sources
-
-    return [line for text in sources.read(path).text.decode().split("\n") if (line := text.rstrip())]
 
 
 def _write(text: str) -> None:

@@ -12,6 +12,7 @@ from typer import Argument, Option
 
 from charlm.cli.console import measures
 from charlm.cli.options import Run, is_piped
+from charlm.cli.texts import lines_of_file, lines_of_run
 
 if TYPE_CHECKING:
     from charlm.scoring import Scores
@@ -49,30 +50,18 @@ def score(
     words = texts or []
     is_file = not words or (len(words) == 1 and (is_piped(words[0]) or os.path.exists(words[0])))
     if not words:
-        boundary = loaded.vocabulary.characters[loaded.vocabulary.boundary]
-        known = loaded.vocabulary.decode(loaded.load_data().all.tokens)
-        words = [line for line in known.split(boundary) if line]
+        words = lines_of_run(loaded)
     elif is_file:
-        words = _lines(words[0])
+        words = lines_of_file(words[0])
     scores = score_texts(loaded.model, loaded.vocabulary, words)
     if each:
         _print_each(scores, loaded.vocabulary, as_json)
     elif is_file:
-        _print_summary(scores, top, as_json)
+        _print_summary(scores, loaded.vocabulary, top, as_json)
     elif as_json:
         _print_each(scores, loaded.vocabulary, as_json)
     else:
         _print_words(scores, loaded.vocabulary)
-
-
-def _lines(path: str) -> list[str]:
-    """The lines of a text, without white space behind them; those that are blank are none."""
-    from charlm import sources
-
-    lines = [line for text in sources.read(path).text.decode().split("\n") if (line := text.rstrip())]
-    if not lines:
-        raise ValueError(f"{path} has no line that is not blank")
-    return lines
 
 
 def _print_each(scores: Scores, vocabulary: Vocabulary, as_json: bool) -> None:
@@ -84,10 +73,10 @@ def _print_each(scores: Scores, vocabulary: Vocabulary, as_json: bool) -> None:
         log_probs = scores.of(i).tolist()
         fields: dict[str, Any] = {
             "text": text,
-            **_numbers(-total, len(log_probs)),
-            "characters": [
-                {"character": character, "nll": _finite(-log_prob)}
-                for character, log_prob in zip(_shown(text, vocabulary), log_probs, strict=True)
+            **_numbers(-total, len(log_probs), _unit(vocabulary)),
+            vocabulary.tokens_are: [
+                {_unit(vocabulary): symbol, "nll": _finite(-log_prob)}
+                for symbol, log_prob in zip(_shown(text, vocabulary), log_probs, strict=True)
             ],
         }
         typer.echo(json.dumps(fields, ensure_ascii=False))
@@ -99,26 +88,30 @@ def _print_words(scores: Scores, vocabulary: Vocabulary) -> None:
         nll = -float(scores.totals[i])
         if i > 0:
             typer.echo()
-        typer.echo(f"{text}: nll {nll:.4f}, {nll / len(surprises):.4f} a character")
+        typer.echo(f"{text}: nll {nll:.4f}, {nll / len(surprises):.4f} a {_unit(vocabulary)}")
         cells = list(zip(_shown(text, vocabulary), surprises, strict=True))
         for start in range(0, len(cells), _COLUMNS):
             row = cells[start : start + _COLUMNS]
-            typer.echo(f"  {'':4}" + "".join(f"{character:>7}" for character, _ in row))
-            typer.echo(f"  {'bits':4}" + "".join(f"{surprise:7.2f}" for _, surprise in row))
+            widths = [max(7, len(symbol) + 2) for symbol, _ in row]
+            names, bits = zip(*row, strict=True)
+            typer.echo(f"  {'':4}" + "".join(f"{symbol:>{width}}" for symbol, width in zip(names, widths, strict=True)))
+            typer.echo(
+                f"  {'bits':4}" + "".join(f"{value:{width}.2f}" for value, width in zip(bits, widths, strict=True))
+            )
     if len(scores) > 1:
         typer.echo()
-        _print_total(scores)
+        _print_total(scores, vocabulary)
 
 
-def _print_summary(scores: Scores, top: int, as_json: bool) -> None:
+def _print_summary(scores: Scores, vocabulary: Vocabulary, top: int, as_json: bool) -> None:
     totals = scores.totals
     order = totals.argsort(descending=True, stable=True).tolist()
     most, least = order[:top], order[::-1][:top]
     if as_json:
         fields = {
             "texts": len(scores),
-            "characters": len(scores.log_probs),
-            **_numbers(scores.nll, len(scores.log_probs)),
+            vocabulary.tokens_are: len(scores.log_probs),
+            **_numbers(scores.nll, len(scores.log_probs), _unit(vocabulary)),
             **{
                 name: [{"text": scores.texts[i], "nll": _finite(-float(totals[i]))} for i in some]
                 for name, some in (("most_likely", most), ("least_likely", least))
@@ -126,7 +119,7 @@ def _print_summary(scores: Scores, top: int, as_json: bool) -> None:
         }
         typer.echo(json.dumps(fields, ensure_ascii=False))
         return
-    _print_total(scores)
+    _print_total(scores, vocabulary)
     width = max((len(scores.texts[i]) for i in (*most, *least)), default=0)
     for name, some in (("most likely", most), ("least likely", least)):
         if some:
@@ -135,24 +128,30 @@ def _print_summary(scores: Scores, top: int, as_json: bool) -> None:
             typer.echo(f"  {scores.texts[i]:{width}} {-float(totals[i]):10.4f}")
 
 
-def _print_total(scores: Scores) -> None:
+def _unit(vocabulary: Vocabulary) -> str:
+    return vocabulary.tokens_are.removesuffix("s")
+
+
+def _print_total(scores: Scores, vocabulary: Vocabulary) -> None:
     nll, perplexity, bits = measures(scores.nll_per_character).values()
-    typer.echo(f"{len(scores):,} texts, {len(scores.log_probs):,} characters with their ends: nll {scores.nll:,.2f}")
-    typer.echo(f"a character: nll {nll:.4f}, perplexity {perplexity:.4f}, {bits:.4f} bits")
+    tokens = f"{len(scores.log_probs):,} {vocabulary.tokens_are}"
+    typer.echo(f"{len(scores):,} texts, {tokens} with their ends: nll {scores.nll:,.2f}")
+    typer.echo(f"a {_unit(vocabulary)}: nll {nll:.4f}, perplexity {perplexity:.4f}, {bits:.4f} bits")
 
 
 def _shown(text: str, vocabulary: Vocabulary) -> list[str]:
-    """The characters of a text and its end, each as something to see."""
-    end = vocabulary.symbols[vocabulary.boundary]
-    return [character if character.isprintable() else repr(character)[1:-1] for character in (*text, end)]
+    """The characters of a text and its end, or what else the tokens are, each as something to see."""
+    tokens = [*vocabulary.encode(text).tolist(), vocabulary.boundary]
+    symbols = [vocabulary.symbols[token] for token in tokens]
+    return [symbol if symbol.isprintable() else repr(symbol)[1:-1] for symbol in symbols]
 
 
-def _numbers(nll: float, characters: int) -> dict[str, float | None]:
+def _numbers(nll: float, tokens: int, unit: str) -> dict[str, float | None]:
     return {
         "nll": _finite(nll),
         **{
-            {"nll": "nll_per_character"}.get(name, name): _finite(value)
-            for name, value in measures(nll / characters).items()
+            {"nll": f"nll_per_{unit}"}.get(name, name): _finite(value)
+            for name, value in measures(nll / tokens, unit).items()
         },
     }
 

@@ -136,8 +136,8 @@ class Draw:
             tokens = options.novel.all.tokens
             sampler.exclude_lines(to_buffer(tokens), tokens.itemsize, vocabulary.boundary)
             sampler.exclude(b"")
-        for tokens in _encoded(options.exclude, vocabulary):
-            sampler.exclude("".join(vocabulary._stand_ins[token] for token in tokens).encode())
+        for excluded in _encoded(options.exclude, vocabulary):
+            sampler.exclude("".join(vocabulary._stand_ins[token] for token in excluded).encode())
         if options.is_watched and options.must_end:
             self._constrain(sampler)
         return sampler

@@ -66,8 +66,9 @@ def sample(
         top_k: only the k most probable characters are drawn from, the first ones of equals; None is all of them.
         top_p: only the most probable characters that have this probability together are drawn from, 0 < p <= 1, those
             of `top_k`; None is all of them.
-        prefix: how every text starts; characters or words of the vocabulary. Of a sequence of them, n texts start with the
-            first, n with the next, and so on; what follows one of several does not depend on which the others are.
+        prefix: how every text starts; characters or words of the vocabulary. Of a sequence of them, n texts
+            start with the first, n with the next, and so on; what follows one of several does not depend on which the
+            others are.
         suffix: how every text ends; of a sequence, with any of them.
         contains: what every text has in it; of a sequence, all of them.
         regex: what matches the whole of every text, in the syntax of `re`, but for references to groups, looking
@@ -129,9 +130,7 @@ def stream(
     if not scores:
         return (draw.texts(sampler) for sampler in draw.blocks())
     given = Options(**options)
-    return (
-        _scored(model, vocabulary, draw.texts(sampler), sampler.texts(), given) for sampler in draw.blocks()
-    )
+    return (_scored(model, vocabulary, draw.texts(sampler), sampler.texts(), given) for sampler in draw.blocks())
 
 
 def stream_lines(
