@@ -35,6 +35,7 @@ RULES: list[tuple[dict[str, Any], Callable[[str], bool]]] = [
     ({"min_length": 2, "suffix": "c", "contains": "b"}, lambda t: len(t) >= 2 and t.endswith("c") and "b" in t),
     ({"contains": "a", "ban": ["aa"], "regex": "[^b]*"}, lambda t: "a" in t and "aa" not in t and "b" not in t),
 ]
+RULE_IDS = [str(options) for options, _ in RULES]
 
 
 def automaton(options: dict[str, Any]) -> Any:
@@ -56,7 +57,7 @@ def by_rejection(monkeypatch: pytest.MonkeyPatch) -> None:
 # Automata
 
 
-@pytest.mark.parametrize(("options", "is_wanted"), RULES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("options", "is_wanted"), RULES, ids=RULE_IDS)
 def test_an_automaton_accepts_what_the_rules_say(options: dict[str, Any], is_wanted: Callable[[str], bool]) -> None:
     without_lengths = {name: value for name, value in options.items() if name != "min_length"}
     made = automaton(without_lengths)
@@ -138,7 +139,7 @@ def acceptance(options: dict[str, Any], kind: str, prefixes: list[str]) -> dict[
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("options", "is_wanted"), RULES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("options", "is_wanted"), RULES, ids=RULE_IDS)
 def test_the_probability_of_each_text_is_the_conditional_one(
     options: dict[str, Any], is_wanted: Callable[[str], bool], kind: str
 ) -> None:
@@ -173,7 +174,7 @@ def test_without_a_greatest_length_the_probability_is_that_of_all_texts() -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("options", "is_wanted"), RULES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("options", "is_wanted"), RULES, ids=RULE_IDS)
 def test_texts_are_drawn_with_their_probabilities(
     options: dict[str, Any], is_wanted: Callable[[str], bool], kind: str
 ) -> None:
@@ -185,7 +186,7 @@ def test_texts_are_drawn_with_their_probabilities(
     assert_drawn_from(drawn, expected)
 
 
-@pytest.mark.parametrize(("options", "is_wanted"), RULES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("options", "is_wanted"), RULES, ids=RULE_IDS)
 def test_drawing_again_gives_the_same_distribution(
     options: dict[str, Any], is_wanted: Callable[[str], bool], by_rejection: None
 ) -> None:
