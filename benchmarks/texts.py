@@ -25,7 +25,6 @@ _BLOCK_BYTES = 1 << 20
 # What is read, and how: arguments of `charlm.data.load`.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "stream": ("sentences", {"mode": "stream"}),
-    "stream, T = 8": ("sentences", {"mode": "stream", "context_length": 8}),
     "lines": ("names", {"mode": "lines"}),
     "bytes, stream": ("sentences", {"mode": "stream", "tokens": "bytes"}),
     "words, stream": ("sentences", {"mode": "stream", "tokens": "words", "limit_vocab": 10_000}),
