@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,9 @@ typer.main.get_command = functools.cache(typer.main.get_command)
 
 # Options that make a command take a moment.
 SHORTER = {"train": ["--steps", "4", "--quiet"], "bench": ["--backends", "eager", "--seconds", "0.001"]}
+
+# What starts `python -m charlm` again, as that says itself where nobody finds `charlm`.
+CALLED_AS_MODULE = ["charlm"] if shutil.which("charlm") else [sys.executable, "-m", "charlm"]
 
 # Options of a model that is trained in a moment.
 SMALL_MLP: tuple[object, ...] = ("--model", "mlp", "--backend", "eager", "--embedding-dim", 2, "--hidden-dim", 4)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,27 @@ def test_charlm_alone_says_what_to_do_first(run_charlm: CommandLine) -> None:
     first, *_, last = (line.split("  ")[1] for line in lines if line.startswith("  charlm "))
     assert (first, last) == ("charlm train", "charlm train words.txt")
     assert lines[-1] == "All commands: charlm --help; one of them: charlm train --help"
+
+
+@pytest.mark.parametrize(
+    ("on_path", "called", "expected"),
+    [
+        (True, "/env/bin/charlm", "charlm"),
+        (False, ".venv/bin/charlm", ".venv/bin/charlm"),
+        (False, "my env/charlm", "'my env/charlm'"),
+        (True, "/env/charlm/__main__.py", "charlm"),
+        (False, "/env/charlm/__main__.py", f"{shlex.quote(sys.executable)} -m charlm"),
+        (False, "/env/bin/pytest", "charlm"),
+    ],
+)
+def test_what_to_do_next_is_what_works_in_this_shell(
+    run_charlm: CommandLine, names: Path, monkeypatch: pytest.MonkeyPatch, on_path: bool, called: str, expected: str
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/env/bin/{name}" if on_path else None)
+    monkeypatch.setattr(sys, "argv", [called])
+    assert f"\n  {expected} train " in run_charlm.output()
+    trained = run_charlm.output("train", names, "--model", "count-bigram", "--out", "run")
+    assert f"\n  {expected} sample run" in trained
 
 
 def test_what_to_do_first_works(run_charlm: CommandLine, names: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import os
 import pty
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import SMALL_MLP
+from command_line import CALLED_AS_MODULE, SMALL_MLP
 from rich.console import Console
 
 import charlm
@@ -92,7 +93,8 @@ def test_training_on_a_narrow_terminal(tmp_path: Path, fifty_names: str) -> None
     shown = on_terminal(tmp_path, *arguments, "--out", "one")
     # The head of the table of losses is bold, the commands at the end are coloured.
     assert re.search(r"\x1b\[1msplit +nll +perplexity +bits/character\x1b\[0m", shown)
-    assert re.search(r"\x1b\[36mcharlm sample one *\x1b\[0m", shown)
+    command = re.escape(shlex.join([*CALLED_AS_MODULE, "sample", "one"]))
+    assert re.search(rf"\x1b\[36m{command} *\x1b\[0m", shown)
     lines = [line for part in CONTROL.sub("", shown).split("\n") for line in part.split("\r")]
     table = lines[lines.index("split      nll   perplexity   bits/character") :][:4]
     assert [line.split()[0] for line in table] == ["split", "train", "dev", "test"]

@@ -116,9 +116,9 @@ def test_sigterm_before_the_first_step_leaves_nothing(
     for name in ("load_data", "create_model", "create_trainer"):
         function = getattr(TrainingConfig, name)
 
-        def terminated(*arguments: Any, function: Any = function) -> Any:
+        def terminated(*arguments: Any, function: Any = function, **keywords: Any) -> Any:
             signal.raise_signal(signal.SIGTERM)
-            return function(*arguments)
+            return function(*arguments, **keywords)
 
         with monkeypatch.context() as patch:
             patch.setattr(TrainingConfig, name, terminated)

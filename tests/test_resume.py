@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import SMALL_MLP, CommandLine, assert_same_weights, weights
+from command_line import CALLED_AS_MODULE, SMALL_MLP, CommandLine, assert_same_weights, weights
 
 import charlm
 from charlm import checkpoint
@@ -162,11 +162,10 @@ def test_ctrl_c_and_sigterm_save_and_print_the_command_that_continues(
     assert process.returncode == code, err
     message, command = err.splitlines()[-2:]
     assert "saved in" not in out
-    assert command == "  charlm train --resume 'a run' --checkpoint-every 20"
     step = checkpoint.load("a run").step
     assert message == f"interrupted and saved at step {step:,}; continue with:"
-    program, *arguments = shlex.split(command)
-    assert program == "charlm"
+    program, arguments = CALLED_AS_MODULE, shlex.split(command)[len(CALLED_AS_MODULE) :]
+    assert command == f"  {shlex.join(program)} train --resume 'a run' --checkpoint-every 20"
     run_charlm.output(*arguments, "--steps", step + 5, "--quiet")
     run_charlm.output(*options, "--steps", step + 5, "--out", "whole", "--quiet")
     assert_same_weights(Path("a run"), Path("whole"))

@@ -1,4 +1,4 @@
-"""The command line `charlm`: `train`, `sample`, `eval`, `plot`, `export`, `bench` and `info`.
+"""The command line `charlm`: `commands.py` has the table of its commands.
 
 Nothing is imported here that takes time, so that Ctrl-C is answered from the start.
 """

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -33,9 +36,9 @@ NEXT = (
 
 # What to do first.
 _FIRST = (
-    ("charlm train", "learn the given names of the United States"),
-    ("charlm sample runs/names", "invent new ones"),
-    ("charlm plot runs/names", "draw what has been learned"),
+    ("train", "learn the given names of the United States"),
+    ("sample runs/names", "invent new ones"),
+    ("plot runs/names", "draw what has been learned"),
 )
 
 # Columns of the terminal: what the numbers beside a bar of progress take, and the bar itself.
@@ -102,7 +105,7 @@ def next_commands(run: str, seconds: float | None) -> Text:
         seconds: None where the run was at its end already.
     """
     done = "nothing left to train" if seconds is None else f"trained in {elapsed(seconds)}"
-    commands = _explained([(shlex.join(["charlm", name, run]), meaning) for name, meaning in NEXT])
+    commands = _explained([(shlex.join([*program(), name, run]), meaning) for name, meaning in NEXT])
     return Text.assemble(f"{done}, saved in ", (run, "bold"), "; next:\n", commands)
 
 
@@ -125,6 +128,16 @@ def hint_at_smoothing(model: LanguageModel, losses: Mapping[str, float]) -> str 
     )
 
 
+def program() -> list[str]:
+    """What starts this program in a shell: `charlm`, or where that is not on the path, as it was called."""
+    called = Path(sys.argv[0])
+    if shutil.which("charlm") is None and called.name == "charlm":
+        return [sys.argv[0]]
+    if shutil.which("charlm") is None and called.parts[-2:] == ("charlm", "__main__.py"):
+        return [sys.executable, "-m", "charlm"]
+    return ["charlm"]
+
+
 def width() -> int:
     """Of the terminal; without one 80 columns."""
     return Console().width
@@ -132,16 +145,17 @@ def width() -> int:
 
 def welcome() -> Text:
     """What `charlm` says alone: what to do first, and where the rest is."""
+    charlm = shlex.join(program())
     return Text.assemble(
         (f"charlm {__version__}", "bold"),
         ": character-level language models\n\nStart with\n",
-        _explained(_FIRST),
+        _explained([(f"{charlm} {command}", meaning) for command, meaning in _FIRST]),
         "\n\nYour own text, with a name, word or sentence a line:\n",
-        _explained([("charlm train words.txt", "")]),
+        _explained([(f"{charlm} train words.txt", "")]),
         "\n\nAll commands: ",
-        ("charlm --help", "cyan"),
+        (f"{charlm} --help", "cyan"),
         "; one of them: ",
-        ("charlm train --help", "cyan"),
+        (f"{charlm} train --help", "cyan"),
     )
 
 

@@ -16,7 +16,7 @@ from typer import Option
 
 from charlm._rules import shown
 from charlm.cli import completion, text_options
-from charlm.cli.console import hint_at_smoothing, losses_shown, next_commands, progress, show
+from charlm.cli.console import hint_at_smoothing, losses_shown, next_commands, program, progress, show
 from charlm.cli.options import (
     absolute,
     check_together,
@@ -231,7 +231,7 @@ def _no_report(message: str | Text, err: bool = False) -> None:
 def _program() -> list[str]:
     """How this command was started: with processes of `torchrun`, or by itself."""
     processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return ["charlm"] if processes == "1" else ["torchrun", "--nproc-per-node", processes, "-m", "charlm"]
+    return program() if processes == "1" else ["torchrun", "--nproc-per-node", processes, "-m", "charlm"]
 
 
 def _configuration(preset: str | None, options: Mapping[str, Any], given: Collection[str]) -> TrainingConfig:
