@@ -96,7 +96,7 @@ def test_any_encoding_of_standard_output(run_charlm: CommandLine, names: Path, m
         ("--regex (", "regex '(' is not a regular expression: missing ), unterminated subpattern at position 0"),
         ("--ban nowhere.txt", "nowhere.txt: No such file or directory"),
         ("--top-p 2", "Invalid value for '--top-p': 2.0 is not a number in (0, 1], at most 1"),
-        ("--suffix ka --max-length 1", "no text can keep the rules"),
+        ("--suffix ka --max-length 1", "no text can keep --suffix ka, --max-length 1"),
     ],
 )
 def test_what_cannot_be_is_one_line(run_charlm: CommandLine, run: Any, arguments: str, message: str) -> None:

@@ -351,10 +351,14 @@ def test_an_end_of_all_texts_is_said_after_those_that_there_are(monkeypatch: pyt
 
 
 def test_what_a_model_cannot_say_is_known_before_anything_is_drawn() -> None:
-    for options in ({"suffix": "c"}, {"min_length": 2}, {"contains": "ab", "max_length": 9}):
-        with pytest.raises(TooFewTextsError, match=r"this model has no text that keeps the rules$"):
+    for options, said in (
+        ({"suffix": "c"}, "suffix='c'"),
+        ({"min_length": 2, "unique": True}, "unique, min_length=2"),
+        ({"contains": "ab", "max_length": 9}, "contains='ab', max_length=9"),
+    ):
+        with pytest.raises(TooFewTextsError, match=rf"this model has no text that keeps {said}$"):
             sample(two_texts(), VOCABULARY, 1, **options)
-    with pytest.raises(TooFewTextsError, match="this model has no text that keeps the rules after prefix 'a'"):
+    with pytest.raises(TooFewTextsError, match="this model has no text after prefix 'a' that keeps contains='b'"):
         sample(two_texts(), VOCABULARY, 1, prefix=["b", "a"], contains="b")
 
 
@@ -365,7 +369,7 @@ def test_a_model_that_never_ends_has_no_text_that_ends(monkeypatch: pytest.Monke
     assert sample(endless, VOCABULARY, 2) == ["ab" * 500] * 2
     with pytest.raises(TooFewTextsError, match="was drawn 3 times, and never kept the rules"):
         sample(endless, VOCABULARY, 2, unique=True)
-    with pytest.raises(TooFewTextsError, match="no text that keeps the rules"):
+    with pytest.raises(TooFewTextsError, match="no text that keeps max_length=20"):
         sample(endless, VOCABULARY, 2, max_length=20)
 
 
@@ -416,9 +420,9 @@ def test_top_p_keeps_the_fewest_that_have_it() -> None:
             ValueError,
             "unique must not be given without stop: it is for texts that end",
         ),
-        ({"prefix": "ab", "ban": ["b"]}, ValueError, "no text after prefix 'ab' can keep the rules"),
-        ({"suffix": "abc", "max_length": 2}, ValueError, "no text can keep the rules"),
-        ({"regex": "b", "suffix": "a"}, ValueError, "no text can keep the rules"),
+        ({"prefix": "ab", "ban": ["b"]}, ValueError, "no text after prefix 'ab' can keep ban"),
+        ({"suffix": "abc", "max_length": 2}, ValueError, "no text can keep suffix='abc', max_length=2"),
+        ({"regex": "b", "suffix": "a"}, ValueError, "no text can keep suffix='a', regex='b'"),
         ({"nonsense": 1}, TypeError, "unexpected keyword argument 'nonsense'"),
     ],
     ids=str,

@@ -162,7 +162,9 @@ class Draw:
         for beginning in self._beginnings:
             length = len(beginning.tokens)
             if sampler.acceptance(to_buffer(beginning.context), beginning.state, length) == 0.0:
-                raise TooFewTextsError(f"this model has no text that keeps the rules{_after(beginning)}", 0, 0)
+                raise TooFewTextsError(
+                    f"this model has no text{_after(beginning)} that keeps {options.shown_rules}", 0, 0
+                )
 
     def _answer(self, contexts: bytearray, add: Callable[[Buffer], None]) -> None:
         """Gives the sampler the tables of the contexts that it asks for."""
@@ -200,7 +202,7 @@ class Draw:
             return beginning
         state = self._automaton.after(tokens)
         if state == 0 or len(tokens) + self._automaton.shortest[state] > self._options.longest:
-            raise ValueError(f"no text{_after(beginning)} can keep the rules")
+            raise ValueError(f"no text{_after(beginning)} can keep {self._options.shown_rules}")
         return _Beginning(prefix, tokens, context, state)
 
     def _too_few(self, found: int, beginning: _Beginning) -> TooFewTextsError:

@@ -94,6 +94,18 @@ class Options:
         return [name for name, is_given in given.items() if is_given]
 
     @property
+    def shown_rules(self) -> str:
+        """The rules as a message has them, with values that are short."""
+        names = self.rules + ([] if self.max_length is None else ["max_length"])
+        values = {name: getattr(self, name) for name in names}
+        single = [name for name, value in values.items() if isinstance(value, (list, tuple)) and len(value) == 1]
+        values |= {name: values[name][0] for name in single}
+        return ", ".join(
+            f"{name}={shown(value)}" if isinstance(value, (str, int)) and not isinstance(value, bool) else name
+            for name, value in values.items()
+        )
+
+    @property
     def must_end(self) -> bool:
         """Whether a text that has not ended at its greatest length is drawn again; else it is cut there."""
         return self.stop and (self.max_length is not None or bool(self.rules))

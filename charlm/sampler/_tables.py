@@ -45,7 +45,8 @@ def probabilities(logits: Tensor, temperature: float, top_k: int | None, top_p: 
         raise ValueError("the model's logits are not finite: was it trained to a finite loss?")
     if temperature == 0.0:
         return torch.zeros_like(logits).scatter_(1, logits.argmax(dim=1, keepdim=True), 1.0)
-    weights = ((logits - highest) / temperature).exp()
+    # As a float: a tensor takes no integer beyond 64 bits.
+    weights = ((logits - highest) / float(temperature)).exp()
     if (top_k is not None and top_k < logits.shape[1]) or top_p is not None:
         ranked = logits.argsort(dim=1, descending=True, stable=True)
         weights.scatter_(1, ranked[:, top_k:] if top_k is not None else ranked[:, :0], 0.0)
