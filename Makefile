@@ -112,12 +112,12 @@ $(VENV)/.asked: $(VENV)/.torch-$(TORCH_VERSION) FORCE
 	@echo "$(CHARLM_CUDA) $(CHARLM_ISA)" | cmp -s - $@ || echo "$(CHARLM_CUDA) $(CHARLM_ISA)" > $@
 
 $(VENV)/.ready: $(VENV)/.torch-$(TORCH_VERSION) $(VENV)/.asked $(BUILD_INPUTS)
-	$(PIP_INSTALL) --no-build-isolation --editable .
+	$(PIP_INSTALL) --no-build-isolation --editable ".[plot]"
 	touch $@
 
 # What tests and linters take.
 $(VENV)/.tools: $(VENV)/.ready
-	$(PIP_INSTALL) "charlm-ops[test,plot,dev]"
+	$(PIP_INSTALL) "charlm-ops[test,dev]"
 	touch $@
 
 clean:

@@ -123,7 +123,8 @@ def _encoded(text: str, vocabulary: Vocabulary) -> Tensor:
         tokens = vocabulary.encode(text)
     except ValueError as error:
         _, _, what = str(error).partition(" = ")
-        raise ValueError(f"{shown(text)} has {what.partition(' is not ')[0]}, which is not in the vocabulary") from None
+        what = what.replace(" is not ", ", which is not ", 1).partition(" of ")[0]
+        raise ValueError(f"{shown(text)} has {what}") from None
     if bool((tokens == vocabulary.boundary).any()):
         boundary = vocabulary.symbols[vocabulary.boundary]
         raise ValueError(f"{shown(text)} has {boundary!r}, the boundary, where a text ends")

@@ -217,9 +217,9 @@ class Vocabulary:
             offset, *size = error.args
             position = len(utf8[:offset].decode())
             what = utf8[offset : offset + size[0]].decode() if size else text[position]
-            raise ValueError(
-                f"text[{position}] = {what!r} is not in the vocabulary of {len(self)} {self.tokens_are}"
-            ) from None
+            swapped = what.swapcase()
+            there = f", but {swapped!r} is" if swapped in self.symbols else f" of {len(self)} {self.tokens_are}"
+            raise ValueError(f"text[{position}] = {what!r} is not in the vocabulary{there}") from None
 
     def decode(self, tokens: Tensor | Sequence[int]) -> str:
         """The text of `tokens`, a 1-D integer tensor (any strides, any device) or a sequence of integers.

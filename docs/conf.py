@@ -70,7 +70,7 @@ pygments_dark_style = "monokai"
 # The groups of the navigation: a title, and its pages in their order, some with a shorter title.
 _LESSONS = re.findall(r"\]\((\w+)\.md\)", (ROOT / "docs" / "learn" / "index.md").read_text())
 NAVIGATION = {
-    "Start": ["docs/install"],
+    "Start": ["docs/first_ten_minutes", "docs/install"],
     "Learn": ["docs/learn/index", *(f"docs/learn/{name}" for name in dict.fromkeys(_LESSONS))],
     "Use": [
         *("docs/command_line", "docs/sampling", "docs/python", "docs/ops", "docs/other_models", "examples/README"),

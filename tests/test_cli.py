@@ -205,6 +205,7 @@ def test_measures() -> None:
         "split      nll   perplexity   bits/character",
         "dev     2.0794       8.0000           3.0000",
     ]
+    assert loss_table({"dev": 40.0}).splitlines()[1] == "dev    40.0000   2.3539e+17          57.7078"
 
 
 def test_info_has_what_a_bug_report_needs(run_charlm: CommandLine) -> None:

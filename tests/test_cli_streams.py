@@ -69,11 +69,8 @@ def test_without_standard_error_and_input_a_command_works(run_charlm: CommandLin
         "charlm train names.txt --model bigram --steps 2 --out closed <&- 2>&-; echo $?; charlm eval x 2>&-; echo $?",
         tmp_path,
     )
-    assert [line.split()[:3] for line in result.stdout.splitlines()[-3:]] == [
-        ["charlm", "plot", "closed"],
-        ["0"],
-        ["2"],
-    ]
+    assert " saved in closed; next:\n" in result.stdout
+    assert result.stdout.splitlines()[-2:] == ["0", "2"]
     assert result.stderr == ""
     assert checkpoint.load("closed").step == 2
 

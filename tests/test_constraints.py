@@ -406,6 +406,7 @@ def test_top_p_keeps_the_fewest_that_have_it() -> None:
         ({"top_p": math.nan}, ValueError, "top_p must be a number in"),
         ({"min_length": -1}, ValueError, "min_length must be an integer >= 0, got -1"),
         ({"min_length": 3, "max_length": 2}, ValueError, "min_length must be at most max_length=2, got 3"),
+        ({"prefix": "Ab"}, ValueError, r"prefix\[0\] = 'A' is not in the vocabulary, but 'a' is"),
         ({"suffix": "aé"}, ValueError, r"suffix\[1\] = 'é' is not in the vocabulary"),
         ({"contains": ["a", "b."]}, ValueError, r"contains\[1\]\[1\] = '\.' is the boundary, where a text ends"),
         ({"prefix": ["a", "é"]}, ValueError, r"prefix\[1\]\[0\] = 'é' is not in the vocabulary"),

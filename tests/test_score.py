@@ -71,7 +71,8 @@ def test_no_texts_have_no_scores() -> None:
 @pytest.mark.parametrize(
     ("texts", "error", "message"),
     [
-        (["ab", "aé"], ValueError, "'aé' has 'é', which is not in the vocabulary"),
+        (["ab", "aé"], ValueError, "'aé' has 'é', which is not in the vocabulary$"),
+        (["Ab"], ValueError, "'Ab' has 'A', which is not in the vocabulary, but 'a' is"),
         (["ab", "a.b"], ValueError, r"'a\.b' has '\.', the boundary, where a text ends"),
         (["\udcff"], ValueError, "which is not in the vocabulary"),
         ("ab", TypeError, "texts must be a sequence of str, got str"),

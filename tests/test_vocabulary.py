@@ -131,6 +131,7 @@ def test_to_dict_and_repr() -> None:
     ("text", "message"),
     [
         ("abx", "text[2] = 'x' is not in the vocabulary of 4 characters"),
+        ("abA", "text[2] = 'A' is not in the vocabulary, but 'a' is"),
         ("é", "text[0] = 'é' is not in the vocabulary of 4 characters"),
         ("a🎉b🎈", "text[3] = '🎈' is not in the vocabulary of 4 characters"),
         ("🎉\ud83d", "text[1] = '\\ud83d' is not in the vocabulary of 4 characters"),

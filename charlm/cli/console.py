@@ -86,7 +86,9 @@ def loss_table(losses: Mapping[str, float], unit: str = "character") -> str:
     lines = [f"split      nll   perplexity {f'bits/{unit}':>16}"]
     for split, nll in losses.items():
         _, perplexity, bits = measures(nll).values()
-        lines.append(f"{split:5} {nll:8.4f} {perplexity:12.4f} {bits:16.4f}")
+        # A model that is sure of what is wrong has one of more digits than there is room for.
+        shown = f"{perplexity:.4f}" if perplexity < 1e7 else f"{perplexity:.4e}"
+        lines.append(f"{split:5} {nll:8.4f} {shown:>12} {bits:16.4f}")
     return "\n".join(lines)
 
 

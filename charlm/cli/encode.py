@@ -10,6 +10,7 @@ import typer
 from typer import Argument, Option
 
 from charlm.cli import text_options
+from charlm.cli.console import program
 from charlm.cli.options import check_together, file_name
 from charlm.cli.reading import reading
 
@@ -57,4 +58,4 @@ def encode(
     vocabulary = dataset.vocabulary
     sizes = " / ".join(f"{len(part):,}" for part in (dataset.train, dataset.dev, dataset.test))
     typer.echo(f"{dataset.name}: {len(vocabulary)} {vocabulary.tokens_are}; {sizes} examples in train / dev / test")
-    typer.echo(f"saved in {out}; train on it:\n  {shlex.join(['charlm', 'train', out])}")
+    typer.echo(f"saved in {out}; train on it:\n  {shlex.join([*program(), 'train', out])}")
