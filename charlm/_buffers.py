@@ -14,7 +14,9 @@ def to_tensor(buffer: bytearray, dtype: torch.dtype) -> Tensor:
 
 
 def to_buffer(tensor: Tensor) -> ctypes.Array[ctypes.c_char]:
-    """The bytes of a contiguous CPU tensor, which the caller keeps alive while the buffer is in use."""
+    """The bytes of a contiguous CPU tensor, which the buffer keeps alive, and whatever reads from it."""
     assert tensor.is_contiguous()
     assert tensor.device.type == "cpu"
-    return (ctypes.c_char * (tensor.numel() * tensor.element_size())).from_address(tensor.data_ptr())
+    buffer = (ctypes.c_char * (tensor.numel() * tensor.element_size())).from_address(tensor.data_ptr())
+    buffer.tensor = tensor  # type: ignore[attr-defined]  # ctypes holds the address alone
+    return buffer

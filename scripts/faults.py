@@ -548,7 +548,7 @@ PYTHON = [
     Fault(
         "the temperature is not used",
         "charlm/sampler/_tables.py",
-        "weights = ((logits - highest) / temperature).exp()",
+        "weights = ((logits - highest) / float(temperature)).exp()",
         "weights = (logits - highest).exp()",
         ("tests/test_sampler.py::test_probabilities_follow_temperature_and_top_k",),
     ),
