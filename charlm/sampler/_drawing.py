@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # How often a text is drawn, at most, until it keeps the rules.
 ATTEMPTS = 1 << 20
-# Bounds the tables, at 16 bytes for a character that can follow a context: 128 MiB. As many are bounds for the
+# Bounds the tables, at 12 bytes for a character that can follow a context: 96 MiB. As many are bounds for the
 # probabilities of texts that keep the rules.
 _MAX_ENTRIES = 1 << 23
 # Bound the texts that are drawn side by side, and their characters if none ends early. The first ones are few, so that
