@@ -63,8 +63,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Makes texts of some sizes out of the embedded names, reads each in a process of its own, and "
         "shows the time and the peak memory beyond that of the interpreter.",
     )
-    sizes = {"type": one_or_more(positive), "default": "10,100,1000", "metavar": "MB1,MB2"}
-    parser.add_argument("--sizes", help="of the texts in MB (default: 10,100,1000)", **sizes)  # type: ignore[arg-type]
+    parser.add_argument(
+        "--sizes",
+        type=one_or_more(positive),
+        default="10,100,1000",
+        metavar="MB1,MB2",
+        help="of the texts in MB (default: 10,100,1000)",
+    )
     parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="of each row (default: 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="with every round of every row")
     parser.set_defaults(run=run)
