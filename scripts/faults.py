@@ -512,14 +512,14 @@ PYTHON = [
     ),
     Fault(
         "gradients are not clipped",
-        "charlm/backends.py",
+        "charlm/backends/eager.py",
         "nn.utils.clip_grad_norm_(self._parameters, self._options.max_grad_norm)",
         "pass",
         (TRAINING + "the_trainer_does_what_a_plain_pytorch_loop_does",),
     ),
     Fault(
         "the default backend has no kernels",
-        "charlm/backends.py",
+        "charlm/backends/__init__.py",
         '    if why_no_kernels(model.device) is not None:\n        return "eager"\n',
         "",
         ("tests/test_training_devices.py::test_the_default_without_kernels_is_eager_and_says_why_once",),
@@ -533,7 +533,7 @@ PYTHON = [
     ),
     Fault(
         "the fused backend drops the softcap",
-        "charlm/backends.py",
+        "charlm/backends/fused.py",
         'self._softcap = getattr(model, "softcap", None)',
         "self._softcap = None",
         (TRAINING + "eager_ops_and_fused_have_the_same_loss_curve",),

@@ -108,7 +108,7 @@ def test_the_neural_bigram_trains_in_every_backend(dataset: data.Dataset, backen
 def test_a_full_batch_is_the_exact_gradient_of_all_examples(
     dataset: data.Dataset, backend: str, logits_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charlm.backends._LOGITS_AT_ONCE", logits_at_once)
+    monkeypatch.setattr("charlm.backends.eager._LOGITS_AT_ONCE", logits_at_once)
     trainer = make_trainer(dataset, backend=backend, batch_size="full", learning_rate=0.5)
     losses = trainer.run(3)
 
@@ -218,7 +218,7 @@ def test_contexts_of_a_large_text_are_looked_up_batch_by_batch(
         return Trainer(NeuralBigram(len(dataset.vocabulary)), dataset, learning_rate=1.0, batch_size=40).run(30)
 
     indexed = losses()
-    monkeypatch.setattr("charlm.backends._INDEXED_EXAMPLES", 100)
+    monkeypatch.setattr("charlm.backends.fused._INDEXED_EXAMPLES", 100)
     assert len(dataset.train) > 100
     monkeypatch.setattr(data.Split, "distinct", None)  # which would take long
     assert torch.equal(losses(), indexed)

@@ -79,7 +79,7 @@ def test_what_cuda_says_of_a_gpu_decides(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.fixture
 def old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever a model is, it seems to be on a GPU that the ops have no kernels for."""
-    for module in (backends, sys.modules[Trainer.__module__]):
+    for module in (backends, backends.eager, sys.modules[Trainer.__module__]):
         monkeypatch.setattr(module, "why_no_kernels", lambda _: "cuda:1 is too old; backend 'eager' works there")
 
 
