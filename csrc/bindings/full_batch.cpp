@@ -1,7 +1,7 @@
 // All examples at once, as distinct contexts whose targets and their counts are compressed rows: steps along the exact
-// gradient, and the loss alone.
+// gradient of one model or several, and the loss alone.
+#include "bindings/population.h"
 #include "bindings/tokens.h"
-#include "bindings/training.h"
 
 namespace charlm {
 namespace {
@@ -70,23 +70,38 @@ class FullBatch {
   std::optional<BatchBuilder> builder_;
 };
 
+Tensor train_on_all(const Population& population, const Tensor& contexts, const Tensor& row_ptr, const Tensor& targets,
+                    const Tensor& counts) {
+  const ModelShape& shape = population.shape;
+  FullBatch full(contexts, row_ptr, targets, counts, shape);
+  if (shape.is_bigram()) full.check_distinct_tokens(shape.vocab_size);
+  return with_model_type(population.parameters[0], shape, [&]<typename Model>(Model*) {
+    const Workspace<typename Model::Value> weights(full.entries());
+    const auto batch = full.build(weights.data());
+    const auto sizes = cpu::BatchSizes::of(batch, shape.context_length);
+    return train_in_place<Model>(population, sizes, [&](const cpu::Turns&) {
+      return [&](int64_t, int64_t) { return [&](int64_t) { return batch; }; };
+    });
+  });
+}
+
 Tensor train_full_steps(std::vector<Tensor> parameters, std::vector<Tensor> state, const Tensor contexts,
                         const Tensor row_ptr, const Tensor targets, const Tensor counts, const Tensor learning_rates,
                         int64_t optimizer, double momentum, double beta1, double beta2, double eps, double weight_decay,
                         double max_grad_norm, double softcap, int64_t first_step) {
-  const TrainingOptions options = checked_options({static_cast<OptimizerKind>(optimizer), momentum, beta1, beta2, eps,
-                                                   weight_decay, max_grad_norm, softcap, first_step});
-  check_contexts(contexts);
-  const ModelShape shape = check_parameters(parameters, state, options, contexts.size(1));
-  const Tensor rates = checked_learning_rates(learning_rates);
-  FullBatch full(contexts, row_ptr, targets, counts, shape);
-  if (shape.is_bigram()) full.check_distinct_tokens(shape.vocab_size);
-  return with_model(parameters, shape, softcap, [&]<typename Model>(Model* model) {
-    const Workspace<typename Model::Value> weights(full.entries());
-    const auto batch = full.build(weights.data());
-    const auto sizes = cpu::BatchSizes::of(batch, shape.context_length);
-    return train_in_place(model, parameters, state, options, rates, sizes, [&](int64_t) { return batch; });
-  });
+  const Population population = checked_model(std::move(parameters), std::move(state), contexts, learning_rates,
+                                              {static_cast<OptimizerKind>(optimizer), momentum, beta1, beta2, eps,
+                                               weight_decay, max_grad_norm, softcap, first_step});
+  return train_on_all(population, contexts, row_ptr, targets, counts);
+}
+
+Tensor train_full_population(std::vector<Tensor> parameters, std::vector<Tensor> state, const Tensor contexts,
+                             const Tensor row_ptr, const Tensor targets, const Tensor counts,
+                             const Tensor learning_rates, int64_t optimizer, const Tensor options,
+                             const Tensor first_steps) {
+  const Population population = checked_population(std::move(parameters), std::move(state), contexts, learning_rates,
+                                                   optimizer, options, first_steps);
+  return train_on_all(population, contexts, row_ptr, targets, counts);
 }
 
 Tensor evaluate_full(std::vector<Tensor> parameters, const Tensor contexts, const Tensor row_ptr, const Tensor targets,
@@ -96,12 +111,13 @@ Tensor evaluate_full(std::vector<Tensor> parameters, const Tensor contexts, cons
   const ModelShape shape = check_parameters(parameters, {}, options, contexts.size(1));
   FullBatch full(contexts, row_ptr, targets, counts, shape);
   const Tensor loss = allocate({}, ScalarType::Double);
-  with_model(parameters, shape, softcap, [&]<typename Model>(Model* model) {
+  with_model_type(parameters[0], shape, [&]<typename Model>(Model*) {
     using T = typename Model::Value;
+    Model model = make_model<Model>(shape, softcap);
     const Workspace<T> weights(full.entries());
     *loss.mutable_data_ptr<double>() =
-        cpu::evaluate<T>(model, read_pointers<T>(parameters), full.build(weights.data()), shape.context_length, {});
-    took_branch_of(*model);
+        cpu::evaluate<T>(&model, read_pointers<T>(parameters), full.build(weights.data()), shape.context_length, {});
+    took_branch_of(model);
   });
   return loss;
 }
@@ -110,6 +126,7 @@ Tensor evaluate_full(std::vector<Tensor> parameters, const Tensor contexts, cons
 
 STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, ops) {
   ops.impl("train_full_steps", TORCH_BOX(&train_full_steps));
+  ops.impl("train_full_population", TORCH_BOX(&train_full_population));
   ops.impl("evaluate_full", TORCH_BOX(&evaluate_full));
 }
 

@@ -79,4 +79,6 @@ void parallel_for(int64_t count, int64_t grain, Range function, const void* cont
   if (error) std::rethrow_exception(error);
 }
 
+int64_t threads() { return torch::stable::get_num_threads(); }
+
 }  // namespace charlm::host

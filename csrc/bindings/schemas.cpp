@@ -81,7 +81,18 @@ STABLE_TORCH_LIBRARY(charlm, ops) {
       "train_full_steps(Tensor(a!)[] parameters, Tensor(b!)[] optimizer_state, Tensor contexts, Tensor row_ptr, "
       "Tensor targets, Tensor counts, Tensor learning_rates, int optimizer, float momentum, float beta1, float beta2, "
       "float eps, float weight_decay, float max_grad_norm, float softcap, int first_step) -> Tensor");
-  // The mean loss of the same, in float64.
+  // M models of one shape, trained as train_steps and train_full_steps train each of them. parameters: those of the
+  // first model, then of the second, ..., and so optimizer_state; learning_rates (M, S), batch_indices (M, S, B).
+  // options (M, 7): momentum, beta1, beta2, eps, weight_decay, max_grad_norm and softcap, 0 for none. first_steps (M,).
+  ops.def(
+      "train_population(Tensor(a!)[] parameters, Tensor(b!)[] optimizer_state, Tensor contexts, Tensor targets, "
+      "Tensor? context_index, Tensor batch_indices, Tensor learning_rates, int optimizer, Tensor options, "
+      "Tensor first_steps) -> Tensor");
+  ops.def(
+      "train_full_population(Tensor(a!)[] parameters, Tensor(b!)[] optimizer_state, Tensor contexts, Tensor row_ptr, "
+      "Tensor targets, Tensor counts, Tensor learning_rates, int optimizer, Tensor options, Tensor first_steps) "
+      "-> Tensor");
+  // The mean loss of those of train_full_steps, in float64.
   ops.def(
       "evaluate_full(Tensor[] parameters, Tensor contexts, Tensor row_ptr, Tensor targets, Tensor counts, "
       "float softcap) -> Tensor");

@@ -1,6 +1,8 @@
-// Many training steps in one call, in place on torch's tensors.
+// Many training steps of one model or several in one call, in place on torch's tensors.
+#include <algorithm>
+
+#include "bindings/population.h"
 #include "bindings/tokens.h"
-#include "bindings/training.h"
 
 namespace charlm {
 namespace {
@@ -16,40 +18,70 @@ void number_by_token(Examples* data, int64_t count) {
   data->contexts.rows = size;
 }
 
+// Of each model, the steps on its own batches: batch_indices (M, S, B), or (S, B) of one alone.
+Tensor train_on_batches(const Population& population, const Tensor& contexts, const Tensor& targets,
+                        const OptionalTensor& context_index, const Tensor& batch_indices) {
+  const ModelShape& shape = population.shape;
+  const int64_t size = batch_indices.size(batch_indices.dim() - 1), count = population.steps() * size;
+  const int64_t limit = context_index.has_value() ? context_index->numel() : contexts.size(0);
+  const Tensor indices = checked_int64("batch_indices", batch_indices, limit, "examples");
+  std::vector<std::optional<Examples>> examples(population.models());
+  for_each_model(population, [&](int64_t i) {
+    examples[i].emplace(read_examples("contexts", contexts, "targets", targets, context_index, shape.vocab_size,
+                                      indices.const_data_ptr<int64_t>() + i * count, count));
+    if (shape.is_bigram()) number_by_token(&*examples[i], count);
+  });
+
+  int64_t rows = 0, most_memory = 0;
+  for (const auto& data : examples) {
+    rows = std::max(rows, std::min(size, data->contexts.rows));
+    most_memory = std::max(most_memory, whole_lines<int32_t>(batch_memory(data->contexts, size)));
+  }
+  check_table_rows(shape, rows);
+  const cpu::BatchSizes most{rows, shape.table_rows(rows), size};
+  return with_model_type(population.parameters[0], shape, [&]<typename Model>(Model*) {
+    return train_in_place<Model>(population, most, [&](const cpu::Turns& turns) {
+      return [&, memory = Workspace<int32_t>(turns.slots * most_memory)](int64_t i, int64_t slot) {
+        const Examples& data = *examples[i];
+        return [&data, size,
+                builder = BatchBuilder(data.contexts, size, memory.data() + slot * most_memory)](int64_t s) mutable {
+          return builder.build<typename Model::Value>(data.pairs.data() + s * size, size);
+        };
+      };
+    });
+  });
+}
+
 Tensor train_steps(std::vector<Tensor> parameters, std::vector<Tensor> state, const Tensor contexts,
                    const Tensor targets, const OptionalTensor context_index, const Tensor batch_indices,
                    const Tensor learning_rates, int64_t optimizer, double momentum, double beta1, double beta2,
                    double eps, double weight_decay, double max_grad_norm, double softcap, int64_t first_step) {
-  const TrainingOptions options = checked_options({static_cast<OptimizerKind>(optimizer), momentum, beta1, beta2, eps,
-                                                   weight_decay, max_grad_norm, softcap, first_step});
-  check_contexts(contexts);
-  const ModelShape shape = check_parameters(parameters, state, options, contexts.size(1));
-  const Tensor rates = checked_learning_rates(learning_rates);
-  const int64_t steps = rates.size(0);
-  check(batch_indices.dim() == 2 && batch_indices.size(0) == steps && batch_indices.size(1) > 0,
-        "batch_indices must have shape (S=", steps, ", B), got ", ShapeString(batch_indices));
-  const int64_t size = batch_indices.size(1), count = batch_indices.numel();
-  const int64_t limit = context_index.has_value() ? context_index->numel() : contexts.size(0);
-  const Tensor indices = checked_int64("batch_indices", batch_indices, limit, "examples");
-  const auto* examples = indices.const_data_ptr<int64_t>();
-  Examples data =
-      read_examples("contexts", contexts, "targets", targets, context_index, shape.vocab_size, examples, count);
-  if (shape.is_bigram()) number_by_token(&data, count);
+  const Population population = checked_model(std::move(parameters), std::move(state), contexts, learning_rates,
+                                              {static_cast<OptimizerKind>(optimizer), momentum, beta1, beta2, eps,
+                                               weight_decay, max_grad_norm, softcap, first_step});
+  check(batch_indices.dim() == 2 && batch_indices.size(0) == population.steps() && batch_indices.size(1) > 0,
+        "batch_indices must have shape (S=", population.steps(), ", B), got ", ShapeString(batch_indices));
+  return train_on_batches(population, contexts, targets, context_index, batch_indices);
+}
 
-  const int64_t rows = size < data.contexts.rows ? size : data.contexts.rows;
-  check_table_rows(shape, rows);
-  const Workspace<int32_t> memory(batch_memory(data.contexts, size));
-  BatchBuilder builder(data.contexts, size, memory.data());
-  const cpu::BatchSizes most{rows, shape.table_rows(rows), size};
-  return with_model(parameters, shape, softcap, [&]<typename Model>(Model* model) {
-    using T = typename Model::Value;
-    return train_in_place(model, parameters, state, options, rates, most,
-                          [&](int64_t s) { return builder.build<T>(data.pairs.data() + s * size, size); });
-  });
+Tensor train_population(std::vector<Tensor> parameters, std::vector<Tensor> state, const Tensor contexts,
+                        const Tensor targets, const OptionalTensor context_index, const Tensor batch_indices,
+                        const Tensor learning_rates, int64_t optimizer, const Tensor options,
+                        const Tensor first_steps) {
+  const Population population = checked_population(std::move(parameters), std::move(state), contexts, learning_rates,
+                                                   optimizer, options, first_steps);
+  const int64_t models = population.models(), steps = population.steps();
+  check(batch_indices.dim() == 3 && batch_indices.size(0) == models && batch_indices.size(1) == steps &&
+            batch_indices.size(2) > 0,
+        "batch_indices must have shape (M=", models, ", S=", steps, ", B), got ", ShapeString(batch_indices));
+  return train_on_batches(population, contexts, targets, context_index, batch_indices);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, ops) { ops.impl("train_steps", TORCH_BOX(&train_steps)); }
+STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, ops) {
+  ops.impl("train_steps", TORCH_BOX(&train_steps));
+  ops.impl("train_population", TORCH_BOX(&train_population));
+}
 
 }  // namespace charlm

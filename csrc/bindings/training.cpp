@@ -79,6 +79,10 @@ TrainingOptions checked_options(const TrainingOptions& options) {
   return options;
 }
 
+const char* parameter_name(const ModelShape& shape, size_t parameter) {
+  return shape.is_bigram() ? "weight" : kNames[parameter];
+}
+
 ModelShape check_parameters(Tensors parameters, Tensors state, const TrainingOptions& options, int64_t context_length) {
   check(parameters.size() == 1 || parameters.size() == 5 || parameters.size() == 6,
         "parameters must be weight; or embedding, weight1, bias1, weight2, bias2 and perhaps direct_weight; got ",
@@ -101,13 +105,6 @@ void check_contexts(const Tensor& contexts) {
   check(contexts.dim() == 2 && contexts.size(1) > 0, "contexts must have shape (N, T), got ", ShapeString(contexts));
 }
 
-Tensor checked_learning_rates(const Tensor& learning_rates) {
-  check(learning_rates.dim() == 1, "learning_rates must have shape (S,), got ", ShapeString(learning_rates));
-  check_on_cpu("learning_rates", learning_rates);
-  check_floating("learning_rates", learning_rates);
-  return contiguous_as(learning_rates, ScalarType::Double);
-}
-
 template <typename T>
 Update<T> update_as(const TrainingOptions& options) {
   Update<T> update;
@@ -122,15 +119,22 @@ Update<T> update_as(const TrainingOptions& options) {
 }
 
 template <typename T>
-void set_learning_rate(const TrainingOptions& options, int64_t s, double rate, Update<T>* update) {
-  const double step = static_cast<double>(options.first_step) + static_cast<double>(s + 1);
-  const double step_size = rate / (1 - std::pow(options.beta1, step));
-  if (!fits<T>(rate) || !fits<T>(step_size)) [[unlikely]] {
-    option_as<T>(concatenate("learning_rates[", s, "]").c_str(), fits<T>(rate) ? step_size : rate);
+std::vector<Rates<T>> rates_as(const TrainingOptions& options, const Tensor& learning_rates, int64_t model) {
+  const bool has_row = learning_rates.dim() == 2;
+  const int64_t steps = learning_rates.size(learning_rates.dim() - 1);
+  const double* values = learning_rates.const_data_ptr<double>() + (has_row ? model * steps : 0);
+  std::vector<Rates<T>> result(steps);
+  for (int64_t s = 0; s < steps; ++s) {
+    const double step = static_cast<double>(options.first_step) + static_cast<double>(s + 1);
+    const double rate = values[s], step_size = rate / (1 - std::pow(options.beta1, step));
+    if (!fits<T>(rate) || !fits<T>(step_size)) [[unlikely]] {
+      const std::string row = has_row ? concatenate(model, ", ") : "";
+      option_as<T>(concatenate("learning_rates[", row, s, "]").c_str(), fits<T>(rate) ? step_size : rate);
+    }
+    result[s] = {static_cast<T>(rate), static_cast<T>(step_size),
+                 static_cast<T>(1 / std::sqrt(1 - std::pow(options.beta2, step)))};
   }
-  update->learning_rate = static_cast<T>(rate);
-  update->step_size = static_cast<T>(step_size);
-  update->inverse_second_moment = static_cast<T>(1 / std::sqrt(1 - std::pow(options.beta2, step)));
+  return result;
 }
 
 template <typename T>
@@ -172,10 +176,10 @@ void took_branch_of(const cpu::BigramModel<T>& model) {
   }
 }
 
-#define CHARLM_TRAINING(T)                                                              \
-  template Update<T> update_as(const TrainingOptions&);                                 \
-  template void set_learning_rate(const TrainingOptions&, int64_t, double, Update<T>*); \
-  template void took_branch_of(const cpu::MlpModel<T>&);                                \
+#define CHARLM_TRAINING(T)                                                                 \
+  template Update<T> update_as(const TrainingOptions&);                                    \
+  template std::vector<Rates<T>> rates_as(const TrainingOptions&, const Tensor&, int64_t); \
+  template void took_branch_of(const cpu::MlpModel<T>&);                                   \
   template void took_branch_of(const cpu::BigramModel<T>&);
 CHARLM_TRAINING(float)
 CHARLM_TRAINING(double)

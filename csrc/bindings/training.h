@@ -19,20 +19,20 @@ struct TrainingOptions {
 };
 // Throws ValueError unless each is in its range.
 TrainingOptions checked_options(const TrainingOptions& options);
-// As numbers of T, which they must be.
+// As numbers of T, which they must be: all but the rates.
 template <typename T>
 Update<T> update_as(const TrainingOptions& options);
-// For step s of a call.
+// Of every step of a model: learning_rates (S,), or (M, S) of which it has row `model`.
 template <typename T>
-void set_learning_rate(const TrainingOptions& options, int64_t s, double rate, Update<T>* update);
+std::vector<Rates<T>> rates_as(const TrainingOptions& options, const Tensor& learning_rates, int64_t model);
 
 using Tensors = std::span<const Tensor>;
 
 // They are numbered in 32 bits.
 void check_table_rows(const ModelShape& shape, int64_t contexts);
+const char* parameter_name(const ModelShape& shape, size_t parameter);
 ModelShape check_parameters(Tensors parameters, Tensors state, const TrainingOptions& options, int64_t context_length);
 void check_contexts(const Tensor& contexts);
-Tensor checked_learning_rates(const Tensor& learning_rates);
 
 // Reports which way the last step of a model went.
 template <typename T>
@@ -53,37 +53,19 @@ std::vector<T*> write_pointers(Tensors tensors) {
   return result;
 }
 
-// Trains in place, a step for each learning rate: batch_at(s) is the batch of step s. Returns the losses.
-template <typename Model, typename BatchAt>
-Tensor train_in_place(Model* model, Tensors parameters, Tensors state, const TrainingOptions& options,
-                      const Tensor& learning_rates, const cpu::BatchSizes& most, const BatchAt& batch_at) {
-  using T = typename Model::Value;
-  const double* rates = learning_rates.const_data_ptr<double>();
-  const Tensor losses = allocate({learning_rates.numel()}, kDtype<T>);
-  const auto pointers = write_pointers<T>(parameters), state_pointers = write_pointers<T>(state);
-  Update<T> update = update_as<T>(options);
-  cpu::train<T>(model, pointers, state_pointers, &update, learning_rates.numel(), most,
-                losses.template mutable_data_ptr<T>(), [&](int64_t s) {
-                  set_learning_rate(options, s, rates[s], &update);
-                  return batch_at(s);
-                });
-  if (learning_rates.numel() > 0) took_branch_of(*model);
-  return losses;
-}
-
-// function(model), which has the kind and the dtype of the parameters.
+// function(Model*), null, of the kind of the model and the dtype of its parameters.
 template <typename Function>
-auto with_model(Tensors parameters, const ModelShape& shape, double softcap, const Function& function) {
+auto with_model_type(const Tensor& parameter, const ModelShape& shape, const Function& function) {
   const FlushDenormals flush;
-  return dispatch_compute_type(parameters[0], [&](auto type) {
+  return dispatch_compute_type(parameter, [&](auto type) {
     using T = decltype(type);
-    if (shape.is_bigram()) {
-      cpu::BigramModel<T> model(shape);
-      return function(&model);
-    }
-    cpu::MlpModel<T> model(shape, option_as<T>("softcap", softcap));
-    return function(&model);
+    return shape.is_bigram() ? function(static_cast<cpu::BigramModel<T>*>(nullptr))
+                             : function(static_cast<cpu::MlpModel<T>*>(nullptr));
   });
+}
+template <typename Model>
+Model make_model(const ModelShape& shape, double softcap) {
+  return Model(shape, option_as<typename Model::Value>("softcap", softcap));
 }
 
 }  // namespace charlm

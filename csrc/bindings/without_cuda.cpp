@@ -24,6 +24,8 @@ constexpr const char* kOps[] = {
     "mlp_cross_entropy_backward",
     "train_steps",
     "train_full_steps",
+    "train_population",
+    "train_full_population",
     "evaluate_full",
 };
 

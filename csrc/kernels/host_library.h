@@ -22,6 +22,13 @@ void release(void* memory, size_t bytes);
 
 }  // namespace host
 
+// As many values, or a few more: whole cache lines.
+template <typename T>
+constexpr int64_t whole_lines(int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  return (count + kLine - 1) / kLine * kLine;
+}
+
 // Bytes that are worth waking a thread for.
 inline constexpr int64_t kByteGrain = 1 << 20;
 

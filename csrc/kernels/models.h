@@ -1,25 +1,15 @@
 // Models as what trains and evaluates them has them: parameters in one array, and a step on a batch.
 #pragma once
 
+#include <atomic>
 #include <span>
 
 #include "kernels/bigram.h"
 #include "kernels/host_library.h"
 #include "kernels/mlp_step.h"
+#include "kernels/model_shape.h"
 
 namespace charlm {
-
-// Sizes of a model. A bigram has one parameter and no hidden layer.
-struct ModelShape {
-  int64_t vocab_size = 0, context_length = 0, embedding_dim = 0, hidden_dim = 0;
-  bool direct = false;
-
-  bool is_bigram() const { return hidden_dim == 0; }
-  // The most tokens, each at a position, that so many contexts have between them.
-  int64_t table_rows(int64_t contexts) const {
-    return (contexts < vocab_size ? contexts : vocab_size) * context_length;
-  }
-};
 
 namespace cpu {
 
@@ -66,6 +56,11 @@ class MlpModel {
     return kernels_.step(step_);
   }
   const MlpStep<T>& last_step() const { return step_; }
+  // The most threads that a step is shared out to.
+  int64_t shares(const BatchSizes& most) const {
+    const MlpTiling tiling(step_.layout, most.rows);
+    return tiling.slots > tiling.class_slots ? tiling.slots : tiling.class_slots;
+  }
 
  private:
   template <typename U>
@@ -81,7 +76,8 @@ template <typename T>
 class BigramModel {
  public:
   using Value = T;
-  explicit BigramModel(const ModelShape& shape) : kernels_(select<BigramKernels<T>>()) {
+  // Without a softcap: it is 0.
+  BigramModel(const ModelShape& shape, T) : kernels_(select<BigramKernels<T>>()) {
     step_.classes = kernels_.classes(shape.vocab_size);
   }
 
@@ -104,6 +100,7 @@ class BigramModel {
     return kernels_.step(step_);
   }
   const BigramStep<T>& last_step() const { return step_; }
+  int64_t shares(const BatchSizes&) const { return 1; }
 
  private:
   void copy_rows(const T* in, int64_t in_stride, T* out, int64_t out_stride) const {
@@ -130,25 +127,75 @@ double evaluate(Model* model, Pointers<const T> parameters, const ContextBatch<T
   return loss;
 }
 
-// Steps in place, one after the other: prepare(s) returns the batch of step s, and may change the update for it. losses
-// (steps,) are those before each step. Parameters and state are packed first, and written back at the end.
-template <typename T, typename Model, typename Prepare>
-void train(Model* model, Pointers<T> parameters, Pointers<T> state, Update<T>* update, int64_t steps,
-           const BatchSizes& most, T* losses, const Prepare& prepare) {
-  const auto states = static_cast<int64_t>(state.size() / parameters.size());
-  const ZeroedWorkspace<T> memory(model->size() * (2 + states));
-  const auto flat = [&](int64_t i) { return memory.data() + i * model->size(); };
-  const auto state_at = [&](int64_t i) { return state.subspan(i * parameters.size(), parameters.size()); };
-  model->pack(parameters, flat(0));
-  for (int64_t i = 0; i < states; ++i) model->pack(state_at(i), flat(2 + i));
-  update->state1 = flat(2);
-  update->state2 = flat(3);
-  const Workspace<T> workspace(model->workspace(most));
-  for (int64_t s = 0; s < steps; ++s) {
-    losses[s] = static_cast<T>(model->step(prepare(s), flat(0), flat(1), update, workspace.data()));
+// Which of several models are trained when.
+struct Turns {
+  int64_t models;
+  int64_t together;  // the first so many, each by the thread that is free next; then the others, each by all threads
+  int64_t slots;     // models at a time
+
+  // `shares`: the most threads that a step is shared out to. A last round of few models would leave most threads
+  // without work; where they share the steps, about half of them is lost to waiting for each other.
+  Turns(int64_t models, int64_t shares) : models(models) {
+    const int64_t threads = host::threads(), rest = models % threads;
+    const bool shared = shares > 1 && 2 * rest <= (shares < threads ? shares : threads);
+    together = shared ? models - rest : models;
+    slots = together < 1 ? 1 : together < threads ? together : threads;
   }
-  model->unpack(flat(0), parameters);
-  for (int64_t i = 0; i < states; ++i) model->unpack(flat(2 + i), state_at(i));
+
+  // train(model, slot); at any time each slot has one model.
+  template <typename Train>
+  void run(const Train& train) const {
+    std::atomic<int64_t> next = 0;
+    for_each(slots, [&](int64_t slot) {
+      for (int64_t model = next++; model < together; model = next++) train(model, slot);
+    });
+    for (int64_t model = together; model < models; ++model) train(model, int64_t{0});
+  }
+};
+
+// What is trained of a model: all of it is written back when its last step is done. In cache lines of its own, as the
+// next one is mostly another thread's.
+template <typename Model>
+struct alignas(64) Training {
+  using T = typename Model::Value;
+
+  Model model;
+  Pointers<T> parameters, state;
+  Update<T> update;       // but for rates and state
+  const Rates<T>* rates;  // (steps,)
+  T* losses;              // (steps,) those before each step
+};
+
+// Trains models of one shape in place: batches(i, slot) returns the function whose value at s is the batch of step s of
+// model i, in memory of the slot. Nothing is allocated once the first model is being trained.
+template <typename Model, typename Batches>
+void train(std::span<Training<Model>> trainings, int64_t steps, const Turns& turns, const BatchSizes& most,
+           const Batches& batches) {
+  using T = typename Model::Value;
+  const Training<Model>& first = trainings.front();
+  const int64_t tensors = first.parameters.size(), states = first.state.size() / tensors;
+  const int64_t size = first.model.size(), all = whole_lines<T>(size * (2 + states));
+  const int64_t space = whole_lines<T>(first.model.workspace(most));
+  const ZeroedWorkspace<T> memory(turns.slots * all);
+  const Workspace<T> workspace(turns.slots * space);
+  turns.run([&](int64_t i, int64_t slot) {
+    Training<Model>& training = trainings[i];
+    Model& model = training.model;
+    const auto flat = [&](int64_t part) { return memory.data() + slot * all + part * size; };
+    const auto state_at = [&](int64_t part) { return training.state.subspan(part * tensors, tensors); };
+    model.pack(training.parameters, flat(0));
+    for (int64_t part = 0; part < states; ++part) model.pack(state_at(part), flat(2 + part));
+    training.update.state1 = flat(2);
+    training.update.state2 = flat(3);
+    auto batch_at = batches(i, slot);
+    for (int64_t s = 0; s < steps; ++s) {
+      training.update.rates = training.rates[s];
+      training.losses[s] =
+          static_cast<T>(model.step(batch_at(s), flat(0), flat(1), &training.update, workspace.data() + slot * space));
+    }
+    model.unpack(flat(0), training.parameters);
+    for (int64_t part = 0; part < states; ++part) model.unpack(flat(2 + part), state_at(part));
+  });
 }
 
 }  // namespace cpu

@@ -15,6 +15,8 @@ namespace host {
 // first error of one of them.
 using Range = void (*)(const void* context, int64_t begin, int64_t end);
 void parallel_for(int64_t count, int64_t grain, Range function, const void* context);
+// The most of them that there are.
+int64_t threads();
 
 }  // namespace host
 

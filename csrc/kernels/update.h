@@ -15,18 +15,24 @@ namespace charlm {
 
 enum class OptimizerKind : int64_t { kSgd = 0, kAdamw = 1 };
 
+// What changes from step to step.
+template <typename T>
+struct Rates {
+  T learning_rate = 0;
+  T step_size = 0;              // learning_rate / (1 - beta1^k)
+  T inverse_second_moment = 0;  // 1 / sqrt(1 - beta2^k)
+};
+
 template <typename T>
 struct Update {
   OptimizerKind kind = OptimizerKind::kSgd;
-  T learning_rate = 0;
+  Rates<T> rates;
   T weight_decay = 0;
   T momentum = 0;  // SGD; 0: no state
   T beta1 = 0, beta2 = 0, eps = 0;
-  T step_size = 0;              // learning_rate / (1 - beta1^k)
-  T inverse_second_moment = 0;  // 1 / sqrt(1 - beta2^k)
-  T max_grad_norm = 0;          // 0: no clipping
-  T* state1 = nullptr;          // m, in the layout of the parameters
-  T* state2 = nullptr;          // v
+  T max_grad_norm = 0;  // 0: no clipping
+  T* state1 = nullptr;  // m, in the layout of the parameters
+  T* state2 = nullptr;  // v
 
   // A parameter whose gradient is zero does not change.
   CHARLM_SHARED_INLINE bool is_sparse() const {

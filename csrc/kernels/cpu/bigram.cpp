@@ -64,7 +64,7 @@ double step(const BigramStep<T>& p) {
     if (update_time == UpdateTime::kNever) continue;
     tile.backward(0, p.classes.count, shift, scale);
     tile.backward_targets(0, p.classes.count, target_logits, 1);
-    add_rows(p, tile, in_place ? -p.update->learning_rate : (T)1, in_place ? p.weight : p.gradient);
+    add_rows(p, tile, in_place ? -p.update->rates.learning_rate : (T)1, in_place ? p.weight : p.gradient);
   }
   if (in_place || update_time == UpdateTime::kNever) return loss;
   apply(*p.update, clip_scale(*p.update, p.gradient, size), p.weight, p.gradient, 0, size);

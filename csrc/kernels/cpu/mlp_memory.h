@@ -75,7 +75,7 @@ struct MlpMemory {
         tiling(problem.layout, rows),
         update_time(tiling.update_time(problem.update)),
         table_rows(table_rows),
-        step_scale(in_place() ? -problem.update->learning_rate : 1) {
+        step_scale(in_place() ? -problem.update->rates.learning_rate : 1) {
     Arena<T> arena{problem.workspace};
     embedded = arena.take(table_rows * (1 + layout.embedding_dim));
     embedded_gradient = arena.take(table_rows * layout.dims.padded());

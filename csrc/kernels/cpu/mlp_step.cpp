@@ -143,7 +143,7 @@ class Step {
     for (int64_t row = 0; row < m_.table_rows; ++row) {
       const int64_t offset = layout_.embedding() + p_.batch.tokens[row] * dim;
       for (int64_t d = 0; d < dim; ++d) {
-        p_.parameters[offset + d] -= p_.update->learning_rate * scale * p_.gradient[offset + d];
+        p_.parameters[offset + d] -= p_.update->rates.learning_rate * scale * p_.gradient[offset + d];
         p_.gradient[offset + d] = 0;
       }
     }

@@ -34,13 +34,13 @@ inline void sgd(const Update<T>& u, T scale, T* parameters, const T* gradient, T
         store(momentum + i, g);
       }
     }
-    store(parameters + i, p - u.learning_rate * g);
+    store(parameters + i, p - u.rates.learning_rate * g);
   }
 }
 
 template <typename T>
 inline void adamw(const Update<T>& u, T scale, T* parameters, const T* gradient, T* first, T* second, int64_t count) {
-  const T keep = 1 - u.learning_rate * u.weight_decay;
+  const T keep = 1 - u.rates.learning_rate * u.weight_decay;
   const T rest1 = 1 - u.beta1, rest2 = 1 - u.beta2;
   for (int64_t i = 0; i < count; i += kWidth<T>) {
     const Vec<T> g = load(gradient + i) * scale;
@@ -48,9 +48,9 @@ inline void adamw(const Update<T>& u, T scale, T* parameters, const T* gradient,
     const Vec<T> v = load(second + i) * u.beta2 + g * g * rest2;
     store(first + i, m);
     store(second + i, v);
-    const Vec<T> denominator = square_root(v) * u.inverse_second_moment + u.eps;
+    const Vec<T> denominator = square_root(v) * u.rates.inverse_second_moment + u.eps;
     const Vec<T> quotient = m / denominator;
-    store(parameters + i, load(parameters + i) * keep - u.step_size * (m == 0 ? m : quotient));
+    store(parameters + i, load(parameters + i) * keep - u.rates.step_size * (m == 0 ? m : quotient));
   }
 }
 
