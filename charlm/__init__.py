@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from charlm.configuration import TrainingConfig
     from charlm.evaluation import evaluate
     from charlm.models import MLP, CountBigram, NeuralBigram
+    from charlm.population import Population
     from charlm.presets import PRESETS
     from charlm.sampler import sample
     from charlm.scoring import score
@@ -42,6 +43,7 @@ __all__ = [
     "CountBigram",
     "NeuralBigram",
     "NonFiniteLossError",
+    "Population",
     "Trainer",
     "TrainingConfig",
     "TrainingRun",
@@ -72,6 +74,7 @@ _HOMES = {
     "CountBigram": "models",
     "NeuralBigram": "models",
     "NonFiniteLossError": "trainer",
+    "Population": "population",
     "Trainer": "trainer",
     "TrainingConfig": "configuration",
     "TrainingRun": "training_run",

@@ -8,7 +8,7 @@ from torch import Tensor
 from charlm._memory import check_memory
 from charlm._rules import check
 
-# Indices drawn at a time: 8 MiB.
+# Indices of a block: 8 MiB, if they were drawn at once.
 _BLOCK_ELEMENTS = 1 << 20
 
 
@@ -17,7 +17,8 @@ class BatchSampler:
 
     Rows come in blocks, each `torch.randint(num_examples, (S, B), generator=g)` on the CPU with S = 2^20 // B, at least
     1. The first block is drawn from `g = torch.Generator().manual_seed(seed)`, and the state of g is remembered as it
-    was before the current block: with the step it determines everything that follows.
+    was before the current block: with the step it determines everything that follows. Rows are drawn as they are read,
+    which gives the numbers of the whole block: hundreds of samplers take no more memory than what is read of them.
 
     Args:
         num_examples: N >= 1.
@@ -37,7 +38,12 @@ class BatchSampler:
         self._batch_size = batch_size
         self._rows = max(1, _BLOCK_ELEMENTS // batch_size)
         self._generator = torch.Generator().manual_seed(int(seed))
+        self._drawn = 0
         self._start_block(0)
+
+    def rows_left(self, step: int) -> int:
+        """How many rows the block of `step` has from there on."""
+        return self._rows - step % self._rows
 
     def read(self, step: int, steps: int) -> Tensor:
         """The indices (S, B), int64, of the steps from `step` on; 1 <= S <= steps, as many as the block of `step` has.
@@ -45,11 +51,15 @@ class BatchSampler:
         Steps are read forwards: `step` is not before the current block.
         """
         while step >= self._start + self._rows:
-            # Drawing is what moves the generator on, also past a block of which no row was used.
-            self._indices()
+            # Drawing is what moves the generator on, also past rows that nobody reads.
+            self._draw(self._rows - self._drawn)
             self._start_block(self._start + self._rows)
         offset = step - self._start
-        return self._indices()[offset : offset + steps]
+        if offset < self._drawn:
+            self._generator.set_state(self._state)
+            self._drawn = 0
+        self._draw(offset - self._drawn)
+        return self._draw(min(steps, self._rows - offset))
 
     def state_dict(self) -> dict[str, Tensor]:
         """`generator` (uint8), its state before the current block, and `start`, the first step of that block."""
@@ -73,10 +83,9 @@ class BatchSampler:
     def _start_block(self, start: int) -> None:
         self._start = start
         self._state = self._generator.get_state()
-        self._block: Tensor | None = None
+        self._drawn = 0
 
-    def _indices(self) -> Tensor:
-        if self._block is None:
-            shape = (self._rows, self._batch_size)
-            self._block = torch.randint(self._num_examples, shape, generator=self._generator, device="cpu")
-        return self._block
+    def _draw(self, rows: int) -> Tensor:
+        """The next rows of the current block."""
+        self._drawn += rows
+        return torch.randint(self._num_examples, (rows, self._batch_size), generator=self._generator, device="cpu")

@@ -143,6 +143,11 @@ class TrainingConfig(OptimizerOptions):
         paths = {name: getattr(self, name) for name in KEPT_TEXTS}
         return {name: kept[name] if kept and path == STANDARD_INPUT else path for name, path in paths.items()}
 
+    def data_options(self) -> tuple[object, ...]:
+        """All that `load_data` depends on: where it is equal, configurations have the same data."""
+        names = (*KEPT_TEXTS, "mode", "split", "split_seed", "tokens", "limit_vocab", "min_count", "encoding")
+        return (self.model == "mlp", self._contexts, *(getattr(self, name) for name in names))
+
     @property
     def _contexts(self) -> int:
         return self.context_length if self.model == "mlp" else 1

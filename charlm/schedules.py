@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,20 +63,26 @@ class Schedule:
 
     def __call__(self, step: int) -> float:
         """The learning rate of `step`."""
-        rate = float(self.learning_rate)
-        if step < self.warmup_steps:
-            return rate * (step + 1) / self.warmup_steps
-        if self.name == "step":
-            return rate * self.decay_factor ** sum(milestone <= step for milestone in self._milestones())
-        if self.name == "cosine":
-            return rate * (1.0 + math.cos(math.pi * self._progress(step))) / 2.0
-        if self.name == "linear":
-            return rate * (1.0 - self._progress(step))
-        return rate
+        return self.range(step, 1).item()
 
     def range(self, start: int, steps: int) -> Tensor:
         """The learning rates (steps,) in float64 of the steps from `start` on."""
-        return torch.tensor([self(step) for step in range(start, start + steps)], dtype=torch.float64, device="cpu")
+        rate = float(self.learning_rate)
+        step = torch.arange(start, start + steps, device="cpu")
+        if self.name == "step":
+            milestones = torch.tensor(self._milestones(), dtype=torch.int64, device="cpu")
+            after = [rate * self.decay_factor**passed for passed in range(len(milestones) + 1)]
+            rates = _numbers(after)[torch.bucketize(step, milestones, right=True)]
+        elif self.name == "cosine":
+            # Of math: how torch's cosine rounds depends on the machine.
+            rates = rate * (1.0 + _numbers(map(math.cos, (math.pi * self._progress(step)).tolist()))) / 2.0
+        elif self.name == "linear":
+            rates = rate * (1.0 - self._progress(step))
+        else:
+            rates = torch.full((steps,), rate, dtype=torch.float64, device="cpu")
+        if start < self.warmup_steps:
+            rates = torch.where(step < self.warmup_steps, rate * (step.double() + 1) / self.warmup_steps, rates)
+        return rates
 
     def _last_rate(self) -> float:
         """The rate of "step" after all milestones."""
@@ -91,6 +97,10 @@ class Schedule:
         assert self.total_steps is not None
         return (self.total_steps // 2,)
 
-    def _progress(self, step: int) -> float:
+    def _progress(self, step: Tensor) -> Tensor:
         assert self.total_steps is not None
-        return min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
+        return ((step - self.warmup_steps).double() / (self.total_steps - self.warmup_steps)).clamp(max=1.0)
+
+
+def _numbers(values: Iterable[float]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.float64, device="cpu")

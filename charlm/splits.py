@@ -128,6 +128,7 @@ class Split:
         self.ends = ends
         self.context_length = context_length
         self.vocab_size = vocab_size
+        self._kept: dict[tuple[int, bool], Distinct] = {}
 
     def __len__(self) -> int:
         """N, the number of examples."""
@@ -216,6 +217,12 @@ class Split:
         )
         contexts = self._windows()[to_tensor(starts, torch.int64)]
         return Distinct(contexts, to_tensor(index, ends.dtype), counts)
+
+    def kept_distinct(self, step: int = 1, *, with_index: bool = True) -> Distinct:
+        """The same, computed once and kept with the split, for all who train on it or are measured on it."""
+        if (step, with_index) not in self._kept:
+            self._kept[step, with_index] = self.distinct(step, with_index=with_index)
+        return self._kept[step, with_index]
 
     def _windows(self) -> Tensor:
         return self.tokens.unfold(0, self.context_length, 1)

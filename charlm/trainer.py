@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from charlm import distributed, optimizers
 from charlm._rules import check, check_type, shown
 from charlm.backends import BACKENDS, default_backend, why_no_kernels
 from charlm.batches import BatchSampler
-from charlm.data import Dataset, Distinct
+from charlm.data import Dataset
 from charlm.evaluation import evaluate
 from charlm.interrupts import deferred_interrupt
 from charlm.models import LanguageModel
@@ -133,7 +134,6 @@ class Trainer:
             seed=seed,
         )
         self._processes.copy_from_first(self.model.state_dict().values())
-        self._distinct: dict[str, Distinct] = {}
         self._chunk_steps = 1
         self.step = 0
         self.losses = self._no_losses()
@@ -165,9 +165,9 @@ class Trainer:
                     now = time.monotonic()
                     # Processes stop at the same step: Ctrl-C is pressed for all of them.
                     signum, self._chunk_steps = self._processes.largest(
-                        interrupt.pending, _next_chunk(len(chunks[-1]), now - started)
+                        interrupt.pending, next_chunk(len(chunks[-1]), now - started)
                     )
-                    if on_progress is not None and (self.step == end or now - reported >= _CHUNK_SECONDS):
+                    if on_progress is not None and (self.step == end or report_is_due(now - reported)):
                         on_progress(self.step, chunks[-1][-1].item())
                         reported = now
                     if signum:
@@ -186,10 +186,9 @@ class Trainer:
         """
         if not isinstance(split, str) or split not in ("train", "dev", "test"):
             raise ValueError(f"split must be one of train, dev, test, got {split!r}")
-        if split not in self._distinct:
-            self._distinct[split] = getattr(self.dataset, split).distinct(self.evaluation_step(split), with_index=False)
+        distinct = getattr(self.dataset, split).kept_distinct(self.evaluation_step(split), with_index=False)
         with deferred_interrupt() if self._processes.size > 1 else nullcontext():
-            return evaluate(self._backend.model, self._distinct[split], self._processes)
+            return evaluate(self._backend.model, distinct, self._processes)
 
     def evaluation_step(self, split: str) -> int:
         """k, where `evaluate` looks at the examples 0, k, 2 k, ... of a split: 1 is all of them."""
@@ -242,19 +241,36 @@ class Trainer:
         }
 
     def _run_chunk(self, steps: int) -> Tensor:
-        indices = None if self._batches is None else self._batches.read(self.step, steps)
-        steps = steps if indices is None else len(indices)
-        first = self.step
+        batches, rates = self._next_steps(min(steps, self._most_steps()))
         try:
-            losses = self._backend.run(indices, self.schedule.range(first, steps)).cpu()
-        except RuntimeError as error:
+            outcome: Tensor | Exception = self._backend.run(batches, rates)
+        except Exception as error:
+            outcome = error
+        return self._made(outcome)
+
+    # A chunk in parts: charlm.Population has the chunks of many trainers made in one call.
+
+    def _most_steps(self) -> int:
+        """How many steps a chunk can have."""
+        return sys.maxsize if self._batches is None else self._batches.rows_left(self.step)
+
+    def _next_steps(self, steps: int) -> tuple[Tensor | None, Tensor]:
+        """What the backend makes the next steps with: batches and learning rates."""
+        batches = None if self._batches is None else self._batches.read(self.step, steps)
+        return batches, self.schedule.range(self.step, steps)
+
+    def _made(self, outcome: Tensor | Exception) -> Tensor:
+        """Counts the steps that the backend has made; returns their losses, or raises what is wrong with them."""
+        first = self.step
+        if isinstance(outcome, Exception):
             # How torch refuses a rate, or what follows from it, that the parameters' dtype cannot hold.
-            if "without overflow" not in str(error):
-                raise
+            if not isinstance(outcome, RuntimeError) or "without overflow" not in str(outcome):
+                raise outcome
             raise NonFiniteLossError(
                 f"the steps from {first} on overflow at learning rate {self.schedule(first):g}: lower learning_rate"
-            ) from error
-        self.step += steps
+            ) from outcome
+        losses = outcome.cpu()
+        self.step += len(losses)
         finite = losses.isfinite()
         if not finite.all():
             bad = int(finite.logical_not().nonzero()[0])
@@ -315,6 +331,11 @@ def _check_steps(name: str, value: Tensor, step: int) -> None:
         raise ValueError(f"optimizer state {name!r} must be {step}, the steps done, got {count}")
 
 
-def _next_chunk(steps: int, seconds: float) -> int:
+def next_chunk(steps: int, seconds: float) -> int:
     """The number of steps that takes about `_CHUNK_SECONDS`; grows tenfold at most, as the first steps are slow."""
     return max(1, min(10 * steps, int(steps * _CHUNK_SECONDS / max(seconds, 1e-9))))
+
+
+def report_is_due(seconds: float) -> bool:
+    """Whether the last report of progress was long enough ago."""
+    return seconds >= _CHUNK_SECONDS

@@ -31,7 +31,7 @@ LAYERS = [
     {"sampler"},
     {"trainer"},
     {"configuration"},
-    {"presets", "checkpoint", "plots", "tensorboard", "export"},
+    {"presets", "population", "checkpoint", "plots", "tensorboard", "export"},
     {"benchmark", "training_run"},
     {"cli"},
     {"__main__"},

@@ -96,8 +96,14 @@ LARGE_SAMPLES = {
     ),
     "linear_log_probs, few rows": linear_log_probs_sample(31, 67, 5003, dtype=torch.float32),
 }
-# The engine's, which have no gradient: tests/test_engine.py.
-ENGINE_OPS = {"charlm::train_steps", "charlm::train_full_steps", "charlm::evaluate_full"}
+# The engine's, which have no gradient: tests/test_engine.py and tests/test_population.py.
+ENGINE_OPS = {
+    "charlm::train_steps",
+    "charlm::train_full_steps",
+    "charlm::train_population",
+    "charlm::train_full_population",
+    "charlm::evaluate_full",
+}
 INNER_OPS = {"charlm::multiply_add"}  # which the others call
 CPU_OPS = {"charlm::linear_log_probs_backward_"}
 every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)

@@ -11,6 +11,7 @@ import torch
 from charlm.backends.base import Backend, why_no_kernels
 from charlm.backends.eager import CompileBackend, EagerBackend, OpsBackend
 from charlm.backends.fused import FusedBackend
+from charlm.backends.together import run_together
 from charlm.distributed import Processes
 from charlm.models import LanguageModel, engine_parameters
 
@@ -22,6 +23,7 @@ __all__ = [
     "FusedBackend",
     "OpsBackend",
     "default_backend",
+    "run_together",
     "why_no_kernels",
 ]
 

@@ -108,7 +108,7 @@ class EagerBackend:
     def _full_batch(self) -> Iterable[tuple[Tensor, Tensor]]:
         """This process' distinct contexts (U, T), their target probabilities (U, V), in parts that fit into memory."""
         if self._distinct is None:
-            self._distinct = self._split.distinct(with_index=False)
+            self._distinct = self._split.kept_distinct(with_index=False)
             own = self._processes.shard(len(self._distinct))
             if (own.stop - own.start) * self.model.vocab_size <= _LOGITS_AT_ONCE:
                 self._only_part = list(self._parts(self._distinct))
