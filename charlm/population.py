@@ -127,12 +127,13 @@ class Population:
                         reported = now
                     if interrupt.pending:
                         interrupt.deliver(interrupt.pending)
-                chunks.append(self._no_losses(steps - done))
             finally:
                 self.losses = torch.cat(chunks, dim=1)
-                for trainer, losses in zip(self.trainers, self.losses[:, :done], strict=True):
+                for trainer, losses in zip(self.trainers, self.losses, strict=True):
                     dtype = next(trainer.model.parameters()).dtype
-                    trainer.losses = losses[: int(losses.isfinite().cumprod(0).sum())].to(dtype)
+                    trainer.losses = losses[: _finite(losses)].to(dtype)
+        # Where all have ended early.
+        self.losses = torch.cat([self.losses, self._no_losses(steps - done)], dim=1)
         return self.losses
 
     def evaluate(self, split: str) -> Tensor:
@@ -195,8 +196,8 @@ class Population:
                 self.errors[number] = error
                 if isinstance(outcome, Tensor):
                     # What comes after the first that is not finite depends on how long the chunk was.
-                    finite = int(outcome.isfinite().cumprod(0).sum())
-                    chunks[-1][number, : finite + 1] = outcome[: finite + 1]
+                    made = _finite(outcome) + 1
+                    chunks[-1][number, :made] = outcome[:made]
             except Exception as error:
                 refused = refused or error
         if refused is not None:
@@ -206,6 +207,11 @@ class Population:
         """(M, steps) of NaN."""
         dtypes = (next(trainer.model.parameters()).dtype for trainer in self.trainers)
         return torch.full((len(self), steps), math.nan, dtype=reduce(torch.promote_types, dtypes), device="cpu")
+
+
+def _finite(losses: Tensor) -> int:
+    """How many losses there are before the first that is not finite."""
+    return int(losses.isfinite().cumprod(0).sum())
 
 
 def _check_different(trainers: Sequence[Trainer]) -> None:

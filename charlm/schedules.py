@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -67,20 +68,22 @@ class Schedule:
 
     def range(self, start: int, steps: int) -> Tensor:
         """The learning rates (steps,) in float64 of the steps from `start` on."""
-        rate = float(self.learning_rate)
-        step = torch.arange(start, start + steps, device="cpu")
-        if self.name == "step":
-            milestones = torch.tensor(self._milestones(), dtype=torch.int64, device="cpu")
-            after = [rate * self.decay_factor**passed for passed in range(len(milestones) + 1)]
-            rates = _numbers(after)[torch.bucketize(step, milestones, right=True)]
-        elif self.name == "cosine":
-            # Of math: how torch's cosine rounds depends on the machine.
-            rates = rate * (1.0 + _numbers(map(math.cos, (math.pi * self._progress(step)).tolist()))) / 2.0
-        elif self.name == "linear":
-            rates = rate * (1.0 - self._progress(step))
-        else:
+        rate, end = float(self.learning_rate), start + steps
+        if self.name in ("constant", "step"):
             rates = torch.full((steps,), rate, dtype=torch.float64, device="cpu")
+            milestones = self._milestones() if self.name == "step" else ()
+            for passed in range(max(1, bisect_right(milestones, start)), bisect_left(milestones, end) + 1):
+                rates[max(0, milestones[passed - 1] - start) :] = rate * self.decay_factor**passed
+        else:
+            progress = self._progress(torch.arange(start, end, device="cpu"))
+            # Cosines of math: how torch's are rounded depends on the machine.
+            rates = rate * (
+                (1.0 + _numbers(map(math.cos, (math.pi * progress).tolist()))) / 2.0
+                if self.name == "cosine"
+                else 1.0 - progress
+            )
         if start < self.warmup_steps:
+            step = torch.arange(start, end, device="cpu")
             rates = torch.where(step < self.warmup_steps, rate * (step.double() + 1) / self.warmup_steps, rates)
         return rates
 
