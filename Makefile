@@ -46,7 +46,7 @@ SANITIZED := build/sanitize
 SANITIZERS = $(foreach name,libasan.so libubsan.so libstdc++.so,$(shell $${CC:-gcc} -print-file-name=$(name)))
 OPS := $(filter-out reference,$(basename $(notdir $(wildcard charlm/ops/[a-z]*.py))))
 SANITIZED_TESTS := $(patsubst %,tests/test_%.py,$(OPS) bad_input constraints data_errors direct_calls direct_losses engine \
-  engine_branches kept loss_edges memory text text_sampler token_weights uncounted_rows zero_sizes)
+  engine_branches engine_population kept loss_edges memory text text_sampler token_weights uncounted_rows zero_sizes)
 
 sanitize: $(VENV)/.tools
 	CHARLM_SANITIZE=1 CHARLM_CUDA=0 CHARLM_ISA=auto $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib

@@ -32,7 +32,7 @@ class Population:
             [replace(charlm.PRESETS["fast"], learning_rate=rate) for rate in (0.03, 0.1, 0.3)]
         )
         losses = population.run(2_000)
-        best = population.trainers[population.evaluate("dev").argmin()]
+        best = population.trainers[int(population.evaluate("dev").nan_to_num(math.inf).argmin())]
 
     Args:
         trainers: M of them, each once. They stay what they are, and may be at different steps.

@@ -56,9 +56,25 @@ DEVICE = "tests/test_cuda_device.py::test_"
 CONTRACT = "tests/test_op_contract.py::test_"
 ENGINE = "tests/test_engine.py::test_"
 BRANCHES = "tests/test_engine_branches.py::test_"
+ENGINE_POPULATION = "tests/test_engine_population.py::test_"
 TRAINING = "tests/test_training.py::test_"
+POPULATION = "tests/test_population.py::test_"
 
 KERNELS = [
+    Fault(
+        "models that are trained at the same time share their memory",
+        "csrc/kernels/models.h",
+        "memory.data() + slot * all + part * size",
+        "memory.data() + part * size",
+        (ENGINE_POPULATION + "every_model_has_the_bits_of_its_own_call",),
+    ),
+    Fault(
+        "the models that come after the others are left out",
+        "csrc/kernels/models.h",
+        "for (int64_t model = together; model < models; ++model) train(model, int64_t{0});",
+        "",
+        (ENGINE_POPULATION + "any_number_of_models_on_any_number_of_threads",),
+    ),
     Fault(
         "the tail of a row counts lanes that are not there",
         "csrc/kernels/cpu/cross_entropy_tile.h",
@@ -174,8 +190,8 @@ KERNELS = [
     Fault(
         "AdamW has no weight decay",
         "csrc/kernels/cpu/optimizer.h",
-        "load(parameters + i) * keep - u.step_size",
-        "load(parameters + i) - u.step_size",
+        "load(parameters + i) * keep - u.rates.step_size",
+        "load(parameters + i) - u.rates.step_size",
         (ENGINE + "options_equal_eager",),
     ),
     Fault(
@@ -300,6 +316,30 @@ KERNELS = [
 ]
 
 BINDINGS = [
+    Fault(
+        "every model has the rates of the first",
+        "csrc/bindings/training.cpp",
+        "(has_row ? model * steps : 0)",
+        "(has_row ? 0 : 0)",
+        (ENGINE_POPULATION + "every_model_has_the_bits_of_its_own_call",),
+    ),
+    Fault(
+        "two models may be one piece of memory",
+        "csrc/bindings/population.h",
+        "  check_disjoint(population);\n",
+        "",
+        (
+            ENGINE_POPULATION + "bad_arguments_change_no_model",
+            ENGINE_POPULATION + "memory_in_common_is_found_wherever_it_is",
+        ),
+    ),
+    Fault(
+        "a model of another dtype is taken for one of the first's",
+        "csrc/bindings/population.cpp",
+        '        check_matches(parameter_name(shape, p), parameters[p], "model 0", first[0]);\n',
+        "",
+        (ENGINE_POPULATION + "bad_arguments_change_no_model",),
+    ),
     Fault(
         "a mean counts rows in the place of class weights",
         "csrc/kernels/cross_entropy.cpp",
@@ -465,18 +505,57 @@ PYTHON = [
     Fault(
         "blocks of batches that were skipped are not drawn",
         "charlm/batches.py",
-        "            self._indices()\n            self._start_block(self._start + self._rows)",
-        "            self._start_block(self._start + self._rows)",
-        (
-            TRAINING + "batches_are_the_plain_random_numbers_of_the_seed",
-            TRAINING + "a_batch_may_be_larger_than_a_block",
-        ),
+        "            self._draw(self._rows - self._drawn)\n",
+        "",
+        (TRAINING + "batches_are_the_plain_random_numbers_of_the_seed",),
+    ),
+    Fault(
+        "batches that are read again are others",
+        "charlm/batches.py",
+        "            self._generator.set_state(self._state)\n            self._drawn = 0\n",
+        "            self._drawn = offset\n",
+        (TRAINING + "batches_are_the_plain_random_numbers_of_the_seed",),
+    ),
+    Fault(
+        "models on two texts are trained on one of them",
+        "charlm/backends/fused.py",
+        "self._kind = (*kind, state_names(options), split)",
+        "self._kind = (*kind, state_names(options))",
+        (POPULATION + "configurations_share_what_they_read",),
+    ),
+    Fault(
+        "all models of a population have the softcap of none",
+        "charlm/backends/fused.py",
+        '{"softcaps": [backend._softcap for backend in backends], ',
+        '{"softcaps": None, ',
+        (POPULATION + "every_trainer_is_what_it_would_be_by_itself",),
+    ),
+    Fault(
+        "a model that has diverged goes on",
+        "charlm/population.py",
+        "live = [number for number, error in enumerate(self.errors) if error is None]",
+        "live = list(range(len(self.errors)))",
+        (POPULATION + "a_model_that_diverges_stops_no_other",),
+    ),
+    Fault(
+        "losses after a divergence depend on the chunks",
+        "charlm/population.py",
+        "chunks[-1][number, :made] = outcome[:made]",
+        "chunks[-1][number] = outcome",
+        (POPULATION + "losses_after_a_divergence_do_not_depend_on_chunks",),
+    ),
+    Fault(
+        "a bad state of one trainer leaves those before it changed",
+        "charlm/population.py",
+        "                    earlier.load_state_dict(kept)\n",
+        "                    pass\n",
+        (POPULATION + "a_bad_state_changes_nothing",),
     ),
     Fault(
         "warm-up begins at a rate of 0",
         "charlm/schedules.py",
-        "return rate * (step + 1) / self.warmup_steps",
-        "return rate * step / self.warmup_steps",
+        "rate * (step.double() + 1) / self.warmup_steps",
+        "rate * step.double() / self.warmup_steps",
         ("tests/test_schedules.py::test_schedules_are_their_formulas",),
     ),
     Fault(

@@ -40,6 +40,41 @@ def test_schedules_are_their_formulas() -> None:
     assert linear.range(35, 3).dtype == torch.float64
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Schedule("constant", 0.3),
+        Schedule("constant", 0.3, warmup_steps=6),
+        Schedule("step", 0.3, total_steps=20),
+        Schedule("step", 0.3, milestones=[0, 3, 4, 11], decay_factor=0.7, warmup_steps=2),
+        Schedule("step", 0.3, milestones=[]),
+        Schedule("cosine", 0.3, total_steps=21, warmup_steps=5),
+        Schedule("linear", 0.3, total_steps=21, warmup_steps=5),
+    ],
+    ids=lambda schedule: f"{schedule.name} {schedule.warmup_steps} {schedule.milestones}",
+)
+def test_the_rates_of_many_steps_are_those_of_each(schedule: Schedule) -> None:
+    """To the bit: where a run is cut into chunks must not change it. And each is its formula in plain numbers."""
+    rate, warmup, total = 0.3, schedule.warmup_steps, schedule.total_steps or 1
+
+    def formula(step: int) -> float:
+        progress = min(1.0, (step - warmup) / (total - warmup))
+        milestones = schedule.milestones if schedule.milestones is not None else [total // 2]
+        if step < warmup:
+            return rate * (step + 1) / warmup
+        if schedule.name == "step":
+            return rate * schedule.decay_factor ** sum(milestone <= step for milestone in milestones)
+        if schedule.name == "cosine":
+            return rate * (1.0 + math.cos(math.pi * progress)) / 2.0
+        return rate * (1.0 - progress) if schedule.name == "linear" else rate
+
+    expected = [formula(step) for step in range(30)]
+    for start in range(30):
+        assert schedule(start) == expected[start]
+        for steps in (0, 1, 2, 9, 30 - start):
+            assert schedule.range(start, steps).tolist() == [formula(step) for step in range(start, start + steps)]
+
+
 def test_the_trainer_follows_the_schedule(dataset: data.Dataset) -> None:
     model = make_mlp(dataset)
     trainer = Trainer(
