@@ -1,7 +1,7 @@
 """`python -m benchmarks`: runs everything and writes `results/<machine>.json` and `results/README.md`.
 
 `python -m benchmarks ops` measures the ops alone, `python -m benchmarks models` training steps of other models that use
-them; each prints a table.
+them, `python -m benchmarks populations` many models that are trained together; each prints a table.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import growth, models, ops, texts
+from benchmarks import growth, models, ops, populations, texts
 from benchmarks.growth import SWEEPS
 from benchmarks.page import render
 from benchmarks.provenance import provenance
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=FOLDER / "results", help="folder of the results")
     parser.set_defaults(run=_run_everything)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (ops, models, texts):
+    for command in (ops, models, texts, populations):
         command.add_parser(commands)
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(given)

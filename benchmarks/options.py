@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser, rows: Mapping[str, object]) -> 
         help="rows whose name contains this (default: all)",
     )
     parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="of each row (default: 7)")
-    parser.add_argument("--json", type=_file_to_write, metavar="FILE", help="with every round of every row")
+    parser.add_argument("--json", type=file_to_write, metavar="FILE", help="with every round of every row")
 
 
 def one_or_more(parse: Callable[[str], Value]) -> Callable[[str], list[Value]]:
@@ -83,7 +83,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _file_to_write(text: str) -> Path:
+def file_to_write(text: str) -> Path:
     """Its folder must be there before minutes of measuring."""
     if not Path(text).absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder for {text}")

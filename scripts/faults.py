@@ -542,7 +542,7 @@ PYTHON = [
         "charlm/population.py",
         "chunks[-1][number, :made] = outcome[:made]",
         "chunks[-1][number] = outcome",
-        (POPULATION + "losses_after_a_divergence_do_not_depend_on_chunks",),
+        (POPULATION + "what_follows_the_first_loss_that_is_not_finite_is_nan",),
     ),
     Fault(
         "a bad state of one trainer leaves those before it changed",

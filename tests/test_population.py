@@ -189,6 +189,22 @@ def test_losses_after_a_divergence_do_not_depend_on_chunks(
     assert torch.equal(losses[0].nan_to_num(-1.0), losses[1].nan_to_num(-1.0))
 
 
+def test_what_follows_the_first_loss_that_is_not_finite_is_nan(
+    dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charlm.trainer._CHUNK_SECONDS", 1e9)
+    population = Population([make_trainer(dataset, **FUSED)])
+
+    def run(batches: Tensor, rates: Tensor) -> Tensor:
+        return torch.where(torch.arange(len(rates)) == 4, math.inf, 2.0)
+
+    monkeypatch.setattr(population.trainers[0]._backend, "run", run)
+    losses = population.run(11)  # a chunk of one step, and one of ten
+    assert losses[0, :6].tolist() == [2.0, 2.0, 2.0, 2.0, 2.0, math.inf]
+    assert losses[0, 6:].isnan().all()
+    assert population.trainers[0].losses.tolist() == [2.0] * 5
+
+
 def test_when_all_have_diverged_the_rest_is_nan(dataset: data.Dataset) -> None:
     population = Population([make_trainer(dataset, **FUSED, learning_rate=1e300)])
     losses = population.run(1000)
