@@ -115,23 +115,28 @@ def test_every_model_has_the_bits_of_its_own_full_batches(kind: str, optimizer: 
         assert_same_bits(expected, bits(runs, states, together.unbind()))
 
 
-# Fewer models than threads, as many, one more: the last ones may get all threads.
+# Steps of so many different contexts are work for several threads themselves: of fewer models than threads, or of one
+# more, the last ones get all threads.
 @pytest.mark.parametrize("models", [1, 2, 3, 4, 7])
 def test_any_number_of_models_on_any_number_of_threads(models: int, threads: None) -> None:
-    batches, rates = make_steps(models, 1100, steps=2)
-    results = []
+    numbers = torch.arange(1100) * 17
+    contexts, targets = torch.stack([numbers // 27**t % 27 for t in range(3)], dim=1), numbers % 27
+    batches = torch.arange(1100).expand(models, 2, -1)
+    rates = make_steps(models, 1, steps=2)[1]
+    alone = make_runs("mlp", torch.float32, models)
+    losses = [
+        engine.train_steps(run.parameters, [], contexts, targets, batches[i], rates[i]) for i, run in enumerate(alone)
+    ]
+    assert _C.last_branch() == "mlp_step/slots/at_once_sparse"
     for count in (1, 2, 3, 8):
         torch.set_num_threads(count)
         runs = make_runs("mlp", torch.float32, models)
-        examples = (runs[0].contexts, runs[0].targets, batches, rates)
         given = arguments(runs)
-        losses = engine.train_population(given.pop("parameters"), [[]] * models, *examples, **given)
-        assert _C.last_branch().startswith("mlp_step/")
-        results.append(bits(runs, [], losses.unbind()))
-    alone = make_runs("mlp", torch.float32, models)
-    losses_alone = [run.fused(batches[i], rates[i]) for i, run in enumerate(alone)]
-    for result in results:
-        assert_same_bits(bits(alone, [], losses_alone), result)
+        together = engine.train_population(
+            given.pop("parameters"), [[]] * models, contexts, targets, batches, rates, **given
+        )
+        assert _C.last_branch() == "mlp_step/slots/at_once_sparse"
+        assert_same_bits(bits(alone, [], losses), bits(runs, [], together.unbind()))
 
 
 def test_contexts_may_be_indexed(threads: None) -> None:
