@@ -20,6 +20,10 @@ from charlm.interrupts import deferred_interrupt
 from charlm.token_arrays import OnRead
 from charlm.trainer import NonFiniteLossError, Trainer, next_chunk, report_is_due
 
+# So many models are trained in chunks of the length that one has, and more in longer ones: what Python does for a model
+# in every chunk takes as long as ten steps of a small one.
+_MODELS_A_CHUNK = 200
+
 
 class Population:
     """Trains many models at once, each to the bits that its own trainer by itself would give it.
@@ -121,7 +125,7 @@ class Population:
                     self._run_chunk(min(self._chunk_steps, steps - done), chunks)
                     made, now = chunks[-1].shape[1], time.monotonic()
                     done += made
-                    self._chunk_steps = next_chunk(made, now - started)
+                    self._chunk_steps = next_chunk(made, (now - started) / max(1.0, len(self) / _MODELS_A_CHUNK))
                     if on_progress is not None and (done == steps or report_is_due(now - reported)):
                         on_progress(done, chunks[-1][:, -1])
                         reported = now
