@@ -134,7 +134,8 @@ struct Turns {
   int64_t slots;     // models at a time
 
   // `shares`: the most threads that a step is shared out to. A last round of few models would leave most threads
-  // without work; where they share the steps, about half of them is lost to waiting for each other.
+  // without work, and may have their help instead; a full round is faster without, as nobody waits for a part of a
+  // step.
   Turns(int64_t models, int64_t shares) : models(models) {
     const int64_t threads = host::threads(), rest = models % threads;
     const bool shared = shares > 1 && 2 * rest <= (shares < threads ? shares : threads);
