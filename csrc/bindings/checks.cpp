@@ -107,6 +107,12 @@ void check_on_cpu(const char* name, const Tensor& tensor) {
   check(tensor.is_cpu(), name, " must be on the CPU like the other arguments, got ", DeviceString(tensor));
 }
 
+Tensor on_cpu(const char* name, const Tensor& tensor) {
+  if (tensor.is_cuda()) return torch::stable::to(tensor, kCpu);
+  check_on_cpu(name, tensor);
+  return tensor;
+}
+
 void check_same_device(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
   check(tensor.device() == other.device(), name, " must be on the device of ", other_name, ", ", DeviceString(other),
         ", got ", DeviceString(tensor));

@@ -13,6 +13,8 @@ void check_memory(const char* name, const Tensor& tensor);
 void check_floating(const char* name, const Tensor& tensor);
 void check_integral(const char* name, const Tensor& tensor);
 void check_on_cpu(const char* name, const Tensor& tensor);
+// `tensor` where the CPU can read it: itself on the CPU, a copy, for which this waits, where it is on a GPU.
+Tensor on_cpu(const char* name, const Tensor& tensor);
 void check_same_device(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other);
 // `tensor` has the dtype and the device of `other`.
 void check_matches(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other);

@@ -5,6 +5,8 @@
 #include <optional>
 #include <string>
 
+#include "kernels/model_shape.h"
+
 namespace charlm {
 
 // The GPUs that there are kernels for, "sm_80 sm_90"; null where the ops for CUDA are not registered.
@@ -12,5 +14,8 @@ const char* cuda_architectures();
 
 // Why kernels cannot run on a CUDA device, and what to do, in one sentence; none where they can.
 std::optional<std::string> why_no_kernels(int device);
+
+// Whether a CUDA device trains models of this shape in one launch of many steps: whether they fit into a block.
+bool trains_in_one_block(int device, const ModelShape& shape, bool is_float64);
 
 }  // namespace charlm

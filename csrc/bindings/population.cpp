@@ -26,9 +26,8 @@ Population checked(Population population, const Tensor& contexts) {
       }
     });
   }
-  check_on_cpu("learning_rates", population.learning_rates);
   check_floating("learning_rates", population.learning_rates);
-  population.learning_rates = contiguous_as(population.learning_rates, ScalarType::Double);
+  population.learning_rates = contiguous_as(on_cpu("learning_rates", population.learning_rates), ScalarType::Double);
   return population;
 }
 
@@ -45,16 +44,14 @@ Population checked_population(std::vector<Tensor> parameters, std::vector<Tensor
                               const Tensor& first_steps) {
   check(options.dim() == 2 && options.size(0) > 0 && options.size(1) == kOptions, "options must have shape (M, ",
         kOptions, ") for at least one model, got ", ShapeString(options));
-  check_on_cpu("options", options);
   check_floating("options", options);
   const int64_t models = options.size(0);
   check_shape("first_steps", first_steps, {{"M", models}});
-  check_on_cpu("first_steps", first_steps);
   check_integral("first_steps", first_steps);
   check(learning_rates.dim() == 2 && learning_rates.size(0) == models, "learning_rates must have shape (M=", models,
         ", S), got ", ShapeString(learning_rates));
-  const Tensor numbers = contiguous_as(options, ScalarType::Double);
-  const Tensor steps = contiguous_as(first_steps, ScalarType::Long);
+  const Tensor numbers = contiguous_as(on_cpu("options", options), ScalarType::Double);
+  const Tensor steps = contiguous_as(on_cpu("first_steps", first_steps), ScalarType::Long);
   Population population{{}, std::move(parameters), std::move(state), {}, learning_rates, false};
   for (int64_t i = 0; i < models; ++i) {
     const double* of = numbers.const_data_ptr<double>() + i * kOptions;

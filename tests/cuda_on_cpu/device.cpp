@@ -181,8 +181,11 @@ AOTITorchError __wrap_aoti_torch_create_tensor_from_blob(void* data, int64_t dim
                                                          const int64_t* strides, int64_t offset, int32_t dtype,
                                                          int32_t device_type, int32_t device_index,
                                                          AtenTensorHandle* result) {
+  // Of the CPU's own memory, which is to be copied from.
+  const bool is_host = device_type == aoti_torch_device_type_cpu();
   return __real_aoti_torch_create_tensor_from_blob(data, dim, sizes, strides, offset, dtype,
-                                                   device_behind(device_type, device_index), -1, result);
+                                                   is_host ? device_type : device_behind(device_type, device_index), -1,
+                                                   result);
 }
 
 // Products have the same bits with any number of threads, as on a GPU: MKL splits sums between threads.
@@ -224,6 +227,12 @@ __attribute__((visibility("default"))) const char* simulator_why_no_kernels(int 
   thread_local std::string why;
   why = charlm::why_no_kernels(gpu).value_or("");
   return why.empty() ? nullptr : why.c_str();
+}
+__attribute__((visibility("default"))) bool simulator_trains_in_one_block(int gpu, int64_t vocab_size,
+                                                                          int64_t context_length, int64_t embedding_dim,
+                                                                          int64_t hidden_dim, bool direct,
+                                                                          bool is_float64) {
+  return charlm::trains_in_one_block(gpu, {vocab_size, context_length, embedding_dim, hidden_dim, direct}, is_float64);
 }
 // So many calls of torch get memory, and the next one gets none; -1: all do. Returns how many there still were.
 __attribute__((visibility("default"))) int simulator_limit_memory(int calls) {

@@ -1,0 +1,227 @@
+// Many training steps of one model or several in one launch, in place on torch's tensors.
+#include "kernels/train_steps.h"
+
+#include <torch/csrc/stable/accelerator.h>
+
+#include "bindings/cuda/torch_library.h"
+#include "bindings/embedding_linear_arguments.h"
+#include "bindings/gpu_support.h"
+#include "bindings/population.h"
+
+namespace charlm {
+namespace {
+
+// Bytes of the CPU, in memory of the device.
+Tensor copied(const void* data, int64_t bytes, const Device& device) {
+  Tensor copy = allocate({bytes}, ScalarType::Byte, device);
+  torch::stable::copy_(copy, tensor_at(data, ScalarType::Byte, {bytes}, {1}, kCpu));
+  return copy;
+}
+template <typename V>
+Tensor copied(const std::vector<V>& values, const Device& device) {
+  return copied(values.data(), static_cast<int64_t>(values.size() * sizeof(V)), device);
+}
+
+// The checked models, and what launchers read of them in the memory of the device.
+class Call {
+ public:
+  explicit Call(const Population& population)
+      : device_("the parameters", population.parameters[0]), population_(population) {}
+
+  const Device& device() const { return device_.device; }
+
+  void check_on_device(const char* name, const Tensor& tensor) const {
+    check_same_device(name, tensor, "the parameters", population_.parameters[0]);
+  }
+
+  // run(training, library, stream) returns the launcher's error.
+  template <typename T, typename Run>
+  Tensor train(const char* branch, const Run& run) const {
+    const ModelShape& shape = population_.shape;
+    check(cuda::fits_in_block<T>(shape), "the parameters must fit into the shared memory of a block of threads of ",
+          DeviceString(population_.parameters[0]), ", but V=", shape.vocab_size, ", T=", shape.context_length,
+          ", D=", shape.embedding_dim, ", H=", shape.hidden_dim, " do not: backend 'ops' takes them");
+    const int64_t models = population_.models(), steps = population_.steps();
+    const Tensor losses = allocate(population_.learning_rates.sizes(), kDtype<T>, device());
+    if (steps == 0) return losses;
+    std::vector<T*> tensors;
+    std::vector<cuda::ModelOptions<T>> options;
+    std::vector<Rates<T>> rates;
+    for (int64_t i = 0; i < models; ++i) {
+      about_model(population_, i, [&] {
+        const TrainingOptions& own = population_.options[i];
+        options.push_back({update_as<T>(own), option_as<T>("softcap", own.softcap)});
+        const std::vector<Rates<T>> own_rates = rates_as<T>(own, population_.learning_rates, i);
+        rates.insert(rates.end(), own_rates.begin(), own_rates.end());
+      });
+      for (const Tensors part : {population_.parameters_of(i), population_.state_of(i)}) {
+        const std::vector<T*> pointers = write_pointers<T>(part);
+        tensors.insert(tensors.end(), pointers.begin(), pointers.end());
+      }
+    }
+    check_disjoint(population_);
+
+    const Tensor all_tensors = copied(tensors, device()), all_options = copied(options, device());
+    const Tensor all_rates = copied(rates, device());
+    cuda::Training<T> training;
+    training.shape = shape;
+    training.states = population_.options[0].states();
+    training.models = models;
+    training.steps = steps;
+    training.tensors = static_cast<T* const*>(all_tensors.const_data_ptr());
+    training.options = static_cast<const cuda::ModelOptions<T>*>(all_options.const_data_ptr());
+    training.rates = static_cast<const Rates<T>*>(all_rates.const_data_ptr());
+    training.losses = losses.mutable_data_ptr<T>();
+    TorchLibrary library(device_);
+    DeviceCall::check(run(training, library, device_.stream()));
+    took_branch(branch);
+    return losses;
+  }
+
+ private:
+  DeviceCall device_;
+  const Population& population_;
+};
+
+void check_batches(const Population& population, const Tensor& batch_indices) {
+  const int64_t models = population.models(), steps = population.steps();
+  if (population.is_one) {
+    check(batch_indices.dim() == 2 && batch_indices.size(0) == steps && batch_indices.size(1) > 0,
+          "batch_indices must have shape (S=", steps, ", B), got ", ShapeString(batch_indices));
+  } else {
+    check(batch_indices.dim() == 3 && batch_indices.size(0) == models && batch_indices.size(1) == steps &&
+              batch_indices.size(2) > 0,
+          "batch_indices must have shape (M=", models, ", S=", steps, ", B), got ", ShapeString(batch_indices));
+  }
+}
+
+// Of each model, the steps on its own batches: batch_indices (M, S, B), or (S, B) of one alone.
+Tensor train_on_batches(const Population& population, const Tensor& contexts, const Tensor& targets,
+                        const OptionalTensor& context_index, const Tensor& batch_indices) {
+  const Call call(population);
+  call.check_on_device("contexts", contexts);
+  call.check_on_device("targets", targets);
+  check_integral("contexts", contexts);
+  check_integral("targets", targets);
+  check_integral("batch_indices", batch_indices);
+  if (context_index.has_value()) {
+    call.check_on_device("context_index", *context_index);
+    check_integral("context_index", *context_index);
+    check(context_index->dim() == 1, "context_index must have shape (N,), got ", ShapeString(*context_index));
+  }
+  cuda::Batches batches;
+  batches.examples = context_index.has_value() ? context_index->numel() : contexts.size(0);
+  check_shape("targets", targets, {{"N", batches.examples}});
+  // From wherever they are.
+  Tensor indices = allocate(batch_indices.sizes(), ScalarType::Long, call.device());
+  torch::stable::copy_(indices, batch_indices);
+  const Tensor classes = contiguous_as(targets, ScalarType::Long);
+  const OptionalTensor index = contiguous_as(context_index, ScalarType::Long);
+  const Tensor rows = with_rows(contexts);
+  batches.contexts = token_ids(rows);
+  batches.targets = classes.const_data_ptr<int64_t>();
+  batches.context_index = index.has_value() ? index->const_data_ptr<int64_t>() : nullptr;
+  batches.batch_indices = indices.const_data_ptr<int64_t>();
+  batches.size = batch_indices.size(batch_indices.dim() - 1);
+  return dispatch_compute_type(population.parameters[0], [&](auto type) {
+    using T = decltype(type);
+    return call.train<T>("train_steps/in_block",
+                         [&](const cuda::Training<T>& training, TorchLibrary& library, cuda::Stream stream) {
+                           return cuda::train_batches(training, batches, library, stream);
+                         });
+  });
+}
+
+Tensor train_on_all(const Population& population, const Tensor& contexts, const Tensor& row_ptr, const Tensor& targets,
+                    const Tensor& counts) {
+  const Call call(population);
+  const auto check_integers = [&](const char* name, const Tensor& tensor) {
+    call.check_on_device(name, tensor);
+    check_integral(name, tensor);
+  };
+  check_integers("contexts", contexts);
+  check_integers("row_ptr", row_ptr);
+  check_integers("targets", targets);
+  check_integers("counts", counts);
+  cuda::FullBatch batch;
+  batch.entries = targets.numel();
+  constexpr int64_t kLimit = int64_t{1} << 31;  // rows and entries are numbered in 32 bits
+  check(contexts.size(0) > 0 && contexts.size(0) < kLimit,
+        "contexts must have at least one row, and fewer than 2^31, got ", ShapeString(contexts));
+  check(targets.dim() == 1 && batch.entries < kLimit, "targets must have shape (entries,), fewer than 2^31, got ",
+        ShapeString(targets));
+  check(counts.sizes().equals(targets.sizes()), "counts must have the shape of targets ", ShapeString(targets),
+        ", got ", ShapeString(counts));
+  check_shape("row_ptr", row_ptr, {{"U+1", contexts.size(0) + 1}});
+  const Tensor begins = contiguous_as(row_ptr, ScalarType::Long), classes = contiguous_as(targets, ScalarType::Long);
+  const Tensor numbers = contiguous_as(counts, ScalarType::Double), rows = with_rows(contexts);
+  batch.contexts = token_ids(rows);
+  batch.row_ptr = begins.const_data_ptr<int64_t>();
+  batch.targets = classes.const_data_ptr<int64_t>();
+  batch.counts = numbers.const_data_ptr<double>();
+  return dispatch_compute_type(population.parameters[0], [&](auto type) {
+    using T = decltype(type);
+    return call.train<T>("train_full_steps/in_block",
+                         [&](const cuda::Training<T>& training, TorchLibrary& library, cuda::Stream stream) {
+                           return cuda::train_full_batch(training, batch, library, stream);
+                         });
+  });
+}
+
+Tensor train_steps(std::vector<Tensor> parameters, std::vector<Tensor> state, const Tensor contexts,
+                   const Tensor targets, const OptionalTensor context_index, const Tensor batch_indices,
+                   const Tensor learning_rates, int64_t optimizer, double momentum, double beta1, double beta2,
+                   double eps, double weight_decay, double max_grad_norm, double softcap, int64_t first_step) {
+  const Population population = checked_model(std::move(parameters), std::move(state), contexts, learning_rates,
+                                              {static_cast<OptimizerKind>(optimizer), momentum, beta1, beta2, eps,
+                                               weight_decay, max_grad_norm, softcap, first_step});
+  check_batches(population, batch_indices);
+  return train_on_batches(population, contexts, targets, context_index, batch_indices);
+}
+
+Tensor train_population(std::vector<Tensor> parameters, std::vector<Tensor> state, const Tensor contexts,
+                        const Tensor targets, const OptionalTensor context_index, const Tensor batch_indices,
+                        const Tensor learning_rates, int64_t optimizer, const Tensor options,
+                        const Tensor first_steps) {
+  const Population population = checked_population(std::move(parameters), std::move(state), contexts, learning_rates,
+                                                   optimizer, options, first_steps);
+  check_batches(population, batch_indices);
+  return train_on_batches(population, contexts, targets, context_index, batch_indices);
+}
+
+Tensor train_full_steps(std::vector<Tensor> parameters, std::vector<Tensor> state, const Tensor contexts,
+                        const Tensor row_ptr, const Tensor targets, const Tensor counts, const Tensor learning_rates,
+                        int64_t optimizer, double momentum, double beta1, double beta2, double eps, double weight_decay,
+                        double max_grad_norm, double softcap, int64_t first_step) {
+  const Population population = checked_model(std::move(parameters), std::move(state), contexts, learning_rates,
+                                              {static_cast<OptimizerKind>(optimizer), momentum, beta1, beta2, eps,
+                                               weight_decay, max_grad_norm, softcap, first_step});
+  return train_on_all(population, contexts, row_ptr, targets, counts);
+}
+
+Tensor train_full_population(std::vector<Tensor> parameters, std::vector<Tensor> state, const Tensor contexts,
+                             const Tensor row_ptr, const Tensor targets, const Tensor counts,
+                             const Tensor learning_rates, int64_t optimizer, const Tensor options,
+                             const Tensor first_steps) {
+  const Population population = checked_population(std::move(parameters), std::move(state), contexts, learning_rates,
+                                                   optimizer, options, first_steps);
+  return train_on_all(population, contexts, row_ptr, targets, counts);
+}
+
+}  // namespace
+
+bool trains_in_one_block(int device, const ModelShape& shape, bool is_float64) {
+  if (why_no_kernels(device).has_value()) return false;
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  if (cuda::use_device(device) != 0) return false;
+  return is_float64 ? cuda::fits_in_block<double>(shape) : cuda::fits_in_block<float>(shape);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, ops) {
+  ops.impl("train_steps", TORCH_BOX(&train_steps));
+  ops.impl("train_population", TORCH_BOX(&train_population));
+  ops.impl("train_full_steps", TORCH_BOX(&train_full_steps));
+  ops.impl("train_full_population", TORCH_BOX(&train_full_population));
+}
+
+}  // namespace charlm

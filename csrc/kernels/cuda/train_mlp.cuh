@@ -1,0 +1,437 @@
+// Many training steps of a neural language model by one block of threads: the model stays in shared memory, from which
+// each product of a step takes it in tiles of 4 x 4. Formula and names are those of mlp_step.h; the order is
+// run_tile's.
+//
+// The rows of a tile are their features: h, a 1 whose weight is bias2, and the inputs, which are a 1 whose weight is
+// bias1 and the embeddings. With these ones no bias needs code of its own; with the inputs behind h the direct
+// connection is more columns of weight2. Unlike on the CPU the first layer is not projected per token: 32 rows are few.
+#pragma once
+
+#include "kernels/cuda/train_block.cuh"
+#include "kernels/cuda/train_softmax.cuh"
+
+namespace charlm::cuda {
+namespace {
+
+// What an input of weight1 is: bias1's 1, a number of an embedding, or what fills up the last strip.
+enum InputKind : int { kOne, kEmbedding, kNothing };
+struct alignas(kVectorBytes) InputPlace {
+  InputKind kind;
+  int position, dim;
+};
+
+// Where a model is in shared memory; its gradient, and each tensor of its optimizer's state, look the same:
+//   embedding (V, dims), row by row
+//   weight1 transposed (1 + T*D, H), its first row bias1       strip by strip, as all matrices
+//   weight2 (V, features): columns for h, bias2, and for the inputs where there is a direct connection
+struct MlpBlockLayout {
+  int vocab_size = 0, context_length = 0, embedding_dim = 0, hidden_dim = 0;
+  bool direct = false;
+  int dims = 0;                                   // D, whole vectors
+  int unit_strips = 0;                            // of h
+  int bias_strips = 0;                            // of h and the 1 behind it
+  int input_pitch = 0, class_pitch = 0;           // of weight1 and weight2
+  SmallDivisor input_strips{1}, class_strips{1};  // of the inputs and the logits: divided by, each
+  SmallDivisor dim_vectors{1};                    // of an embedding
+  int input_splits = 1, logit_splits = 1;         // of a sum, so that enough threads have a part
+  int partial_pitch = 0;                          // vectors of partial sums for each row of a tile
+
+  __host__ __device__ int feature_strips() const { return bias_strips + input_strips.divisor; }
+  // Those that weight2 has.
+  __host__ __device__ int output_strips() const { return direct ? feature_strips() : bias_strips; }
+
+  __host__ __device__ int weight1() const { return vocab_size * dims; }
+  __host__ __device__ int weight2() const { return weight1() + unit_strips * input_pitch * kTile; }
+  __host__ __device__ int size() const { return weight2() + output_strips() * class_pitch * kTile; }
+  __host__ __device__ int parameters() const { return direct ? 6 : 5; }
+
+  __host__ __device__ int features() const { return feature_strips() * kRowPitch * kTile; }
+  __host__ __device__ int logits() const { return class_strips.divisor * kRowPitch * kTile; }
+  __host__ __device__ int partials() const { return kTile * partial_pitch * kTile; }
+  __host__ __device__ int direct_gradients() const { return direct ? input_strips.divisor * kRowPitch * kTile : 0; }
+  __host__ __device__ int token_gradients() const { return kTileRows * context_length * dims; }
+  __host__ __device__ int places() const { return input_strips.divisor * kTile; }
+  // Values of shared memory beside the model.
+  __host__ __device__ int own_values() const {
+    return features() + logits() + partials() + direct_gradients() + token_gradients();
+  }
+  __host__ __device__ int own_bytes() const { return places() * static_cast<int>(sizeof(InputPlace)); }
+
+  static MlpBlockLayout of(const ModelShape& shape, int threads) {
+    MlpBlockLayout layout;
+    layout.vocab_size = static_cast<int>(shape.vocab_size);
+    layout.context_length = static_cast<int>(shape.context_length);
+    layout.embedding_dim = static_cast<int>(shape.embedding_dim);
+    layout.hidden_dim = static_cast<int>(shape.hidden_dim);
+    layout.direct = shape.direct;
+    const int inputs = 1 + layout.context_length * layout.embedding_dim;
+    layout.dims = strips_of(layout.embedding_dim) * kTile;
+    layout.unit_strips = strips_of(layout.hidden_dim);
+    layout.bias_strips = strips_of(layout.hidden_dim + 1);
+    layout.input_pitch = pitch_of(inputs);
+    layout.class_pitch = pitch_of(layout.vocab_size);
+    layout.input_strips = SmallDivisor(strips_of(inputs));
+    layout.class_strips = SmallDivisor(strips_of(layout.vocab_size));
+    layout.dim_vectors = SmallDivisor(layout.dims / kTile);
+    layout.logit_splits = splits(layout.class_strips.divisor, layout.output_strips(), threads);
+    layout.input_splits = splits(layout.input_strips.divisor, layout.unit_strips, threads);
+    const int logit_parts = layout.class_strips.divisor * layout.logit_splits;
+    const int input_parts = layout.input_strips.divisor * layout.input_splits;
+    layout.partial_pitch = kTileRows / kTile * (logit_parts > input_parts ? logit_parts : input_parts);
+    return layout;
+  }
+
+ private:
+  // Into how many parts sums over `summed` strips are best split, for results of so many strips. What counts are the
+  // tiles that the busiest of the four schedulers of a multiprocessor has warps for, of rows as a batch has them, four
+  // of 32 repeated.
+  static int splits(int strips, int summed, int threads) {
+    constexpr int kSchedulers = 4, kUsualGroups = 7;
+    int best = 1, least = 0;
+    for (int splits = 1; splits <= summed && kUsualGroups * strips * splits <= threads; ++splits) {
+      const int warps = (kUsualGroups * strips * splits + kWarp - 1) / kWarp;
+      const int work = (warps + kSchedulers - 1) / kSchedulers * (1 + (summed + splits - 1) / splits);
+      if (splits > 1 && work >= least) continue;
+      best = splits;
+      least = work;
+    }
+    return best;
+  }
+};
+
+template <typename T>
+class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
+  using Base = TrainingBlock<T, MlpBlockLayout, MlpBlock<T>>;
+  friend Base;
+
+ public:
+  __device__ explicit MlpBlock(const BlockTraining<T, MlpBlockLayout>& training) : Base(training) {
+    features_ = this->take(l_.features());
+    logits_ = this->take(l_.logits());
+    partials_ = this->take(l_.partials());
+    direct_gradients_ = this->take(l_.direct_gradients());
+    token_gradients_ = this->take(l_.token_gradients());
+    places_ = static_cast<InputPlace*>(this->own_memory());
+  }
+
+ private:
+  using Base::l_, Base::p_, Base::thread_, Base::kThreads, Base::trained_, Base::row_losses_;
+
+  __device__ void start() {
+    const int bias = l_.hidden_dim;
+    for (int row = thread_; row < kTileRows; row += kThreads) {
+      vector_at(features_, kRowPitch, bias / kTile, row)[bias % kTile] = 1;
+    }
+    for (int i = thread_; i < l_.places(); i += kThreads) {
+      const int position = i > 0 ? (i - 1) / l_.embedding_dim : 0;
+      const bool exists = position < l_.context_length;
+      places_[i] = {i == 0   ? kOne
+                    : exists ? kEmbedding
+                             : kNothing,
+                    exists ? position : 0, i > 0 && exists ? (i - 1) % l_.embedding_dim : 0};
+    }
+  }
+
+  // The loss, in thread 0. The gradient is complete after a barrier. Rows are worked on in groups of four, 7 or 8 of
+  // them: about four of the 32 examples of a tile have the context of another one.
+  __device__ T run_tile(const TileRecord& record, T softcap, bool is_first) {
+    constexpr int kMost = kTileRows / kTile;
+    return record.rows() <= (kMost - 1) * kTile ? run_groups<kMost - 1>(record, softcap, is_first)
+                                                : run_groups<kMost>(record, softcap, is_first);
+  }
+
+  // Group g has the rows g, g + kGroups, ... Rows that there are not have features, but no gradient.
+  template <int kGroups>
+  __device__ T run_groups(const TileRecord& record, T softcap, bool is_first) {
+    gather_embeddings<kGroups>(record);
+    __syncthreads();
+    forward_hidden<kGroups>();
+    __syncthreads();
+    add_logits<kGroups>();
+    __syncthreads();
+    finish_logits<kGroups>(softcap);
+    __syncthreads();
+    forward_softmax<kGroups>(record, softcap);
+    __syncthreads();
+    backward_weight2<kGroups>(is_first);
+    __syncthreads();
+    backward_hidden<kGroups>();
+    __syncthreads();
+    backward_weight1<kGroups>(is_first);
+    backward_inputs<kGroups>();
+    __syncthreads();
+    finish_input_gradients<kGroups>();
+    const T loss = thread_ < kWarp ? sum_row_losses(row_losses_, record.rows()) : T(0);
+    __syncthreads();
+    scatter_embedding_gradient(record, is_first);
+    return loss;
+  }
+
+  __device__ T* inputs() const { return vector_at(features_, kRowPitch, l_.bias_strips, 0); }
+
+  template <int kGroups>
+  __device__ void gather_embeddings(const TileRecord& record) {
+    constexpr int kRows = kGroups * kTile;
+#pragma unroll 1
+    for (int i = thread_; i < l_.input_strips.divisor * kRows; i += kThreads) {
+      const int strip = i / kRows, row = i % kRows, key = row * l_.context_length;
+      Four<T> values;
+#pragma unroll
+      for (int j = 0; j < kTile; ++j) {
+        const InputPlace place = places_[strip * kTile + j];
+        const int token = record.token(key + place.position);
+        const T* embedding = trained_.parameters + (token == kBad ? 0 : token) * l_.dims;
+        const T value = token == kBad ? not_a_number<T>() : embedding[place.dim];
+        values.values[j] = place.kind == kEmbedding ? value : place.kind == kOne ? T(1) : T(0);
+      }
+      store_four(vector_at(inputs(), kRowPitch, strip, row), values);
+    }
+  }
+
+  // h = tanh(inputs weight1)
+  template <int kGroups>
+  __device__ void forward_hidden() {
+    const T* weight1 = trained_.parameters + l_.weight1();
+#pragma unroll 1
+    for (int i = thread_; i < l_.unit_strips * kGroups; i += kThreads) {
+      const int strip = i / kGroups, row = i % kGroups;
+      const Sums<T> sums = multiply<kRowPitch, kGroups>(
+          vector_at(inputs(), row), vector_at(weight1, l_.input_pitch, strip, 0), l_.input_strips.divisor);
+      T* features = vector_at(features_, kRowPitch, strip, row);
+#pragma unroll
+      for (int r = 0; r < kTile; ++r) {
+        Four<T> h;
+#pragma unroll
+        for (int j = 0; j < kTile; ++j) h.values[j] = fast_tanh<T>(sums.values[r][j]);
+        store_four(vector_at(features, r * kGroups), h);
+      }
+      const int one = l_.hidden_dim - strip * kTile;  // the column behind the last unit
+      if (one >= kTile) continue;
+#pragma unroll
+      for (int r = 0; r < kTile; ++r) vector_at(features, r * kGroups)[one] = 1;
+    }
+  }
+
+  // Parts of z = features weight2^T: part s takes every logit_splits-th strip.
+  template <int kGroups>
+  __device__ void add_logits() {
+    const T* weight2 = trained_.parameters + l_.weight2();
+    const int class_strips = l_.class_strips.divisor;
+#pragma unroll 1
+    for (int i = thread_; i < class_strips * l_.logit_splits * kGroups; i += kThreads) {
+      const int part = i / kGroups, row = i % kGroups;
+      const int split = l_.class_strips.quotient(part), strip = part - split * class_strips;
+      const Sums<T> sums =
+          multiply_by_transposed<kRowPitch, kGroups>(vector_at(features_, row), vector_at(weight2, strip * kTile),
+                                                     l_.class_pitch, split, l_.logit_splits, l_.output_strips());
+      store_partial(sums, i);
+    }
+  }
+  // z, with its soft cap.
+  template <int kGroups>
+  __device__ void finish_logits(T softcap) {
+    const int parts = l_.class_strips.divisor * kGroups;
+#pragma unroll 1
+    for (int i = thread_; i < l_.class_strips.divisor * kGroups * kTile; i += kThreads) {
+      const int strip = i / (kGroups * kTile), row = i % (kGroups * kTile);
+      Four<T> z = sum_partials(row / kGroups, strip * kGroups + row % kGroups, parts, l_.logit_splits);
+#pragma unroll
+      for (int j = 0; j < kTile; ++j) {
+        if (softcap != 0) z.values[j] = softcap * tanh(z.values[j] / softcap);
+        if (strip * kTile + j >= l_.vocab_size) z.values[j] = kLowest<T>;
+      }
+      store_four(vector_at(logits_, kRowPitch, strip, row), z);
+    }
+  }
+
+  template <int kGroups>
+  __device__ void forward_softmax(const TileRecord& record, T softcap) {
+#pragma unroll 1
+    for (int row = thread_ / kRowLanes; row < kGroups * kTile; row += kThreads / kRowLanes) {
+      const T loss = softmax_row(p_.tiles, record, row, l_.class_strips.divisor, softcap, logits_);
+      if (thread_ % kRowLanes == 0) row_losses_[row] = loss;
+    }
+  }
+
+  // d weight2 = dz^T features
+  template <int kGroups>
+  __device__ void backward_weight2(bool is_first) {
+    T* gradient = trained_.gradient + l_.weight2();
+#pragma unroll 1
+    for (int i = thread_; i < l_.output_strips() * l_.class_strips.divisor; i += kThreads) {
+      const int strip = l_.class_strips.quotient(i), class_strip = i - strip * l_.class_strips.divisor;
+      Sums<T> sums = multiply_transposed<kGroups>(vector_at(logits_, kRowPitch, class_strip, 0),
+                                                  vector_at(features_, kRowPitch, strip, 0));
+      if (strip == l_.bias_strips) {  // the 1 of bias1, which is no input of this layer
+#pragma unroll
+        for (int r = 0; r < kTile; ++r) sums.values[r][0] = 0;
+      }
+      store_gradient(sums, vector_at(gradient, l_.class_pitch, strip, class_strip * kTile), is_first);
+    }
+  }
+
+  // d pre = (dz weight2) (1 - h^2), in the place of h; and what reaches the inputs directly
+  template <int kGroups>
+  __device__ void backward_hidden() {
+    const T* weight2 = trained_.parameters + l_.weight2();
+    const int direct_strips = l_.direct ? l_.input_strips.divisor : 0;
+#pragma unroll 1
+    for (int i = thread_; i < (l_.unit_strips + direct_strips) * kGroups; i += kThreads) {
+      const int number = i / kGroups, row = i % kGroups;
+      const bool is_hidden = number < l_.unit_strips;
+      const int strip = is_hidden ? number : number - l_.unit_strips + l_.bias_strips;
+      const Sums<T> sums = multiply<kRowPitch, kGroups>(
+          vector_at(logits_, row), vector_at(weight2, l_.class_pitch, strip, 0), l_.class_strips.divisor);
+      if (is_hidden) {
+        T* features = vector_at(features_, kRowPitch, strip, row);
+#pragma unroll
+        for (int r = 0; r < kTile; ++r) {
+          Four<T> h = load_four(vector_at(features, r * kGroups));
+#pragma unroll
+          for (int j = 0; j < kTile; ++j) h.values[j] = sums.values[r][j] * (1 - h.values[j] * h.values[j]);
+          store_four(vector_at(features, r * kGroups), h);
+        }
+      } else {
+        T* to = vector_at(direct_gradients_, kRowPitch, strip - l_.bias_strips, row);
+#pragma unroll
+        for (int r = 0; r < kTile; ++r) store_four(vector_at(to, r * kGroups), sums.row(r));
+      }
+    }
+  }
+
+  // d weight1 = inputs^T d pre
+  template <int kGroups>
+  __device__ void backward_weight1(bool is_first) {
+    T* gradient = trained_.gradient + l_.weight1();
+#pragma unroll 1
+    for (int i = thread_; i < l_.unit_strips * l_.input_strips.divisor; i += kThreads) {
+      const int strip = l_.input_strips.quotient(i), input_strip = i - strip * l_.input_strips.divisor;
+      const Sums<T> sums = multiply_transposed<kGroups>(vector_at(inputs(), kRowPitch, input_strip, 0),
+                                                        vector_at(features_, kRowPitch, strip, 0));
+      store_gradient(sums, vector_at(gradient, l_.input_pitch, strip, input_strip * kTile), is_first);
+    }
+  }
+
+  // Parts of d inputs = d pre weight1^T: part s takes every input_splits-th strip. The last threads come first, which
+  // have the least of weight1's gradient to find.
+  template <int kGroups>
+  __device__ void backward_inputs() {
+    const T* weight1 = trained_.parameters + l_.weight1();
+    const int input_strips = l_.input_strips.divisor;
+#pragma unroll 1
+    for (int i = kThreads - 1 - thread_; i < input_strips * l_.input_splits * kGroups; i += kThreads) {
+      const int part = i / kGroups, row = i % kGroups;
+      const int split = l_.input_strips.quotient(part), strip = part - split * input_strips;
+      const Sums<T> sums =
+          multiply_by_transposed<kRowPitch, kGroups>(vector_at(features_, row), vector_at(weight1, strip * kTile),
+                                                     l_.input_pitch, split, l_.input_splits, l_.unit_strips);
+      store_partial(sums, i);
+    }
+  }
+  // As vectors of a token each.
+  template <int kGroups>
+  __device__ void finish_input_gradients() {
+    const int parts = l_.input_strips.divisor * kGroups;
+#pragma unroll 1
+    for (int i = thread_; i < l_.input_strips.divisor * kGroups * kTile; i += kThreads) {
+      const int strip = i / (kGroups * kTile), row = i % (kGroups * kTile);
+      Four<T> sum = sum_partials(row / kGroups, strip * kGroups + row % kGroups, parts, l_.input_splits);
+      if (l_.direct) add(load_four(vector_at(direct_gradients_, kRowPitch, strip, row)), &sum);
+#pragma unroll
+      for (int j = 0; j < kTile; ++j) {
+        const InputPlace place = places_[strip * kTile + j];
+        if (place.kind != kEmbedding) continue;
+        token_gradients_[(row * l_.context_length + place.position) * l_.dims + place.dim] = sum.values[j];
+      }
+    }
+  }
+
+  // d embedding[v] = the sum of what reaches v, wherever it is: four threads share the tokens of a tile.
+  __device__ void scatter_embedding_gradient(const TileRecord& record, bool is_first) {
+    constexpr int kParts = 4;
+    const int dim_vectors = l_.dim_vectors.divisor, items = l_.vocab_size * dim_vectors * kParts;
+    const int keys = record.rows() * l_.context_length, part = thread_ % kParts;
+#pragma unroll 1
+    for (int first = 0; first < items; first += kThreads) {
+      const int item = (first + thread_) / kParts, token = l_.dim_vectors.quotient(item);
+      const int dim = (item - token * dim_vectors) * kTile;
+      Four<T> sum{};
+#pragma unroll 4
+      for (int key = part; key < keys; key += kParts) {
+        const T is_here = record.token(key) == token ? T(1) : T(0);
+        const Four<T> gradient = load_four(token_gradients_ + key * l_.dims + dim);
+#pragma unroll
+        for (int j = 0; j < kTile; ++j) sum.values[j] += is_here * gradient.values[j];
+      }
+#pragma unroll
+      for (int offset = 1; offset < kParts; offset *= 2) {
+#pragma unroll
+        for (int j = 0; j < kTile; ++j) sum.values[j] += from_lane_xor(sum.values[j], offset);
+      }
+      if (part != 0 || token >= l_.vocab_size) continue;
+      T* to = trained_.gradient + token * l_.dims + dim;
+      if (!is_first) add(load_four(to), &sum);
+      store_four(to, sum);
+    }
+  }
+
+  __device__ static void add(const Four<T>& from, Four<T>* to) {
+#pragma unroll
+    for (int j = 0; j < kTile; ++j) to->values[j] += from.values[j];
+  }
+  // The four rows of a part of a sum, each beside the same row of other parts.
+  __device__ void store_partial(const Sums<T>& sums, int part) {
+#pragma unroll
+    for (int r = 0; r < kTile; ++r) store_four(vector_at(partials_, l_.partial_pitch, r, part), sums.row(r));
+  }
+  // What the parts number first, first + step, ... add up to.
+  __device__ Four<T> sum_partials(int row, int first, int step, int count) const {
+    const T* from = vector_at(partials_, l_.partial_pitch, row, first);
+    Four<T> sum = load_four(from);
+#pragma unroll 4
+    for (int s = 1; s < count; ++s) add(load_four(vector_at(from, s * step)), &sum);
+    return sum;
+  }
+  // Added to what the tiles before have left there.
+  __device__ static void store_gradient(const Sums<T>& sums, T* to, bool is_first) {
+#pragma unroll
+    for (int r = 0; r < kTile; ++r) {
+      Four<T> row = sums.row(r);
+      if (!is_first) add(load_four(vector_at(to, r)), &row);
+      store_four(vector_at(to, r), row);
+    }
+  }
+
+  template <typename Function>
+  __device__ void for_each_value_of(T* array, T* const* tensors, const Function& function) {
+    const int inputs = l_.context_length * l_.embedding_dim, bias = l_.hidden_dim, direct = l_.bias_strips * kTile + 1;
+    T *weight1 = array + l_.weight1(), *weight2 = array + l_.weight2();
+    const auto each = [&](T* tensor, int rows, int columns, const auto& place) {
+#pragma unroll 1
+      for (int i = thread_; i < rows * columns; i += kThreads) function(place(i / columns, i % columns), tensor + i);
+    };
+    const auto in_strips = [](T* matrix, int pitch, int row, int column) {
+      return vector_at(matrix, pitch, column / kTile, row) + column % kTile;
+    };
+    const auto in_weight1 = [&](int unit, int input) { return in_strips(weight1, l_.input_pitch, input, unit); };
+    const auto in_weight2 = [&](int c, int feature) { return in_strips(weight2, l_.class_pitch, c, feature); };
+    each(tensors[0], l_.vocab_size, l_.embedding_dim, [&](int token, int d) { return array + token * l_.dims + d; });
+    each(tensors[1], l_.hidden_dim, inputs, [&](int unit, int input) { return in_weight1(unit, 1 + input); });
+    each(tensors[2], l_.hidden_dim, 1, [&](int unit, int) { return in_weight1(unit, 0); });
+    each(tensors[3], l_.vocab_size, l_.hidden_dim, in_weight2);
+    each(tensors[4], l_.vocab_size, 1, [&](int c, int) { return in_weight2(c, bias); });
+    if (l_.direct) each(tensors[5], l_.vocab_size, inputs, [&](int c, int i) { return in_weight2(c, direct + i); });
+  }
+
+  T *features_, *logits_, *partials_, *direct_gradients_, *token_gradients_;
+  InputPlace* places_;
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kTrainThreads<T>, 1)
+    train_mlp(const __grid_constant__ BlockTraining<T, MlpBlockLayout> training) {
+  MlpBlock<T>(training).run();
+}
+
+}  // namespace
+}  // namespace charlm::cuda
