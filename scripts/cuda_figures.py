@@ -28,8 +28,9 @@ class Figure:
     units: float  # that are treated by what is counted: one trip of the loop, or the kernel
     each: str = ""  # a word: `units` are those of each such instruction on the way
     loop: str = ""  # words that a loop fits without those inside of it; of several the longest. "": the whole kernel
-    # Of the loops inside, by words that they fit, the first count; 0: the way leads around it.
-    trips: Mapping[str, float] = field(default_factory=dict)
+    # Of the loops inside, by words that they fit, the first count; 0: the way leads around it. Several counts are for
+    # those that fit the words in turn, in the order of their addresses.
+    trips: Mapping[str, float | tuple[float, ...]] = field(default_factory=dict)
     exit: int | None = None  # of the whole kernel: which EXIT ends the way, by their addresses; None: any
     never: tuple[str, ...] = ()  # words of blocks that the way does not lead through
     at_most: float | None = None  # instructions, whatever the table says
@@ -40,15 +41,20 @@ class Figure:
         """Instructions a unit, and loads in flight on the way; ValueError where the kernel has no such code."""
         code = {i for i in kernel.order if not any(fits(kernel, [i], words) for words in self.never)}
 
+        def loops_with(words: str) -> list[Loop]:
+            return [loop for loop in kernel.loops if fits(kernel, loop.own & code, words)]
+
         def trips(loop: Loop) -> float:
-            for words, count in self.trips.items():
-                if fits(kernel, loop.own & code, words):
-                    return count
+            for words, counts in self.trips.items():
+                if not fits(kernel, loop.own & code, words):
+                    continue
+                if not isinstance(counts, tuple):
+                    return counts
+                heads = [other.head for other in loops_with(words)]
+                return counts[heads.index(loop.head) % len(counts)]
             raise ValueError(f"no trips are given for the loop at {kernel.blocks[loop.head].offset:04x}")
 
-        places = [code]
-        if self.loop:
-            places = [loop.blocks & code for loop in kernel.loops if fits(kernel, loop.own & code, self.loop)]
+        places = [loop.blocks & code for loop in loops_with(self.loop)] if self.loop else [code]
         ways = [kernel.longest_path(blocks, trips, self.exit) for blocks in places]
         way = max(ways, key=kernel.count, default={})
         if not way:
@@ -172,5 +178,42 @@ FIGURES = [
         loop="LDG*8 STG",
         never=("CALL",),
         at_least=8,
+    ),
+    # Plain SGD on a batch of 32 examples, T = 3, D = 10, H = 200, 27 classes, of whose contexts 25 to 28 are distinct: 7
+    # groups of rows. Those of a phase are for the part of the 16 warps that have something to do in it.
+    Figure(
+        "train_steps",
+        "train_mlp<float>",
+        "the lecture's model",
+        unit="a step",
+        units=1 / 16,
+        loop="LDG*3 STG BAR",
+        trips={
+            "BAR*10": 1,  # a tile
+            "LDGSTS": 2 / 16,
+            "FSEL*4 LDS*12 !FADD": 7 / 16,  # the inputs
+            "MUFU.EX2*16": 11 / 16,  # h
+            "FFMA*448": (12 / 16, 13 / 16),  # d weight2, and d weight1
+            "FFMA*80 STS.128*8": 11 / 16,  # d h
+            "FFMA*128": (4, 3),  # of the products for h, and for d h
+            "FADD*16 LDS*8 STS*4": 7 / 16,  # d inputs
+            "STS.128*4": (8 / 16, 7 / 16),  # parts of the logits, and of d inputs
+            "FFMA*64 LDS.128*8": (10.2, 12.5),  # of these products
+            "FADD*16 LDS.128*4": 1,  # parts that are added up
+            "FMNMX*3 SHFL": 7 / 16,  # softmax
+            "FMNMX*4": 1,
+            "MUFU.EX2*4": 1,
+            "LDG FSEL": 1,  # an entry
+            "FADD*8 LDS.128 STS.128 !SHFL": 7 / 16,  # the logits
+            "SHFL*4 ST.128": 6 / 16,  # d embedding
+            "FFMA*16 FSEL*4 LDS.128*5": 10.5,
+            "FFMA*64 LD.128*16": 0,  # the norm
+            "FFMA*24 LD.128*4": 0,  # momentum and weight decay
+            "LD.128*3 LDS.128 MUFU": 0,  # AdamW
+            "FFMA*8 LD.128*2": 3.1,
+        },
+        # 8 groups; the norm; the soft cap, and its slope.
+        never=("CALL", "FFMA*512", "SHFL STS BAR", "FMUL*3 MUFU*2 FFMA*6 !FMUL*4", "FFMA*6 FCHK !FFMA*17"),
+        at_most=60_000,
     ),
 ]

@@ -1,7 +1,7 @@
 // All examples at once, as distinct contexts whose targets and their counts are compressed rows: steps along the exact
 // gradient of one model or several, and the loss alone.
-#include "bindings/population.h"
 #include "bindings/tokens.h"
+#include "bindings/training_ops.h"
 
 namespace charlm {
 namespace {
@@ -85,25 +85,6 @@ Tensor train_on_all(const Population& population, const Tensor& contexts, const 
   });
 }
 
-Tensor train_full_steps(std::vector<Tensor> parameters, std::vector<Tensor> state, const Tensor contexts,
-                        const Tensor row_ptr, const Tensor targets, const Tensor counts, const Tensor learning_rates,
-                        int64_t optimizer, double momentum, double beta1, double beta2, double eps, double weight_decay,
-                        double max_grad_norm, double softcap, int64_t first_step) {
-  const Population population = checked_model(std::move(parameters), std::move(state), contexts, learning_rates,
-                                              {static_cast<OptimizerKind>(optimizer), momentum, beta1, beta2, eps,
-                                               weight_decay, max_grad_norm, softcap, first_step});
-  return train_on_all(population, contexts, row_ptr, targets, counts);
-}
-
-Tensor train_full_population(std::vector<Tensor> parameters, std::vector<Tensor> state, const Tensor contexts,
-                             const Tensor row_ptr, const Tensor targets, const Tensor counts,
-                             const Tensor learning_rates, int64_t optimizer, const Tensor options,
-                             const Tensor first_steps) {
-  const Population population = checked_population(std::move(parameters), std::move(state), contexts, learning_rates,
-                                                   optimizer, options, first_steps);
-  return train_on_all(population, contexts, row_ptr, targets, counts);
-}
-
 Tensor evaluate_full(std::vector<Tensor> parameters, const Tensor contexts, const Tensor row_ptr, const Tensor targets,
                      const Tensor counts, double softcap) {
   const TrainingOptions options = checked_options({.softcap = softcap});
@@ -125,8 +106,7 @@ Tensor evaluate_full(std::vector<Tensor> parameters, const Tensor contexts, cons
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, ops) {
-  ops.impl("train_full_steps", TORCH_BOX(&train_full_steps));
-  ops.impl("train_full_population", TORCH_BOX(&train_full_population));
+  FullBatchOps<train_on_all>::add_to(ops);
   ops.impl("evaluate_full", TORCH_BOX(&evaluate_full));
 }
 

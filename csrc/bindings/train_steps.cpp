@@ -1,8 +1,8 @@
 // Many training steps of one model or several in one call, in place on torch's tensors.
 #include <algorithm>
 
-#include "bindings/population.h"
 #include "bindings/tokens.h"
+#include "bindings/training_ops.h"
 
 namespace charlm {
 namespace {
@@ -52,36 +52,8 @@ Tensor train_on_batches(const Population& population, const Tensor& contexts, co
   });
 }
 
-Tensor train_steps(std::vector<Tensor> parameters, std::vector<Tensor> state, const Tensor contexts,
-                   const Tensor targets, const OptionalTensor context_index, const Tensor batch_indices,
-                   const Tensor learning_rates, int64_t optimizer, double momentum, double beta1, double beta2,
-                   double eps, double weight_decay, double max_grad_norm, double softcap, int64_t first_step) {
-  const Population population = checked_model(std::move(parameters), std::move(state), contexts, learning_rates,
-                                              {static_cast<OptimizerKind>(optimizer), momentum, beta1, beta2, eps,
-                                               weight_decay, max_grad_norm, softcap, first_step});
-  check(batch_indices.dim() == 2 && batch_indices.size(0) == population.steps() && batch_indices.size(1) > 0,
-        "batch_indices must have shape (S=", population.steps(), ", B), got ", ShapeString(batch_indices));
-  return train_on_batches(population, contexts, targets, context_index, batch_indices);
-}
-
-Tensor train_population(std::vector<Tensor> parameters, std::vector<Tensor> state, const Tensor contexts,
-                        const Tensor targets, const OptionalTensor context_index, const Tensor batch_indices,
-                        const Tensor learning_rates, int64_t optimizer, const Tensor options,
-                        const Tensor first_steps) {
-  const Population population = checked_population(std::move(parameters), std::move(state), contexts, learning_rates,
-                                                   optimizer, options, first_steps);
-  const int64_t models = population.models(), steps = population.steps();
-  check(batch_indices.dim() == 3 && batch_indices.size(0) == models && batch_indices.size(1) == steps &&
-            batch_indices.size(2) > 0,
-        "batch_indices must have shape (M=", models, ", S=", steps, ", B), got ", ShapeString(batch_indices));
-  return train_on_batches(population, contexts, targets, context_index, batch_indices);
-}
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, ops) {
-  ops.impl("train_steps", TORCH_BOX(&train_steps));
-  ops.impl("train_population", TORCH_BOX(&train_population));
-}
+STABLE_TORCH_LIBRARY_IMPL(charlm, CPU, ops) { BatchOps<train_on_batches>::add_to(ops); }
 
 }  // namespace charlm

@@ -108,7 +108,8 @@ void read(Byte* byte, const Access& access, const Range& range) {
 }
 
 void check_access(uintptr_t address, size_t size, bool is_write) {
-  if (size <= 16 && address % size != 0) fail("a misaligned %s of %zu bytes", name(is_write), size);
+  const size_t word = size & (~size + 1);  // 12 bytes are three words of 4
+  if (size <= 16 && address % word != 0) fail("a misaligned %s of %zu bytes", name(is_write), size);
   Range& range = range_of(address, size, is_write);
   if (range.kind == Kind::kConstant || is_atomic) return;
   const Access access{running.now, static_cast<uint16_t>(running.warp_barriers), static_cast<int16_t>(running.thread)};

@@ -6,7 +6,7 @@
 #include "bindings/cuda/torch_library.h"
 #include "bindings/embedding_linear_arguments.h"
 #include "bindings/gpu_support.h"
-#include "bindings/population.h"
+#include "bindings/training_ops.h"
 
 namespace charlm {
 namespace {
@@ -83,18 +83,6 @@ class Call {
   const Population& population_;
 };
 
-void check_batches(const Population& population, const Tensor& batch_indices) {
-  const int64_t models = population.models(), steps = population.steps();
-  if (population.is_one) {
-    check(batch_indices.dim() == 2 && batch_indices.size(0) == steps && batch_indices.size(1) > 0,
-          "batch_indices must have shape (S=", steps, ", B), got ", ShapeString(batch_indices));
-  } else {
-    check(batch_indices.dim() == 3 && batch_indices.size(0) == models && batch_indices.size(1) == steps &&
-              batch_indices.size(2) > 0,
-          "batch_indices must have shape (M=", models, ", S=", steps, ", B), got ", ShapeString(batch_indices));
-  }
-}
-
 // Of each model, the steps on its own batches: batch_indices (M, S, B), or (S, B) of one alone.
 Tensor train_on_batches(const Population& population, const Tensor& contexts, const Tensor& targets,
                         const OptionalTensor& context_index, const Tensor& batch_indices) {
@@ -168,46 +156,6 @@ Tensor train_on_all(const Population& population, const Tensor& contexts, const 
   });
 }
 
-Tensor train_steps(std::vector<Tensor> parameters, std::vector<Tensor> state, const Tensor contexts,
-                   const Tensor targets, const OptionalTensor context_index, const Tensor batch_indices,
-                   const Tensor learning_rates, int64_t optimizer, double momentum, double beta1, double beta2,
-                   double eps, double weight_decay, double max_grad_norm, double softcap, int64_t first_step) {
-  const Population population = checked_model(std::move(parameters), std::move(state), contexts, learning_rates,
-                                              {static_cast<OptimizerKind>(optimizer), momentum, beta1, beta2, eps,
-                                               weight_decay, max_grad_norm, softcap, first_step});
-  check_batches(population, batch_indices);
-  return train_on_batches(population, contexts, targets, context_index, batch_indices);
-}
-
-Tensor train_population(std::vector<Tensor> parameters, std::vector<Tensor> state, const Tensor contexts,
-                        const Tensor targets, const OptionalTensor context_index, const Tensor batch_indices,
-                        const Tensor learning_rates, int64_t optimizer, const Tensor options,
-                        const Tensor first_steps) {
-  const Population population = checked_population(std::move(parameters), std::move(state), contexts, learning_rates,
-                                                   optimizer, options, first_steps);
-  check_batches(population, batch_indices);
-  return train_on_batches(population, contexts, targets, context_index, batch_indices);
-}
-
-Tensor train_full_steps(std::vector<Tensor> parameters, std::vector<Tensor> state, const Tensor contexts,
-                        const Tensor row_ptr, const Tensor targets, const Tensor counts, const Tensor learning_rates,
-                        int64_t optimizer, double momentum, double beta1, double beta2, double eps, double weight_decay,
-                        double max_grad_norm, double softcap, int64_t first_step) {
-  const Population population = checked_model(std::move(parameters), std::move(state), contexts, learning_rates,
-                                              {static_cast<OptimizerKind>(optimizer), momentum, beta1, beta2, eps,
-                                               weight_decay, max_grad_norm, softcap, first_step});
-  return train_on_all(population, contexts, row_ptr, targets, counts);
-}
-
-Tensor train_full_population(std::vector<Tensor> parameters, std::vector<Tensor> state, const Tensor contexts,
-                             const Tensor row_ptr, const Tensor targets, const Tensor counts,
-                             const Tensor learning_rates, int64_t optimizer, const Tensor options,
-                             const Tensor first_steps) {
-  const Population population = checked_population(std::move(parameters), std::move(state), contexts, learning_rates,
-                                                   optimizer, options, first_steps);
-  return train_on_all(population, contexts, row_ptr, targets, counts);
-}
-
 }  // namespace
 
 bool trains_in_one_block(int device, const ModelShape& shape, bool is_float64) {
@@ -218,10 +166,8 @@ bool trains_in_one_block(int device, const ModelShape& shape, bool is_float64) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, ops) {
-  ops.impl("train_steps", TORCH_BOX(&train_steps));
-  ops.impl("train_population", TORCH_BOX(&train_population));
-  ops.impl("train_full_steps", TORCH_BOX(&train_full_steps));
-  ops.impl("train_full_population", TORCH_BOX(&train_full_population));
+  BatchOps<train_on_batches>::add_to(ops);
+  FullBatchOps<train_on_all>::add_to(ops);
 }
 
 }  // namespace charlm

@@ -18,6 +18,7 @@ enum InputKind : int { kOne, kEmbedding, kNothing };
 struct alignas(kVectorBytes) InputPlace {
   InputKind kind;
   int position, dim;
+  int place;  // among the token gradients of a row
 };
 
 // Where a model is in shared memory; its gradient, and each tensor of its optimizer's state, look the same:
@@ -123,12 +124,11 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
       vector_at(features_, kRowPitch, bias / kTile, row)[bias % kTile] = 1;
     }
     for (int i = thread_; i < l_.places(); i += kThreads) {
-      const int position = i > 0 ? (i - 1) / l_.embedding_dim : 0;
-      const bool exists = position < l_.context_length;
-      places_[i] = {i == 0   ? kOne
-                    : exists ? kEmbedding
-                             : kNothing,
-                    exists ? position : 0, i > 0 && exists ? (i - 1) % l_.embedding_dim : 0};
+      const int position = i > 0 ? (i - 1) / l_.embedding_dim : 0, dim = i > 0 ? (i - 1) % l_.embedding_dim : 0;
+      InputPlace place{kNothing, 0, 0, 0};
+      if (i == 0) place.kind = kOne;
+      if (i > 0 && position < l_.context_length) place = {kEmbedding, position, dim, position * l_.dims + dim};
+      places_[i] = place;
     }
   }
 
@@ -163,7 +163,7 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
     finish_input_gradients<kGroups>();
     const T loss = thread_ < kWarp ? sum_row_losses(row_losses_, record.rows()) : T(0);
     __syncthreads();
-    scatter_embedding_gradient(record, is_first);
+    scatter_embedding_gradient<kGroups>(record, is_first);
     return loss;
   }
 
@@ -337,31 +337,35 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
       const int strip = i / (kGroups * kTile), row = i % (kGroups * kTile);
       Four<T> sum = sum_partials(row / kGroups, strip * kGroups + row % kGroups, parts, l_.input_splits);
       if (l_.direct) add(load_four(vector_at(direct_gradients_, kRowPitch, strip, row)), &sum);
+      T* gradients = token_gradients_ + row * l_.context_length * l_.dims;
 #pragma unroll
       for (int j = 0; j < kTile; ++j) {
         const InputPlace place = places_[strip * kTile + j];
         if (place.kind != kEmbedding) continue;
-        token_gradients_[(row * l_.context_length + place.position) * l_.dims + place.dim] = sum.values[j];
+        gradients[place.place] = sum.values[j];
       }
     }
   }
 
-  // d embedding[v] = the sum of what reaches v, wherever it is: four threads share the tokens of a tile.
+  // d embedding[v] = the sum of what reaches v, wherever it is: two threads share the tokens of a tile.
+  template <int kGroups>
   __device__ void scatter_embedding_gradient(const TileRecord& record, bool is_first) {
-    constexpr int kParts = 4;
+    constexpr int kParts = 2;
     const int dim_vectors = l_.dim_vectors.divisor, items = l_.vocab_size * dim_vectors * kParts;
-    const int keys = record.rows() * l_.context_length, part = thread_ % kParts;
+    const int keys = kGroups * kTile * l_.context_length, part = thread_ % kParts;
 #pragma unroll 1
     for (int first = 0; first < items; first += kThreads) {
       const int item = (first + thread_) / kParts, token = l_.dim_vectors.quotient(item);
       const int dim = (item - token * dim_vectors) * kTile;
       Four<T> sum{};
-#pragma unroll 4
-      for (int key = part; key < keys; key += kParts) {
-        const T is_here = record.token(key) == token ? T(1) : T(0);
-        const Four<T> gradient = load_four(token_gradients_ + key * l_.dims + dim);
-#pragma unroll
-        for (int j = 0; j < kTile; ++j) sum.values[j] += is_here * gradient.values[j];
+#pragma unroll 1
+      for (int key = part * kTile; key < keys; key += kParts * kTile) {
+        const uint4 tokens = record.tokens(key);
+        const T* gradients = token_gradients_ + key * l_.dims + dim;
+        add_where(tokens.x, token, gradients, &sum);
+        add_where(tokens.y, token, gradients + l_.dims, &sum);
+        add_where(tokens.z, token, gradients + 2 * l_.dims, &sum);
+        add_where(tokens.w, token, gradients + 3 * l_.dims, &sum);
       }
 #pragma unroll
       for (int offset = 1; offset < kParts; offset *= 2) {
@@ -373,6 +377,13 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
       if (!is_first) add(load_four(to), &sum);
       store_four(to, sum);
     }
+  }
+  // A gradient, where it is that of a token.
+  __device__ static void add_where(unsigned token, int wanted, const T* gradient, Four<T>* sum) {
+    const T is_here = static_cast<int>(token) == wanted ? T(1) : T(0);
+    const Four<T> values = load_four(gradient);
+#pragma unroll
+    for (int j = 0; j < kTile; ++j) sum->values[j] += is_here * values.values[j];
   }
 
   __device__ static void add(const Four<T>& from, Four<T>* to) {

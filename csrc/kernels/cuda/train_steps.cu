@@ -5,8 +5,9 @@
 namespace charlm::cuda {
 namespace {
 
-// What the tiles of a launch may take of memory: launches of fewer steps have fewer of them.
-constexpr int64_t kRecordBytes = int64_t{1} << 28;
+// A launch makes so many steps at most, some milliseconds for the lecture's model: what comes between two of them takes
+// some microseconds. Fewer where the tiles of these steps would take more memory than this.
+constexpr int64_t kStepsOfLaunch = 512, kRecordBytes = int64_t{1} << 28;
 
 // A model on the current device: its layout, and which of its arrays shared memory has room for.
 template <typename T, typename Layout>
@@ -78,6 +79,21 @@ auto with_launch(const ModelShape& shape, int states, const Function& function) 
 
 int64_t tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
+// All steps, so many at a time: prepare(first, steps) makes their tiles.
+template <typename T, typename Prepare>
+Error train_in_launches(const Training<T>& training, const Tiles<T>& tiles, int64_t at_once, DeviceLibrary& library,
+                        Stream stream, const Prepare& prepare) {
+  return with_launch<T>(training.shape, static_cast<int>(training.states), [&](auto& block) {
+    if (!block.fit()) return Error{cudaErrorInvalidValue};
+    for (int64_t first = 0; first < training.steps; first += at_once) {
+      const int64_t left = training.steps - first, steps = left < at_once ? left : at_once;
+      if (const Error error = prepare(first, steps)) return error;
+      if (const Error error = block.run(training, tiles, first, steps, library, stream)) return error;
+    }
+    return Error{cudaSuccess};
+  });
+}
+
 }  // namespace
 
 template <typename T>
@@ -87,61 +103,50 @@ bool fits_in_block(const ModelShape& shape) {
 
 template <typename T>
 Error train_batches(const Training<T>& training, const Batches& batches, DeviceLibrary& library, Stream stream) {
-  const int length = static_cast<int>(training.shape.context_length), record_size = TileRecord::size(length);
+  const int length = static_cast<int>(training.shape.context_length);
   Tiles<T> tiles{};
-  tiles.record_size = record_size;
+  tiles.record_size = TileRecord::size(length);
   tiles.of_step = tiles_of(batches.size);
   tiles.weight = T(1) / static_cast<T>(batches.size);
-  const int64_t step_bytes = training.models * tiles.of_step * record_size * static_cast<int64_t>(sizeof(int));
-  const int64_t most = step_bytes < kRecordBytes ? kRecordBytes / step_bytes : 1;
-  const int64_t at_once = training.steps < most ? training.steps : most;
-  int* records = library.allocate_values<int>(at_once * step_bytes / static_cast<int64_t>(sizeof(int)));
+  const int64_t step_values = training.models * tiles.of_step * tiles.record_size;
+  const int64_t fit = kRecordBytes / static_cast<int64_t>(sizeof(int)) / step_values;
+  const int64_t at_once = fit < 1 ? 1 : fit < kStepsOfLaunch ? fit : kStepsOfLaunch;
+  int* records = library.allocate_values<int>((training.steps < at_once ? training.steps : at_once) * step_values);
   tiles.records = records;
-  return with_launch<T>(training.shape, static_cast<int>(training.states), [&](auto& block) {
-    if (!block.fit()) return Error{cudaErrorInvalidValue};
-    for (int64_t first = 0; first < training.steps; first += at_once) {
-      const int64_t steps = training.steps - first < at_once ? training.steps - first : at_once;
-      const Error error =
-          launch(make_batch_tiles, training.models * steps * tiles.of_step, dim3(kWarp),
-                 kTileRows * length * static_cast<int64_t>(sizeof(int)), stream, batches, training.shape.vocab_size,
-                 tiles.of_step, first, steps, training.steps, record_size, records);
-      if (error != cudaSuccess) return error;
-      if (const Error failed = block.run(training, tiles, first, steps, library, stream)) return failed;
-    }
-    return Error{cudaSuccess};
+  const int64_t shared_bytes = kTileRows * length * static_cast<int64_t>(sizeof(int));
+  return train_in_launches(training, tiles, at_once, library, stream, [&](int64_t first, int64_t steps) {
+    return launch(make_batch_tiles, training.models * steps * tiles.of_step, dim3(kWarp), shared_bytes, stream, batches,
+                  training.shape.vocab_size, tiles.of_step, first, steps, training.steps, tiles.record_size, records);
   });
 }
 
 template <typename T>
 Error train_full_batch(const Training<T>& training, const FullBatch& batch, DeviceLibrary& library, Stream stream) {
-  const int record_size = TileRecord::size(static_cast<int>(training.shape.context_length));
   const int64_t vocab_size = training.shape.vocab_size;
   Tiles<T> tiles{};
   tiles.full = true;
-  tiles.record_size = record_size;
+  tiles.record_size = TileRecord::size(static_cast<int>(training.shape.context_length));
   tiles.of_step = tiles_of(batch.contexts.rows);
-  int* records = library.allocate_values<int>(tiles.of_step * record_size);
+  int* records = library.allocate_values<int>(tiles.of_step * tiles.record_size);
   int* targets = library.allocate_values<int>(batch.entries);
   T* weights = library.allocate_values<T>(batch.entries);
-  double* parts = library.allocate_values<double>(kEntryThreads);
+  double* sums = library.allocate_values<double>(kEntryThreads);
   tiles.records = records;
   tiles.targets = targets;
   tiles.weights = weights;
   const int64_t blocks = (batch.entries + kEntryThreads - 1) / kEntryThreads;
   const dim3 threads(kEntryThreads);
-  if (const Error error = launch(sum_counts, 1, threads, 0, stream, batch.counts, batch.entries, parts)) return error;
+  if (const Error error = launch(sum_counts, 1, threads, 0, stream, batch.counts, batch.entries, sums)) return error;
   if (const Error error =
-          launch(read_entries<T>, blocks, threads, 0, stream, batch, vocab_size, parts, targets, weights)) {
+          launch(read_entries<T>, blocks, threads, 0, stream, batch, vocab_size, sums, targets, weights)) {
     return error;
   }
   if (const Error error = launch(make_full_batch_tiles, tiles.of_step, dim3(kWarp), 0, stream, batch, vocab_size,
-                                 record_size, records)) {
+                                 tiles.record_size, records)) {
     return error;
   }
-  return with_launch<T>(training.shape, static_cast<int>(training.states), [&](auto& block) {
-    if (!block.fit()) return Error{cudaErrorInvalidValue};
-    return block.run(training, tiles, 0, training.steps, library, stream);
-  });
+  return train_in_launches(training, tiles, kStepsOfLaunch, library, stream,
+                           [](int64_t, int64_t) { return Error{cudaSuccess}; });
 }
 
 #define CHARLM_INSTANTIATE(T)                                                               \

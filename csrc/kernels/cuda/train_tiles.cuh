@@ -17,8 +17,9 @@ inline constexpr int kBad = -1;
 struct TileRecord {
   const int* data;
 
-  static constexpr int kEntryBegin = 1, kTargets = kEntryBegin + kTileRows + 1, kTokens = kTargets + kTileRows;
   static constexpr int kVector = kVectorBytes / static_cast<int>(sizeof(int));
+  static constexpr int kEntryBegin = 1, kTargets = kEntryBegin + kTileRows + 1;
+  static constexpr int kTokens = (kTargets + kTileRows + kVector - 1) / kVector * kVector;
   // Integers of a record, whole vectors.
   __host__ __device__ static int size(int context_length) {
     return (kTokens + kTileRows * context_length + kVector - 1) / kVector * kVector;
@@ -28,6 +29,8 @@ struct TileRecord {
   __device__ const int* targets() const { return data + kTargets; }
   // Key r * T + t is the token of row r at position t.
   __device__ int token(int key) const { return data[kTokens + key]; }
+  // Those of as many keys as a vector has, from one of whole vectors on.
+  __device__ uint4 tokens(int key) const { return *reinterpret_cast<const uint4*>(data + kTokens + key); }
 };
 
 __device__ inline int in_range(int64_t value, int64_t limit) {
@@ -43,6 +46,14 @@ __device__ inline int context_token(const TokenIds& contexts, int64_t context, i
     token = in_range(static_cast<int64_t>(id), vocab_size);
   });
   return token;
+}
+
+// What is neither an entry nor a token.
+__device__ inline void fill_record(int* record, int length, int size) {
+  const int lane = static_cast<int>(threadIdx.x);
+  if (lane < TileRecord::kTokens - TileRecord::kTargets - kTileRows)
+    record[TileRecord::kTargets + kTileRows + lane] = 0;
+  for (int i = TileRecord::kTokens + kTileRows * length + lane; i < size; i += kWarp) record[i] = 0;
 }
 
 // A warp makes a tile of up to 32 examples of one batch: each context of theirs once, in the order of its first
@@ -106,7 +117,7 @@ __global__ void __launch_bounds__(kWarp)
   if (lane >= rows) {  // rows that there are not
     for (int t = 0; t < length; ++t) record[TileRecord::kTokens + lane * length + t] = 0;
   }
-  for (int i = TileRecord::kTokens + kTileRows * length + lane; i < record_size; i += kWarp) record[i] = 0;
+  fill_record(record, length, record_size);
 }
 
 // A warp makes a tile of 32 of the contexts that every step takes.
@@ -130,7 +141,7 @@ __global__ void __launch_bounds__(kWarp)
     record[TileRecord::kTokens + lane * length + t] =
         lane < rows ? context_token(batch.contexts, first + lane, t, vocab_size) : 0;
   }
-  for (int i = TileRecord::kTokens + kTileRows * length + lane; i < record_size; i += kWarp) record[i] = 0;
+  fill_record(record, length, record_size);
 }
 
 inline constexpr int kEntryThreads = 256;
