@@ -179,8 +179,8 @@ FIGURES = [
         never=("CALL",),
         at_least=8,
     ),
-    # Plain SGD on a batch of 32 examples, T = 3, D = 10, H = 200, 27 classes, of whose contexts 25 to 28 are distinct: 7
-    # groups of rows. Those of a phase are for the part of the 16 warps that have something to do in it.
+    # Plain SGD on a batch of 32 examples, T = 3, D = 10, H = 200, 27 classes, of whose contexts 25 to 28 are distinct:
+    # 7 groups of rows. Trips of a phase are for the part of the 16 warps that have something to do in it.
     Figure(
         "train_steps",
         "train_mlp<float>",

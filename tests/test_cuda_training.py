@@ -134,25 +134,6 @@ def test_float32_is_as_good_as_eager() -> None:
     assert (fused - truth).abs().max() <= allowed
 
 
-@pytest.mark.skipif(device.type == "cuda", reason="the shared memory of a GPU is what it is")
-# 27 KB of parameters in float64, as much for a gradient and each tensor of the state, and 75 KB beside them.
-@pytest.mark.parametrize("shared_kib", [104, 132, 163, 190])
-@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
-def test_what_shared_memory_has_no_room_for(shared_kib: int, optimizer: str) -> None:
-    """Gradient and state are elsewhere then, with the same bits."""
-    batches, rates = make_batches(3, 40)
-    shape = (27, 2, 4, 90, 40)
-    expected = on_device(make_run(shape, torch.float64, **OPTIMIZERS[optimizer]))
-    expected_losses = expected.fused(batches, rates)
-    import simulator
-
-    with simulator.tensors_on(simulator.Gpu("8.0", shared_kib)):
-        run = on_device(make_run(shape, torch.float64, **OPTIMIZERS[optimizer]))
-        assert torch.equal(run.fused(batches, rates), expected_losses)
-    for one, other in zip(expected.parameters, run.parameters, strict=True):
-        assert torch.equal(one, other)
-
-
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
 def test_integers_of_any_dtype_and_stride(dtype: torch.dtype) -> None:
     batches, rates = make_batches(3, 40)

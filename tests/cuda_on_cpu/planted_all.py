@@ -9,12 +9,14 @@ import planted_embedding_linear
 import planted_launch
 import planted_log_probs
 import planted_mlp_cross_entropy
+import planted_train_steps
 
 PLANTED = {
     "cross_entropy": planted_cross_entropy.PLANTED,
     "embedding_linear": planted_embedding_linear.PLANTED,
     "log_probs": planted_log_probs.PLANTED,
     "mlp_cross_entropy": planted_mlp_cross_entropy.PLANTED,
+    "train_steps": planted_train_steps.PLANTED,
     "launch": planted_launch.PLANTED,
 }
 FAULTS = [(op, fault) for op, planted in PLANTED.items() for fault in planted.faults]

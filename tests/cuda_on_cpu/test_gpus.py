@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import simulator
+import torch
 from cases import (
     Sample,
     check,
@@ -16,6 +17,7 @@ from cases import (
     linear_cross_entropy_sample,
     mlp_cross_entropy_sample,
 )
+from engine_runs import OPTIMIZERS, make_batches, make_run
 from simulator import Gpu
 
 from building.cuda import TARGETS
@@ -127,3 +129,25 @@ def test_launches_are_on_the_current_stream(number: int, sample: Sample, reorder
     """On any other, the simulator ends them with an error: test_planted_faults.py shows that."""
     with simulator.stream(number):
         check(sample)
+
+
+# 27 KB of parameters in float64, as much for a gradient and each tensor of the state, and 75 KB beside them.
+@pytest.mark.parametrize("shared_kib", [104, 132, 163, 190])
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+def test_training_has_the_same_bits_where_shared_memory_has_no_room_for_all(shared_kib: int, optimizer: str) -> None:
+    batches, rates = make_batches(3, 40)
+    losses = []
+    runs = [make_run((27, 2, 4, 90), torch.float64, **OPTIMIZERS[optimizer]) for _ in range(2)]
+    for run, gpu in zip(runs, (simulator.GPUS[0], Gpu("8.0", shared_kib)), strict=True):
+        with simulator.tensors_on(gpu):
+            losses.append(run.fused(batches, rates))
+    assert torch.equal(*losses)
+    for one, other in zip(*(run.parameters for run in runs), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_gpu_with_too_little_shared_memory() -> None:
+    with simulator.tensors_on(Gpu("8.0", 102)) as index:
+        assert not _C.trains_in_one_block(index, 27, 2, 4, 90, False, True)
+        with pytest.raises(ValueError, match=f"the shared memory of a block of threads of cuda:{index}"):
+            make_run((27, 2, 4, 90), torch.float64).fused(*make_batches(1, 4))

@@ -116,7 +116,7 @@ class TrainingBlock {
     return p_.tiles.record(blockIdx.x, p_.steps, step, tile);
   }
 
-  // Everything is 0 where it is not a parameter or state.
+  // Everything is 0 where it is not a parameter or state; all of it is there after a barrier.
   __device__ void load() {
     T* values = reinterpret_cast<T*>(dynamic_shared());
 #pragma unroll 1
@@ -127,7 +127,6 @@ class TrainingBlock {
     __syncthreads();
     model().start();
     for_each_value([](T* in_block, T* in_tensor) { *in_block = *in_tensor; });
-    __syncthreads();
   }
   __device__ void store() {
     for_each_value([](T* in_block, T* in_tensor) { *in_tensor = *in_block; });
