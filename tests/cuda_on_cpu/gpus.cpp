@@ -58,8 +58,8 @@ const char* misplaced(const void* given) {
 #define CHARLM_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Its index.
-CHARLM_EXPORT int simulator_add_gpu(int capability, int driver, int shared_bytes) {
-  simulator::gpus.push_back({{capability, driver, shared_bytes}, {}});
+CHARLM_EXPORT int simulator_add_gpu(int capability, int driver, int shared_bytes, int multiprocessors) {
+  simulator::gpus.push_back({{capability, driver, shared_bytes, multiprocessors}, {}});
   return static_cast<int>(simulator::gpus.size()) - 1;
 }
 // From now on the tensors are there.

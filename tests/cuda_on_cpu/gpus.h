@@ -8,6 +8,7 @@ struct Gpu {
   int capability = 90;  // 7.5 is 75
   int driver = 13010;   // the newest CUDA that its driver knows, 13.1
   int shared_bytes = 227 << 10;
+  int multiprocessors = 3;  // few, so that small problems keep each of them busy several times
 };
 // Of the kernels, 13.1: a driver for 13.0 runs what is compiled, but does not compile what is not.
 inline constexpr int kRuntime = 13010;

@@ -5,7 +5,8 @@
 //   variables;
 //   a read of memory that nothing has written;
 //   two accesses to the same byte, one of them a write, that no synchronisation orders: by threads of a block without a
-//   __syncthreads between them (within a warp, a __syncwarp will do), or by different blocks of a launch;
+//   __syncthreads between them (within a warp, a __syncwarp will do), by blocks of a cluster without a barrier of all of
+//   it between them, or by different blocks of a launch;
 //   a misaligned access, such as a vector at any element of an array;
 //   a barrier, a shuffle or a vote that some of its threads never reach, or reach at another place;
 //   a stream that is not torch's current one of the GPU that the tensors are on.
@@ -41,11 +42,19 @@ int blocks_at_once(const void* kernel, int threads, size_t shared_bytes);
 // Runs run(call) for every thread of a grid; `call`, of so many bytes, holds the kernel's arguments. A launch that CUDA
 // would refuse, and one in which a thread does what it must not, return an error.
 enum class Outcome { kDone, kRefused, kFaulty };
-Outcome launch(const void* kernel, const dim3& grid, const dim3& block, size_t shared_bytes, const void* stream,
-               void (*run)(const void*), const void* call, size_t call_bytes);
+Outcome launch(const void* kernel, const dim3& grid, const dim3& block, unsigned cluster, size_t shared_bytes,
+               const void* stream, void (*run)(const void*), const void* call, size_t call_bytes);
 // Of the last launch that was faulty.
 const char* fault_message();
 unsigned char* dynamic_shared();
+
+// The blocks of a cluster run at the same time, each with dynamic shared memory of its own that the others may use;
+// what is `__shared__` they would have in common, so that kernels for clusters have none of it.
+inline constexpr unsigned kMaxCluster = 8;
+int cluster_rank();
+// The same place in the dynamic shared memory of another block.
+void* in_block(void* shared, int rank);
+void cluster_barrier(int line = __builtin_LINE());
 
 int lane();
 void block_barrier(int line);

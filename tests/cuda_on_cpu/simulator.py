@@ -114,11 +114,13 @@ def plant(number: int) -> None:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU to simulate: its compute capability, the newest CUDA of its driver, and the shared memory of a block."""
+    """A GPU to simulate: its compute capability, the shared memory of a block, the newest CUDA of its driver, and how
+    many blocks it is to keep busy."""
 
     capability: str
     shared_kib: int
     driver: str = "13.1"
+    multiprocessors: int = 3
 
 
 # cuda:0, where all is unless a test says otherwise, and cuda:1.
@@ -143,7 +145,9 @@ def _index_of(gpu: Gpu) -> int:
     assert _library is not None
     if gpu not in _indices:
         capability, (major, minor) = int(gpu.capability.replace(".", "")), map(int, gpu.driver.split("."))
-        _indices[gpu] = _library.simulator_add_gpu(capability, 1000 * major + 10 * minor, gpu.shared_kib << 10)
+        _indices[gpu] = _library.simulator_add_gpu(
+            capability, 1000 * major + 10 * minor, gpu.shared_kib << 10, gpu.multiprocessors
+        )
     return _indices[gpu]
 
 

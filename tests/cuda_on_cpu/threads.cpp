@@ -30,7 +30,7 @@ namespace {
 constexpr size_t kStackBytes = 64 << 10;
 constexpr size_t kStackOffset = 17 * 64, kStackOffsets = 16 << 10;
 
-enum class State { kRunnable, kAtBlockBarrier, kAtWarpBarrier, kDone };
+enum class State { kRunnable, kAtBlockBarrier, kAtClusterBarrier, kAtWarpBarrier, kDone };
 
 struct Thread {
   Fiber fiber;
@@ -53,15 +53,23 @@ int planted = 0;
 bool is_faulty = false;
 char message[512] = "";
 std::mutex launching;
-Thread threads[kMaxThreads];
-Warp warps[kMaxThreads / kWarp];
+Thread threads[kMaxThreads * kMaxCluster];
+Warp warps[kMaxThreads * kMaxCluster / kWarp];
+struct Block {
+  uint32_t now = 0;  // see Running
+  int waiting = 0;   // threads at a barrier of the block
+};
+Block blocks[kMaxCluster];
 std::vector<int> runnable;
 Fiber main_fiber;
-int thread_count = 0, waiting = 0;
+int thread_count = 0, waiting = 0;  // threads of the cluster; those at a barrier of all of it
+uint32_t now = 1;
+unsigned first_block = 0;
 void (*thread_function)(const void*);
 const void* thread_closure;
-// Not where the static arrays are, which it could be mistaken for.
-auto* const dynamic_memory = static_cast<unsigned char*>(aligned_alloc(256, kMaxShared));
+// Not where the static arrays are, which it could be mistaken for; with room that is nobody's between blocks.
+constexpr size_t kSharedApart = kMaxShared + 256;
+auto* const dynamic_memory = static_cast<unsigned char*>(aligned_alloc(256, kMaxCluster* kSharedApart));
 std::map<const void*, size_t> asked_shared;  // by kernel
 
 size_t granted_shared(const void* kernel) {
@@ -106,6 +114,8 @@ void run_another() {
   running.thread = next;
   running.fiber = &threads[next].fiber;
   running.warp_barriers = warps[next / kWarp].barriers;
+  running.now = blocks[next / running.block_threads].now;
+  blockIdx.x = first_block + static_cast<unsigned>(next / running.block_threads);
   threadIdx = threads[next].index;
   if (&from != &threads[next].fiber) switch_fiber(&from, threads[next].fiber);
 }
@@ -121,15 +131,19 @@ void check_all_done() {
     const Thread& stuck = threads[thread];
     if (stuck.state == State::kDone) continue;
     threadIdx = stuck.index;
-    note("a %s at line %d waits for threads that have ended or wait at another place",
-         stuck.state == State::kAtBlockBarrier ? "__syncthreads" : "synchronisation of a warp", stuck.line);
+    blockIdx.x = first_block + static_cast<unsigned>(thread / running.block_threads);
+    const char* barrier = stuck.state == State::kAtBlockBarrier     ? "__syncthreads"
+                          : stuck.state == State::kAtClusterBarrier ? "barrier of a cluster"
+                                                                    : "synchronisation of a warp";
+    note("a %s at line %d waits for threads that have ended or wait at another place", barrier, stuck.line);
     return;
   }
 }
 
 // False where a thread has done what it must not.
-bool run_block() {
-  running.block_began = ++running.now;
+bool run_cluster() {
+  running.block_began = running.cluster_barrier = ++now;
+  for (Block& block : blocks) block = {now, 0};
   waiting = 0;
   is_faulty = false;
   runnable.clear();
@@ -148,6 +162,7 @@ bool run_block() {
   }
   run_another();
   if (!is_faulty) check_all_done();
+  running.now = now;
   return !is_faulty;
 }
 
@@ -208,8 +223,8 @@ int blocks_at_once(const void* kernel, int threads, size_t shared_bytes) {
   return std::min({kMultiprocessorBlocks, kMultiprocessorThreads / (warps * kWarp), static_cast<int>(by_shared)});
 }
 
-Outcome launch(const void* kernel, const dim3& grid, const dim3& block, size_t shared_bytes, const void* stream,
-               void (*run)(const void*), const void* call, size_t call_bytes) {
+Outcome launch(const void* kernel, const dim3& grid, const dim3& block, unsigned cluster, size_t shared_bytes,
+               const void* stream, void (*run)(const void*), const void* call, size_t call_bytes) {
   const std::lock_guard lock(launching);
   if (const char* what = misplaced(stream)) {
     snprintf(message, sizeof(message), "%s", what);
@@ -217,34 +232,68 @@ Outcome launch(const void* kernel, const dim3& grid, const dim3& block, size_t s
   }
   gridDim = grid;
   blockDim = block;
-  thread_count = static_cast<int>(block.x * block.y * block.z);
-  if (grid.x == 0 || thread_count == 0 || thread_count > static_cast<int>(kMaxThreads)) return Outcome::kRefused;
+  running.block_threads = static_cast<int>(block.x * block.y * block.z);
+  if (grid.x == 0 || running.block_threads == 0 || running.block_threads > static_cast<int>(kMaxThreads)) {
+    return Outcome::kRefused;
+  }
+  if (cluster == 0 || cluster > kMaxCluster || grid.x % cluster != 0) return Outcome::kRefused;
+  if (cluster > 1 && (gpu(current_gpu())->capability < 90 || running.block_threads % kWarp != 0)) {
+    return Outcome::kRefused;
+  }
+  thread_count = static_cast<int>(cluster) * running.block_threads;
   if (shared_bytes > granted_shared(kernel)) return Outcome::kRefused;
   if (grid.y != 1 || grid.z != 1) return Outcome::kRefused;
-  for (int i = 0; i < thread_count; ++i) {
-    threads[i].index = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
+  for (int thread = 0; thread < thread_count; ++thread) {
+    const int i = thread % running.block_threads;
+    threads[thread].index = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
   }
   thread_function = run;
   thread_closure = call;
-  running.launch_began = running.now + 1;
-  std::vector<unsigned> order(grid.x);
+  running.launch_began = now + 1;
+  std::vector<unsigned> order(grid.x / cluster);
   std::iota(order.begin(), order.end(), 0u);
   if (watching) std::shuffle(order.begin(), order.end(), generator);
-  begin_watch(dynamic_memory, shared_bytes, call, call_bytes);
-  const bool is_done = std::all_of(order.begin(), order.end(), [](unsigned index) {
-    blockIdx = dim3(index, 0, 0);
-    return run_block();
+  begin_watch(dynamic_memory, shared_bytes, cluster, kSharedApart, call, call_bytes);
+  const bool is_done = std::all_of(order.begin(), order.end(), [&](unsigned index) {
+    first_block = index * cluster;
+    blockIdx = dim3(first_block, 0, 0);
+    return run_cluster();
   });
   end_watch();
   return is_done ? Outcome::kDone : Outcome::kFaulty;
 }
 
-unsigned char* dynamic_shared() { return dynamic_memory; }
+unsigned char* dynamic_shared() { return dynamic_memory + cluster_rank() * kSharedApart; }
+
+int cluster_rank() { return running.thread < 0 ? 0 : running.thread / running.block_threads; }
+
+void* in_block(void* shared, int rank) {
+  const auto place = static_cast<unsigned char*>(shared) - dynamic_shared();
+  if (rank < 0 || rank >= thread_count / running.block_threads) fail("a cluster has no block %d", rank);
+  return dynamic_memory + rank * kSharedApart + place;
+}
 
 int lane() { return running.thread % kWarp; }
 
 void block_barrier(int line) {
   threads[running.thread].state = State::kAtBlockBarrier;
+  threads[running.thread].line = line;
+  const int rank = cluster_rank(), first = rank * running.block_threads;
+  if (++blocks[rank].waiting < running.block_threads) {
+    run_another();
+    return;
+  }
+  for (int thread = first; thread < first + running.block_threads; ++thread) {
+    if (threads[thread].line != line)
+      fail("threads wait at __syncthreads of lines %d and %d", threads[thread].line, line);
+    make_runnable(thread);
+  }
+  blocks[rank] = {++now, 0};
+  run_another();
+}
+
+void cluster_barrier(int line) {
+  threads[running.thread].state = State::kAtClusterBarrier;
   threads[running.thread].line = line;
   if (++waiting < thread_count) {
     run_another();
@@ -252,11 +301,12 @@ void block_barrier(int line) {
   }
   for (int thread = 0; thread < thread_count; ++thread) {
     if (threads[thread].line != line)
-      fail("threads wait at __syncthreads of lines %d and %d", threads[thread].line, line);
+      fail("threads wait at barriers of a cluster of lines %d and %d", threads[thread].line, line);
     make_runnable(thread);
   }
   waiting = 0;
-  ++running.now;
+  running.cluster_barrier = ++now;
+  for (Block& block : blocks) block.now = now;
   run_another();
 }
 

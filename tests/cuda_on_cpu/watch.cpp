@@ -21,10 +21,16 @@ namespace {
 
 using Kind = Range::Kind;
 
-// In place of a thread: several, which only read, of different warps or all of one.
-constexpr int16_t kSeveral = -1;
+// In place of a thread: several, which only read, all of one warp, or of one block, or of different ones.
+constexpr int16_t kSeveral = -1, kSeveralOfBlock = -10000;
 constexpr int16_t several_of(int warp) { return static_cast<int16_t>(-2 - warp); }
-int warp_of(int16_t thread) { return thread >= 0 ? thread / kWarp : -2 - thread; }
+constexpr int16_t several_of_block(int block) { return static_cast<int16_t>(kSeveralOfBlock - block); }
+// -1: of different ones.
+int warp_of(int16_t thread) { return thread >= 0 ? thread / kWarp : thread > kSeveralOfBlock ? -2 - thread : -1; }
+int block_of(int16_t thread) {
+  if (thread <= kSeveralOfBlock) return kSeveralOfBlock - thread;
+  return thread == kSeveral ? -1 : (thread >= 0 ? thread : warp_of(thread) * kWarp) / running.block_threads;
+}
 
 uintptr_t address_of(const void* data) { return reinterpret_cast<uintptr_t>(data); }
 
@@ -48,7 +54,12 @@ Range constants{address_of(__ehdr_start), address_of(__bss_start) - address_of(_
 Range arguments{0, 0, Kind::kConstant, true};
 Range static_range{address_of(__bss_start), address_of(_end) - address_of(__bss_start), Kind::kShared, false,
                    untouched(address_of(_end) - address_of(__bss_start))};
-Range dynamic_range{0, 0, Kind::kShared, false, untouched(kMaxShared)};
+std::array<Range, kMaxCluster> dynamic_ranges = [] {
+  std::array<Range, kMaxCluster> ranges;
+  ranges.fill({0, 0, Kind::kShared, false});
+  for (Range& range : ranges) range.bytes = untouched(kMaxShared);
+  return ranges;
+}();
 
 const char* name(bool is_write) { return is_write ? "write" : "read"; }
 const char* name(Kind kind) { return kind == Kind::kShared ? "shared" : "global"; }
@@ -74,7 +85,11 @@ Range& range_of(uintptr_t address, size_t size, bool is_write) {
 bool unordered(const Access& earlier, Kind kind) {
   if (earlier.time < running.launch_began) return false;
   if (earlier.time < running.block_began) return kind == Kind::kGlobal;  // another block's; shared memory is its own
-  if (earlier.time < running.now || earlier.thread == running.thread) return false;
+  if (earlier.thread == running.thread) return false;
+  if (block_of(earlier.thread) != running.thread / running.block_threads) {
+    return earlier.time >= running.cluster_barrier;
+  }
+  if (earlier.time < running.now) return false;
   const bool same_warp = warp_of(earlier.thread) == running.thread / kWarp;
   return !same_warp || earlier.warp_barriers == static_cast<uint16_t>(running.warp_barriers);
 }
@@ -98,10 +113,15 @@ void read(Byte* byte, const Access& access, const Range& range) {
   if (!is_written) fail("a read of %s memory that nothing has written", name(range.kind));
   const Access earlier = byte->read;
   byte->read = access;
-  if (earlier.time != running.now || earlier.thread == running.thread) return;
-  const int warp = running.thread / kWarp;
+  if (earlier.thread == running.thread) return;
+  const int warp = running.thread / kWarp, block = running.thread / running.block_threads;
+  if (block_of(earlier.thread) != block) {
+    if (earlier.time >= running.cluster_barrier) byte->read.thread = kSeveral;
+    return;
+  }
+  if (earlier.time != running.now) return;
   if (warp_of(earlier.thread) != warp) {
-    byte->read.thread = kSeveral;
+    byte->read.thread = several_of_block(block);
   } else if (earlier.warp_barriers == access.warp_barriers) {
     byte->read.thread = several_of(warp);
   }
@@ -190,13 +210,17 @@ DeviceMemory& device_memory() {
   return memory;
 }
 
-void begin_watch(unsigned char* dynamic_shared, size_t bytes, const void* call, size_t call_bytes) {
+void begin_watch(unsigned char* dynamic_shared, size_t bytes, unsigned blocks, size_t apart, const void* call,
+                 size_t call_bytes) {
   if (!watching) return;
-  dynamic_range.begin = address_of(dynamic_shared);
-  dynamic_range.size = bytes;
   arguments.begin = address_of(call);
   arguments.size = call_bytes;
-  known = {&constants, &arguments, &static_range, &dynamic_range};
+  known = {&constants, &arguments, &static_range};
+  for (unsigned block = 0; block < blocks; ++block) {
+    dynamic_ranges[block].begin = address_of(dynamic_shared) + block * apart;
+    dynamic_ranges[block].size = bytes;
+    known.push_back(&dynamic_ranges[block]);
+  }
   for (Range& range : device_memory().ranges) known.push_back(&range);
   std::sort(known.begin(), known.end(), [](const Range* a, const Range* b) { return a->begin < b->begin; });
   lately.fill(nullptr);

@@ -12,12 +12,15 @@ namespace simulator {
 
 inline constexpr unsigned kMaxThreads = 1024;
 
-// The thread that runs, and the time: counted in block barriers, through all blocks of all launches.
+// The thread that runs, and the time: counted in barriers, through all blocks of all launches. A block's time is that
+// of its last barrier.
 struct Running {
-  int thread = -1;  // of its block; negative where none runs
+  int thread = -1;  // of its cluster; negative where none runs
+  int block_threads = 1;
   const Fiber* fiber = nullptr;
   uint32_t warp_barriers = 0;                           // __syncwarps of all lanes of its warp since the block began
   uint32_t now = 1, launch_began = 0, block_began = 0;  // 0 stands for never
+  uint32_t cluster_barrier = 0;                         // when its cluster had the last one of all blocks
 };
 extern Running running;
 
@@ -80,8 +83,10 @@ class DeviceMemory {
 // That of the call that this thread makes.
 DeviceMemory& device_memory();
 
-// A launch begins: its dynamic shared memory, and the arguments of its kernel, which threads only read.
-void begin_watch(unsigned char* dynamic_shared, size_t bytes, const void* call, size_t call_bytes);
+// A launch begins: the dynamic shared memory of each block of a cluster, `apart` bytes from one to the next, and the
+// arguments of its kernel, which threads only read.
+void begin_watch(unsigned char* dynamic_shared, size_t bytes, unsigned blocks, size_t apart, const void* call,
+                 size_t call_bytes);
 void end_watch();
 
 }  // namespace simulator

@@ -58,10 +58,21 @@ enum cudaError_t : int {
   cudaErrorUnsupportedPtxVersion = 222,
   cudaErrorLaunchFailure = 719,
 };
+enum cudaLaunchAttributeID : int { cudaLaunchAttributeClusterDimension = 4 };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    struct {
+      unsigned x, y, z;
+    } clusterDim;
+  } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes = 0;
   cudaStream_t stream = nullptr;
+  cudaLaunchAttribute* attrs = nullptr;
+  unsigned numAttrs = 0;
 };
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
@@ -78,7 +89,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     const Call& call = *static_cast<const Call*>(data);
     std::apply(call.kernel, call.arguments);
   };
-  switch (simulator::launch(reinterpret_cast<const void*>(kernel), config->gridDim, config->blockDim,
+  const unsigned cluster = config->numAttrs > 0 ? config->attrs[0].val.clusterDim.x : 1;
+  switch (simulator::launch(reinterpret_cast<const void*>(kernel), config->gridDim, config->blockDim, cluster,
                             config->dynamicSmemBytes, config->stream, run, &call, sizeof(call))) {
     case simulator::Outcome::kDone:
       return cudaSuccess;
@@ -112,7 +124,6 @@ inline cudaError_t cudaSetDevice(int device) {
   return simulator::current_gpu() = device, cudaSuccess;
 }
 inline cudaError_t cudaGetDevice(int* device) { return *device = simulator::current_gpu(), cudaSuccess; }
-// Few multiprocessors, so that small problems keep each of them busy several times.
 enum cudaDeviceAttr : int {
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrComputeCapabilityMajor = 75,
@@ -130,7 +141,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       return *value = gpu.shared_bytes, cudaSuccess;
     default:
-      return *value = 3, cudaSuccess;
+      return *value = gpu.multiprocessors, cudaSuccess;
   }
 }
 inline const char* cudaGetErrorString(cudaError_t error) {
