@@ -194,26 +194,36 @@ FIGURES = [
             "FSEL*4 LDS*12 !FADD": 7 / 16,  # the inputs
             "MUFU.EX2*16": 11 / 16,  # h
             "FFMA*448": (12 / 16, 13 / 16),  # d weight2, and d weight1
-            "FFMA*80 STS.128*8": 11 / 16,  # d h
+            "FFMA*80 STS.128*4": 11 / 16,  # d h
             "FFMA*128": (4, 3),  # of the products for h, and for d h
-            "FADD*16 LDS*8 STS*4": 7 / 16,  # d inputs
-            "STS.128*4": (8 / 16, 7 / 16),  # parts of the logits, and of d inputs
-            "FFMA*64 LDS.128*8": (10.2, 12.5),  # of these products
-            "FADD*16 LDS.128*4": 1,  # parts that are added up
+            "F2I !FFMA !SHFL": 7 / 16,  # parts of the logits, and of d inputs
+            "FFMA*64 LDS.128*8": (12.75, 12.5),  # of these products
+            "ST.128*4 !LD": 1,  # a part, in each block
+            "LDS*8 STS*4": 7 / 16,  # d inputs
             "FMNMX*3 SHFL": 7 / 16,  # softmax
             "FMNMX*4": 1,
             "MUFU.EX2*4": 1,
             "LDG FSEL": 1,  # an entry
-            "FADD*8 LDS.128 STS.128 !SHFL": 7 / 16,  # the logits
+            "FADD*4 LDS.128 !STS !SHFL !FSEL": 3,  # parts that are added up
+            "LDS.128 STS.128 !LDS*3 !SHFL !LD": 7 / 16,  # the logits
             "SHFL*4 ST.128": 6 / 16,  # d embedding
             "FFMA*16 FSEL*4 LDS.128*5": 10.5,
-            "FFMA*64 LD.128*16": 0,  # the norm
+            "LD.128 !LDS.128": 0,  # the norm
+            "ST*4 !ST.128": 0,
+            "FADD LDS !FFMA": 0,
             "FFMA*24 LD.128*4": 0,  # momentum and weight decay
             "LD.128*3 LDS.128 MUFU": 0,  # AdamW
             "FFMA*8 LD.128*2": 3.1,
         },
-        # 8 groups; the norm; the soft cap, and its slope.
-        never=("CALL", "FFMA*512", "SHFL STS BAR", "FMUL*3 MUFU*2 FFMA*6 !FMUL*4", "FFMA*6 FCHK !FFMA*17"),
+        # 8 groups; the norm; what a cluster waits with; the soft cap, and its slope.
+        never=(
+            "CALL",
+            "FFMA*512",
+            "FFMA*5 FADD FCHK !FFMA*6",
+            "MEMBAR",
+            "FMUL*3 MUFU*2 FFMA*6 !FMUL*4",
+            "FFMA*6 FCHK !FFMA*13",
+        ),
         at_most=60_000,
     ),
 ]

@@ -15,7 +15,8 @@ const char* cuda_architectures();
 // Why kernels cannot run on a CUDA device, and what to do, in one sentence; none where they can.
 std::optional<std::string> why_no_kernels(int device);
 
-// Whether a CUDA device trains models of this shape in one launch of many steps: whether they fit into a block.
-bool trains_in_one_block(int device, const ModelShape& shape, bool is_float64);
+// Whether a CUDA device trains models of this shape in one launch of many steps: whether they fit into a block of
+// threads, or a cluster of blocks.
+bool trains_in_one_launch(int device, const ModelShape& shape, bool is_float64);
 
 }  // namespace charlm

@@ -80,7 +80,7 @@ PyObject* why_no_kernels_on(PyObject*, PyObject* argument) {
   }
 }
 
-PyObject* fits_in_one_block(PyObject*, PyObject* arguments) {
+PyObject* fits_in_one_launch(PyObject*, PyObject* arguments) {
   int device = 0, direct = 0, is_float64 = 0;
   ModelShape shape;
   long long sizes[4];
@@ -94,7 +94,7 @@ PyObject* fits_in_one_block(PyObject*, PyObject* arguments) {
   shape.hidden_dim = sizes[3];
   shape.direct = direct != 0;
   try {
-    return PyBool_FromLong(trains_in_one_block(device, shape, is_float64 != 0));
+    return PyBool_FromLong(trains_in_one_launch(device, shape, is_float64 != 0));
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;
@@ -117,8 +117,8 @@ PyMethodDef methods[] = {
     {"build_info", build_info, METH_NOARGS, "Compiler, oldest torch, and the GPUs this binary has kernels for."},
     {"why_no_kernels", why_no_kernels_on, METH_O,
      "Why the ops cannot run on the CUDA device of an index, and what to do, in one sentence; None where they can."},
-    {"trains_in_one_block", fits_in_one_block, METH_VARARGS,
-     "Whether a CUDA device has room in a block of threads for a model: device index, vocab_size, context_length, "
+    {"trains_in_one_launch", fits_in_one_launch, METH_VARARGS,
+     "Whether a CUDA device makes many steps of a model in one launch: device index, vocab_size, context_length, "
      "embedding_dim, hidden_dim (0 of a bigram), direct, float64."},
     {"cross_entropy_forward", fast(cross_entropy_forward_directly), METH_FASTCALL, kDirect},
     {"cross_entropy_backward", fast(cross_entropy_backward_directly), METH_FASTCALL, kDirect},

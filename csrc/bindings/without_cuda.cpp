@@ -41,7 +41,7 @@ const char* cuda_architectures() { return nullptr; }
 
 std::optional<std::string> why_no_kernels(int) { return kWhy; }
 
-bool trains_in_one_block(int, const ModelShape&, bool) { return false; }
+bool trains_in_one_launch(int, const ModelShape&, bool) { return false; }
 
 STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, ops) {
   for (const char* op : kOps) ops.impl(op, refuse);

@@ -1,5 +1,6 @@
-// Whole training steps on a GPU: one launch makes many steps of many models of one shape, a block of threads for each,
-// whose parameters stay in shared memory. Formula and order of a step are those of mlp_step.h and bigram.h.
+// Whole training steps on a GPU: one launch makes many steps of many models of one shape, a block of threads for each
+// or a cluster of blocks, whose parameters stay in shared memory. A model has the same bits with any number of blocks.
+// Formula and order of a step are those of mlp_step.h and bigram.h.
 //
 // Everything a kernel reads is in device memory, and nothing of it can be checked before. A token or target that is out
 // of range is never used as an index: it makes the loss NaN, and with it the parameters.
@@ -48,9 +49,10 @@ struct FullBatch {
   int64_t entries = 0;
 };
 
-// Whether a block of the current device has room for a model.
+// How many blocks of the current device are to have a model, of so many that are trained together; 0: those that could
+// have no room for it.
 template <typename T>
-bool fits_in_block(const ModelShape& shape);
+int blocks_of_model(const ModelShape& shape, int64_t models);
 template <typename T>
 Error train_batches(const Training<T>& training, const Batches& batches, DeviceLibrary& library, Stream stream);
 template <typename T>

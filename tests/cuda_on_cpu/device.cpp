@@ -228,11 +228,11 @@ __attribute__((visibility("default"))) const char* simulator_why_no_kernels(int 
   why = charlm::why_no_kernels(gpu).value_or("");
   return why.empty() ? nullptr : why.c_str();
 }
-__attribute__((visibility("default"))) bool simulator_trains_in_one_block(int gpu, int64_t vocab_size,
-                                                                          int64_t context_length, int64_t embedding_dim,
-                                                                          int64_t hidden_dim, bool direct,
-                                                                          bool is_float64) {
-  return charlm::trains_in_one_block(gpu, {vocab_size, context_length, embedding_dim, hidden_dim, direct}, is_float64);
+__attribute__((visibility("default"))) bool simulator_trains_in_one_launch(int gpu, int64_t vocab_size,
+                                                                           int64_t context_length,
+                                                                           int64_t embedding_dim, int64_t hidden_dim,
+                                                                           bool direct, bool is_float64) {
+  return charlm::trains_in_one_launch(gpu, {vocab_size, context_length, embedding_dim, hidden_dim, direct}, is_float64);
 }
 // So many calls of torch get memory, and the next one gets none; -1: all do. Returns how many there still were.
 __attribute__((visibility("default"))) int simulator_limit_memory(int calls) {

@@ -35,13 +35,24 @@ MISTAKES = [
     Fault(UPDATE, "options.momentum * m", "!FAULT * options.momentum * m", WRONG_NUMBERS),
     Fault(UPDATE, "weight_decay == 0 && scale", "weight_decay * !FAULT == 0 && scale", WRONG_NUMBERS),
     Fault(UPDATE, "p.values[j] * keep", "p.values[j] * (FAULT ? T(1) : keep)", WRONG_NUMBERS),
-    Fault(BLOCK, "step + is_last, is_last ? 0", "step + is_last, is_last ? FAULT", f"{OUTSIDE}|{WRONG_NUMBERS}"),
+    Fault(TILES, "next_ == last_ ? first_", "next_ == last_ && !FAULT ? first_", f"{OUTSIDE}|{WRONG_NUMBERS}"),
+    Fault(BLOCK, "cluster_barrier();", "if (!FAULT) cluster_barrier();", f"{RACE}|{UNSEEN}"),
+    Fault(BLOCK, "is_only_here || rank_ == 0", "is_only_here || FAULT || rank_ == 0", RACE),
+    Fault(BLOCK, "rank == rank_ ? place", "rank == rank_ || FAULT ? place", f"{UNSEEN}|{WRONG_NUMBERS}"),
     Fault(BLOCK, "number < p_.shared_arrays)", "number < p_.shared_arrays + FAULT)", OUTSIDE),
-    Fault(BLOCK, "at = blockIdx.x * p_", "at = !FAULT * blockIdx.x * p_", f"{RACE}|{WRONG_NUMBERS}"),
+    Fault(BLOCK, "first = number_ * p_", "first = !FAULT * number_ * p_", f"{RACE}|{WRONG_NUMBERS}"),
+    *(
+        Fault(MLP, f"{before}\n    this->{barrier}", f"{before}\n    if (!FAULT) this->{barrier}", f"{RACE}|{UNSEEN}")
+        for barrier in ("model_barrier();",)
+        for before in ("add_logits<kGroups>();", "backward_inputs<kGroups>();", "      });\n    }")
+    ),
+    Fault(MLP, "strip_of(slice + 1) : outputs_", "strip_of(slice + 1) : outputs_ - FAULT", WRONG_NUMBERS),
+    Fault(MLP, "first_slice_ * class_strips", "!FAULT * first_slice_ * class_strips", f"{RACE}|{UNSEEN}"),
+    Fault(MLP, "strip >= 0 && strip < strips", "(FAULT || strip >= 0) && strip < strips", f"{OUTSIDE}|{RACE}"),
     Fault(MLP, "kMost - 1) * kTile ?", "kMost - 1 + FAULT) * kTile ?", f"{WRONG_NUMBERS}|{OUTSIDE}|{UNSEEN}"),
     Fault(MLP, "if (one >= kTile) continue;", "if (one >= kTile || FAULT) continue;", WRONG_NUMBERS),
     Fault(MLP, "+ j >= l_.vocab_size", "+ j >= l_.vocab_size + FAULT", WRONG_NUMBERS),
-    Fault(MLP, "strip == l_.bias_strips)", "strip == l_.bias_strips + FAULT)", WRONG_NUMBERS),
+    Fault(MLP, "strip == first_input_strip())", "strip == first_input_strip() + FAULT)", WRONG_NUMBERS),
     Fault(MLP, "if (l_.direct) add(", "if (l_.direct && !FAULT) add(", WRONG_NUMBERS),
     Fault(MLP, "kEmbedding) continue;", "kEmbedding && !FAULT) continue;", f"{RACE}|{WRONG_NUMBERS}"),
     Fault(MLP, "== wanted ?", "== wanted + FAULT ?", WRONG_NUMBERS),
@@ -62,9 +73,10 @@ def run_everything() -> None:
     ):
         compare(make_run((5, 2, 3, 5), torch.float64, **options), make_run((5, 2, 3, 5), torch.float64, **options))
     compare(make_run((7, 3, 2, 8), torch.float64), make_run((7, 3, 2, 8), torch.float64))
-    compare(make_bigram(9, torch.float64), make_bigram(9, torch.float64))
+    for clip in (None, 0.05):
+        compare(*(make_bigram(9, torch.float64, max_grad_norm=clip) for _ in range(2)))
     options = OPTIMIZERS["adamw"]
-    with simulator.tensors_on(simulator.Gpu("8.0", 40)):
+    with simulator.tensors_on(simulator.Gpu("8.0", 48)):
         compare(make_run((5, 2, 3, 40), torch.float64, **options), make_run((5, 2, 3, 40), torch.float64, **options))
     compare_population(batches, rates)
     for what in ("token", "target", "example", "context"):

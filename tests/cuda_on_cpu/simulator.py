@@ -81,9 +81,9 @@ def load(edit: Edit) -> None:
     _C.last_branch = lambda: last_branch().decode()
     _library.simulator_why_no_kernels.restype = ctypes.c_char_p
     _C.why_no_kernels = _why_no_kernels
-    _library.simulator_trains_in_one_block.restype = ctypes.c_bool
-    _library.simulator_trains_in_one_block.argtypes = [ctypes.c_int, *[ctypes.c_int64] * 4, *[ctypes.c_bool] * 2]
-    _C.trains_in_one_block = _library.simulator_trains_in_one_block
+    _library.simulator_trains_in_one_launch.restype = ctypes.c_bool
+    _library.simulator_trains_in_one_launch.argtypes = [ctypes.c_int, *[ctypes.c_int64] * 4, *[ctypes.c_bool] * 2]
+    _C.trains_in_one_launch = _library.simulator_trains_in_one_launch
     for gpu in GPUS[1:]:
         _index_of(gpu)
     charlm, aten = torch.library.Library("charlm", "IMPL"), torch.library.Library("aten", "IMPL")

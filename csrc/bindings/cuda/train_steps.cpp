@@ -36,11 +36,12 @@ class Call {
 
   // run(training, library, stream) returns the launcher's error.
   template <typename T, typename Run>
-  Tensor train(const char* branch, const Run& run) const {
+  Tensor train(const Run& run) const {
     const ModelShape& shape = population_.shape;
-    check(cuda::fits_in_block<T>(shape), "the parameters must fit into the shared memory of a block of threads of ",
-          DeviceString(population_.parameters[0]), ", but V=", shape.vocab_size, ", T=", shape.context_length,
-          ", D=", shape.embedding_dim, ", H=", shape.hidden_dim, " do not: backend 'ops' takes them");
+    const int blocks = cuda::blocks_of_model<T>(shape, population_.models());
+    check(blocks > 0, "the parameters must fit into the shared memory of ", DeviceString(population_.parameters[0]),
+          ", but V=", shape.vocab_size, ", T=", shape.context_length, ", D=", shape.embedding_dim,
+          ", H=", shape.hidden_dim, " do not: backend 'ops' takes them");
     const int64_t models = population_.models(), steps = population_.steps();
     const Tensor losses = allocate(population_.learning_rates.sizes(), kDtype<T>, device());
     if (steps == 0) return losses;
@@ -74,7 +75,7 @@ class Call {
     training.losses = losses.mutable_data_ptr<T>();
     TorchLibrary library(device_);
     DeviceCall::check(run(training, library, device_.stream()));
-    took_branch(branch);
+    took_branch(blocks > 1 ? "train_steps/in_cluster" : "train_steps/in_block");
     return losses;
   }
 
@@ -113,10 +114,9 @@ Tensor train_on_batches(const Population& population, const Tensor& contexts, co
   batches.size = batch_indices.size(batch_indices.dim() - 1);
   return dispatch_compute_type(population.parameters[0], [&](auto type) {
     using T = decltype(type);
-    return call.train<T>("train_steps/in_block",
-                         [&](const cuda::Training<T>& training, TorchLibrary& library, cuda::Stream stream) {
-                           return cuda::train_batches(training, batches, library, stream);
-                         });
+    return call.train<T>([&](const cuda::Training<T>& training, TorchLibrary& library, cuda::Stream stream) {
+      return cuda::train_batches(training, batches, library, stream);
+    });
   });
 }
 
@@ -149,20 +149,19 @@ Tensor train_on_all(const Population& population, const Tensor& contexts, const 
   batch.counts = numbers.const_data_ptr<double>();
   return dispatch_compute_type(population.parameters[0], [&](auto type) {
     using T = decltype(type);
-    return call.train<T>("train_full_steps/in_block",
-                         [&](const cuda::Training<T>& training, TorchLibrary& library, cuda::Stream stream) {
-                           return cuda::train_full_batch(training, batch, library, stream);
-                         });
+    return call.train<T>([&](const cuda::Training<T>& training, TorchLibrary& library, cuda::Stream stream) {
+      return cuda::train_full_batch(training, batch, library, stream);
+    });
   });
 }
 
 }  // namespace
 
-bool trains_in_one_block(int device, const ModelShape& shape, bool is_float64) {
+bool trains_in_one_launch(int device, const ModelShape& shape, bool is_float64) {
   if (why_no_kernels(device).has_value()) return false;
   const torch::stable::accelerator::DeviceGuard guard(device);
   if (cuda::use_device(device) != 0) return false;
-  return is_float64 ? cuda::fits_in_block<double>(shape) : cuda::fits_in_block<float>(shape);
+  return (is_float64 ? cuda::blocks_of_model<double>(shape, 1) : cuda::blocks_of_model<float>(shape, 1)) > 0;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(charlm, CUDA, ops) {

@@ -105,22 +105,22 @@ __device__ inline Sums<T> multiply_transposed(const T* a, const T* b) {
   return sums;
 }
 
-// a b^T: the rows 0, kStep, 2 kStep, 3 kStep of a by the rows 0 to 3 of b, over the strips first, first + step, ... of
-// `strips`.
+// a b^T: the rows 0, kStep, 2 kStep, 3 kStep of a by the rows 0 to 3 of b, over the strips from `first` to before
+// `last`.
 template <int kPitch, int kStep, typename T>
-__device__ inline Sums<T> multiply_by_transposed(const T* a, const T* b, int b_pitch, int first, int step, int strips) {
+__device__ inline Sums<T> multiply_by_transposed(const T* a, const T* b, int b_pitch, int first, int last) {
   Sums<T> sums;
   a = vector_at(a, kPitch, first, 0);
   b = vector_at(b, b_pitch, first, 0);
 #pragma unroll 1
-  for (int strip = first; strip < strips; strip += step) {
+  for (int strip = first; strip < last; ++strip) {
     Four<T> left[kTile], right[kTile];
 #pragma unroll
     for (int i = 0; i < kTile; ++i) left[i] = load_four(vector_at(a, i * kStep));
 #pragma unroll
     for (int j = 0; j < kTile; ++j) right[j] = load_four(vector_at(b, j));
-    a = vector_at(a, kPitch, step, 0);
-    b = vector_at(b, b_pitch, step, 0);
+    a = vector_at(a, kPitch);
+    b = vector_at(b, b_pitch);
 #pragma unroll
     for (int i = 0; i < kTile; ++i) {
 #pragma unroll

@@ -20,12 +20,16 @@ using simulator::dynamic_shared;  // tests/cuda_on_cpu
 
 // What the current device has.
 struct DeviceLimits {
+  int capability = 0;  // of computing, the major number
   int multiprocessors = 0;
   int block_shared_bytes = 0;  // of shared memory, at most, for a block that asks for it
 
   static Error read(DeviceLimits* limits) {
     int device = 0;
     if (const Error error = cudaGetDevice(&device)) return error;
+    if (const Error error = cudaDeviceGetAttribute(&limits->capability, cudaDevAttrComputeCapabilityMajor, device)) {
+      return error;
+    }
     if (const Error error = cudaDeviceGetAttribute(&limits->multiprocessors, cudaDevAttrMultiProcessorCount, device)) {
       return error;
     }
@@ -49,10 +53,11 @@ Error blocks_at_once(void (*kernel)(Parameters...), int threads, int64_t shared_
   return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads, static_cast<size_t>(shared_bytes));
 }
 
-// Enqueues kernel(arguments...); blocks = 0 launches nothing, which CUDA itself would refuse.
+// Enqueues kernel(arguments...) with so many blocks in a cluster; blocks = 0 launches nothing, which CUDA itself would
+// refuse.
 template <typename... Parameters, typename... Arguments>
-Error launch(void (*kernel)(Parameters...), int64_t blocks, dim3 threads, int64_t shared_bytes, Stream stream,
-             const Arguments&... arguments) {
+Error launch_in_clusters(void (*kernel)(Parameters...), int cluster, int64_t blocks, dim3 threads, int64_t shared_bytes,
+                         Stream stream, const Arguments&... arguments) {
   if (blocks == 0) return cudaSuccess;
   if (const Error error = allow_shared(kernel, shared_bytes)) return error;
   cudaLaunchConfig_t config = {};
@@ -60,7 +65,17 @@ Error launch(void (*kernel)(Parameters...), int64_t blocks, dim3 threads, int64_
   config.blockDim = threads;
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1 ? 1 : 0;  // GPUs without clusters know no such attribute
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+template <typename... Parameters, typename... Arguments>
+Error launch(void (*kernel)(Parameters...), int64_t blocks, dim3 threads, int64_t shared_bytes, Stream stream,
+             const Arguments&... arguments) {
+  return launch_in_clusters(kernel, 1, blocks, threads, shared_bytes, stream, arguments...);
 }
 
 }  // namespace charlm::cuda

@@ -20,6 +20,8 @@ struct BigramBlockLayout {
   __host__ __device__ int own_values() const { return class_strips * kRowPitch * kTile; }
   __host__ __device__ int own_bytes() const { return 0; }
 
+  // One block has all of it.
+  static int most_ranks(const ModelShape&) { return 1; }
   static BigramBlockLayout of(const ModelShape& shape, int) {
     BigramBlockLayout layout;
     layout.vocab_size = static_cast<int>(shape.vocab_size);
@@ -42,6 +44,13 @@ class BigramBlock : public TrainingBlock<T, BigramBlockLayout, BigramBlock<T>> {
   using Base::l_, Base::p_, Base::thread_, Base::kThreads, Base::trained_, Base::row_losses_;
 
   __device__ void start() {}
+
+  __device__ T sum_of_squares() {
+    const T sum = block_sum(squares<kThreads>(trained_.gradient, trained_.size), row_losses_);
+    if (thread_ == 0) row_losses_[kWarp] = sum;
+    __syncthreads();
+    return row_losses_[kWarp];
+  }
 
   // The loss, in thread 0. The gradient is complete after a barrier.
   __device__ T run_tile(const TileRecord& record, T softcap, bool is_first) {
@@ -94,7 +103,7 @@ class BigramBlock : public TrainingBlock<T, BigramBlockLayout, BigramBlock<T>> {
   __device__ void for_each_value_of(T* array, T* const* tensors, const Function& function) {
 #pragma unroll 1
     for (int i = thread_; i < l_.vocab_size * l_.vocab_size; i += kThreads) {
-      function(array + i / l_.vocab_size * l_.classes() + i % l_.vocab_size, tensors[0] + i);
+      function(array + i / l_.vocab_size * l_.classes() + i % l_.vocab_size, tensors[0] + i, true);
     }
   }
 

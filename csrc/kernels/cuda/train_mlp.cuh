@@ -1,10 +1,15 @@
-// Many training steps of a neural language model by one block of threads: the model stays in shared memory, from which
-// each product of a step takes it in tiles of 4 x 4. Formula and names are those of mlp_step.h; the order is
-// run_tile's.
+// Many training steps of a neural language model by one block of threads, or a cluster: the model stays in shared
+// memory, from which each product of a step takes it in tiles of 4 x 4. Formula and names are those of mlp_step.h; the
+// order is run_groups'.
+//
 //
 // The rows of a tile are their features: h, a 1 whose weight is bias2, and the inputs, which are a 1 whose weight is
 // bias1 and the embeddings. With these ones no bias needs code of its own; with the inputs behind h the direct
 // connection is more columns of weight2. Unlike on the CPU the first layer is not projected per token: 32 rows are few.
+//
+// Blocks of a cluster share the hidden units. Each has the rows' inputs, logits and token gradients to itself, and
+// finds the gradient of its own weights and of the embedding; what it adds to the logits and to the gradients of the
+// inputs it writes into the memory of all, twice in a step.
 #pragma once
 
 #include "kernels/cuda/train_block.cuh"
@@ -23,19 +28,26 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
   __device__ explicit MlpBlock(const BlockTraining<T, MlpBlockLayout>& training) : Base(training) {
     features_ = this->take(l_.features());
     logits_ = this->take(l_.logits());
-    partials_ = this->take(l_.partials());
+    logit_partials_ = this->take(l_.logit_partials());
+    input_partials_ = this->take(l_.input_partials());
     direct_gradients_ = this->take(l_.direct_gradients());
     token_gradients_ = this->take(l_.token_gradients());
+    norm_ = this->take(MlpBlockLayout::kNormValues);
     places_ = static_cast<InputPlace*>(this->own_memory());
+    own_slices_ = l_.slices() / l_.ranks;
+    first_slice_ = rank_ * own_slices_;
+    first_strip_ = l_.first_strip(first_slice_);
+    units_ = l_.first_strip(first_slice_ + own_slices_) - first_strip_;
+    is_last_ = rank_ + 1 == l_.ranks;
+    outputs_ = units_ + (is_last_ ? l_.more_outputs() : 0);
   }
 
  private:
-  using Base::l_, Base::p_, Base::thread_, Base::kThreads, Base::trained_, Base::row_losses_;
+  using Base::l_, Base::p_, Base::thread_, Base::rank_, Base::kThreads, Base::trained_, Base::row_losses_;
 
   __device__ void start() {
-    const int bias = l_.hidden_dim;
-    for (int row = thread_; row < kTileRows; row += kThreads) {
-      vector_at(features_, kRowPitch, bias / kTile, row)[bias % kTile] = 1;
+    for (int row = thread_; row < kTileRows && l_.own_bias_strips() > 0; row += kThreads) {
+      vector_at(features_, kRowPitch, units_, row)[0] = 1;
     }
     for (int i = thread_; i < l_.places(); i += kThreads) {
       const int position = i > 0 ? (i - 1) / l_.embedding_dim : 0, dim = i > 0 ? (i - 1) % l_.embedding_dim : 0;
@@ -62,7 +74,7 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
     forward_hidden<kGroups>();
     __syncthreads();
     add_logits<kGroups>();
-    __syncthreads();
+    this->model_barrier();
     finish_logits<kGroups>(softcap);
     __syncthreads();
     forward_softmax<kGroups>(record, softcap);
@@ -73,7 +85,7 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
     __syncthreads();
     backward_weight1<kGroups>(is_first);
     backward_inputs<kGroups>();
-    __syncthreads();
+    this->model_barrier();
     finish_input_gradients<kGroups>();
     const T loss = thread_ < kWarp ? sum_row_losses(row_losses_, record.rows()) : T(0);
     __syncthreads();
@@ -81,7 +93,10 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
     return loss;
   }
 
-  __device__ T* inputs() const { return vector_at(features_, kRowPitch, l_.bias_strips, 0); }
+  __device__ int first_input_strip() const { return units_ + l_.own_bias_strips(); }
+  __device__ T* inputs() const { return vector_at(features_, kRowPitch, first_input_strip(), 0); }
+  // Where a slice of this block begins, in strips from its first one on.
+  __device__ int strip_of(int slice) const { return l_.first_strip(first_slice_ + slice) - first_strip_; }
 
   template <int kGroups>
   __device__ void gather_embeddings(const TileRecord& record) {
@@ -107,7 +122,7 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
   __device__ void forward_hidden() {
     const T* weight1 = trained_.parameters + l_.weight1();
 #pragma unroll 1
-    for (int i = thread_; i < l_.unit_strips * kGroups; i += kThreads) {
+    for (int i = thread_; i < units_ * kGroups; i += kThreads) {
       const int strip = i / kGroups, row = i % kGroups;
       const Sums<T> sums = multiply<kRowPitch, kGroups>(
           vector_at(inputs(), row), vector_at(weight1, l_.input_pitch, strip, 0), l_.input_strips.divisor);
@@ -119,26 +134,26 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
         for (int j = 0; j < kTile; ++j) h.values[j] = fast_tanh<T>(sums.values[r][j]);
         store_four(vector_at(features, r * kGroups), h);
       }
-      const int one = l_.hidden_dim - strip * kTile;  // the column behind the last unit
+      const int one = l_.hidden_dim - (first_strip_ + strip) * kTile;  // the column behind the last unit
       if (one >= kTile) continue;
 #pragma unroll
       for (int r = 0; r < kTile; ++r) vector_at(features, r * kGroups)[one] = 1;
     }
   }
 
-  // Parts of z = features weight2^T: part s takes every logit_splits-th strip.
+  // Parts of z = features weight2^T, one for each slice; that of the last has what comes behind the units.
   template <int kGroups>
   __device__ void add_logits() {
     const T* weight2 = trained_.parameters + l_.weight2();
     const int class_strips = l_.class_strips.divisor;
 #pragma unroll 1
-    for (int i = thread_; i < class_strips * l_.logit_splits * kGroups; i += kThreads) {
+    for (int i = thread_; i < class_strips * own_slices_ * kGroups; i += kThreads) {
       const int part = i / kGroups, row = i % kGroups;
-      const int split = l_.class_strips.quotient(part), strip = part - split * class_strips;
-      const Sums<T> sums =
-          multiply_by_transposed<kRowPitch, kGroups>(vector_at(features_, row), vector_at(weight2, strip * kTile),
-                                                     l_.class_pitch, split, l_.logit_splits, l_.output_strips());
-      store_partial(sums, i);
+      const int slice = l_.class_strips.quotient(part), strip = part - slice * class_strips;
+      const Sums<T> sums = multiply_by_transposed<kRowPitch, kGroups>(
+          vector_at(features_, row), vector_at(weight2, strip * kTile), l_.class_pitch, strip_of(slice),
+          slice + 1 < own_slices_ ? strip_of(slice + 1) : outputs_);
+      store_partial(sums, logit_partials_, l_.logit_partials_pitch(), first_slice_ * class_strips * kGroups + i);
     }
   }
   // z, with its soft cap.
@@ -148,7 +163,8 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
 #pragma unroll 1
     for (int i = thread_; i < l_.class_strips.divisor * kGroups * kTile; i += kThreads) {
       const int strip = i / (kGroups * kTile), row = i % (kGroups * kTile);
-      Four<T> z = sum_partials(row / kGroups, strip * kGroups + row % kGroups, parts, l_.logit_splits);
+      const T* first = vector_at(logit_partials_, l_.logit_partials_pitch(), row / kGroups, 0);
+      Four<T> z = sum_partials(vector_at(first, strip * kGroups + row % kGroups), parts);
 #pragma unroll
       for (int j = 0; j < kTile; ++j) {
         if (softcap != 0) z.values[j] = softcap * tanh(z.values[j] / softcap);
@@ -172,11 +188,11 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
   __device__ void backward_weight2(bool is_first) {
     T* gradient = trained_.gradient + l_.weight2();
 #pragma unroll 1
-    for (int i = thread_; i < l_.output_strips() * l_.class_strips.divisor; i += kThreads) {
+    for (int i = thread_; i < outputs_ * l_.class_strips.divisor; i += kThreads) {
       const int strip = l_.class_strips.quotient(i), class_strip = i - strip * l_.class_strips.divisor;
       Sums<T> sums = multiply_transposed<kGroups>(vector_at(logits_, kRowPitch, class_strip, 0),
                                                   vector_at(features_, kRowPitch, strip, 0));
-      if (strip == l_.bias_strips) {  // the 1 of bias1, which is no input of this layer
+      if (strip == first_input_strip()) {  // the 1 of bias1, which is no input of this layer
 #pragma unroll
         for (int r = 0; r < kTile; ++r) sums.values[r][0] = 0;
       }
@@ -188,12 +204,12 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
   template <int kGroups>
   __device__ void backward_hidden() {
     const T* weight2 = trained_.parameters + l_.weight2();
-    const int direct_strips = l_.direct ? l_.input_strips.divisor : 0;
+    const int direct_strips = l_.direct && is_last_ ? l_.input_strips.divisor : 0;
 #pragma unroll 1
-    for (int i = thread_; i < (l_.unit_strips + direct_strips) * kGroups; i += kThreads) {
+    for (int i = thread_; i < (units_ + direct_strips) * kGroups; i += kThreads) {
       const int number = i / kGroups, row = i % kGroups;
-      const bool is_hidden = number < l_.unit_strips;
-      const int strip = is_hidden ? number : number - l_.unit_strips + l_.bias_strips;
+      const bool is_hidden = number < units_;
+      const int strip = is_hidden ? number : number - units_ + first_input_strip();
       const Sums<T> sums = multiply<kRowPitch, kGroups>(
           vector_at(logits_, row), vector_at(weight2, l_.class_pitch, strip, 0), l_.class_strips.divisor);
       if (is_hidden) {
@@ -206,9 +222,10 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
           store_four(vector_at(features, r * kGroups), h);
         }
       } else {
-        T* to = vector_at(direct_gradients_, kRowPitch, strip - l_.bias_strips, row);
+        this->in_each_block(vector_at(direct_gradients_, kRowPitch, number - units_, row), [&](T* to) {
 #pragma unroll
-        for (int r = 0; r < kTile; ++r) store_four(vector_at(to, r * kGroups), sums.row(r));
+          for (int r = 0; r < kTile; ++r) store_four(vector_at(to, r * kGroups), sums.row(r));
+        });
       }
     }
   }
@@ -218,7 +235,7 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
   __device__ void backward_weight1(bool is_first) {
     T* gradient = trained_.gradient + l_.weight1();
 #pragma unroll 1
-    for (int i = thread_; i < l_.unit_strips * l_.input_strips.divisor; i += kThreads) {
+    for (int i = thread_; i < units_ * l_.input_strips.divisor; i += kThreads) {
       const int strip = l_.input_strips.quotient(i), input_strip = i - strip * l_.input_strips.divisor;
       const Sums<T> sums = multiply_transposed<kGroups>(vector_at(inputs(), kRowPitch, input_strip, 0),
                                                         vector_at(features_, kRowPitch, strip, 0));
@@ -226,20 +243,20 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
     }
   }
 
-  // Parts of d inputs = d pre weight1^T: part s takes every input_splits-th strip. The last threads come first, which
-  // have the least of weight1's gradient to find.
+  // Parts of d inputs = d pre weight1^T, one for each slice. The last threads come first, which have the least of
+  // weight1's gradient to find.
   template <int kGroups>
   __device__ void backward_inputs() {
     const T* weight1 = trained_.parameters + l_.weight1();
     const int input_strips = l_.input_strips.divisor;
 #pragma unroll 1
-    for (int i = kThreads - 1 - thread_; i < input_strips * l_.input_splits * kGroups; i += kThreads) {
+    for (int i = kThreads - 1 - thread_; i < input_strips * own_slices_ * kGroups; i += kThreads) {
       const int part = i / kGroups, row = i % kGroups;
-      const int split = l_.input_strips.quotient(part), strip = part - split * input_strips;
+      const int slice = l_.input_strips.quotient(part), strip = part - slice * input_strips;
       const Sums<T> sums =
           multiply_by_transposed<kRowPitch, kGroups>(vector_at(features_, row), vector_at(weight1, strip * kTile),
-                                                     l_.input_pitch, split, l_.input_splits, l_.unit_strips);
-      store_partial(sums, i);
+                                                     l_.input_pitch, strip_of(slice), strip_of(slice + 1));
+      store_partial(sums, input_partials_, l_.input_partials_pitch(), first_slice_ * input_strips * kGroups + i);
     }
   }
   // As vectors of a token each.
@@ -249,7 +266,8 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
 #pragma unroll 1
     for (int i = thread_; i < l_.input_strips.divisor * kGroups * kTile; i += kThreads) {
       const int strip = i / (kGroups * kTile), row = i % (kGroups * kTile);
-      Four<T> sum = sum_partials(row / kGroups, strip * kGroups + row % kGroups, parts, l_.input_splits);
+      const T* first = vector_at(input_partials_, l_.input_partials_pitch(), row / kGroups, 0);
+      Four<T> sum = sum_partials(vector_at(first, strip * kGroups + row % kGroups), parts);
       if (l_.direct) add(load_four(vector_at(direct_gradients_, kRowPitch, strip, row)), &sum);
       T* gradients = token_gradients_ + row * l_.context_length * l_.dims;
 #pragma unroll
@@ -304,17 +322,52 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
 #pragma unroll
     for (int j = 0; j < kTile; ++j) to->values[j] += from.values[j];
   }
-  // The four rows of a part of a sum, each beside the same row of other parts.
-  __device__ void store_partial(const Sums<T>& sums, int part) {
+  // The four rows of a part of a sum, each beside the same row of other parts, in all blocks.
+  __device__ void store_partial(const Sums<T>& sums, T* partials, int pitch, int part) {
+    this->in_each_block(partials, [&](T* to) {
 #pragma unroll
-    for (int r = 0; r < kTile; ++r) store_four(vector_at(partials_, l_.partial_pitch, r, part), sums.row(r));
+      for (int r = 0; r < kTile; ++r) store_four(vector_at(to, pitch, r, part), sums.row(r));
+    });
   }
-  // What the parts number first, first + step, ... add up to.
-  __device__ Four<T> sum_partials(int row, int first, int step, int count) const {
-    const T* from = vector_at(partials_, l_.partial_pitch, row, first);
-    Four<T> sum = load_four(from);
-#pragma unroll 4
-    for (int s = 1; s < count; ++s) add(load_four(vector_at(from, s * step)), &sum);
+  // What the parts of all slices add up to, each `step` vectors behind the one before.
+  __device__ Four<T> sum_partials(const T* first, int step) const {
+    Four<T> sum = load_four(first);
+#pragma unroll 1
+    for (int slice = 1; slice < l_.slices(); ++slice) add(load_four(vector_at(first, slice * step)), &sum);
+    return sum;
+  }
+
+  // Those of the slices are added up by the blocks that have them, then the parts in order.
+  __device__ T sum_of_squares() {
+    const T* gradient = trained_.gradient;
+    T sums[MlpBlockLayout::kNormParts] = {};
+    sums[kMostSlices] = squares<kThreads>(gradient, l_.weight1());  // of the embedding
+#pragma unroll
+    for (int slice = 0; slice < kMostSlices; ++slice) {
+      const int own = slice - first_slice_;
+      if (own < 0 || own >= own_slices_) continue;
+      const int begin = strip_of(own), end = strip_of(own + 1);
+      const int output_end = own + 1 < own_slices_ ? end : outputs_;
+      sums[slice] = squares<kThreads>(vector_at(gradient + l_.weight1(), l_.input_pitch, begin, 0),
+                                      (end - begin) * l_.input_pitch * kTile);
+      sums[slice] += squares<kThreads>(vector_at(gradient + l_.weight2(), l_.class_pitch, begin, 0),
+                                       (output_end - begin) * l_.class_pitch * kTile);
+    }
+    block_sums(sums, norm_);
+    T* const parts = norm_ + MlpBlockLayout::kNormParts * kWarp;
+    if (thread_ == 0) {
+      parts[kMostSlices] = sums[kMostSlices];
+      this->in_each_block(parts, [&](T* to) {
+#pragma unroll
+        for (int slice = 0; slice < kMostSlices; ++slice) {
+          if (slice >= first_slice_ && slice < first_slice_ + own_slices_) to[slice] = sums[slice];
+        }
+      });
+    }
+    this->model_barrier();
+    T sum = parts[kMostSlices];
+#pragma unroll 1
+    for (int slice = 0; slice < l_.slices(); ++slice) sum += parts[slice];
     return sum;
   }
   // Added to what the tiles before have left there.
@@ -330,16 +383,26 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
   template <typename Function>
   __device__ void for_each_value_of(T* array, T* const* tensors, const Function& function) {
     const int inputs = l_.context_length * l_.embedding_dim, bias = l_.hidden_dim, direct = l_.bias_strips * kTile + 1;
+    const int first = first_strip_;
     T *weight1 = array + l_.weight1(), *weight2 = array + l_.weight2();
     const auto each = [&](T* tensor, int rows, int columns, const auto& place) {
 #pragma unroll 1
-      for (int i = thread_; i < rows * columns; i += kThreads) function(place(i / columns, i % columns), tensor + i);
+      for (int i = thread_; i < rows * columns; i += kThreads) {
+        T* const here = place(i / columns, i % columns);
+        if (here != nullptr) function(here, tensor + i, tensor != tensors[0]);
+      }
     };
-    const auto in_strips = [](T* matrix, int pitch, int row, int column) {
-      return vector_at(matrix, pitch, column / kTile, row) + column % kTile;
+    // Null where another block has it.
+    const auto in_strips = [first](T* matrix, int pitch, int strips, int row, int column) -> T* {
+      const int strip = column / kTile - first;
+      return strip >= 0 && strip < strips ? vector_at(matrix, pitch, strip, row) + column % kTile : nullptr;
     };
-    const auto in_weight1 = [&](int unit, int input) { return in_strips(weight1, l_.input_pitch, input, unit); };
-    const auto in_weight2 = [&](int c, int feature) { return in_strips(weight2, l_.class_pitch, c, feature); };
+    const auto in_weight1 = [&](int unit, int input) {
+      return in_strips(weight1, l_.input_pitch, units_, input, unit);
+    };
+    const auto in_weight2 = [&](int c, int feature) {
+      return in_strips(weight2, l_.class_pitch, outputs_, c, feature);
+    };
     each(tensors[0], l_.vocab_size, l_.embedding_dim, [&](int token, int d) { return array + token * l_.dims + d; });
     each(tensors[1], l_.hidden_dim, inputs, [&](int unit, int input) { return in_weight1(unit, 1 + input); });
     each(tensors[2], l_.hidden_dim, 1, [&](int unit, int) { return in_weight1(unit, 0); });
@@ -348,8 +411,11 @@ class MlpBlock : public TrainingBlock<T, MlpBlockLayout, MlpBlock<T>> {
     if (l_.direct) each(tensors[5], l_.vocab_size, inputs, [&](int c, int i) { return in_weight2(c, direct + i); });
   }
 
-  T *features_, *logits_, *partials_, *direct_gradients_, *token_gradients_;
+  T *features_, *logits_, *logit_partials_, *input_partials_, *direct_gradients_, *token_gradients_, *norm_;
   InputPlace* places_;
+  int first_slice_, own_slices_, first_strip_;  // of the units of this block
+  int units_, outputs_;                         // its strips in weight1, and in weight2
+  bool is_last_;                                // of the blocks of the model
 };
 
 template <typename T>

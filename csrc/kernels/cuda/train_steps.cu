@@ -15,24 +15,23 @@ class BlockLaunch {
  public:
   using Kernel = void (*)(BlockTraining<T, Layout>);
 
-  BlockLaunch(Kernel kernel, const ModelShape& shape, int states) : kernel_(kernel) {
-    training_.layout = Layout::of(shape, kTrainThreads<T>);
+  BlockLaunch(Kernel kernel, const ModelShape& shape, int states) : kernel_(kernel), shape_(shape) {
     training_.states = states;
     training_.tiles.record_size = TileRecord::size(static_cast<int>(shape.context_length));
   }
 
-  // Whether shared memory has room for the parameters at least; the gradient and the state follow if they fit too.
-  bool fit() {
+  // Chooses how many blocks have a model together: as few as have room for it, or as many more as leave no
+  // multiprocessor two of them. Returns how many these are; 0 where it does not fit.
+  int fit(int64_t models) {
     DeviceLimits limits;
-    if (DeviceLimits::read(&limits) != cudaSuccess) return false;
-    training_.shared_arrays = training_.arrays();
-    while (training_.shared_bytes() > limits.block_shared_bytes && training_.shared_arrays > 0) {
-      --training_.shared_arrays;
+    if (DeviceLimits::read(&limits) != cudaSuccess) return 0;
+    const int most = limits.capability >= kClusterCapability ? Layout::most_ranks(shape_) : 1;
+    int chosen = 0;
+    for (int ranks = 1; ranks <= most; ranks *= 2) {
+      const bool is_useful = chosen == 0 || models * ranks <= limits.multiprocessors;
+      if (is_useful && fits(ranks, limits)) chosen = ranks;
     }
-    if (training_.shared_bytes() > limits.block_shared_bytes) return false;
-    int blocks = 0;
-    const Error error = blocks_at_once(kernel_, kTrainThreads<T>, training_.shared_bytes(), &blocks);
-    return error == cudaSuccess && blocks > 0;
+    return chosen > 0 && fits(chosen, limits) ? chosen : 0;
   }
 
   Error run(const Training<T>& training, const Tiles<T>& tiles, int64_t first_step, int64_t steps,
@@ -43,15 +42,33 @@ class BlockLaunch {
     training_.losses = training.losses;
     training_.all_steps = training.steps;
     training_.first_step = first_step;
-    training_.steps = steps;
+    training_.steps = static_cast<int>(steps);
     training_.tiles = tiles;
-    const int64_t values = training.models * training_.arrays_in_memory() * training_.layout.size();
+    const int64_t blocks = training.models * training_.ranks;
+    const int64_t values = blocks * training_.arrays_in_memory() * training_.layout.size();
     if (training_.workspace == nullptr) training_.workspace = library.allocate_values<T>(values);
-    return launch(kernel_, training.models, dim3(kTrainThreads<T>), training_.shared_bytes(), stream, training_);
+    return launch_in_clusters(kernel_, training_.ranks, blocks, dim3(kTrainThreads<T>), training_.shared_bytes(),
+                              stream, training_);
   }
 
  private:
+  // Whether the shared memory of each block has room for its parameters at least; the gradient and the state follow if
+  // they fit too.
+  bool fits(int ranks, const DeviceLimits& limits) {
+    training_.layout = Layout::of(shape_, ranks);
+    training_.ranks = ranks;
+    training_.shared_arrays = training_.arrays();
+    while (training_.shared_bytes() > limits.block_shared_bytes && training_.shared_arrays > 0) {
+      --training_.shared_arrays;
+    }
+    if (training_.shared_bytes() > limits.block_shared_bytes) return false;
+    int blocks = 0;
+    const Error error = blocks_at_once(kernel_, kTrainThreads<T>, training_.shared_bytes(), &blocks);
+    return error == cudaSuccess && blocks > 0;
+  }
+
   Kernel kernel_;
+  const ModelShape& shape_;
   BlockTraining<T, Layout> training_{};
 };
 
@@ -77,14 +94,14 @@ auto with_launch(const ModelShape& shape, int states, const Function& function) 
   return function(launch);
 }
 
-int64_t tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+int tiles_of(int64_t rows) { return static_cast<int>((rows + kTileRows - 1) / kTileRows); }
 
 // All steps, so many at a time: prepare(first, steps) makes their tiles.
 template <typename T, typename Prepare>
 Error train_in_launches(const Training<T>& training, const Tiles<T>& tiles, int64_t at_once, DeviceLibrary& library,
                         Stream stream, const Prepare& prepare) {
   return with_launch<T>(training.shape, static_cast<int>(training.states), [&](auto& block) {
-    if (!block.fit()) return Error{cudaErrorInvalidValue};
+    if (block.fit(training.models) == 0) return Error{cudaErrorInvalidValue};
     for (int64_t first = 0; first < training.steps; first += at_once) {
       const int64_t left = training.steps - first, steps = left < at_once ? left : at_once;
       if (const Error error = prepare(first, steps)) return error;
@@ -97,8 +114,8 @@ Error train_in_launches(const Training<T>& training, const Tiles<T>& tiles, int6
 }  // namespace
 
 template <typename T>
-bool fits_in_block(const ModelShape& shape) {
-  return has_small_sizes(shape) && with_launch<T>(shape, 0, [](auto& launch) { return launch.fit(); });
+int blocks_of_model(const ModelShape& shape, int64_t models) {
+  return has_small_sizes(shape) ? with_launch<T>(shape, 0, [&](auto& launch) { return launch.fit(models); }) : 0;
 }
 
 template <typename T>
@@ -127,7 +144,7 @@ Error train_full_batch(const Training<T>& training, const FullBatch& batch, Devi
   tiles.full = true;
   tiles.record_size = TileRecord::size(static_cast<int>(training.shape.context_length));
   tiles.of_step = tiles_of(batch.contexts.rows);
-  int* records = library.allocate_values<int>(tiles.of_step * tiles.record_size);
+  int* records = library.allocate_values<int>(static_cast<int64_t>(tiles.of_step) * tiles.record_size);
   int* targets = library.allocate_values<int>(batch.entries);
   T* weights = library.allocate_values<T>(batch.entries);
   double* sums = library.allocate_values<double>(kEntryThreads);
@@ -150,7 +167,7 @@ Error train_full_batch(const Training<T>& training, const FullBatch& batch, Devi
 }
 
 #define CHARLM_INSTANTIATE(T)                                                               \
-  template bool fits_in_block<T>(const ModelShape&);                                        \
+  template int blocks_of_model<T>(const ModelShape&, int64_t);                              \
   template Error train_batches(const Training<T>&, const Batches&, DeviceLibrary&, Stream); \
   template Error train_full_batch(const Training<T>&, const FullBatch&, DeviceLibrary&, Stream);
 CHARLM_INSTANTIATE(float)

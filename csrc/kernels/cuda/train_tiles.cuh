@@ -171,36 +171,41 @@ __global__ void __launch_bounds__(kEntryThreads)
   weights[entry] = static_cast<T>(batch.counts[entry] / shared_total);
 }
 
-// The tiles of a launch, in device memory, and the order in which a block takes them.
+// The tiles of a launch, in device memory: (models, steps, of_step), or (of_step,) that every step of every model
+// takes.
 template <typename T>
 struct Tiles {
   const int* records;
   int record_size;
-  int64_t of_step;  // tiles of a step
-  bool full;        // the same for every step of every model
-  T weight;         // of an entry of a batch
+  int of_step;
+  bool full;  // the same for every step of every model
+  T weight;   // of an entry of a batch
   // Of a full batch: each entry's target and weight.
   const int* targets;
   const T* weights;
 
-  // Record number `tile` of a step of the launch.
-  __device__ const int* record(int64_t model, int64_t steps, int64_t step, int64_t tile) const {
-    return records + (full ? tile : (model * steps + step) * of_step + tile) * record_size;
-  }
   __device__ const int* targets_of(const TileRecord& record) const { return full ? targets : record.targets(); }
   __device__ T entry_weight(int entry) const { return full ? weights[entry] : weight; }
 };
 
 // Copies the record that a block takes next while it works on the one before.
+template <typename T>
 class TileReader {
  public:
-  __device__ TileReader(int* shared, int record_size) : shared_(shared), size_(record_size) {}
+  // From `step` of all steps of the launch on, those of one model after those of another.
+  __device__ TileReader(const Tiles<T>& tiles, int* shared, int64_t step)
+      : shared_(shared),
+        size_(tiles.record_size),
+        first_(tiles.records + (tiles.full ? 0 : step * tiles.of_step * tiles.record_size)),
+        last_(tiles.full ? first_ + static_cast<int64_t>(tiles.of_step - 1) * size_ : nullptr),
+        next_(first_) {}
 
-  // Into the half that is not being read.
-  __device__ void begin_copy(const int* record) {
+  // The next record, into the half that is not being read.
+  __device__ void begin_copy() {
     half_ ^= 1;
     uint4* to = reinterpret_cast<uint4*>(shared_ + half_ * size_);
-    const uint4* from = reinterpret_cast<const uint4*>(record);
+    const uint4* from = reinterpret_cast<const uint4*>(next_);
+    next_ = next_ == last_ ? first_ : next_ + size_;
     for (int i = thread_in_block(); i < size_ / TileRecord::kVector; i += threads_of_block())
       copy_async(to + i, from + i);
   }
@@ -210,6 +215,7 @@ class TileReader {
  private:
   int* shared_;
   int size_, half_ = 1;
+  const int *first_, *last_, *next_;  // of a full batch the first one follows the last
 };
 
 }  // namespace

@@ -17,20 +17,23 @@ struct Trained {
   int size;
 };
 
-// What clipping multiplies the gradient by; `scratch` has kWarp + 1 values, which are not to be written again before a
-// barrier. All threads of the block take part.
+// What a thread has of the sum of squares of so many values, whole tiles.
 template <int kThreads, typename T>
-__device__ inline T clip_scale(const Update<T>& options, const Trained<T>& model, T* scratch) {
+__device__ inline T squares(const T* values, int count) {
   T sum = 0;
-  for (int i = kTile * thread_in_block(); i < model.size; i += kTile * kThreads) {
-    const Four<T> g = load_four(model.gradient + i);
+#pragma unroll 1
+  for (int i = kTile * thread_in_block(); i < count; i += kTile * kThreads) {
+    const Four<T> four = load_four(values + i);
 #pragma unroll
-    for (int j = 0; j < kTile; ++j) sum += g.values[j] * g.values[j];
+    for (int j = 0; j < kTile; ++j) sum += four.values[j] * four.values[j];
   }
-  sum = block_sum(sum, scratch);
-  if (thread_in_block() == 0) scratch[kWarp] = sum;
-  __syncthreads();
-  const T ratio = options.max_grad_norm / (sqrt(scratch[kWarp]) + T(1e-6));
+  return sum;
+}
+
+// What clipping multiplies a gradient by.
+template <typename T>
+__device__ inline T clip_scale(const Update<T>& options, T sum_of_squares) {
+  const T ratio = options.max_grad_norm / (sqrt(sum_of_squares) + T(1e-6));
   return ratio < 1 ? ratio : T(1);
 }
 
@@ -88,11 +91,10 @@ __device__ inline void adamw(const Update<T>& options, const Rates<T>& rates, T 
   }
 }
 
-// All threads of the block take part; the gradient is complete, and not to be written again before a barrier.
+// The gradient, times `scale`, is complete, and not to be written again before a barrier.
 template <int kThreads, typename T>
-__device__ inline void update(int states, const Update<T>& options, const Rates<T>& rates, const Trained<T>& model,
-                              T* scratch) {
-  const T scale = options.max_grad_norm != 0 ? clip_scale<kThreads>(options, model, scratch) : T(1);
+__device__ inline void update(int states, const Update<T>& options, const Rates<T>& rates, T scale,
+                              const Trained<T>& model) {
   if (options.kind == OptimizerKind::kAdamw) return adamw<kThreads>(options, rates, scale, model);
   const bool is_plain = states == 0 && options.weight_decay == 0 && scale == 1;
   if (is_plain) return plain_sgd<kThreads>(rates.learning_rate, model);
