@@ -521,7 +521,7 @@ PYTHON = [
         "charlm/backends/fused.py",
         "self._kind = (*kind, state_names(options), split)",
         "self._kind = (*kind, state_names(options))",
-        (POPULATION + "configurations_share_what_they_read",),
+        ("tests/test_population_arguments.py::test_configurations_share_what_they_read",),
     ),
     Fault(
         "all models of a population have the softcap of none",
