@@ -124,15 +124,18 @@ std::vector<Rates<T>> rates_as(const TrainingOptions& options, const Tensor& lea
   const int64_t steps = learning_rates.size(learning_rates.dim() - 1);
   const double* values = learning_rates.const_data_ptr<double>() + (has_row ? model * steps : 0);
   std::vector<Rates<T>> result(steps);
+  // SGD has no moments to correct, and powers take longer than all else here.
+  const bool has_moments = options.kind == OptimizerKind::kAdamw;
   for (int64_t s = 0; s < steps; ++s) {
     const double step = static_cast<double>(options.first_step) + static_cast<double>(s + 1);
-    const double rate = values[s], step_size = rate / (1 - std::pow(options.beta1, step));
+    const auto correction = [&](double beta) { return has_moments ? 1 - std::pow(beta, step) : 1; };
+    const double rate = values[s], step_size = rate / correction(options.beta1);
     if (!fits<T>(rate) || !fits<T>(step_size)) [[unlikely]] {
       const std::string row = has_row ? concatenate(model, ", ") : "";
       option_as<T>(concatenate("learning_rates[", row, s, "]").c_str(), fits<T>(rate) ? step_size : rate);
     }
     result[s] = {static_cast<T>(rate), static_cast<T>(step_size),
-                 static_cast<T>(1 / std::sqrt(1 - std::pow(options.beta2, step)))};
+                 static_cast<T>(1 / std::sqrt(correction(options.beta2)))};
   }
   return result;
 }
