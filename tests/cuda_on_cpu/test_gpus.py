@@ -151,3 +151,10 @@ def test_a_gpu_with_too_little_shared_memory() -> None:
         assert not _C.trains_in_one_launch(index, 27, 2, 4, 90, False, True)
         with pytest.raises(ValueError, match=f"must fit into the shared memory of cuda:{index}, but V=27"):
             make_run((27, 2, 4, 90), torch.float64).fused(*make_batches(1, 4))
+
+
+def test_the_shared_memory_that_the_lectures_model_takes() -> None:
+    """122 KiB with its parameters, 50 KiB more with its gradient: an A100 has room for both."""
+    for kib, fits in ((121, False), (122, True)):
+        with simulator.tensors_on(Gpu("8.0", kib)) as index:
+            assert _C.trains_in_one_launch(index, 27, 3, 10, 200, False, False) is fits
