@@ -4,7 +4,7 @@
 
 #include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/reduce.cuh"
-#include "kernels/cuda/token_keys.cuh"
+#include "kernels/cuda/token_ids.cuh"
 #include "kernels/train_steps.h"
 
 namespace charlm::cuda {
