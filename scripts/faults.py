@@ -59,6 +59,7 @@ BRANCHES = "tests/test_engine_branches.py::test_"
 ENGINE_POPULATION = "tests/test_engine_population.py::test_"
 TRAINING = "tests/test_training.py::test_"
 POPULATION = "tests/test_population.py::test_"
+GRAPHED = "tests/test_graphed.py::test_"
 
 KERNELS = [
     Fault(
@@ -609,6 +610,48 @@ PYTHON = [
         "if why is not None and backend is None:",
         "if False:",
         ("tests/test_training_devices.py::test_the_default_without_kernels_is_eager_and_says_why_once",),
+    ),
+    Fault(
+        "a captured step is replayed for parameters that are elsewhere by now",
+        "charlm/backends/graphed.py",
+        "(self._graph.batch_size, self._graph.addresses) != (batch_size, addresses)",
+        "self._graph.batch_size != batch_size",
+        (GRAPHED + "other_tensors_are_captured_anew",),
+    ),
+    Fault(
+        "capturing a step makes one",
+        "charlm/backends/graphed.py",
+        "torch._foreach_copy_(changed, before)",
+        "pass",
+        (GRAPHED + "the_losses_and_the_state_are_those_of_eager", GRAPHED + "a_capture_that_fails_changes_nothing"),
+    ),
+    Fault(
+        "a chunk of captured steps begins where the last one ended",
+        "charlm/backends/graphed.py",
+        "chunk.counter.zero_()",
+        "chunk.counter.add_(0)",
+        (GRAPHED + "the_losses_and_the_state_are_those_of_eager",),
+    ),
+    Fault(
+        "the bias correction of captured steps starts anew with each chunk",
+        "charlm/backends/graphed.py",
+        'first_step = int(states[0]["step"]) if "step" in states[0] else 0',
+        "first_step = 0",
+        (GRAPHED + "the_losses_and_the_state_are_those_of_eager",),
+    ),
+    Fault(
+        "a captured step has the learning rate of the first",
+        "charlm/backends/graphed.py",
+        "chunk.next(chunk.numbers), self._options",
+        "chunk.numbers[0], self._options",
+        (GRAPHED + "the_losses_and_the_state_are_those_of_eager",),
+    ),
+    Fault(
+        "a captured step takes the batch that it was captured with",
+        "charlm/backends/graphed.py",
+        "contexts, targets = map(chunk.next, chunk.tokens)",
+        "contexts, targets = (tokens[0] for tokens in chunk.tokens)",
+        (GRAPHED + "the_losses_and_the_state_are_those_of_eager",),
     ),
     Fault(
         "the fused backend drops the softcap",

@@ -94,7 +94,7 @@ def seeded() -> None:
 
 
 # What watching takes long in, and finds no more in than in the tests of the ops: many calls of few shapes.
-_UNWATCHED = ("compile", "export", "opinfo", "patched_torch", "tracing", "training", "training_devices")
+_UNWATCHED = ("compile", "export", "graphed", "opinfo", "patched_torch", "tracing", "training", "training_devices")
 _UNWATCHED += ("training_state", "transforms", "vocab_parallel", "vocab_parallel_log_probs")
 
 

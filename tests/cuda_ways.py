@@ -1,8 +1,8 @@
 """The ways in which a GPU is given an op to compute: at once, on a side stream, in a graph, with memory that runs out.
 
 On a GPU they are torch's. On the simulator each has a stand-in, so that whoever uses them has run before a GPU runs it:
-another stream of the simulator, on which every launch must be; and a graph that computes anew when it is replayed, but
-refuses, when it is captured, what waits for a GPU.
+another stream of the simulator, on which every launch must be; and a graph that, when it is replayed, computes again
+what was recorded, and when it is captured refuses what waits for a GPU.
 """
 
 from __future__ import annotations
@@ -114,14 +114,45 @@ def capture(step: Step) -> tuple[Callable[[], None], Results]:
 def _simulated_capture(step: Step) -> tuple[Callable[[], None], Results]:
     import simulator
 
-    with simulator.stream(2), NoWaiting():
+    graph = RecordedGraph()
+    with simulator.stream(2), graph.recording():
         results = step()
+    return graph.replay, results
 
-    def replay() -> None:
-        for name, value in step().items():
-            results[name].copy_(value)
 
-    return replay, results
+def capture_step(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """What stands in for `charlm.backends.graphed.capture` where there is no GPU."""
+    graph = RecordedGraph()
+    with graph.recording():
+        step()
+    return graph.replay
+
+
+class RecordedGraph:
+    """What torch was asked to compute, which a replay computes again into the same memory.
+
+    As in a graph of CUDA, numbers of Python are what they were, and so is the way that the code went.
+    """
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        with _Recording(self._calls):
+            yield
+
+    def replay(self) -> None:
+        with torch.no_grad():
+            for function, arguments, options, results in self._calls:
+                for old, new in zip(results, _results(function(*arguments, **options)), strict=True):
+                    if old.shape == new.shape:  # autograd empties what it saved, when it is done
+                        old.copy_(new)
+
+
+def _results(results: Any) -> list[Tensor]:
+    several = results if isinstance(results, (tuple, list)) else [results]
+    return [result for result in several if isinstance(result, Tensor)]
 
 
 class NoWaiting(TorchDispatchMode):
@@ -133,6 +164,17 @@ class NoWaiting(TorchDispatchMode):
         if name in _WAITING or by_mask:
             raise RuntimeError(f"{name} waits for the GPU")
         return func(*args, **(kwargs or {}))
+
+
+class _Recording(NoWaiting):
+    def __init__(self, calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]]) -> None:
+        super().__init__()
+        self._calls = calls
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = super().__torch_dispatch__(func, types, args, kwargs)
+        self._calls.append((func, args, kwargs or {}, _results(results)))
+        return results
 
 
 def at_once(steps: tuple[Step, Step]) -> tuple[Results, Results]:

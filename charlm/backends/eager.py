@@ -78,6 +78,13 @@ class EagerBackend:
         """One step on the sum of the losses of `parts`, of all processes, over `divisor`; returns that loss."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
+        total = self._set_gradients(parts, reduction, divisor)
+        self._step()
+        return total
+
+    def _set_gradients(self, parts: Iterable[tuple[Tensor, Tensor]], reduction: str, divisor: int) -> Tensor:
+        """Gives the parameters the clipped gradient of that loss in the place of any other; returns the loss."""
+        for group in self._optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
         total = None
@@ -94,7 +101,6 @@ class EagerBackend:
         total = self._processes.sum_gradients(self._parameters, total)
         if self._options.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._options.max_grad_norm)
-        self._step()
         return total
 
     def _add_gradients(self, loss: Tensor) -> None:
