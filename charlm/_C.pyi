@@ -68,3 +68,13 @@ def scale_gradients(
 ) -> bool: ...
 def build_info() -> dict[str, object]: ...
 def why_no_kernels(device: int, /) -> str | None: ...
+def trains_in_one_block(
+    device: int,
+    vocab_size: int,
+    context_length: int,
+    embedding_dim: int,
+    hidden_dim: int,
+    direct: bool,
+    float64: bool,
+    /,
+) -> bool: ...

@@ -654,6 +654,20 @@ PYTHON = [
         (GRAPHED + "the_losses_and_the_state_are_those_of_eager",),
     ),
     Fault(
+        "the whole split counts as all of its examples where a GPU's way is chosen",
+        "charlm/backends/fused.py",
+        "rows = len(self._split.kept_distinct(with_index=False)) if batch_size is None else batch_size",
+        "rows = len(self._split) if batch_size is None else batch_size",
+        ("tests/test_ways.py::test_the_whole_split_counts_as_its_distinct_contexts",),
+    ),
+    Fault(
+        "a model that does not fit into a block of a GPU is given to one",
+        "charlm/backends/ways.py",
+        'return "graph"\n    block_seconds',
+        "pass\n    block_seconds",
+        ("tests/test_ways.py::test_a_model_that_does_not_fit_into_a_block_is_the_graphs",),
+    ),
+    Fault(
         "the fused backend drops the softcap",
         "charlm/backends/fused.py",
         'self._softcap = getattr(model, "softcap", None)',

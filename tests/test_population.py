@@ -110,7 +110,7 @@ def test_contexts_of_a_large_text_are_looked_up_in_one_call_too(
         return [make_trainer(dataset, **FUSED, seed=seed) for seed in range(3)]
 
     indexed = Population(trainers()).run(20)
-    monkeypatch.setattr("charlm.backends.fused._INDEXED_EXAMPLES", 100)
+    monkeypatch.setattr("charlm.backends.examples._INDEXED_EXAMPLES", 100)
     calls.clear()
     assert torch.equal(Population(trainers()).run(20), indexed)
     assert set(calls) == {3}

@@ -22,13 +22,8 @@ def make_mlp(dataset: data.Dataset, *, seed: int = 1, dtype: torch.dtype = torch
     return MLP(len(dataset.vocabulary), 3, 4, 16, generator=generator, dtype=dtype, **options)
 
 
-def device_of(backend: str) -> str:
-    """Where a backend trains: "fused" is on the CPU only."""
-    return "cpu" if backend == "fused" else str(device)
-
-
 def make_trainer(dataset: data.Dataset, *, backend: str = "eager", seed_of_model: int = 1, **options: Any) -> Trainer:
-    options = {"learning_rate": 0.1, "batch_size": 8, "device": device_of(backend), **options}
+    options = {"learning_rate": 0.1, "batch_size": 8, "device": device, **options}
     return Trainer(make_mlp(dataset, seed=seed_of_model), dataset, backend=backend, **options)
 
 

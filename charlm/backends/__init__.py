@@ -41,4 +41,4 @@ def default_backend(model: LanguageModel, processes: Processes) -> str:
         return "eager"
     parameters = engine_parameters(model)
     known = parameters is not None and parameters[0].dtype in (torch.float32, torch.float64)
-    return "fused" if known and processes.size == 1 and model.device.type == "cpu" else "ops"
+    return "fused" if known and processes.size == 1 else "ops"

@@ -1,4 +1,4 @@
-"""Whole steps in C++: the engine."""
+"""Whole steps in C++ or CUDA: the engine, and on a GPU what takes over where its kernel would be slower."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from charlm import engine
+from charlm.backends.base import why_no_kernels
+from charlm.backends.examples import all_counts, batches
+from charlm.backends.graphed import GraphedBackend
+from charlm.backends.ways import Way, way_on_gpu
 from charlm.data import Split
 from charlm.distributed import ALONE, Processes
 from charlm.models import LanguageModel, engine_parameters
 from charlm.optimizers import OptimizerOptions, state_names
 
-# Up to so many examples their contexts are looked up once, which takes some 50 ns and 4 bytes for each of them; from
-# there on in every batch.
-_INDEXED_EXAMPLES = 1 << 24
-
 
 class FusedBackend:
-    """All steps of a call in C++: `charlm.engine`."""
+    """All steps of a call without returning to Python: `charlm.engine`; on a GPU, large ones by `GraphedBackend`."""
 
     def __init__(
         self,
@@ -36,10 +36,9 @@ class FusedBackend:
                 f"backend 'fused' makes whole steps in one process, but there are {processes.size}: use 'ops', which "
                 "is the default then"
             )
-        if model.device.type != "cpu":
-            raise ValueError(
-                f"backend 'fused' trains on the CPU, but the model is on {model.device}: use 'ops' or 'eager'"
-            )
+        why = why_no_kernels(model.device)
+        if why is not None:
+            raise ValueError(f"backend 'fused' cannot be used: {why}")
         parameters = engine_parameters(model)
         if parameters is None:
             raise ValueError(f"backend 'fused' trains an MLP or a NeuralBigram, got a {type(model).__name__}")
@@ -49,45 +48,45 @@ class FusedBackend:
         self._options = options
         self._softcap = getattr(model, "softcap", None)
         self._split = split
-        self._context_length = model.context_length
-        self._vocab_size = model.vocab_size
+        # What the model reads of which examples, and where.
+        self._examples = split, model.context_length, model.device
+        self._ways: dict[int | None, Way] = {}
         shapes = tuple(tuple(parameter.shape) for parameter in parameters)
         # Of the split, which has no equal, the group keeps the object.
         kind = (type(model), shapes, parameters[0].dtype, parameters[0].device, options.optimizer)
         self._kind = (*kind, state_names(options), split)
 
     def run(self, batch_indices: Tensor | None, learning_rates: Tensor) -> Tensor:
+        if self.way(_batch_size(batch_indices)) == "graph":
+            return self._graphed.run(batch_indices, learning_rates)
         state, first_step = self._state()
+        own: dict[str, Any] = {"softcap": self._softcap, "first_step": first_step}
         if batch_indices is None:
-            losses = engine.train_full_steps(
-                self._parameters,
-                state,
-                *self._counts,
-                learning_rates,
-                self._options,
-                softcap=self._softcap,
-                first_step=first_step,
-            )
+            counts = all_counts(*self._examples)
+            losses = engine.train_full_steps(self._parameters, state, *counts, learning_rates, self._options, **own)
         else:
-            contexts, targets, indices, context_index = self._examples(batch_indices)
+            contexts, targets, indices, context_index = batches(*self._examples, batch_indices)
+            own["context_index"] = context_index
             losses = engine.train_steps(
-                self._parameters,
-                state,
-                contexts,
-                targets,
-                indices,
-                learning_rates,
-                self._options,
-                context_index=context_index,
-                softcap=self._softcap,
-                first_step=first_step,
+                self._parameters, state, contexts, targets, indices, learning_rates, self._options, **own
             )
         self._made(learning_rates)
         return losses
 
+    def way(self, batch_size: int | None) -> Way:
+        """Who makes a step on so many examples, or for None on the whole split: the engine, or the ops in a graph."""
+        if self.model.device.type == "cpu":
+            return "engine"
+        if batch_size not in self._ways:
+            rows = len(self._split.kept_distinct(with_index=False)) if batch_size is None else batch_size
+            self._ways[batch_size] = way_on_gpu(self.model, rows)
+        return self._ways[batch_size]
+
     def group(self, batch_indices: Tensor | None, learning_rates: Tensor) -> Hashable:
         """Backends for which this is the same can make their steps together, in `run_group`."""
-        batch_size = None if batch_indices is None else batch_indices.shape[1]
+        batch_size = _batch_size(batch_indices)
+        if self.way(batch_size) == "graph":
+            return self  # which is the same for no other
         return (*self._kind, batch_size, len(learning_rates))
 
     @staticmethod
@@ -98,23 +97,28 @@ class FusedBackend:
 
         Where this raises, no backend has made a step.
         """
-        first = backends[0]
+        examples = backends[0]._examples
         states, first_steps = zip(*(backend._state() for backend in backends), strict=True)
         parameters = [backend._parameters for backend in backends]
         rates = torch.stack(list(learning_rates))
         options = [backend._options for backend in backends]
         own: dict[str, Any] = {"softcaps": [backend._softcap for backend in backends], "first_steps": first_steps}
-        batches = [batch for batch in batch_indices if batch is not None]
-        if not batches:
-            losses = engine.train_full_population(parameters, states, *first._counts, rates, options, **own)
+        of_each = [batch for batch in batch_indices if batch is not None]
+        if not of_each:
+            counts = all_counts(*examples)
+            losses = engine.train_full_population(parameters, states, *counts, rates, options, **own)
         else:
-            contexts, targets, indices, context_index = first._examples(torch.stack(batches))
+            contexts, targets, indices, context_index = batches(*examples, torch.stack(of_each))
             losses = engine.train_population(
                 parameters, states, contexts, targets, indices, rates, options, context_index=context_index, **own
             )
         for backend, own_rates in zip(backends, learning_rates, strict=True):
             backend._made(own_rates)
         return losses.cpu().unbind()
+
+    @cached_property
+    def _graphed(self) -> GraphedBackend:
+        return GraphedBackend(self.model, self._optimizer, self._split, self._options)
 
     def _state(self) -> tuple[list[Tensor], int]:
         """The optimizer's state in the order of the engine, and how many steps it has made."""
@@ -131,37 +135,6 @@ class FusedBackend:
         for group in self._optimizer.param_groups:
             group["lr"] = float(learning_rates[-1])
 
-    def _examples(self, batch_indices: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Contexts and targets, which of them each step takes, and each example's context where these are distinct."""
-        if len(self._split) <= _INDEXED_EXAMPLES:
-            return self._indexed[0], self._indexed[1], batch_indices, self._indexed[2]
-        contexts, targets = self._split.batch(batch_indices.flatten())
-        return self._read(contexts), targets, torch.arange(len(targets), device="cpu").view_as(batch_indices), None
 
-    @cached_property
-    def _indexed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Distinct contexts, the target of every example, and its context."""
-        distinct = self._split.kept_distinct()
-        return self._read(distinct.contexts).int(), self._split.targets, distinct.index
-
-    @cached_property
-    def _counts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Distinct contexts; row_ptr, targets and counts of their compressed rows."""
-        if self._context_length < self._split.context_length:
-            distinct = self._split.kept_distinct()
-            last = self._read(distinct.contexts)[distinct.index.long()].flatten()
-            return _count_pairs(last, self._split.targets, self._vocab_size)
-        distinct = self._split.kept_distinct(with_index=False)
-        return distinct.contexts, distinct.counts.row_ptr, distinct.counts.targets, distinct.counts.values
-
-    def _read(self, contexts: Tensor) -> Tensor:
-        """What the model reads of them: a bigram their last token."""
-        return contexts[:, -self._context_length :]
-
-
-def _count_pairs(tokens: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """How often each target follows each token: contexts (U, 1), row_ptr, targets and counts of compressed rows."""
-    pairs, counts = (tokens.long() * vocab_size + targets).unique(return_counts=True)
-    contexts, lengths = (pairs // vocab_size).unique(return_counts=True)
-    row_ptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    return contexts.unsqueeze(1), row_ptr, pairs % vocab_size, counts
+def _batch_size(batch_indices: Tensor | None) -> int | None:
+    return None if batch_indices is None else batch_indices.shape[-1]
