@@ -56,8 +56,8 @@ class Trainer:
             `decay_factor`: see `charlm.schedules.Schedule`.
         max_grad_norm: clips the norm of the whole gradient to this, or None.
         batch_size: B examples drawn with replacement, or "full": the whole split in every step.
-        backend: "eager", "compile", "ops" or "fused" (one process); None is "fused" where that can be,
-            otherwise "ops", and "eager", with a warning, on devices that the ops have no kernels for.
+        backend: "eager", "compile", "ops" or "fused" (one process, no parameter frozen); None is "fused" where that can
+            be, otherwise "ops", and "eager", with a warning, on devices that the ops have no kernels for.
         seed: of the batches; initial weights are the model's own matter.
         device: where to move the model; None leaves it where it is.
 

@@ -38,6 +38,26 @@ def test_the_default_is_the_fastest_backend_that_takes_the_model(dataset: data.D
         assert model.backend == "ops"
 
 
+def test_a_frozen_parameter_is_for_the_ops_and_stays(dataset: data.Dataset) -> None:
+    models = [make_mlp(dataset).requires_grad_(True) for _ in range(2)]
+    for model in models:
+        model.embedding.requires_grad_(False)
+    before = models[0].embedding.clone()
+    message = (
+        "^backend 'fused' trains all parameters of a model, but here embedding must not change: use 'ops', which is "
+        "the default then$"
+    )
+    with pytest.raises(ValueError, match=message):
+        Trainer(models[0], dataset, learning_rate=0.1, backend="fused", device=device)
+    trainer, expected = (
+        Trainer(model, dataset, learning_rate=0.1, backend=backend, device=device)
+        for model, backend in zip(models, (None, "eager"), strict=True)
+    )
+    assert trainer.backend == "ops"
+    torch.testing.assert_close(trainer.run(20), expected.run(20), rtol=0.0, atol=1e-4)
+    assert torch.equal(models[0].embedding.cpu(), before)
+
+
 def test_the_default_on_the_device_trains(dataset: data.Dataset) -> None:
     trainer = Trainer(make_mlp(dataset), dataset, learning_rate=0.1, device=device)
     assert trainer.backend == "fused"

@@ -40,5 +40,7 @@ def default_backend(model: LanguageModel, processes: Processes) -> str:
     if why_no_kernels(model.device) is not None:
         return "eager"
     parameters = engine_parameters(model)
-    known = parameters is not None and parameters[0].dtype in (torch.float32, torch.float64)
+    known = parameters is not None and all(
+        parameter.dtype in (torch.float32, torch.float64) and parameter.requires_grad for parameter in parameters
+    )
     return "fused" if known and processes.size == 1 else "ops"

@@ -42,6 +42,12 @@ class FusedBackend:
         parameters = engine_parameters(model)
         if parameters is None:
             raise ValueError(f"backend 'fused' trains an MLP or a NeuralBigram, got a {type(model).__name__}")
+        frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+        if frozen:
+            raise ValueError(
+                f"backend 'fused' trains all parameters of a model, but here {', '.join(frozen)} must not change: use "
+                "'ops', which is the default then"
+            )
         self.model = model.computing_with("ops")
         self._parameters = parameters
         self._optimizer = optimizer
