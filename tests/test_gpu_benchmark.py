@@ -8,11 +8,13 @@ import time
 import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cuda_ways import capture_step
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -29,13 +31,15 @@ from benchmarks.gpu import (
     measurements,
     mlp_cross_entropy,
     one_op,
+    populations,
     profiled,
     training,
 )
 from benchmarks.gpu.results import MOST_DIFFERENCE, Entry
 from benchmarks.gpu.task import Task, attempt
 from benchmarks.opponents import EAGER
-from charlm import data, ops
+from charlm import PRESETS, data, engine, ops
+from charlm.backends import graphed
 from charlm.benchmark import WORKLOADS
 
 
@@ -62,9 +66,12 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 1000)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1234)
 
-    def compile(function: Callable[..., Tensor], *, dynamic: bool, fullgraph: bool) -> Callable[..., Tensor]:
+    def compile(
+        function: Callable[..., Tensor], *, dynamic: bool, fullgraph: bool, mode: str | None = None
+    ) -> Callable[..., Tensor]:
         assert fullgraph
         assert not dynamic
+        assert mode in (None, "reduce-overhead")
         return function
 
     monkeypatch.setattr(torch, "compile", compile)
@@ -225,18 +232,76 @@ def test_training(cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     small = replace(WORKLOADS["makemore"], hidden_dim=4, batch_size=8)
     monkeypatch.setattr(training, "WORKLOADS", dict.fromkeys(training.PRESETS, small))
     monkeypatch.setattr(training, "_ROUND_SECONDS", 1e-4)
-    entries = done(training.tasks("makemore", training.BACKENDS))
-    assert list(entries) == ["makemore: ops", "makemore: eager", "makemore: compile"]
-    assert entries["makemore: ops"]["examples"] == 8
+    monkeypatch.setattr(graphed, "capture", capture_step)
+    entries = done(training.tasks("makemore", training.MAKERS))
+    assert list(entries) == [f"makemore: {maker}" for maker in training.MAKERS]
+    assert all(entry["examples"] == 8 for entry in entries.values())
+    assert {name: entry["asked_s"] for name, entry in entries.items() if "asked_s" in entry} == {
+        "makemore: fused": 1e-5
+    }
+
+
+def test_what_training_is_asked_first() -> None:
+    names = [task.name for part, task in training.step() if part == "training"]
+    soon = ["fused", "graph", "ops", "eager", "eager graph"]
+    assert names == [
+        *(f"makemore: {maker}" for maker in soon),
+        *("makemore: 132 models", "makemore: 264 models", "fast: a whole run", "makemore: a whole run"),
+        *(f"{preset}: {maker}" for preset in ("eureka", "large") for maker in soon),
+        "makemore: compile, reduce-overhead",
+    ]
+    others = [task.name for part, task in measurements.compiled() if part == "training"]
+    assert others == [f"{preset}: compile" for preset in training.PRESETS]
+
+
+@pytest.fixture
+def small_presets(cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    presets = {"makemore": {"batch_size": 8, "steps": 50}, "fast": {"steps": 21}}
+    small = {name: replace(PRESETS[name], hidden_dim=4, **options) for name, options in presets.items()}
+    monkeypatch.setattr(populations, "PRESETS", small)
+    monkeypatch.setattr(populations, "_ROUND_SECONDS", 1e-4)
+    monkeypatch.setattr(populations, "_DRAWN_STEPS", 3)
+    monkeypatch.setattr(populations, "MODELS", (3, 4))
+
+
+def test_populations(small_presets: None) -> None:
+    entries = done(task for task in populations.tasks() if "models" in task.name)
+    assert list(entries) == ["makemore: 3 models", "makemore: 4 models"]
+    first, second = entries.values()
+    assert (first["models"], first["asked_steps_per_s"]) == (3, 12e6)
+    assert first["steps_per_s"] == pytest.approx(3 / first["call_s"])
+    assert second["steps_per_s_with_drawing"] > 0
+    assert "asked_steps_per_s" not in second
+
+
+@pytest.mark.parametrize(("asked", "is_reached"), [(1.0, False), (10.0, True)])
+def test_whole_runs(small_presets: None, asked: float, is_reached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CHARLM_MAKEMORE_NAMES", raising=False)
+    monkeypatch.setattr(populations, "ASKED_DEV_LOSS", asked)
+    entries = done(task for task in populations.tasks() if "run" in task.name)
+    assert list(entries) == ["fast: a whole run", "makemore: a whole run"]
+    for entry, steps in zip(entries.values(), (21, 50), strict=True):
+        assert (entry["data"], entry["steps"], entry["asked_dev_loss"]) == ("the embedded names", steps, asked)
+        assert 1.0 < entry["dev_loss"] < 3.5
+        assert ("seconds_to_asked" in entry) == is_reached
+        assert 0.0 < entry.get("seconds_to_asked", 1e-9) < entry["seconds_of_training"]
+
+
+def test_whole_runs_are_of_the_lectures_names_where_they_are(
+    small_presets: None, names: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHARLM_MAKEMORE_NAMES", str(names))
+    entries = done(task for task in populations.tasks() if task.name == "makemore: a whole run")
+    assert entries["makemore: a whole run"]["data"] == names.name
 
 
 def test_what_runs_out_of_time_has_measured_something_of_everything() -> None:
     tasks = list(measurements.ours_and_eager())
     names = [(part, task.name) for part, task in tasks]
-    assert len(set(names)) == len(names) == 2 * (18 + 2 + 4 + 4 + 4 + 3)
-    assert {task.facts["implementation"] for _, task in tasks} == {"charlm", "ops", "eager"}
+    assert len(set(names)) == len(names) == 2 * (18 + 2 + 4 + 4 + 4)
+    assert {task.facts["implementation"] for _, task in tasks} == {"charlm", "eager"}
     # Each part has its turn, ours before what it is compared with; of the shapes the extremes come first.
-    assert [part for part, _ in tasks[:12:2]] == [*measurements.OPS, "training"]
+    assert [part for part, _ in tasks[:10:2]] == list(measurements.OPS)
     assert [task.facts["implementation"] for _, task in tasks[:4]] == ["charlm", "eager"] * 2
     classes = [task.facts["classes"] for part, task in tasks if part == "cross_entropy"][::2]
     assert classes[:5] == [27, 262144, 16384, 1024, 65536]
@@ -258,8 +323,9 @@ def test_what_is_profiled(call: str, cpu: None, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(profiled, "ROWS", 5)
     monkeypatch.setattr(profiled, "WIDE", (3, 300))
     monkeypatch.setattr(profiled, "SHAPE", replace(profiled.SHAPE, rows=7))
-    op = "embedding_linear" if "table" in call else "cross_entropy"
-    right = getattr(ops, op)
+    op = "embedding_linear" if "table" in call else call if call == "train_steps" else "cross_entropy"
+    module = engine if call == "train_steps" else ops
+    right = getattr(module, op)
 
     def watched(*arguments: Any, **options: Any) -> Tensor:
         said.append("forward")
@@ -268,7 +334,7 @@ def test_what_is_profiled(call: str, cpu: None, monkeypatch: pytest.MonkeyPatch)
             result.register_hook(lambda gradient: said.append("backward"))
         return result
 
-    monkeypatch.setattr(ops, op, watched)
+    monkeypatch.setattr(module, op, watched)
     profiled.main(call)
     backward = call in ("wide cross_entropy backward", "scatter_into_tables")
     assert said == (["forward", "start", "backward", "stop"] if backward else ["start", "forward", "stop"])

@@ -6,7 +6,7 @@ Only a GPU has streams and graphs: elsewhere stand-ins are in their place.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,54 +14,17 @@ import cases
 import out_of_range
 import pytest
 import torch
+from cuda_ways import RecordedGraph
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu import checks, measure, risky, smoke
+from benchmarks.gpu import checks, engine_checks, measure, risky, smoke
 from benchmarks.gpu.task import Task, attempt
-from charlm import ops
+from charlm import _C, engine, ops
 
 
 class Stream:
     def wait_stream(self, other: Stream) -> None:
         assert isinstance(other, Stream)
-
-
-class Graph:
-    """What was computed during capture is computed again, into the same memory."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
-
-    def replay(self) -> None:
-        with torch.no_grad():
-            for function, arguments, options, results in self.calls:
-                again = function(*arguments, **options)
-                for old, new in zip(_tensors(results), _tensors(again), strict=True):
-                    if old.shape == new.shape:  # autograd empties what it saved, when it is done
-                        old.copy_(new)
-
-
-class Recording(TorchDispatchMode):
-    def __init__(self, graph: Graph) -> None:
-        super().__init__()
-        self._graph = graph
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        results = func(*args, **(kwargs or {}))
-        self._graph.calls.append((func, args, kwargs or {}, results))
-        return results
-
-
-def _tensors(results: Any) -> list[Tensor]:
-    several = results if isinstance(results, (tuple, list)) else [results]
-    return [result for result in several if isinstance(result, Tensor)]
-
-
-@contextmanager
-def recorded(graph: Graph) -> Iterator[None]:
-    with Recording(graph):
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -83,8 +46,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             "stream": lambda stream: nullcontext(),
             "current_stream": Stream,
             "_sleep": lambda cycles: None,
-            "CUDAGraph": Graph,
-            "graph": recorded,
+            "CUDAGraph": RecordedGraph,
+            "graph": RecordedGraph.recording,
         }.items():
             monkeypatch.setattr(torch.cuda, name, stand_in)
         monkeypatch.setattr(checks, "_POISONED_BYTES", (512, 4096))
@@ -126,7 +89,8 @@ def done(task: Task) -> float:
 def test_every_op_is_asked_in_every_dtype_and_way() -> None:
     dtypes = ("float32", "bfloat16", "float16", "float64")
     ways = ("values", "repeated", "side stream", "graph")
-    assert sorted(SMOKE) == sorted(f"{op} {dtype}: {way}" for op in OPS for dtype in dtypes for way in ways)
+    engine = [f"engine {dtype}: {way}" for dtype in ("float32", "float64") for way in ("values", "repeated")]
+    assert sorted(SMOKE) == sorted([f"{op} {dtype}: {way}" for op in OPS for dtype in dtypes for way in ways] + engine)
     assert SMOKE["cross_entropy float16: graph"].facts == {"op": "cross_entropy", "dtype": "float16"}
 
 
@@ -137,7 +101,7 @@ def test_smoke(name: str) -> None:
     assert difference == 0.0 if name.endswith("repeated") else 0.0 < difference <= checks.TOLERANCES[dtype]
 
 
-@pytest.mark.parametrize("name", [name for name in RISKY if not name.startswith("bad numbers")])
+@pytest.mark.parametrize("name", [name for name in RISKY if not name.startswith(("bad numbers", "largest block"))])
 def test_risky(name: str) -> None:
     assert 0.0 < done(RISKY[name]) <= checks.TOLERANCES[torch.bfloat16]
 
@@ -148,6 +112,72 @@ def test_bad_numbers(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "IndexError" in attempt(RISKY[f"bad numbers in {op}"])["error"]
         monkeypatch.setattr(ops, op, getattr(out_of_range, op))
     assert 0.0 < done(RISKY[f"bad numbers in {op}"]) <= checks.TOLERANCES[torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_largest_block(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By halving; and that the next model is refused is looked at."""
+    task = RISKY[f"largest block of {dtype}"]
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    if not cases.on_cuda:
+        monkeypatch.setattr(_C, "trains_in_one_block", lambda *shape: shape[4] <= 21, raising=False)
+        error = attempt(task)["error"]
+        assert error == "ValueError: H=22 trains, but is said not to fit into a block"
+        right = engine.train_steps
+
+        def limited(parameters: list[Tensor], *others: Any, **options: Any) -> Tensor:
+            if len(parameters[2]) > 21:
+                raise ValueError("too large")
+            return right(parameters, *others, **options)
+
+        monkeypatch.setattr(engine, "train_steps", limited)
+    entry = attempt(task)
+    assert "error" not in entry, entry["error"]
+    assert entry["largest_difference"] <= checks.TOLERANCES[getattr(torch, dtype)]
+    assert entry["hidden_dim"] == 21 or cases.on_cuda
+
+
+def test_bad_numbers_in_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = RISKY["bad numbers in the engine"]
+    if cases.on_cuda:
+        assert attempt(task)["largest_difference"] == 0.0
+        return
+    assert "IndexError" in attempt(task)["error"]
+    right = engine.train_steps
+    # As the step that meets a bad id would be on a GPU, but for the losses that follow.
+    first = int((engine_checks.BATCHES[2, 0] == engine_checks.BATCHES).any(1).nonzero()[0])
+
+    def spoiled(
+        parameters: list[Tensor], state: list[Tensor], contexts: Tensor, *others: Any, **options: Any
+    ) -> Tensor:
+        is_bad = bool(((contexts < 0) | (contexts >= 27)).any())
+        losses = right(parameters, state, contexts.clamp(0, 26), *others, **options)
+        if is_bad:
+            losses[first:] = torch.nan
+            parameters[3].fill_(torch.nan if spoils else 0.0)
+        return losses
+
+    monkeypatch.setattr(engine, "train_steps", spoiled)
+    for spoils in (True, False):
+        entry = attempt(task)
+        assert ("error" in entry) != spoils
+    assert entry["error"].startswith(f"ValueError: id -1 in step {first}: losses [")
+
+
+def test_a_wrong_engine_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, calls = engine.train_steps, []
+
+    def wrong(parameters: list[Tensor], *others: Any, **options: Any) -> Tensor:
+        losses = right(parameters, *others, **options)
+        calls.append(None)
+        parameters[-1].add_(0.001 * len(calls))
+        return losses
+
+    monkeypatch.setattr(engine, "train_steps", wrong)
+    for way in ("values", "repeated"):
+        error = attempt(SMOKE[f"engine float64: {way}"])["error"]
+        assert error.startswith("sgd: ValueError: parameter 4: ")
+        assert "all examples" not in error  # which is another op
 
 
 @pytest.mark.parametrize("way", smoke.WAYS)

@@ -131,12 +131,17 @@ def test_where_no_ceiling_was_measured_there_is_no_line() -> None:
 
 def test_training_is_drawn_as_times_of_steps() -> None:
     (axes,) = figures.bars(everything(), "training").axes
-    assert bars_of(axes) == {"charlm": (1.0, "1"), "eager": (4.0, "4")}
+    assert bars_of(axes) == {
+        "charlm, fused": (0.5, "0.5"),
+        "charlm, ops": (1.0, "1"),
+        "eager in a graph": (2.0, "2"),
+        "eager": (4.0, "4"),
+    }
     assert axes.get_title(loc="left") == "makemore: batches of 32, sgd"
 
 
 def test_an_implementation_has_one_colour() -> None:
-    assert len({style.colour for style in figures.STYLES.values()} | {figures.PUBLISHED.colour}) == 8
+    assert len({style.colour for style in figures.STYLES.values()} | {figures.PUBLISHED.colour}) == 10
     drawn: dict[str, set[Any]] = {}
     for axes in figures.curves(everything()).axes:
         for line in axes.get_lines():
@@ -146,7 +151,8 @@ def test_an_implementation_has_one_colour() -> None:
             for label, bar in zip(axes.get_yticklabels(), axes.patches, strict=True):
                 drawn.setdefault(label.get_text(), set()).add(bar.get_facecolor())
     assert drawn["charlm"] == {to_rgba(figures.STYLES["charlm"].colour)}
-    assert drawn.keys() == {"charlm", "Liger", "CCE", "torch.compile", "eager", "copy", figures.PUBLISHED.label}
+    of_ops = {"charlm", "Liger", "CCE", "torch.compile", "eager", "copy", figures.PUBLISHED.label}
+    assert drawn.keys() == of_ops | {"charlm, fused", "charlm, ops", "eager in a graph"}
     assert all(len(colours) == 1 for colours in drawn.values())
 
 
@@ -156,4 +162,4 @@ def test_an_implementation_without_a_style_is_drawn_last() -> None:
     name = "training steps of makemore: batches of 32, sgd"
     results["parts"]["training"] = compared(name, {}, {"new": {"call_s": 2e-3}}) | found
     (axes,) = figures.bars(results, "training").axes
-    assert list(bars_of(axes)) == ["charlm", "eager", "new"]
+    assert list(bars_of(axes)) == ["charlm, fused", "charlm, ops", "eager in a graph", "eager", "new"]

@@ -63,7 +63,7 @@ def test_what_matters_comes_first() -> None:
             "failed | not measured | not measured | - | not measured | not measured",
         ],
         ["mlp_cross_entropy N=2, forward + backward", "50 µs | 2.00 | not measured | - | compile, 80 µs | 1.60"],
-        ["training steps of makemore: batches of 32, sgd", "1 ms | 4.00 | - | - | not measured | not measured"],
+        ["training steps of makemore: batches of 32, sgd", "500 µs | 8.00 | - | - | eager graph, 2 ms | 4.00"],
     ]
 
 
@@ -119,10 +119,14 @@ def test_tables_have_every_measurement() -> None:
     rest = ["12.5 ms", "25 ms", "960 TFLOP/s", "80% of bf16 product", "3 MB", "1.5e-03"]
     assert cells(section(text, "linear_cross_entropy")[3])[1:] == ["charlm", *rest]
     assert section(text, "training") == [
-        "| workload | implementation | a call | x eager | examples/s | difference |",
-        "| --- | --- | --- | --- | --- | --- |",
-        "| training steps of makemore: batches of 32, sgd | eager | 4 ms | 1.00 | 8,000 | - |",
-        "| training steps of makemore: batches of 32, sgd | ops | 1 ms | 4.00 | 32,000 | 0.0e+00 |",
+        "| workload | implementation | a call | x eager | asked | examples/s | difference |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| training steps of makemore: batches of 32, sgd | eager | 4 ms | 1.00 | - | 8,000 | - |",
+        "| training steps of makemore: batches of 32, sgd | eager graph | 2 ms | 2.00 | - | 16,000 | - |",
+        "| training steps of makemore: batches of 32, sgd | ops | 1 ms | 4.00 | - | 32,000 | 0.0e+00 |",
+        "| training steps of makemore: batches of 32, sgd | fused | 500 µs | 8.00 | at most 10 µs | 64,000 | 0.0e+00 |",
+        "",
+        "- makemore: 132 models: models 132, steps per s 12500000.0, call s 1e-05",
     ]
     assert section(text, "Profile") == [
         "| call | kernel | duration | dram percent | occupancy percent |",

@@ -298,11 +298,12 @@ def test_the_plan_is_that_of_one_call() -> None:
         ("smoke", 30),
         ("risky", 30),
         ("ceilings", 10),
-        ("charlm", 90),
-        ("ncu", 60),
+        ("training", 60),
+        ("charlm", 70),
+        ("ncu", 55),
         ("tests", 130),
-        ("sanitizer", 90),
-        ("peers", 60),
+        ("sanitizer", 85),
+        ("peers", 45),
         ("compile", math.inf),
     ]
     text = plan.describe(STEPS, {step.name: [(step.name, "a"), ("other", "b")] for step in STEPS}, 555.0)
@@ -311,9 +312,9 @@ def test_the_plan_is_that_of_one_call() -> None:
         "| machine   | 0      | 15   | 15              | 2     |",
         "| smoke     | 15     | 45   | 30              | 2     |",
     ]
-    assert lines[11] == "| compile   | 515    | 555  | 40              | 2     |"
-    assert lines[12].startswith("555 s of 555 s; ")
-    assert lines[14:17] == ["machine:", "  a", "  other: b"]
+    assert lines[12] == "| compile   | 530    | 555  | 25              | 2     |"
+    assert lines[13].startswith("555 s of 555 s; ")
+    assert lines[15:18] == ["machine:", "  a", "  other: b"]
     short = plan.describe(STEPS[:3], {step.name: [] for step in STEPS}, 40.0).splitlines()
     assert [line.split("|")[2:5] for line in short[2:5]] == [
         [" 0      ", " 15   ", " 15              "],
@@ -331,7 +332,7 @@ def test_the_process_that_starts_all_others_has_no_torch(tmp_path: Path) -> None
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert [line.split()[1] for line in lines[2:6]] == ["smoke", "ncu", "tests", "compile"]
-    assert lines[5] == "| compile | 220    | 555  | 335             | 35    |"
+    assert lines[5] == "| compile | 215    | 555  | 340             | 35    |"
     assert "  embedding_linear bfloat16: graph" in lines
     assert "  ncu wide cross_entropy backward" in lines
     assert "  training: makemore: compile" in lines

@@ -4,8 +4,9 @@
     smoke      every op in every dtype against float64, twice, on a side stream, in a CUDA graph
     risky      what may ruin a device: limits of launches, misaligned storage, bad numbers, more than 2^31 elements
     ceilings   what the GPU does at best: a copy, a write, products of matrices
-    charlm     times of the ops and of training, beside eager PyTorch
-    ncu        five kernels under Nsight Compute
+    training   times of training steps by charlm and PyTorch, many models at once, and the time to a loss
+    charlm     times of the ops, beside eager PyTorch
+    ncu        six kernels under Nsight Compute
     tests      the tests of the ops
     sanitizer  some of them under compute-sanitizer: memcheck, racecheck, synccheck, initcheck
     peers      times of Liger, CCE and quack, where they are installed

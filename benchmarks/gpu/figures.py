@@ -31,14 +31,21 @@ class Style:
     weight: str = "normal"
 
 
+def _ours(implementation: str) -> Style:
+    name = "charlm" if implementation == OURS[0] else f"charlm, {implementation}"
+    return Style(name, "#c1121f", "o", width=3.2, weight="bold")
+
+
 # By implementation, in the order of bars. Colours that colour-blind readers tell apart, in every figure the same.
 STYLES = {
-    **dict.fromkeys(OURS, Style("charlm", "#c1121f", "o", width=3.2, weight="bold")),
+    **{name: _ours(name) for name in OURS},
     "quack": Style("quack", "#0072b2", "s"),
     "liger": Style("Liger", "#009e73", "^"),
     "cce": Style("CCE", "#cc79a7", "D"),
     "cce unfiltered": Style("CCE, unfiltered", "#ecc9dd", "d"),
     "compile": Style("torch.compile", "#e69f00", "v"),
+    "compile, reduce-overhead": Style("torch.compile, graphs", "#f0c76b", "<"),
+    "eager graph": Style("eager in a graph", "#2f2f2f", "p"),
     "eager": Style("eager", "#636363", "P"),
 }
 PUBLISHED = Style("quack, published", "#9a9a9a", "_")

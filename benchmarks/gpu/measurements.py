@@ -1,4 +1,4 @@
-"""The measurements of all ops and of training, in the order in which they say most where time runs out."""
+"""The measurements of all ops, in the order in which they say most where time runs out; then training, compiled."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ def peers() -> Iterator[tuple[str, Task]]:
 
 
 def compiled() -> Iterator[tuple[str, Task]]:
-    return _tasks(COMPILED)
+    for part, task in _tasks(COMPILED):
+        yield part, task
+    for preset in training.PRESETS:
+        for task in training.tasks(preset, COMPILED):
+            yield "training", task
 
 
 def spread(items: Sequence[T]) -> list[T]:
@@ -64,7 +68,6 @@ def _tasks(implementations: Sequence[str]) -> Iterator[tuple[str, Task]]:
         part: [partial(measure.tasks, workload, implementations) for workload in spread(list(workloads()))]
         for part, workloads in OPS.items()
     }
-    groups["training"] = [partial(training.tasks, preset, implementations) for preset in training.PRESETS]
     columns: list[list[tuple[str, Callable[[], Iterator[Task]]]]] = [
         [(part, group) for group in of_part] for part, of_part in groups.items()
     ]

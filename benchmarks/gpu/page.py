@@ -164,6 +164,7 @@ def _measurements(results: Results, op: str) -> list[str]:
         "rate": _rate,
         "of the ceiling": lambda row: _share(results, row),
         "quack, published": _published,
+        "asked": lambda row: f"at most {duration(row['asked_s'])}" if "asked_s" in row else None,
         "examples/s": _examples,
         "memory": lambda row: f"{row['memory_bytes'] / 1e6:,.0f} MB" if "memory_bytes" in row else None,
         "difference": _difference,

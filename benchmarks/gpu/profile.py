@@ -1,4 +1,4 @@
-"""What Nsight Compute says of five kernels: their time, how busy memory and multiprocessors are, and what warps wait
+"""What Nsight Compute says of six kernels: their time, how busy memory and multiprocessors are, and what warps wait
 for. Its whole text is among the logs, some numbers of it in the results."""
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ CALLS = (
     "wide cross_entropy backward",
     "sum_table_rows",
     "scatter_into_tables",
+    "train_steps",
 )
 _SECTIONS = ("SpeedOfLight", "WarpStateStats", "MemoryWorkloadAnalysis", "Occupancy")
 _MOST_LAUNCHES = 6

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.gpu import cross_entropy, embedding_linear
+from benchmarks.gpu import cross_entropy, embedding_linear, engine_checks, measure
 from charlm import ops
 
 ROWS = 1 << 20
@@ -47,6 +47,10 @@ def _embedding_linear(*, backward: bool) -> None:
     _profile(lambda: torch.autograd.grad(output, parameters, upstream))
 
 
+def _train_steps() -> None:
+    _profile(lambda: engine_checks.train(engine_checks.CASES["sgd"], torch.float32, measure.DEVICE))
+
+
 # By the names in benchmarks/gpu/profile.py.
 CALLS: dict[str, Callable[[], None]] = {
     "narrow cross_entropy forward": lambda: _cross_entropy(ROWS, 27, backward=False),
@@ -54,6 +58,7 @@ CALLS: dict[str, Callable[[], None]] = {
     "wide cross_entropy backward": lambda: _cross_entropy(*WIDE, backward=True),
     "sum_table_rows": lambda: _embedding_linear(backward=False),
     "scatter_into_tables": lambda: _embedding_linear(backward=True),
+    "train_steps": _train_steps,
 }
 
 

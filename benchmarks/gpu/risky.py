@@ -13,7 +13,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import checks, measure
+from benchmarks.gpu import checks, engine_checks, measure
 from benchmarks.gpu.checks import Call
 from benchmarks.gpu.results import Entry
 from benchmarks.gpu.task import Task
@@ -52,6 +52,7 @@ def tasks() -> Iterator[tuple[str, Task]]:
     }
     for name, run in runs.items():
         yield "risky", Task(name, run)
+    yield from engine_checks.risky()
 
 
 def _check(calls: Mapping[str, Call]) -> Entry:

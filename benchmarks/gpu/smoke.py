@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import checks, measure
+from benchmarks.gpu import checks, engine_checks, measure
 from benchmarks.gpu.checks import Call
 from benchmarks.gpu.results import Entry
 from benchmarks.gpu.task import Task, in_a_line
@@ -84,6 +84,7 @@ def tasks() -> Iterator[tuple[str, Task]]:
                     "smoke",
                     Task(f"{op} {word}: {way}", partial(_every_case, check, op, dtype), {"op": op, "dtype": word}),
                 )
+    yield from engine_checks.smoke()
 
 
 def _every_case(check: Callable[[str, str, torch.dtype], float], op: str, dtype: torch.dtype) -> Entry:

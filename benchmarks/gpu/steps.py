@@ -87,14 +87,16 @@ STEPS: tuple[Step, ...] = (
     TaskStep("risky", 30, "benchmarks.gpu.risky:tasks", 25, is_alone=True, at_once=16),
     # What this GPU can do at best.
     TaskStep("ceilings", 10, "benchmarks.gpu.ceilings:tasks", 10),
-    # All ops and training by charlm and eager PyTorch.
-    TaskStep("charlm", 90, f"{_MEASUREMENTS}:ours_and_eager", 20),
-    # What five kernels wait for.
-    CommandStep("ncu", 60, profile.commands, profile.read, 25),
+    # Training steps by charlm and PyTorch, each as they are and in a graph; populations; the time to a loss.
+    TaskStep("training", 60, "benchmarks.gpu.training:step", 30),
+    # All ops by charlm and eager PyTorch.
+    TaskStep("charlm", 70, f"{_MEASUREMENTS}:ours_and_eager", 20),
+    # What six kernels wait for.
+    CommandStep("ncu", 55, profile.commands, profile.read, 25),
     CommandStep("tests", 130, commands.tests, commands.read_tests, 130),
-    CommandStep("sanitizer", 90, commands.sanitizers, commands.read_sanitizer, 90, at_once=4),
+    CommandStep("sanitizer", 85, commands.sanitizers, commands.read_sanitizer, 85, at_once=4),
     # Liger, CCE, and quack where it is installed.
-    TaskStep("peers", 60, f"{_MEASUREMENTS}:peers", 20),
+    TaskStep("peers", 45, f"{_MEASUREMENTS}:peers", 20),
     # torch.compile, in what is left.
     TaskStep("compile", math.inf, f"{_MEASUREMENTS}:compiled", 40),
 )
