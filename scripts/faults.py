@@ -661,11 +661,11 @@ PYTHON = [
         ("tests/test_ways.py::test_the_whole_split_counts_as_its_distinct_contexts",),
     ),
     Fault(
-        "a model that does not fit into a block of a GPU is given to one",
+        "a model that does not fit into the blocks of a GPU is given to them",
         "charlm/backends/ways.py",
-        'return "graph"\n    block_seconds',
-        "pass\n    block_seconds",
-        ("tests/test_ways.py::test_a_model_that_does_not_fit_into_a_block_is_the_graphs",),
+        'return "graph"\n    gpu =',
+        "pass\n    gpu =",
+        ("tests/test_ways.py::test_a_model_that_does_not_fit_is_the_graphs",),
     ),
     Fault(
         "the fused backend drops the softcap",

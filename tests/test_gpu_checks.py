@@ -101,7 +101,7 @@ def test_smoke(name: str) -> None:
     assert difference == 0.0 if name.endswith("repeated") else 0.0 < difference <= checks.TOLERANCES[dtype]
 
 
-@pytest.mark.parametrize("name", [name for name in RISKY if not name.startswith(("bad numbers", "largest block"))])
+@pytest.mark.parametrize("name", [name for name in RISKY if not name.startswith(("bad numbers", "largest model"))])
 def test_risky(name: str) -> None:
     assert 0.0 < done(RISKY[name]) <= checks.TOLERANCES[torch.bfloat16]
 
@@ -115,14 +115,14 @@ def test_bad_numbers(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_largest_block(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_largest_model(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By halving; and that the next model is refused is looked at."""
-    task = RISKY[f"largest block of {dtype}"]
+    task = RISKY[f"largest model of {dtype}"]
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     if not cases.on_cuda:
-        monkeypatch.setattr(_C, "trains_in_one_block", lambda *shape: shape[4] <= 21, raising=False)
+        monkeypatch.setattr(_C, "trains_in_one_launch", lambda *shape: shape[4] <= 21, raising=False)
         error = attempt(task)["error"]
-        assert error == "ValueError: H=22 trains, but is said not to fit into a block"
+        assert error == "ValueError: H=22 trains, but is said not to fit"
         right = engine.train_steps
 
         def limited(parameters: list[Tensor], *others: Any, **options: Any) -> Tensor:

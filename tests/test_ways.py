@@ -1,6 +1,6 @@
-"""Who makes a step of the backend "fused" on a GPU: the engine in one block, or the ops in a graph, if it is faster.
+"""Who makes a step of the backend "fused" on a GPU: the engine in one launch, or the ops in a graph, if it is faster.
 
-The GPU is made up: what it is asked are its multiprocessors, and whether a model fits into a block.
+The GPU is made up: what it is asked are its multiprocessors, whether it has clusters, and whether a model fits.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ def dataset(tmp_path: Path) -> data.Dataset:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    """All models seem to be on cuda:1 of 132 multiprocessors, whose blocks take those of up to 300 hidden units."""
+    """All models seem to be on cuda:1, an H100 whose engine takes those of up to 300 hidden units."""
     asked: Asked = []
 
-    def trains_in_one_block(*arguments: Any) -> bool:
+    def trains_in_one_launch(*arguments: Any) -> bool:
         asked.append(arguments)
         return bool(arguments[4] <= 300)
 
-    monkeypatch.setattr(_C, "trains_in_one_block", trains_in_one_block, raising=False)
+    monkeypatch.setattr(_C, "trains_in_one_launch", trains_in_one_launch, raising=False)
     monkeypatch.setattr(_C, "why_no_kernels", lambda index: None)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
+    use_gpu(monkeypatch, 9, 132)
     monkeypatch.setattr(LanguageModel, "device", torch.device("cuda", 1))
     return asked
 
 
+def use_gpu(monkeypatch: pytest.MonkeyPatch, major: int, multiprocessors: int) -> None:
+    properties = SimpleNamespace(major=major, multi_processor_count=multiprocessors)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+
+
 def lecture(dtype: torch.dtype = torch.float32, *, hidden_dim: int = 200, direct: bool = False) -> MLP:
     return MLP(27, 3, 10, hidden_dim, direct=direct, dtype=dtype)
-
-
-def first_of_the_graph(model: LanguageModel) -> int:
-    """The smallest batch whose steps are captured."""
-    return next(rows for rows in range(1, 10_000) if way_on_gpu(model, rows) == "graph")
 
 
 def test_small_steps_are_the_engines_and_large_ones_the_graphs(gpu: Asked) -> None:
@@ -67,7 +67,7 @@ def test_small_steps_are_the_engines_and_large_ones_the_graphs(gpu: Asked) -> No
     assert gpu[-1] == (1, 27, 1, 0, 0, False, False)
 
 
-def test_a_model_that_does_not_fit_into_a_block_is_the_graphs(gpu: Asked) -> None:
+def test_a_model_that_does_not_fit_is_the_graphs(gpu: Asked) -> None:
     assert way_on_gpu(lecture(hidden_dim=300), 1) == "engine"
     assert way_on_gpu(lecture(hidden_dim=301), 1) == "graph"
 
@@ -77,19 +77,36 @@ def test_half_precision_is_left_to_the_engine_to_refuse(gpu: Asked) -> None:
     assert gpu == []
 
 
+# Where a step takes as long in a graph: 50 microseconds and its part of all multiprocessors, at 130.56 G multiply-adds
+# a second of each.
+def changes_at(rate: float, multiprocessors: int, each: int, speed: float = 1.0) -> int:
+    return 1 + int(50e-6 * rate / (3 * each) / (1 / speed - 1 / multiprocessors))
+
+
 @pytest.mark.parametrize(
-    ("model", "expected"),
+    ("model", "major", "multiprocessors", "expected"),
     [
-        # 3 (30 x 200 + 200 x 27) multiply-adds a row; 50 microseconds and a 132nd at 130.56 G a second.
-        (lambda: lecture(), 1 + int(50e-6 * 132 / 131 * 130.56e9 / (3 * 11_400))),
-        (lambda: lecture(torch.float64), 1 + int(50e-6 * 132 / 131 * 65.28e9 / (3 * 11_400))),
-        (lambda: lecture(direct=True), 1 + int(50e-6 * 132 / 131 * 130.56e9 / (3 * 12_210))),
+        # 30 x 200 + 200 x 27 multiply-adds a row and product.
+        (lambda: lecture(), 9, 132, changes_at(130.56e9, 132, 11_400, 3.0)),
+        (lambda: lecture(), 8, 108, changes_at(130.56e9, 108, 11_400)),
+        (lambda: lecture(torch.float64), 10, 148, changes_at(65.28e9, 148, 11_400, 3.0)),
+        (lambda: lecture(direct=True), 8, 108, changes_at(130.56e9, 108, 12_210)),
+        (lambda: NeuralBigram(2000), 9, 132, changes_at(130.56e9, 132, 2000)),
     ],
-    ids=["float32", "float64", "direct"],
+    ids=["clusters", "blocks", "float64", "direct", "bigram"],
 )
-def test_there_is_no_cliff_where_the_way_changes(gpu: Asked, model: Callable[[], LanguageModel], expected: int) -> None:
-    assert first_of_the_graph(model()) == expected
-    assert all(way_on_gpu(model(), rows) == "graph" for rows in (expected + 1, 2 * expected, 1 << 40))
+def test_there_is_no_cliff_where_the_way_changes(
+    gpu: Asked,
+    monkeypatch: pytest.MonkeyPatch,
+    model: Callable[[], LanguageModel],
+    major: int,
+    multiprocessors: int,
+    expected: int,
+) -> None:
+    use_gpu(monkeypatch, major, multiprocessors)
+    made = model()
+    assert way_on_gpu(made, expected - 1) == "engine"
+    assert all(way_on_gpu(made, rows) == "graph" for rows in (expected, 2 * expected, 1 << 40))
 
 
 def test_multiply_adds_of_a_step() -> None:

@@ -87,7 +87,7 @@ def smoke() -> Iterator[tuple[str, Task]]:
 
 def risky() -> Iterator[tuple[str, Task]]:
     runs: dict[str, Callable[[], Entry]] = {
-        **{f"largest block of {dtype_name(dtype)}": partial(_largest_block, dtype) for dtype in DTYPES},
+        **{f"largest model of {dtype_name(dtype)}": partial(_largest_model, dtype) for dtype in DTYPES},
         "bad numbers in the engine": _bad_numbers,
     }
     for name, run in runs.items():
@@ -190,13 +190,13 @@ def _repeated(case: Case, dtype: torch.dtype) -> float:
     return 0.0
 
 
-def _largest_block(dtype: torch.dtype) -> Entry:
-    """The most hidden units of the lecture's model that a block takes, and the next number, which is an error."""
+def _largest_model(dtype: torch.dtype) -> Entry:
+    """The most hidden units that the engine takes of the lecture's model; one more is an error."""
     vocab_size, length, dim, _ = LECTURE
 
     def fits(hidden: int) -> bool:
         is_double = dtype == torch.float64
-        return _C.trains_in_one_block(torch.cuda.current_device(), vocab_size, length, dim, hidden, False, is_double)
+        return _C.trains_in_one_launch(torch.cuda.current_device(), vocab_size, length, dim, hidden, False, is_double)
 
     low, high = 1, MOST_HIDDEN
     while high - low > 1:
@@ -207,7 +207,7 @@ def _largest_block(dtype: torch.dtype) -> Entry:
         train(Case((vocab_size, length, dim, high)), dtype, measure.DEVICE)
     except (RuntimeError, ValueError):
         return {"largest_difference": difference, "hidden_dim": low}
-    raise ValueError(f"H={high} trains, but is said not to fit into a block")
+    raise ValueError(f"H={high} trains, but is said not to fit")
 
 
 def _bad_numbers() -> Entry:

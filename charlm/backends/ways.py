@@ -1,8 +1,9 @@
 """Which of two ways the backend "fused" makes a step on a GPU, by what each is estimated to take.
 
-The engine's kernel trains a model in one block of threads, on one multiprocessor, without a launch in between; it is
-for models that fit into that block's shared memory. A captured graph of the ops has all multiprocessors, but dozens of
-launches to make. Small steps are for the first, large ones for the second, and where both take the same either will do.
+The engine's kernel trains a model in one block of threads, on one multiprocessor, or where a GPU has clusters in a few
+blocks that share it, without a launch in between; it is for models that fit into their shared memory. A captured graph
+of the ops has all multiprocessors, but dozens of launches to make. Small steps are for the first, large ones for the
+second, and where both take the same either will do.
 
 The numbers are judgements on an H100, and no measurement yet.
 """
@@ -20,6 +21,9 @@ Way = Literal["engine", "graph"]
 
 # What a multiprocessor multiplies and adds in a second: 128 numbers in float32 a clock, at 1.7 GHz, 60 % of the time.
 _BLOCK_RATE = 128 * 1.7e9 * 0.6
+# How much faster a cluster is that has an MLP to itself, barriers and all; and the compute capability that has them.
+_CLUSTER_SPEED = 3.0
+_CLUSTER_CAPABILITY = 9
 # What the launches of a step take within a graph.
 _GRAPH_SECONDS = 50e-6
 
@@ -39,13 +43,14 @@ def way_on_gpu(model: LanguageModel, rows: int) -> Way:
     device = torch.cuda.current_device() if model.device.index is None else model.device.index
     embedding_dim, hidden_dim, direct = _layers(model)
     is_double = parameter.dtype == torch.float64
-    if not _C.trains_in_one_block(
-        device, model.vocab_size, model.context_length, embedding_dim, hidden_dim, direct, is_double
-    ):
+    sizes = model.vocab_size, model.context_length, embedding_dim, hidden_dim
+    if not _C.trains_in_one_launch(device, *sizes, direct, is_double):
         return "graph"
+    gpu = torch.cuda.get_device_properties(device)
+    speed = _CLUSTER_SPEED if hidden_dim > 0 and gpu.major >= _CLUSTER_CAPABILITY else 1.0
     block_seconds = multiply_adds(model, rows) * (2 if is_double else 1) / _BLOCK_RATE
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    return "engine" if block_seconds <= _GRAPH_SECONDS + block_seconds / multiprocessors else "graph"
+    graph_seconds = _GRAPH_SECONDS + block_seconds / gpu.multi_processor_count
+    return "engine" if block_seconds / speed <= graph_seconds else "graph"
 
 
 def multiply_adds(model: LanguageModel, rows: int) -> int:
