@@ -172,6 +172,11 @@ RULES: dict[str, Rule] = {
     "max_grad_norm": Numbers("a positive number", 0.0, math.inf, (False, False)),
     "seed": _SEED,
     "checkpoint_every": _POSITIVE_COUNT,
+    # Sweeps
+    "trials": _SIZE,
+    "draw_seed": _SEED,
+    "seeds": _SIZE,
+    "halving": Integers(2, 2**31 - 1),
     # Sampling
     "n": _COUNT,
     "temperature": _NOT_NEGATIVE,

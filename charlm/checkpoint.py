@@ -116,14 +116,8 @@ class Run:
         config = replace(self.config, **moved)
         kept = {name: str(run_folder.place(self.run_dir, file)) for name, file in KEPT_TEXTS.items()}
         dataset = config.load_data(self.vocabulary, kept, on_read)
-        if self.data is not None and Fingerprint.of(dataset) != self.data:
-            size, original_size = len(dataset.all.tokens), self.data.tokens
-            difference = f"it has {size:,} tokens, not {original_size:,}" if size != original_size else "other tokens"
-            files = [file for file in config.texts(kept).values() if file is not None]
-            raise ValueError(
-                f"{', '.join(files) or 'the file of embedded names'} is not the data of this run ({difference}): "
-                "give the path of the file as it was"
-            )
+        if self.data is not None:
+            self.data.check(dataset, config.texts(kept).values(), "run")
         return dataset
 
     @overload
@@ -233,7 +227,7 @@ def load(run_dir: str | os.PathLike[str], *, backend: str = "ops", training: boo
     training = training and described.get("trained_in_steps", True)
 
     with _tensor_file(run_dir, _MODEL) as (file, step):
-        _check_tensors(run_dir / _MODEL, f"the model of {_CONFIG}", file.tensors, _parameters_and_buffers(model))
+        check_tensors(run_dir / _MODEL, f"the model of {_CONFIG}", file.tensors, _parameters_and_buffers(model))
         # `assign` keeps the dtypes that were trained.
         model.load_state_dict(file.tensors, assign=True)
         expected = _training_tensors(run_dir, config, model) if training else {}
@@ -251,7 +245,7 @@ def load(run_dir: str | os.PathLike[str], *, backend: str = "ops", training: boo
             )
         if _UNRECORDED in file.tensors:
             expected[_UNRECORDED] = _checked_unrecorded(run_dir / OPTIMIZER, file.tensors[_UNRECORDED], step)
-        _check_tensors(run_dir / OPTIMIZER, f"the training state of {_CONFIG}", file.tensors, expected)
+        check_tensors(run_dir / OPTIMIZER, f"the training state of {_CONFIG}", file.tensors, expected)
         tensors = file.read()
     unrecorded = tensors.pop(_UNRECORDED, torch.empty(0, device="cpu"))
     state: dict[str, Any] = {"step": step, "model": model_tensors, **{part: {} for part in _TRAINING_PARTS}}
@@ -301,7 +295,7 @@ def _tensor_file(run_dir: Path, name: str) -> Iterator[tuple[TensorFile, int]]:
         yield file, int(step)
 
 
-def _check_tensors(path: Path, whose: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def check_tensors(path: Path, whose: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """CheckpointError unless a file has the tensors that it should: their names, shapes and dtypes."""
     fault = f"{path} does not hold {whose}: "
     for name in found:

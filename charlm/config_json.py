@@ -92,13 +92,13 @@ def read_description(run_dir: Path) -> Description:
     return description
 
 
-def check_format(path: Path, version: object) -> None:
-    """CheckpointError unless this charlm reads format `version` of the file at `path`."""
+def check_format(path: Path, version: object, newest: int = FORMAT) -> None:
+    """CheckpointError unless this charlm, which reads formats up to `newest`, reads `version`, that of a file."""
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise CheckpointError(f"{path} has a format version that does not exist: {shown(version)}")
-    if version > FORMAT:
+    if version > newest:
         raise CheckpointError(
-            f"{path} has format version {version}; this charlm reads up to {FORMAT}: install a newer charlm"
+            f"{path} has format version {version}; this charlm reads up to {newest}: install a newer charlm"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
@@ -31,6 +31,25 @@ class Fingerprint:
     def of(cls, dataset: Dataset) -> Fingerprint:
         """The fingerprint of a dataset, at about the speed at which its text was read."""
         return cls(len(dataset.all.tokens), sha256(dataset))
+
+    def check(self, dataset: Dataset, files: Iterable[str | None], kind: str) -> None:
+        """ValueError where a dataset is another one.
+
+        Args:
+            dataset: to be checked.
+            files: that it was read from.
+            kind: what is trained on it, "run" or "sweep".
+        """
+        found = Fingerprint.of(dataset)
+        if found == self:
+            return
+        size = found.tokens
+        difference = f"it has {size:,} tokens, not {self.tokens:,}" if size != self.tokens else "other tokens"
+        named = ", ".join(file for file in files if file is not None)
+        raise ValueError(
+            f"{named or 'the file of embedded names'} is not the data of this {kind} ({difference}): "
+            "give the path of the file as it was"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For `from_dict`; JSON types only."""

@@ -71,8 +71,13 @@ def publish(run_dir: Path) -> None:
     saved.rmdir()
 
 
-def open_file(run_dir: Path, name: str) -> tuple[io.FileIO, int]:
+def open_file(run_dir: Path, name: str, kind: str = "run") -> tuple[io.FileIO, int]:
     """A file of a checkpoint, to read, and its size.
+
+    Args:
+        run_dir: the folder.
+        name: of the file.
+        kind: what the folder should be of, for messages.
 
     Raises:
         CheckpointError: there is none, or it is not a regular file.
@@ -84,12 +89,12 @@ def open_file(run_dir: Path, name: str) -> tuple[io.FileIO, int]:
         except FileNotFoundError:
             continue
         except NotADirectoryError as error:
-            raise CheckpointError(f"{run_dir} is not a run folder: it is a file") from error
+            raise CheckpointError(f"{run_dir} is not a {kind} folder: it is a file") from error
         except ValueError as error:
             raise CheckpointError(str(error)) from error
     if not run_dir.is_dir():
-        raise CheckpointError(f"{run_dir} is not a run folder: no such folder")
-    raise CheckpointError(f"{run_dir} is not a run folder, or is incomplete: it has no {name}")
+        raise CheckpointError(f"{run_dir} is not a {kind} folder: no such folder")
+    raise CheckpointError(f"{run_dir} is not a {kind} folder, or is incomplete: it has no {name}")
 
 
 def has_file(run_dir: Path, name: str) -> bool:

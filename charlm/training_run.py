@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from charlm import checkpoint, config_json, distributed, run_folder
+from charlm import checkpoint, config_json, distributed
 from charlm._rules import check
-from charlm.checkpoint import CheckpointError
+from charlm.claimed_folder import ClaimedFolder
 from charlm.configuration import KEPT_TEXTS, STANDARD_INPUT, TrainingConfig
 from charlm.data import Dataset
 from charlm.evaluation import evaluate
@@ -27,7 +27,6 @@ from charlm.fingerprint import Fingerprint
 from charlm.interrupts import Interrupt, deferred_interrupt
 from charlm.models import CountBigram, LanguageModel
 from charlm.run_folder import blamed
-from charlm.run_lock import Claim
 from charlm.token_arrays import OnRead
 from charlm.trainer import NonFiniteLossError, Trainer
 
@@ -38,6 +37,16 @@ CHANGEABLE = ("path", "dev", "test", "steps", "backend", "device")
 _RECORDS = 200
 # A run saves itself, and measures dev, this many times unless told otherwise.
 _CHECKPOINTS = 10
+
+
+def record_interval(steps: int) -> int:
+    """The steps between two records of a run of `steps`."""
+    return max(1, steps // _RECORDS)
+
+
+def save_interval(steps: int) -> int:
+    """The steps between two checkpoints of a run of `steps`, unless another number is asked for."""
+    return max(1, steps // _CHECKPOINTS)
 
 
 @dataclass
@@ -63,7 +72,7 @@ class TrainingRun:
     dataset: Dataset
     model: LanguageModel
     trainer: Trainer | None
-    _folder: _Folder
+    _folder: ClaimedFolder
     # The losses of the steps after the last record, which are to be part of the next.
     _unrecorded: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
     _records: list[dict[str, Any]] = field(default_factory=list)
@@ -91,7 +100,7 @@ class TrainingRun:
         """
         processes = distributed.current()
         processes.check_device(config.device)
-        folder = _Folder()
+        folder = _new_claim()
         try:
             if run_dir is not None:
                 processes.on_first(partial(folder.take_new, Path(run_dir)))
@@ -127,7 +136,7 @@ class TrainingRun:
             )
         run_dir = Path(run_dir)
         processes = distributed.current()
-        folder = _Folder()
+        folder = _new_claim()
         try:
             processes.on_first(partial(folder.take, run_dir))
             run = checkpoint.load(run_dir, training=True)
@@ -216,8 +225,8 @@ class TrainingRun:
         """Trains up to the next record, and makes it; returns its step if that was saved."""
         assert self.trainer is not None
         end = self.config.steps
-        record_every = max(1, end // _RECORDS)
-        save_every = checkpoint_every or max(1, end // _CHECKPOINTS)
+        record_every = record_interval(end)
+        save_every = checkpoint_every or save_interval(end)
         recorded = self._recorded_step
         borders = (recorded + every - recorded % every for every in (record_every, save_every))
         # Where Ctrl-C came after the last step of a record, or other intervals were asked for, no step is missing.
@@ -283,45 +292,6 @@ class TrainingRun:
             )
 
 
-class _Folder:
-    """The run folder that this process alone writes into: that of a run in the first process, none in others."""
-
-    def __init__(self) -> None:
-        self._lock: Claim | None = None
-        self._new_run: Path | None = None
-
-    def take(self, run_dir: Path) -> None:
-        """Takes the folder of an existing run; CheckpointError if it is none, RunInUseError if it is taken."""
-        if not run_dir.is_dir():
-            kind = "it is a file" if run_dir.exists() else "no such folder"
-            raise CheckpointError(f"{run_dir} is not a run folder: {kind}")
-        self._lock = Claim(run_dir, create=False)
-        run_folder.publish(run_dir)
-
-    def take_new(self, run_dir: Path) -> None:
-        """Takes a folder for a new run, and creates it; ValueError where that would overwrite something."""
-        try:
-            self._lock = Claim(run_dir, create=True)
-        except NotADirectoryError as error:
-            if not run_dir.exists():  # what is to be its parent is a file
-                raise
-            raise ValueError(f"{run_dir} is a file: choose another run_dir") from error
-        if run_folder.has_file(run_dir, config_json.FILE):
-            raise ValueError(f"{run_dir} holds a run already: resume it, or choose another run_dir")
-        if not run_folder.is_unused(run_dir):
-            raise ValueError(f"{run_dir} is not empty: choose another run_dir")
-        self._new_run = run_dir
-
-    def abandon(self) -> None:
-        """Removes what there is of a new run, and the folders that were created for it; releases it."""
-        if self._lock is None:
-            return
-        with deferred_interrupt():
-            if self._new_run is not None:
-                checkpoint.discard(self._new_run)
-            self._lock.abandon()
-
-    def release(self) -> None:
-        """Lets other processes write into the folder."""
-        if self._lock is not None:
-            self._lock.release()
+def _new_claim() -> ClaimedFolder:
+    """Of the folder of a run: the first process takes it, the others none."""
+    return ClaimedFolder("run", config_json.FILE, checkpoint.discard)

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 typer.main.get_command = functools.cache(typer.main.get_command)
 
 # Options that make a command take a moment.
-SHORTER = {"train": ["--steps", "4", "--quiet"], "bench": ["--backends", "eager", "--seconds", "0.001"]}
+_SHORTER = {
+    "train": ["--steps", "4", "--quiet"],
+    "sweep": ["--steps", "4", "--quiet"],
+    "bench": ["--backends", "eager", "--seconds", "0.001"],
+}
 
 # What starts `python -m charlm` again, as that says itself where nobody finds `charlm`.
 CALLED_AS_MODULE = ["charlm"] if shutil.which("charlm") else [sys.executable, "-m", "charlm"]
@@ -29,6 +33,12 @@ CALLED_AS_MODULE = ["charlm"] if shutil.which("charlm") else [sys.executable, "-
 # Options of a model that is trained in a moment.
 SMALL_MLP: tuple[object, ...] = ("--model", "mlp", "--backend", "eager", "--embedding-dim", 2, "--hidden-dim", 4)
 SMALL_MLP += ("--batch-size", 8, "--optimizer", "sgd", "--learning-rate", 0.1, "--schedule", "constant", "--warmup", 0)
+
+
+def shorter(command: str, *arguments: str) -> list[str]:
+    """A command with options that make it take a moment; of a sweep that is resumed the steps cannot change."""
+    resumed = command == "sweep" and "--resume" in arguments
+    return [command, *arguments, *(["--quiet"] if resumed else _SHORTER.get(command, []))]
 
 
 def without_times(text: str) -> str:

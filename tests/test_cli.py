@@ -26,8 +26,8 @@ from charlm.backends import BACKENDS
 from charlm.benchmark import WORKLOADS
 from charlm.cli import main
 from charlm.cli.commands import COMMANDS, app
+from charlm.cli.configurations import PRESET_OF_MODEL
 from charlm.cli.console import NEXT, loss_table, measures, progress
-from charlm.cli.train import _PRESET_OF_MODEL
 
 # Training
 
@@ -102,8 +102,8 @@ def test_explicit_options_override_the_preset(run_charlm: CommandLine, names: Pa
 def test_a_model_has_its_own_preset(run_charlm: CommandLine, names: Path) -> None:
     run_charlm.output("train", names, "--model", "bigram", "--steps", 1, "--out", "bigram")
     assert checkpoint.load("bigram").config.to_dict() == PRESETS["bigram"].to_dict() | {"path": str(names), "steps": 1}
-    assert set(_PRESET_OF_MODEL) == set(get_args(get_type_hints(TrainingConfig)["model"]))
-    assert set(_PRESET_OF_MODEL.values()) <= set(PRESETS)
+    assert set(PRESET_OF_MODEL) == set(get_args(get_type_hints(TrainingConfig)["model"]))
+    assert set(PRESET_OF_MODEL.values()) <= set(PRESETS)
 
 
 def test_without_arguments_it_trains_the_lecture_model_on_the_embedded_names(run_charlm: CommandLine) -> None:

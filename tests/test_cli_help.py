@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import typer
-from command_line import SHORTER, CommandLine
+from command_line import CommandLine, shorter
 
 import charlm
 from charlm.cli.commands import COMMANDS, app
@@ -70,7 +70,7 @@ def test_what_to_do_first_works(run_charlm: CommandLine, names: Path) -> None:
     for line in run_charlm.output().splitlines():
         if line.startswith("  charlm "):
             _, command, *arguments = line.strip().split("  ")[0].split()
-            run_charlm.output(command, *arguments, *SHORTER.get(command, []))
+            run_charlm.output(*shorter(command, *arguments))
 
 
 def test_commands_are_shown_in_groups(run_charlm: CommandLine) -> None:
@@ -120,4 +120,4 @@ def test_examples_work_in_their_order(run_charlm: CommandLine, names: Path, tmp_
         for example, _ in entry.examples:
             program, command, *arguments = shlex.split(example.partition(" > ")[0])
             assert (program, command) == ("charlm", name)
-            run_charlm.output(command, *arguments, *SHORTER.get(command, []))
+            run_charlm.output(*shorter(command, *arguments))

@@ -15,9 +15,8 @@ from command_line import CommandLine
 from charlm import PRESETS, TrainingConfig, checkpoint
 from charlm._rules import RULES, Choice
 from charlm.cli.commands import app
+from charlm.cli.configurations import check_texts
 from charlm.cli.options import as_options, check_together
-from charlm.cli.train import _check_texts
-from charlm.distributed import ALONE, Processes
 
 COMMANDS: Mapping[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
@@ -189,7 +188,7 @@ HOSTILE = {
     **dict.fromkeys(("limit_vocab", "min_count"), INTEGERS),
     **dict.fromkeys(("warmup_steps", "checkpoint_every", "top_k", "max_length", "threads", "batch_size"), INTEGERS),
     **dict.fromkeys(("learning_rate", "momentum", "eps", "weight_decay", "decay_factor", "max_grad_norm"), FLOATS),
-    **dict.fromkeys(("min_length", "top"), INTEGERS),
+    **dict.fromkeys(("min_length", "top", "trials", "draw_seed", "seeds", "halving"), INTEGERS),
     **dict.fromkeys(("softcap", "smoothing", "temperature", "top_p", "seconds"), FLOATS),
     **dict.fromkeys(("betas", "milestones"), LISTS),
     **dict.fromkeys(("model", "mode", "split", "part", "optimizer", "schedule", "backend", "device"), TEXTS),
@@ -202,7 +201,7 @@ HOSTILE = {
 }
 # What some options may well be.
 FINE = {
-    **dict.fromkeys(("seed", "split_seed"), ("0", "-5", "-1", "9223372036854775808")),
+    **dict.fromkeys(("seed", "split_seed", "draw_seed"), ("0", "-5", "-1", "9223372036854775808")),
     **dict.fromkeys(("n", "warmup_steps", "momentum", "eps", "weight_decay", "smoothing", "temperature"), ("0",)),
     "milestones": ("1",),
     **dict.fromkeys(("min_length", "top"), ("0",)),
@@ -250,6 +249,16 @@ def arguments_of(command: str, option: str, value: str) -> list[str]:
         out = () if option == "out" else ("--out", "out")
         data = () if option == "path" else ("names.txt",)
         return ["train", "--quiet", *model, *steps, *out, *NEEDED.get(option, ()), *data, *given]
+    if command == "sweep":
+        if option == "resume":
+            return ["sweep", "--quiet", *given]
+        model = "mlp" if option in ("context_length", "embedding_dim", "hidden_dim", "softcap") else "bigram"
+        options = {"model": model, "steps": "2", "out": "out", "seeds": "2", "backend": "eager"}
+        kept = [part for name, own in options.items() if name != option for part in (f"--{name}", own)]
+        draws = ("--softcap", "uniform:1:9", "--model", "mlp") if option in ("trials", "draw_seed") else ()
+        trials = ("--trials", "2") if option == "draw_seed" else ()
+        data = () if option == "path" else ("names.txt",)
+        return ["sweep", "--quiet", *kept, *draws, *trials, *NEEDED.get(option, ()), *data, *given]
     if command == "export":
         to = () if option == "to" else ("--to", "c")
         return [command, *to, *(() if option == "run" else ("counts",)), *given]
@@ -285,6 +294,6 @@ def test_a_pipe_is_not_for_several_processes(names: Path, tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "pipe")
     for path in ("-", "/dev/stdin", str(tmp_path / "pipe")):
         with pytest.raises(ValueError, match=f"^{path} is not a file, and cannot be read by 2 processes$"):
-            _check_texts([str(names), path], resuming=False, processes=Processes(rank=0, size=2))
-        _check_texts([path], resuming=False, processes=ALONE)
-    _check_texts([str(names)], resuming=True, processes=Processes(rank=0, size=2))
+            check_texts([str(names), path], resuming=False, processes=2)
+        check_texts([path], resuming=False, processes=1)
+    check_texts([str(names)], resuming=True, processes=2)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import SHORTER, without_times
+from command_line import shorter, without_times
 
 import charlm
 from building import prerequisites
@@ -103,8 +103,8 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("page", pages_with("charlm"))
 def test_every_charlm_command_works(page: Page, working_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, output in page.commands("charlm"):
-        counted = "count-bigram" in arguments
-        assert main([*arguments, *(["--quiet"] if counted else SHORTER.get(arguments[0], []))]) == 0, arguments
+        quick = [*arguments, "--quiet"] if "count-bigram" in arguments else shorter(*arguments)
+        assert main(quick) == 0, arguments
         printed = capsys.readouterr().out
         if output and arguments[0] == "sample":
             # Other names, as the run is shorter, but as many.
@@ -139,13 +139,13 @@ def test_what_torchrun_starts_trains(working_folder: Path) -> None:
     for arguments, _ in commands("torchrun"):
         end = arguments.index("charlm") + 1
         assert arguments[:end] == ["--nproc-per-node", "2", "-m", "charlm"]
-        assert main([*arguments[end:], *SHORTER["train"]]) == 0
+        assert main(shorter(*arguments[end:])) == 0
 
 
 def test_the_program_that_is_exported_compiles_and_runs(working_folder: Path) -> None:
     for arguments, _ in DOCS["export"].commands("charlm"):
         if arguments[0] in ("train", "export"):
-            assert main([*arguments, *SHORTER.get(arguments[0], [])]) == 0
+            assert main(shorter(*arguments)) == 0
     for arguments, _ in commands("cc"):
         subprocess.run(["cc", *arguments], check=True)
     for arguments, output in commands("./names"):

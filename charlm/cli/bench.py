@@ -16,7 +16,7 @@ from typer import Argument, Option
 from charlm import environment
 from charlm.cli import completion
 from charlm.cli.options import file_name, one_of
-from charlm.cli.train import BACKENDS
+from charlm.cli.training_options import BACKENDS
 
 if TYPE_CHECKING:
     from charlm.benchmark import Race

@@ -24,6 +24,7 @@ from charlm.cli.options import check_rules
 from charlm.cli.plot import plot
 from charlm.cli.sample import sample
 from charlm.cli.score import score
+from charlm.cli.sweep import sweep
 from charlm.cli.train import train
 from charlm.interrupts import exit_code
 
@@ -64,6 +65,16 @@ COMMANDS = {
             ("charlm train --resume runs/names --steps 400", "go on, here beyond the planned end"),
         ),
         ("charlm.training_run", "torch._dynamo"),
+    ),
+    "sweep": Entry(
+        sweep,
+        _TRAIN,
+        (
+            ("charlm sweep --learning-rate 0.02,0.05,0.1 --seeds 3", "each rate with three seeds"),
+            ("charlm sweep words.txt --trials 8 --weight-decay log:.01:1", "eight draws from a range"),
+            ("charlm sweep --resume runs/names-sweep", "go on, or show the table again"),
+        ),
+        ("charlm.sweep", "torch._dynamo"),
     ),
     "encode": Entry(
         encode,

@@ -6,24 +6,33 @@ import os
 from collections.abc import Callable, Sequence
 from itertools import islice
 
-# The file that makes a folder a run.
-_CONFIG = "config.json"
+# The file that makes a folder a run, and that which makes it a sweep.
+_CONFIG, _SWEEP = "config.json", "sweep.json"
 # Of a folder: a home on a network can have many, and nobody reads more.
 _MOST_ENTRIES = 1000
 
 
 def runs(incomplete: str) -> list[str]:
     """The runs whose paths begin so: those in a folder that is there, and those one folder below."""
+    return _folders_with(_CONFIG, incomplete)
+
+
+def sweeps(incomplete: str) -> list[str]:
+    """The sweeps whose paths begin so, in the same places."""
+    return _folders_with(_SWEEP, incomplete)
+
+
+def _folders_with(file: str, incomplete: str) -> list[str]:
     folder, start = os.path.split(incomplete)
     found: list[str] = []
     for name in _folders(folder or "."):
         if not name.startswith(start) or (name.startswith(".") and not start):
             continue
         path = os.path.join(folder, name)
-        if _is_run(path):
+        if _has(path, file):
             found.append(path)
         else:
-            found += (os.path.join(path, below) for below in _folders(path) if _is_run(os.path.join(path, below)))
+            found += (os.path.join(path, below) for below in _folders(path) if _has(os.path.join(path, below), file))
     return found
 
 
@@ -54,5 +63,5 @@ def _folders(path: str) -> list[str]:
         return []
 
 
-def _is_run(path: str) -> bool:
-    return os.path.isfile(os.path.join(path, _CONFIG))
+def _has(path: str, file: str) -> bool:
+    return os.path.isfile(os.path.join(path, file))

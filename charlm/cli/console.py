@@ -99,16 +99,21 @@ def losses_shown(losses: Mapping[str, float], unit: str = "character") -> Text:
     return table
 
 
-def next_commands(run: str, seconds: float | None) -> Text:
+def next_commands(
+    run: str, seconds: float | None, saved: str = "saved", more: Sequence[tuple[Sequence[str], str]] = ()
+) -> Text:
     """What training ends with: how long it took, where the run is, and what can be done with it.
 
     Args:
         run: its folder.
         seconds: None where the run was at its end already.
+        saved: what is there.
+        more: the words of other commands, and what each does.
     """
     done = "nothing left to train" if seconds is None else f"trained in {elapsed(seconds)}"
-    commands = _explained([(shlex.join([*program(), name, run]), meaning) for name, meaning in NEXT])
-    return Text.assemble(f"{done}, saved in ", (run, "bold"), "; next:\n", commands)
+    following = [*(((name, run), meaning) for name, meaning in NEXT), *more]
+    commands = _explained([(shlex.join([*program(), *words]), meaning) for words, meaning in following])
+    return Text.assemble(f"{done}, {saved} in ", (run, "bold"), "; next:\n", commands)
 
 
 def elapsed(seconds: float) -> str:

@@ -10,13 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
+from charlm import search_space
 from charlm._rules import RULES, Choice, shown
 from charlm.cli import completion
 
 # Options that are called otherwise than the argument in Python that they become.
 _FLAGS = {
     **{"path": "FILE", "warmup_steps": "--warmup", "total_steps": "--steps", "n": "-n"},
-    **{"workload": "--preset", "backends": "--backends", "run_dir": "--out", "as_json": "--json"},
+    **{"workload": "--preset", "backends": "--backends", "run_dir": "--out", "sweep_dir": "--out", "as_json": "--json"},
 }
 # Options without a rule for their values.
 _OTHERS = ("preset", "backend", "prefix", "suffix", "contains", "regex", "ban", "exclude", "novel", "unique")
@@ -54,9 +55,9 @@ def check_rules(context: Any, parameters: Sequence[Any]) -> None:
         parameters: those of its command.
     """
     for parameter in parameters:
-        value = context.params.get(parameter.name)
-        if value is not None and parameter.name in RULES and (fault := RULES[parameter.name].fault(value)):
-            raise typer.BadParameter(f"{shown(value)} is not {fault}", ctx=context, param=parameter)
+        for value in search_space.examples(context.params.get(parameter.name)):
+            if value is not None and parameter.name in RULES and (fault := RULES[parameter.name].fault(value)):
+                raise typer.BadParameter(f"{shown(value)} is not {fault}", ctx=context, param=parameter)
 
 
 def check_together(given: Collection[str], values: Mapping[str, Any]) -> None:

@@ -7,64 +7,36 @@ import shlex
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 from typer import Option
 
-from charlm._rules import shown
-from charlm.cli import completion, text_options
+from charlm.cli import completion, text_options, training_options
+from charlm.cli.configurations import check_texts, configuration, given_options
 from charlm.cli.console import hint_at_smoothing, losses_shown, next_commands, program, progress, show
-from charlm.cli.options import (
-    absolute,
-    check_together,
-    file_name,
-    flag,
-    integer_or_full,
-    integers,
-    is_piped,
-    one_of,
-    two_numbers,
-)
+from charlm.cli.options import file_name, flag
 from charlm.cli.reading import reading
 from charlm.interrupts import deferred_interrupt, exit_code, termination_as_interrupt
 
 if TYPE_CHECKING:
-    from charlm.configuration import TrainingConfig
     from charlm.distributed import Processes
     from charlm.training_run import TrainingRun
 
 OnRecord = Callable[[Mapping[str, Any]], None]
 
-# The preset that a model has without --preset.
-_PRESET_OF_MODEL = {"mlp": "fast", "bigram": "bigram", "count-bigram": "count-bigram"}
-
-# Those of charlm.presets and charlm.backends, which wait for torch.
-_PRESETS = ("fast", "best", "makemore", "eureka", "bigram", "count-bigram")
-BACKENDS = ("eager", "compile", "ops", "fused")
-
-_MODEL, _OPTIMIZATION, _RUN = "Model", "Optimization", "Run"
-
 
 def train(
     context: typer.Context,
-    path: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="FILE",
-            parser=file_name,
-            help="Text, or TOKENS of charlm encode; - for standard input (default: US given names).",
-        ),
-    ] = None,
+    path: training_options.Path = None,
     out: Annotated[
         str | None,
         Option(
             parser=file_name,
             metavar="RUN",
             help="Folder of the new run (default: runs/NAME_OF_FILE).",
-            rich_help_panel=_RUN,
+            rich_help_panel=training_options.RUN,
         ),
     ] = None,
     resume: Annotated[
@@ -74,38 +46,33 @@ def train(
             metavar="RUN",
             help="Continue this run.",
             autocompletion=completion.runs,
-            rich_help_panel=_RUN,
+            rich_help_panel=training_options.RUN,
         ),
     ] = None,
-    checkpoint_every: Annotated[
-        int | None, Option(help="Steps between checkpoints (default: a tenth of the run).", rich_help_panel=_RUN)
-    ] = None,
-    quiet: Annotated[bool, Option("--quiet", "-q", help="No progress, only the result.", rich_help_panel=_RUN)] = False,
+    checkpoint_every: training_options.CheckpointEvery = None,
+    quiet: training_options.Quiet = False,
     tensorboard: Annotated[
         str | None,
         Option(
             parser=file_name,
             metavar="DIR",
             help="Write losses and learning rate for TensorBoard; needs charlm\\[tensorboard].",
-            rich_help_panel=_RUN,
+            rich_help_panel=training_options.RUN,
         ),
     ] = None,
-    preset: Annotated[
-        str | None,
-        one_of(_PRESETS, "Options to start from (default: those of the model, fast for mlp)", _RUN),
+    preset: training_options.Preset = None,
+    seed: training_options.Seed = None,
+    backend: training_options.Backend = None,
+    device: training_options.Device = None,
+    model: training_options.Model = None,
+    context_length: training_options.ContextLength = None,
+    embedding_dim: training_options.EmbeddingDim = None,
+    hidden_dim: training_options.HiddenDim = None,
+    direct: training_options.Direct = None,
+    softcap: training_options.Softcap = None,
+    smoothing: Annotated[
+        float | None, Option(help="Added to every count.", rich_help_panel=training_options.MODEL)
     ] = None,
-    seed: Annotated[int | None, Option(help="Of initial weights and batches.", rich_help_panel=_RUN)] = None,
-    backend: Annotated[str | None, one_of(BACKENDS, "What computes the steps", _RUN)] = None,
-    device: Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...", rich_help_panel=_RUN)] = None,
-    model: Annotated[str | None, one_of("model", "Counts, one layer or two", _MODEL)] = None,
-    context_length: Annotated[int | None, Option(help="Characters the MLP reads.", rich_help_panel=_MODEL)] = None,
-    embedding_dim: Annotated[int | None, Option(help="Size of an embedding.", rich_help_panel=_MODEL)] = None,
-    hidden_dim: Annotated[int | None, Option(help="Size of the hidden layer.", rich_help_panel=_MODEL)] = None,
-    direct: Annotated[
-        bool | None, Option("--direct/--no-direct", help="Connect embeddings to logits.", rich_help_panel=_MODEL)
-    ] = None,
-    softcap: Annotated[float | None, Option(help="Bound of the logits.", rich_help_panel=_MODEL)] = None,
-    smoothing: Annotated[float | None, Option(help="Added to every count.", rich_help_panel=_MODEL)] = None,
     dev: text_options.Dev = None,
     test: text_options.Test = None,
     mode: text_options.Mode = None,
@@ -115,31 +82,19 @@ def train(
     limit_vocab: text_options.LimitVocab = None,
     min_count: text_options.MinCount = None,
     encoding: text_options.Encoding = None,
-    steps: Annotated[int | None, Option(help="Length of the whole run.", rich_help_panel=_OPTIMIZATION)] = None,
-    batch_size: Annotated[
-        Any,
-        Option(
-            parser=integer_or_full, metavar="N|full", help="Examples a step; full: all.", rich_help_panel=_OPTIMIZATION
-        ),
-    ] = None,
-    optimizer: Annotated[str | None, one_of("optimizer", "What updates the parameters", _OPTIMIZATION)] = None,
-    learning_rate: Annotated[float | None, Option(help="Base rate.", rich_help_panel=_OPTIMIZATION)] = None,
-    momentum: Annotated[float | None, Option(help="Of sgd.", rich_help_panel=_OPTIMIZATION)] = None,
-    betas: Annotated[
-        Any, Option(parser=two_numbers, metavar="B1,B2", help="Of adamw.", rich_help_panel=_OPTIMIZATION)
-    ] = None,
-    eps: Annotated[float | None, Option(help="Of adamw.", rich_help_panel=_OPTIMIZATION)] = None,
-    weight_decay: Annotated[float | None, Option(help="Decoupled with adamw.", rich_help_panel=_OPTIMIZATION)] = None,
-    schedule: Annotated[str | None, one_of("schedule", "What becomes of the learning rate", _OPTIMIZATION)] = None,
-    warmup_steps: Annotated[
-        int | None, Option("--warmup", help="Steps of linear warm-up.", rich_help_panel=_OPTIMIZATION)
-    ] = None,
-    milestones: Annotated[
-        Any,
-        Option(parser=integers, metavar="S1,S2,...", help="Where 'step' decays.", rich_help_panel=_OPTIMIZATION),
-    ] = None,
-    decay_factor: Annotated[float | None, Option(help="Of 'step'.", rich_help_panel=_OPTIMIZATION)] = None,
-    max_grad_norm: Annotated[float | None, Option(help="Clip gradients to it.", rich_help_panel=_OPTIMIZATION)] = None,
+    steps: training_options.Steps = None,
+    batch_size: training_options.BatchSize = None,
+    optimizer: training_options.Optimizer = None,
+    learning_rate: training_options.LearningRate = None,
+    momentum: training_options.Momentum = None,
+    betas: training_options.Betas = None,
+    eps: training_options.Eps = None,
+    weight_decay: training_options.WeightDecay = None,
+    schedule: training_options.Schedule = None,
+    warmup_steps: training_options.WarmupSteps = None,
+    milestones: training_options.Milestones = None,
+    decay_factor: training_options.DecayFactor = None,
+    max_grad_norm: training_options.MaxGradNorm = None,
 ) -> None:
     """Train a model and keep it in a run folder; without FILE, on the given names of the United States.
 
@@ -147,23 +102,21 @@ def train(
     Options that are not given are those of the preset. Ctrl-C, or SIGTERM, saves the run and says how to continue it.
     """
     from charlm import distributed
-    from charlm.configuration import KEPT_TEXTS, TrainingConfig
+    from charlm.configuration import KEPT_TEXTS
     from charlm.training_run import TrainingRun
 
-    names = [field.name for field in fields(TrainingConfig)]
-    options = {name: context.params[name] for name in names if context.params.get(name) is not None}
-    options |= {name: absolute(options[name]) for name in KEPT_TEXTS if name in options}
+    options = given_options(context.params)
     if tensorboard is not None:
         from charlm.tensorboard import check_folder
 
         check_folder(tensorboard)
     with termination_as_interrupt(), distributed.joined() as processes:
-        _check_texts([options[name] for name in KEPT_TEXTS if name in options], resume is not None, processes)
+        check_texts([options[name] for name in KEPT_TEXTS if name in options], resume is not None, processes.size)
         if resume is None:
             own = (("checkpoint_every", checkpoint_every), ("tensorboard", tensorboard))
             given = [*options, *(name for name, value in own if value is not None)]
             with reading(quiet=quiet or not processes.is_first) as on_read:
-                run = TrainingRun.start(_configuration(preset, options, given), out, on_read)
+                run = TrainingRun.start(configuration(preset, options, given), out, on_read)
         else:
             given = [*options, *(name for name, value in (("preset", preset), ("out", out)) if value is not None)]
             _check_changeable(given)
@@ -234,40 +187,6 @@ def _program() -> list[str]:
     return program() if processes == "1" else ["torchrun", "--nproc-per-node", processes, "-m", "charlm"]
 
 
-def _configuration(preset: str | None, options: Mapping[str, Any], given: Collection[str]) -> TrainingConfig:
-    """The preset, or that of the model, with the given options in place of its own; all that is `given` has effect."""
-    from charlm.presets import PRESETS
-
-    name = _PRESET_OF_MODEL[options.get("model", "mlp")] if preset is None else preset
-    if name not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {shown(name)}")
-    base = PRESETS[name]
-    if options.get("path") is not None:
-        options = {**_encoded_with(options["path"], given), **options}
-    check_together(given, {**vars(base), **options})
-    config = replace(base, **options)
-    if config.steps < base.steps and "warmup_steps" not in options:
-        # A shorter run has its share of the preset's warm-up.
-        config = replace(config, warmup_steps=base.warmup_steps * config.steps // base.steps)
-    return config
-
-
-def _encoded_with(path: str, given: Collection[str]) -> dict[str, Any]:
-    """The options that a file of tokens has decided; none of a text."""
-    from charlm import data
-
-    if not data.is_encoded(path):
-        return {}
-    names = ("dev", "test", "split", "split_seed", "limit_vocab", "min_count", "encoding")
-    if misplaced := [name for name in names if name in given]:
-        raise ValueError(
-            f"{', '.join(map(flag, misplaced))} cannot be given for a file of tokens, which was split and encoded"
-        )
-    dataset = data.load(path)
-    decided = {"mode": dataset.mode, "tokens": dataset.vocabulary.tokens_are}
-    return decided if dataset.mode == "stream" else {**decided, "context_length": dataset.context_length}
-
-
 def _check_changeable(given: Collection[str]) -> None:
     from charlm.training_run import CHANGEABLE
 
@@ -277,15 +196,6 @@ def _check_changeable(given: Collection[str]) -> None:
         raise ValueError(
             f"{', '.join(map(flag, fixed))} cannot change when a run is resumed; only {', '.join(some)} and {last} can"
         )
-
-
-def _check_texts(paths: Collection[str], resuming: bool, processes: Processes) -> None:
-    """What can be read only once is for one process, that starts a run and keeps it."""
-    for path in filter(is_piped, paths):
-        if resuming:
-            raise ValueError(f"{path} is not a file: a run that is resumed has its text, or takes it from a file")
-        if processes.size > 1:
-            raise ValueError(f"{path} is not a file, and cannot be read by {processes.size} processes")
 
 
 def _description(run: TrainingRun) -> str:

@@ -1,0 +1,124 @@
+"""A model of a sweep while it is trained: its trainer, its loss curve, and how far it came."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from charlm import checkpoint
+from charlm.configuration import TrainingConfig
+from charlm.fingerprint import Fingerprint
+from charlm.sweep.results import SweepResult
+from charlm.trainer import Trainer
+from charlm.vocabulary import Vocabulary
+
+_PARTS = ("model", "optimizer", "batches")
+
+
+@dataclass
+class Member:
+    """One model.
+
+    Attributes:
+        config: what it is trained with.
+        result: what came of it so far.
+        trainer: None of one that is not needed any more.
+        curve: its records, as those of a run: a "step", the "loss" of train up to it, and perhaps that of "dev".
+        unrecorded: the losses of the steps after the last record, which are to be part of the next.
+    """
+
+    config: TrainingConfig
+    result: SweepResult
+    trainer: Trainer | None
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    unrecorded: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
+
+    def add(self, losses: Tensor) -> None:
+        """Takes the losses of the steps that were done since it was last told."""
+        self.unrecorded = torch.cat([self.unrecorded.to(losses.dtype), losses])
+        self.result = replace(self.result, step=self.result.step + len(losses))
+
+    def record(self, border: int) -> None:
+        """Makes a record of the steps up to `border`, which are done."""
+        count = border - (self.result.step - len(self.unrecorded))
+        loss = self.unrecorded[:count].clone().mean().item()
+        self.unrecorded = self.unrecorded[count:]
+        self.curve.append({"step": border, "loss": loss})
+        self.result = replace(self.result, loss=loss)
+
+    def diverge(self) -> None:
+        """Ends it: a loss was infinite or NaN."""
+        self.result = replace(self.result, loss=None, dev=None, status="diverged")
+        self.trainer = None
+
+    def measured(self, dev: float) -> bool:
+        """Takes the loss of dev at its step; False, and it has diverged, where that is not finite."""
+        if math.isfinite(dev):
+            self.result = replace(self.result, dev=dev)
+            return True
+        self.diverge()
+        return False
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it goes on with, by name."""
+        assert self.trainer is not None
+        state = self.trainer.state_dict()
+        return {
+            **{f"{part}.{name}": tensor for part in _PARTS for name, tensor in state[part].items()},
+            "curve": self._curve(),
+            "unrecorded": self.unrecorded,
+        }
+
+    def growing(self) -> dict[str, Tensor]:
+        """Of `tensors` those whose first size is not fixed, without rows."""
+        assert self.trainer is not None
+        return {"curve": self._curve()[:0], "unrecorded": self.trainer.losses[:0]}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `tensors`; ValueError where they do not fit together."""
+        assert self.trainer is not None
+        state: dict[str, Any] = {"step": self.result.step, **{part: {} for part in _PARTS}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            if part in _PARTS:
+                state[part][rest] = tensor
+        self.trainer.load_state_dict(state)
+        if not tensors["curve"][:, :2].isfinite().all():
+            raise ValueError("its records have numbers that are not finite")
+        self.unrecorded = tensors["unrecorded"].clone()
+        self.curve = [
+            {"step": int(step), "loss": loss} if math.isnan(dev) else {"step": int(step), "loss": loss, "dev": dev}
+            for step, loss, dev in tensors["curve"].tolist()
+        ]
+        steps = [0, *(record["step"] for record in self.curve)]
+        if steps != sorted(set(steps)) or steps[-1] + len(self.unrecorded) != self.result.step:
+            raise ValueError(f"its losses are not those of {self.result.step} steps")
+
+    def save_as_run(
+        self, folder: Path, vocabulary: Vocabulary, data: Fingerprint, texts: dict[str, bytes] | None
+    ) -> None:
+        """Makes an ordinary run of it: the bytes of one that was trained by itself."""
+        assert self.trainer is not None
+        folder.mkdir(exist_ok=True)
+        # What may be there of a save that was cut off.
+        checkpoint.truncate_metrics(folder, -1)
+        checkpoint.append_metrics(folder, self.curve)
+        checkpoint.save(
+            folder,
+            config=self.config,
+            vocabulary=vocabulary,
+            model=self.trainer.model,
+            training_state=self.trainer.state_dict(),
+            data=data,
+            unrecorded=self.unrecorded,
+            texts=texts,
+        )
+
+    def _curve(self) -> Tensor:
+        rows = [(record["step"], record["loss"], record.get("dev", math.nan)) for record in self.curve]
+        return torch.tensor(rows, dtype=torch.float64, device="cpu").view(-1, 3)
