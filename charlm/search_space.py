@@ -151,6 +151,16 @@ def draw(space: Mapping[str, Values], trials: int, seed: int) -> list[Setting]:
     return found
 
 
+def is_logarithmic(name: str, values: Values) -> bool:
+    """Whether values are to be seen on a logarithmic axis: learning rates, and what spans a factor of ten or more."""
+    if isinstance(values, Uniform):
+        return False
+    numbers = examples(values) if isinstance(values, LogUniform) else list(values)
+    if not all(isinstance(number, (int, float)) and number > 0 for number in numbers):
+        return False
+    return name == "learning_rate" or isinstance(values, LogUniform) or max(numbers) >= 10 * min(numbers)
+
+
 def described(values: Values) -> str:
     """Values as the command line writes them."""
     if isinstance(values, tuple):

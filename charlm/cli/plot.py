@@ -29,7 +29,7 @@ def plot(
         typer.Argument(
             metavar="RUN...",
             parser=file_name,
-            help="Folder of a run; of several, the losses are drawn.",
+            help="Folder of a run, or of a sweep; of several runs, the losses are drawn.",
             autocompletion=completion.runs,
         ),
     ],
@@ -71,6 +71,7 @@ def plot(
     """Draw the loss curve and what the model has learned; needs charlm\\[plot].
 
     Of an MLP that is a map of the embeddings, of a bigram its table. Of several runs it is one picture of the losses.
+    Of a sweep it is the loss of dev over what was tried.
     """
     from charlm import plots
 
@@ -89,7 +90,12 @@ def plot(
     wanted = None if only is None else [name for name in only.split(",") if name]
     if wanted == []:
         raise ValueError(f"--only {only} names no picture")
-    if len(runs) == 1:
+    if len(runs) == 1 and _is_sweep(runs[0]):
+        if after or only is not None or log_steps:
+            wrong = "--after" if after else "--only" if only is not None else "--log-steps"
+            raise ValueError(f"{wrong} goes with a run: of a sweep there is one picture")
+        drawn = {"sweep": _figure_of_sweep(runs[0])}
+    elif len(runs) == 1:
         drawn = _figures_of_run(runs[0], wanted, list(after or ()), log_steps, options)
     elif after or wanted not in (None, ["loss"]):
         raise ValueError(f"{'--after' if after else '--only ' + str(only)} goes with one RUN, got {len(runs)}")
@@ -126,6 +132,23 @@ def _figures_of_run(
         log_steps=log_steps,
         **options,  # type: ignore[arg-type]
     )
+
+
+def _is_sweep(path: str) -> bool:
+    from charlm import run_folder
+    from charlm.sweep import folder
+
+    return run_folder.has_file(Path(path), folder.FILE)
+
+
+def _figure_of_sweep(path: str) -> Figure:
+    from charlm import plots
+    from charlm.sweep import folder
+
+    saved = folder.load(Path(path))
+    records = [result.to_dict() for result in saved.results]
+    unit = saved.config.base.tokens.removesuffix("s")
+    return plots.sweep_chart(saved.config.options, records, unit=unit)  # type: ignore[arg-type]
 
 
 def _losses_of_runs(runs: list[str], log_steps: bool) -> Figure:

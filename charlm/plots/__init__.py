@@ -1,4 +1,4 @@
-"""Pictures: of runs, their losses and what the models have learned, and of races.
+"""Pictures: of runs, their losses and what the models have learned, of sweeps, and of races.
 
 They need matplotlib; it is imported when the first figure is drawn.
 """
@@ -13,6 +13,7 @@ from charlm.plots.heat_maps import count_map, probability_map
 from charlm.plots.histograms import activation_histograms, gradient_histograms
 from charlm.plots.run_figures import figures, names
 from charlm.plots.speed import speed_chart
+from charlm.plots.sweep import sweep_chart
 
 __all__ = [
     "activation_histograms",
@@ -28,5 +29,6 @@ __all__ = [
     "probability_map",
     "save",
     "speed_chart",
+    "sweep_chart",
     "write",
 ]
