@@ -23,8 +23,11 @@ FILES = {"config.json", "model.safetensors", "optimizer.safetensors", "metrics.j
 RECORDS, OPTIONS = 4, (*SMALL_MLP, "--momentum", 0.9, "--steps", 13, "--checkpoint-every", 4, "--quiet")
 
 
+SWEEP = ("--learning-rate", "0.05,0.1,1e30,0.2", "--hidden-dim", "3,4", "--halving", 2)
+
+
 def contents(run: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in run.iterdir()}
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -139,10 +142,13 @@ def test_signals_that_are_ignored_stay_ignored(run_charlm: CommandLine, names: P
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_process_that_is_killed_anywhere_loses_nothing_but_time(names: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("command", "more", "at_least"), [("train", (), 20), ("sweep", SWEEP, 30)])
+def test_a_process_that_is_killed_anywhere_loses_nothing_but_time(
+    names: Path, tmp_path: Path, command: str, more: tuple[object, ...], at_least: int
+) -> None:
     """kill -9 at every fifth step of a run and of what it does to files, in processes forked by kill_points.py."""
     path = os.pathsep.join([str(Path(charlm.__file__).parent.parent), str(Path(__file__).parent)])
-    arguments = [str(names), *map(str, OPTIONS)]
+    arguments = [command, str(names), *map(str, (*OPTIONS, *more))]
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("kill_points.py")), *arguments],
         cwd=tmp_path,
@@ -153,7 +159,7 @@ def test_a_process_that_is_killed_anywhere_loses_nothing_but_time(names: Path, t
     )
     assert done.returncode == 0, done.stderr
     runs = sorted(tmp_path.glob("run*"))
-    assert len(runs) >= 20
+    assert len(runs) >= at_least
     whole = contents(tmp_path / "whole")
     for run in runs:
         assert contents(run) == whole, run

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
+from charlm import search_space
 from charlm._rules import RULES, Choice
 from charlm.cli import completion, text_options, training_options
 from charlm.cli.configurations import check_texts, configuration, given_options
@@ -21,7 +22,6 @@ from charlm.cli.reading import reading
 from charlm.cli.sweep_shown import sweep_progress, sweep_table
 from charlm.cli.swept import swept
 from charlm.interrupts import deferred_interrupt, exit_code, termination_as_interrupt
-from charlm.search_space import SWEPT, LogUniform, Uniform
 
 if TYPE_CHECKING:
     from charlm.sweep import Sweep, SweepConfig
@@ -171,7 +171,9 @@ def _sweep_config(
     """The sweep of the options that have several values; each setting is one that `train` would take."""
     from charlm.sweep import SweepConfig
 
-    several = {name: options[name] for name in SWEPT if isinstance(options.get(name), (list, Uniform, LogUniform))}
+    kinds = (list, search_space.Uniform, search_space.LogUniform)
+    several = {name: options[name] for name in search_space.SWEPT if isinstance(options.get(name), kinds)}
+    search_space.checked(several)
     first = {name: values[0] if isinstance(values, list) else values.low for name, values in several.items()}
     base = configuration(preset, {**options, **first}, given)
     words = {name: values for name, values in several.items() if isinstance(RULES[name], Choice)}

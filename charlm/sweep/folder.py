@@ -42,7 +42,7 @@ _MAX_BYTES, _MAX_RESULT = 1 << 24, 1 << 12
 
 class _Description(TypedDict):
     format: int
-    # These two are checked by what is made of them: `SweepConfig` and `Fingerprint`.
+    # Checked by what is made of them: `SweepConfig`, and a `Fingerprint` for each length of contexts.
     sweep: dict
     data: dict
 
@@ -63,12 +63,13 @@ class Saved:
 
     Attributes:
         config: what the sweep is.
-        data: the fingerprint of what its models are trained on.
+        data: the fingerprints of what its models are trained on, by the lengths of contexts: boundaries before a line
+            are tokens.
         results: of all models, by number.
     """
 
     config: SweepConfig
-    data: Fingerprint
+    data: Mapping[int, Fingerprint]
     results: tuple[SweepResult, ...]
 
 
@@ -88,7 +89,8 @@ def save(
         step: of the models that are being trained.
         texts: files to keep, by name: those of `charlm.configuration.KEPT_TEXTS`.
     """
-    description = {"format": FORMAT, "sweep": saved.config.to_dict(), "data": saved.data.to_dict()}
+    data = {str(length): fingerprint.to_dict() for length, fingerprint in saved.data.items()}
+    description = {"format": FORMAT, "sweep": saved.config.to_dict(), "data": data}
     text = json.dumps(description, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     lines = (json.dumps(result.to_dict(), allow_nan=False) + "\n" for result in saved.results)
     files: dict[str, list[bytes]] = {
@@ -127,7 +129,7 @@ def load(folder: Path) -> Saved:
     with blamed(path, " is damaged"):
         found = checked(values, _Description, "")
         config = SweepConfig.from_dict(found["sweep"])
-        data = Fingerprint.from_dict(found["data"])
+        data = _read_data(found["data"], {own.context_length for own in config.configs})
     return Saved(config, data, _load_results(folder, config))
 
 
@@ -173,6 +175,12 @@ def kept_texts(folder: Path, config: SweepConfig) -> dict[str, bytes]:
             with opened:
                 found[file] = opened.readall()
     return found
+
+
+def _read_data(values: Mapping[str, Any], lengths: set[int]) -> dict[int, Fingerprint]:
+    if values.keys() != set(map(str, lengths)):
+        raise ValueError(f"data must have the lengths of contexts {sorted(lengths)}, got {shown(sorted(values))}")
+    return {length: Fingerprint.from_dict(values[str(length)]) for length in sorted(lengths)}
 
 
 def _load_results(folder: Path, config: SweepConfig) -> tuple[SweepResult, ...]:

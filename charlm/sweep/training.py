@@ -23,7 +23,7 @@ from charlm.run_folder import blamed
 from charlm.search_space import setting_shown
 from charlm.sweep import datasets, folder
 from charlm.sweep.config import SweepConfig
-from charlm.sweep.halving import best
+from charlm.sweep.halving import best as best_models
 from charlm.sweep.members import Member
 from charlm.sweep.results import SettingResult, SweepResult, by_setting, order
 from charlm.token_arrays import OnRead
@@ -78,7 +78,7 @@ class Sweep:
     sweep_dir: Path
     config: SweepConfig
     dataset: Dataset | None
-    _data: Fingerprint
+    _data: dict[int, Fingerprint]
     _members: list[Member]
     _folder: ClaimedFolder
 
@@ -118,7 +118,8 @@ class Sweep:
             config = replace(config, base=replace(config.base, **kept))
             members = [Member(*planned, None) for planned in zip(config.configs, _planned(config), strict=True)]
             _add_trainers(members, loaded)
-            sweep = cls(Path(sweep_dir), config, replace(first, piped={}), Fingerprint.of(first), members, claimed)
+            data = {length: Fingerprint.of(dataset) for length, dataset in loaded.items()}
+            sweep = cls(Path(sweep_dir), config, replace(first, piped={}), data, members, claimed)
             sweep._save(texts)
             return sweep
         except BaseException:
@@ -151,7 +152,7 @@ class Sweep:
             else:
                 # What is left where the last save was cut off.
                 run_folder.remove(sweep_dir / folder.MODELS)
-            return cls(sweep_dir, config, dataset, saved.data, members, claimed)
+            return cls(sweep_dir, config, dataset, dict(saved.data), members, claimed)
         except BaseException:
             claimed.release()
             raise
@@ -232,8 +233,10 @@ class Sweep:
         stop = max(self.step, min(end, recorded + every - recorded % every))
         at_rung = bool(self._rungs) and stop >= self._rungs[0].step
         stop = self._rungs[0].step if at_rung else stop
-        measuring = stop % every == 0 or stop == end
+        # A sweep that was saved at a rung comes there again, with all records up to it.
+        measuring = stop > recorded and (stop % every == 0 or stop == end)
         self._train(stop, on_progress)
+        assert self._population is not None
         with interrupt.let_through():
             dev = self._population.evaluate("dev").tolist()
         self._take(dev, self._borders(recorded, stop, every) if measuring else [])
@@ -242,14 +245,16 @@ class Sweep:
         if stop == end or not self._training:
             self._finish()
         else:
-            self._population = self._new_population()
+            if len(self._training) < len(self._population_members):
+                self._population = self._new_population()
             self._save()
         self._report(on_progress, self.step)
 
     def _train(self, stop: int, on_progress: OnSweepProgress | None) -> None:
-        training = self._training
+        training, start = self._training, self.step
+        assert self._population is not None
         try:
-            self._population.run(stop - self.step, lambda step, *_: self._report(on_progress, step))
+            self._population.run(stop - start, lambda steps, _: self._report(on_progress, start + steps))
         finally:
             for member, error in zip(training, self._population.errors, strict=True):
                 assert member.trainer is not None
@@ -273,7 +278,7 @@ class Sweep:
                 member.curve[-1]["dev"] = loss
 
     def _stop_all_but(self, keep: int) -> None:
-        going_on = best({member.result.model: member.result.dev or 0.0 for member in self._training}, keep)
+        going_on = best_models({member.result.model: member.result.dev or 0.0 for member in self._training}, keep)
         for member in self._training:
             if member.result.model not in going_on:
                 member.result = replace(member.result, status="stopped")
@@ -293,7 +298,8 @@ class Sweep:
             run_dir = self.sweep_dir / folder.BEST
             if run_dir.is_symlink() or not run_dir.is_dir():
                 run_folder.remove(run_dir)
-            self._members[result.model].save_as_run(run_dir, self.dataset.vocabulary, self._data, texts)
+            best = self._members[result.model]
+            best.save_as_run(run_dir, self.dataset.vocabulary, self._data[best.config.context_length], texts)
         self._save()
 
     def _save(self, texts: Mapping[str, bytes] | None = None) -> None:
@@ -307,9 +313,11 @@ class Sweep:
     def _training(self) -> list[Member]:
         return [member for member in self._members if member.result.status == "training"]
 
-    def _new_population(self) -> Population:
+    def _new_population(self) -> Population | None:
+        """Of those that go on."""
         self._population_members = self._training
-        return Population([member.trainer for member in self._population_members if member.trainer is not None])
+        trainers = [member.trainer for member in self._population_members if member.trainer is not None]
+        return Population(trainers) if trainers else None
 
     def _report(self, on_progress: OnSweepProgress | None, step: int) -> None:
         if on_progress is None:
@@ -372,14 +380,14 @@ def _add_trainers(members: Iterable[Member], loaded: Mapping[int, Dataset]) -> N
 
 
 def _load_members(
-    sweep_dir: Path, config: SweepConfig, members: list[Member], data: Fingerprint, on_read: OnRead | None
+    sweep_dir: Path, config: SweepConfig, members: list[Member], data: Mapping[int, Fingerprint], on_read: OnRead | None
 ) -> Dataset:
     """Gives those members that go on their trainers, as they were saved; returns the data of the first of them."""
     going_on = [members[model] for model in folder.kept_models([member.result for member in members])]
     kept = {name: str(run_folder.place(sweep_dir, file)) for name, file in KEPT_TEXTS.items()}
     loaded = datasets.load([member.config for member in going_on], None, kept, on_read)
-    dataset = loaded[going_on[0].config.context_length]
-    data.check(dataset, config.base.texts(kept).values(), "sweep")
+    for length, dataset in loaded.items():
+        data[length].check(dataset, config.base.texts(kept).values(), "sweep")
     _add_trainers(going_on, loaded)
     step = going_on[0].result.step
     growing = {f"{m.result.model}.{name}": tensor for m in going_on for name, tensor in m.growing().items()}
@@ -389,7 +397,7 @@ def _load_members(
         prefix = f"{member.result.model}."
         with blamed(sweep_dir / folder.MODELS, f" is damaged: model {member.result.model}"):
             member.load({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
-    return dataset
+    return loaded[going_on[0].config.context_length]
 
 
 def _named(members: Iterable[Member]) -> dict[str, Tensor]:
