@@ -1,7 +1,7 @@
-"""Kills trainings with SIGKILL, each at another point, and resumes them: `python kill_points.py COMMAND FILE OPTION...`.
+"""Kills trainings with SIGKILL, each at another point, and resumes them: `python kill_points.py COMMAND OPTION...`.
 
-The command is `train` or `sweep`. The uninterrupted training is left in `whole`, the others in `run1`, `run6`, ... Torch
-is imported once, as every training but the first is a fork of this process.
+The command is `train` or `sweep`. The uninterrupted training is left in `whole`, the others in `run1`, `run6`, ...
+Torch is imported once, as every training but the first is a fork of this process.
 """
 
 from __future__ import annotations

@@ -51,10 +51,9 @@ def test_a_grid_its_table_and_the_best_run(run_charlm: CommandLine, names: Path)
         ["1e+30", "5", "-", "-", "diverged", "at", "1"],
     ]
     assert re.fullmatch(r"trained in \d+\.\d s, the best model saved in sweep/best; next:", lines[9])
-    charlm_ = shlex.join(CALLED_AS_MODULE)
-    commands = [line.strip() for line in lines[10:] if line.startswith(f"  {charlm_}")]
+    commands = [line.strip() for line in lines[10:] if line.startswith("  charlm ")]
     wanted = ("sample sweep/best", "plot sweep/best", "plot sweep")
-    assert [command.split("  ")[0] for command in commands] == [f"{charlm_} {rest}" for rest in wanted]
+    assert [command.split("  ")[0] for command in commands] == [f"charlm {rest}" for rest in wanted]
     # Plain lines where there is no terminal.
     assert re.search(r"^step 6/6  best dev \d\.\d{4}  2 of 6 diverged", result.err, re.MULTILINE)
     assert "\x1b" not in result.out + result.err
@@ -169,18 +168,20 @@ def test_the_default_folder_has_the_name_of_the_data(run_charlm: CommandLine, na
         ("--hidden-dim 3,4 --halving 1", "Invalid value for '--halving': 1 is not an integer >= 2"),
         ("--momentum 0,0.9 --optimizer sgd,adamw", "--momentum goes with --optimizer sgd, not with --optimizer adamw"),
         ("--decay-factor 0.1,0.5", "--decay-factor goes with --schedule step, not with --schedule constant"),
-        ("--model bigram --hidden-dim 3,4", "--hidden-dim goes with --model mlp, not with --model bigram"),
+        ("--model bigram --seeds 2", "--embedding-dim, --hidden-dim go with --model mlp, not with --model bigram"),
         ("--warmup 0,6", "--warmup must be less than --steps 6, got 6 (--warmup 6)"),
-        ("--steps 4,5 --seeds 2", "Invalid value for '--steps': '4,5' is not a valid int"),
-        ("--model count-bigram --seeds 2", "--batch-size, --optimizer, --learning-rate, --schedule, --warmup, --steps"),
+        ("--steps 4,5 --seeds 2", "Invalid value for '--steps': "),
     ],
 )
 def test_what_cannot_be_swept_is_one_line(run_charlm: CommandLine, names: Path, arguments: str, message: str) -> None:
-    own = () if "count-bigram" not in arguments else SMALL_MLP
-    options = [option for option in OPTIONS if option not in SMALL_MLP]
-    small = [*SMALL_MLP] if not arguments.startswith(("--schedule", "--learning", "--momentum")) else SMALL_MLP[:8]
-    assert message in run_charlm.error("sweep", names, *(own or small), *options, *arguments.split())
+    assert message in run_charlm.error("sweep", names, *OPTIONS, *arguments.split())
     assert not Path("sweep").exists()
+
+
+def test_what_is_counted_has_nothing_to_try(run_charlm: CommandLine, names: Path) -> None:
+    message = "--model must be one that is trained in steps, got 'count-bigram'"
+    assert run_charlm.error("sweep", names, "--model", "count-bigram", "--seeds", 2) == message
+    assert not Path("runs").exists()
 
 
 def test_a_program_gets_json(run_charlm: CommandLine, names: Path) -> None:
@@ -266,9 +267,10 @@ def test_standard_input_is_kept(run_charlm: CommandLine, names: Path, monkeypatc
 def test_ctrl_c_and_sigterm_save_and_print_the_command_that_continues(
     run_charlm: CommandLine, names: Path, tmp_path: Path, signum: int, code: int
 ) -> None:
-    options = [*map(str, SMALL_MLP), "--steps", "600", "--learning-rate", "0.05,0.1"]
+    options = [*map(str, SMALL_MLP), "--backend", "fused", "--steps", "3000", "--learning-rate", "0.05,0.1"]
+    command = [sys.executable, "-m", "charlm", "sweep", str(names), *options]
     process = subprocess.Popen(
-        [sys.executable, "-m", "charlm", "sweep", str(names), *options, "--checkpoint-every", "20", "--out", "a sweep"],
+        [*command, "--checkpoint-every", "100", "--out", "a sweep"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(Path(charlm.__file__).parent.parent)},
         stdout=subprocess.PIPE,
@@ -278,7 +280,7 @@ def test_ctrl_c_and_sigterm_save_and_print_the_command_that_continues(
     saved = tmp_path / "a sweep" / "results.jsonl"
     deadline = time.monotonic() + 120
     try:
-        while process.poll() is None and not (saved.exists() and '"step": 20,' in saved.read_text()):
+        while process.poll() is None and not (saved.exists() and '"step": 100,' in saved.read_text()):
             assert time.monotonic() < deadline
             time.sleep(0.001)
         process.send_signal(signum)
@@ -287,13 +289,13 @@ def test_ctrl_c_and_sigterm_save_and_print_the_command_that_continues(
         process.kill()
     assert process.returncode == code, err
     assert "saved in" not in out
-    message, command = err.splitlines()[-2:]
+    message, continuing = err.splitlines()[-2:]
     step = json.loads(saved.read_text().splitlines()[0])["step"]
-    assert 20 <= step < 600
+    assert 100 <= step < 3000
     assert message == f"interrupted and saved at step {step:,}; continue with:"
-    assert command == f"  {shlex.join(CALLED_AS_MODULE)} sweep --resume 'a sweep' --checkpoint-every 20"
-    run_charlm.output(*shlex.split(command)[len(CALLED_AS_MODULE) :], "--quiet")
-    run_charlm.output("sweep", names, *options, "--checkpoint-every", 20, "--out", "whole", "--quiet")
+    assert continuing == f"  {shlex.join(CALLED_AS_MODULE)} sweep --resume 'a sweep' --checkpoint-every 100"
+    run_charlm.output(*shlex.split(continuing)[len(CALLED_AS_MODULE) :], "--quiet")
+    run_charlm.output("sweep", names, *options, "--checkpoint-every", 100, "--out", "whole", "--quiet")
     assert Path("whole/results.jsonl").read_bytes() == saved.read_bytes()
     assert_same_weights(Path("a sweep/best"), Path("whole/best"))
 
@@ -302,7 +304,7 @@ def test_ctrl_c_and_sigterm_save_and_print_the_command_that_continues(
 
 
 def progress(step: int, **changes: Any) -> SweepProgress:
-    values = {"step": step, "steps": 200, "trained": 3 * step, "to_train": 600, "best": 2.10345, "diverged": 0}
+    values = {"step": step, "steps": 200, "trained": 3 * step, "to_train": 600, "best": 2.1034, "diverged": 0}
     return SweepProgress(**{**values, **changes})
 
 
@@ -326,7 +328,7 @@ def test_plain_lines_are_few_and_have_it_all() -> None:
     with sweep_progress(3, quiet=False, to=console) as on_progress:
         assert on_progress is not None
         for step in range(201):
-            on_progress(progress(step, diverged=step // 100, best=None if step == 0 else 2.10345))
+            on_progress(progress(step, diverged=step // 100, best=None if step == 0 else 2.1034))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert lines[0] == "step 0/200  best dev -"
     assert re.fullmatch(r"step 20/200  best dev 2\.1034  \d+\.\d s left", lines[1])
