@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         presets,
         sampler,
         scoring,
+        search_space,
     )
     from charlm.checkpoint import load
     from charlm.configuration import TrainingConfig
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from charlm.presets import PRESETS
     from charlm.sampler import sample
     from charlm.scoring import score
+    from charlm.sweep import Sweep, SweepConfig
     from charlm.trainer import NonFiniteLossError, Trainer
     from charlm.training_run import TrainingRun
     from charlm.vocabulary import Vocabulary
@@ -44,6 +46,8 @@ __all__ = [
     "NeuralBigram",
     "NonFiniteLossError",
     "Population",
+    "Sweep",
+    "SweepConfig",
     "Trainer",
     "TrainingConfig",
     "TrainingRun",
@@ -65,6 +69,7 @@ __all__ = [
     "sampler",
     "score",
     "scoring",
+    "search_space",
 ]
 
 # The module that defines each name; the rest of `__all__` are modules themselves.
@@ -75,6 +80,8 @@ _HOMES = {
     "NeuralBigram": "models",
     "NonFiniteLossError": "trainer",
     "Population": "population",
+    "Sweep": "sweep",
+    "SweepConfig": "sweep",
     "Trainer": "trainer",
     "TrainingConfig": "configuration",
     "TrainingRun": "training_run",

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from charlm import PRESETS, TrainingRun, checkpoint, plots
+from charlm import PRESETS, Sweep, SweepConfig, TrainingRun, checkpoint, plots
 from charlm.cli.bench import machine_line, workload_line
 from scripts.draw_training import results
 
@@ -26,6 +26,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 KEY = "Description"
 _AFTER = ("", "emm", "jos")
 _COLOURS = 128
+_SWEPT = {"learning_rate": [0.01, 0.02, 0.05, 0.1, 0.2, 0.4], "hidden_dim": [50, 200]}
 
 
 def figures(steps: int | None = None) -> dict[str, Figure]:
@@ -48,6 +49,10 @@ def figures(steps: int | None = None) -> dict[str, Figure]:
         records = {name: checkpoint.read_metrics(Path(folder, name)) for name in ("names", "narrow")}
         names = runs["names"]
         split = names.load_data().train
+        sweep = SweepConfig(base=preset, options=_SWEPT, seeds=2)
+        with Sweep.start(sweep, Path(folder, "sweep")) as running:
+            running.run()
+        swept = [result.to_dict() for result in running.results()]
     return {
         "bigrams": _of(runs["counts"], "counts"),
         "embedding": _of(runs["plane"], "embedding"),
@@ -55,6 +60,7 @@ def figures(steps: int | None = None) -> dict[str, Figure]:
         "loss": plots.loss_curve(records),
         "activations": _of(names, "activations", split=split),
         "gradients": _of(names, "gradients", split=split),
+        "sweep": plots.sweep_chart(sweep.options, swept),
         "speed": speed_chart(results()["races"][0]),
     }
 

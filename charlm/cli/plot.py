@@ -148,7 +148,7 @@ def _figure_of_sweep(path: str) -> Figure:
     saved = folder.load(Path(path))
     records = [result.to_dict() for result in saved.results]
     unit = saved.config.base.tokens.removesuffix("s")
-    return plots.sweep_chart(saved.config.options, records, unit=unit)  # type: ignore[arg-type]
+    return plots.sweep_chart(saved.config.options, records, unit=unit)
 
 
 def _losses_of_runs(runs: list[str], log_steps: bool) -> Figure:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from charlm.plots._drawing import BLACK, BLUE, GREY, ORANGE, VERMILION, new_figure, tidy
-from charlm.search_space import Values, is_logarithmic, value_shown
+from charlm.search_space import Range, Values, checked, is_logarithmic, value_shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ _EDGE = 0.97
 Records = Iterable[Mapping[str, Any]]
 
 
-def sweep_chart(options: Mapping[str, Values], results: Records, *, unit: str = "character") -> Figure:
+def sweep_chart(options: Mapping[str, Sequence[Any] | Range], results: Records, *, unit: str = "character") -> Figure:
     """The loss of dev of each model over the value that it has of each option that was swept, a column each.
 
     A line connects the means of the models that were trained to their end, where an option has a list of values. Models
@@ -40,23 +40,24 @@ def sweep_chart(options: Mapping[str, Values], results: Records, *, unit: str = 
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: no model has a loss.
+        ValueError: no model has a loss, or the options are not those of a sweep.
     """
+    space = checked(options)
     records = [record for record in results if record["status"] == "diverged" or record["dev"] is not None]
     finite = [record for record in records if record["status"] != "diverged"]
     if not finite:
         raise ValueError("results must have a model with a loss of dev: there is nothing to draw")
     best = min(finite, key=lambda record: (record["status"] == "stopped", record["dev"], record["model"]))
-    names = list(options) or ["seed"]
+    names = list(space) or ["seed"]
     rows = math.ceil(len(names) / _COLUMNS)
     columns = math.ceil(len(names) / rows)
     figure = new_figure(max(4.5, 0.8 + 2.9 * columns), 0.9 + 3.1 * rows)
     every = figure.subplots(rows, columns, sharey=True, squeeze=False)
     top = _highest(finite)
     for name, axes in zip(names, every.flat, strict=False):
-        axis = _Axis(axes, name, options.get(name, tuple(sorted({record["seed"] for record in records}))))
+        axis = _Axis(axes, name, space.get(name, tuple(sorted({record["seed"] for record in records}))))
         places = {record["model"]: axis.place(_value(record, name)) for record in records}
-        _draw(axes, records, best, places, top, isinstance(options.get(name), tuple))
+        _draw(axes, records, best, places, top, isinstance(space.get(name), tuple))
     for axes in every.flat[len(names) :]:
         axes.set_visible(False)
     for axes in every[:, 0]:

@@ -1,8 +1,9 @@
-"""A model of a sweep while it is trained: its trainer, its loss curve, and how far it came."""
+"""The models of a sweep while they are trained: their trainers, their loss curves, and how far they came."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from charlm import checkpoint
-from charlm.configuration import TrainingConfig
+from charlm import checkpoint, run_folder
+from charlm._memory import check_memory
+from charlm.configuration import KEPT_TEXTS, TrainingConfig
+from charlm.data import Dataset
 from charlm.fingerprint import Fingerprint
+from charlm.run_folder import blamed
+from charlm.search_space import setting_shown
+from charlm.sweep import datasets, folder
+from charlm.sweep.config import SweepConfig
 from charlm.sweep.results import SweepResult
+from charlm.token_arrays import OnRead
 from charlm.trainer import Trainer
 from charlm.vocabulary import Vocabulary
 
@@ -122,3 +130,44 @@ class Member:
     def _curve(self) -> Tensor:
         rows = [(record["step"], record["loss"], record.get("dev", math.nan)) for record in self.curve]
         return torch.tensor(rows, dtype=torch.float64, device="cpu").view(-1, 3)
+
+
+def add_trainers(members: Iterable[Member], loaded: Mapping[int, Dataset]) -> None:
+    """Models and trainers as those of runs; ValueError where they do not fit into memory, or an option is refused."""
+    members, size = list(members), 0
+    for member in members:
+        config = member.config
+        dataset = loaded[config.context_length]
+        try:
+            member.trainer = config.create_trainer(config.create_model(len(dataset.vocabulary)), dataset)
+        except ValueError as error:
+            setting = setting_shown(member.result.options)
+            raise ValueError(f"{error} ({setting})" if setting else str(error)) from error
+        member.unrecorded = member.trainer.losses[:0]
+        size += sum(tensor.nbytes for tensor in member.tensors().values())
+        check_memory(f"a sweep of {len(members):,} models", size)
+
+
+def load_members(
+    sweep_dir: Path, config: SweepConfig, members: list[Member], data: Mapping[int, Fingerprint], on_read: OnRead | None
+) -> Dataset:
+    """Gives those members that go on their trainers, as they were saved; returns the data of the first of them."""
+    going_on = [members[model] for model in folder.kept_models([member.result for member in members])]
+    kept = {name: str(run_folder.place(sweep_dir, file)) for name, file in KEPT_TEXTS.items()}
+    loaded = datasets.load([member.config for member in going_on], None, kept, on_read)
+    for length, dataset in loaded.items():
+        data[length].check(dataset, config.base.texts(kept).values(), "sweep")
+    add_trainers(going_on, loaded)
+    step = going_on[0].result.step
+    growing = {f"{m.result.model}.{name}": tensor for m in going_on for name, tensor in m.growing().items()}
+    expected = {name: tensor for name, tensor in named_tensors(going_on).items() if name not in growing}
+    tensors = folder.load_tensors(sweep_dir, step, expected, growing)
+    for member in going_on:
+        prefix = f"{member.result.model}."
+        with blamed(sweep_dir / folder.MODELS, f" is damaged: model {member.result.model}"):
+            member.load({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
+    return loaded[going_on[0].config.context_length]
+
+
+def named_tensors(members: Iterable[Member]) -> dict[str, Tensor]:
+    return {f"{m.result.model}.{name}": tensor for m in members for name, tensor in m.tensors().items()}

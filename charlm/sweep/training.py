@@ -8,10 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from charlm import distributed, run_folder
-from charlm._memory import check_memory
 from charlm._rules import check, check_type
 from charlm.claimed_folder import ClaimedFolder
 from charlm.configuration import KEPT_TEXTS, STANDARD_INPUT
@@ -19,17 +16,15 @@ from charlm.data import Dataset
 from charlm.fingerprint import Fingerprint
 from charlm.interrupts import Interrupt, deferred_interrupt
 from charlm.population import Population
-from charlm.run_folder import blamed
-from charlm.search_space import setting_shown
 from charlm.sweep import datasets, folder
 from charlm.sweep.config import SweepConfig
 from charlm.sweep.halving import best as best_models
-from charlm.sweep.members import Member
+from charlm.sweep.members import Member, add_trainers, load_members, named_tensors
 from charlm.sweep.results import SettingResult, SweepResult, by_setting, order
 from charlm.token_arrays import OnRead
 from charlm.training_run import record_interval, save_interval
 
-# Options that a sweep that is resumed may change: none of them decides what comes of it.
+# Options that a sweep that is resumed may change: none of them is part of the saved state.
 CHANGEABLE = ("path", "dev", "test", "backend", "device")
 
 
@@ -117,7 +112,7 @@ class Sweep:
             kept: dict[str, Any] = dict.fromkeys(first.piped, STANDARD_INPUT)
             config = replace(config, base=replace(config.base, **kept))
             members = [Member(*planned, None) for planned in zip(config.configs, _planned(config), strict=True)]
-            _add_trainers(members, loaded)
+            add_trainers(members, loaded)
             data = {length: Fingerprint.of(dataset) for length, dataset in loaded.items()}
             sweep = cls(Path(sweep_dir), config, replace(first, piped={}), data, members, claimed)
             sweep._save(texts)
@@ -148,7 +143,7 @@ class Sweep:
             members = [Member(*planned, None) for planned in zip(config.configs, saved.results, strict=True)]
             dataset = None
             if any(result.status == "training" for result in saved.results):
-                dataset = _load_members(sweep_dir, config, members, saved.data, on_read)
+                dataset = load_members(sweep_dir, config, members, saved.data, on_read)
             else:
                 # What is left where the last save was cut off.
                 run_folder.remove(sweep_dir / folder.MODELS)
@@ -305,9 +300,10 @@ class Sweep:
     def _save(self, texts: Mapping[str, bytes] | None = None) -> None:
         """Ctrl-C waits until all of it is written."""
         results = tuple(member.result for member in self._members)
+        kept = [] if self.finished else [self._members[model] for model in folder.kept_models(results)]
+        saved = folder.Saved(self.config, self._data, results)
         with deferred_interrupt():
-            tensors = None if self.finished else _named(self._members[model] for model in folder.kept_models(results))
-            folder.save(self.sweep_dir, folder.Saved(self.config, self._data, results), tensors, self.step, texts)
+            folder.save(self.sweep_dir, saved, named_tensors(kept) if kept else None, self.step, texts)
 
     @property
     def _training(self) -> list[Member]:
@@ -361,44 +357,3 @@ def _planned(config: SweepConfig) -> Iterable[SweepResult]:
 def _best(results: Iterable[SweepResult]) -> SweepResult | None:
     """The best of the models that have not diverged."""
     return min((result for result in results if result.status != "diverged"), key=order, default=None)
-
-
-def _add_trainers(members: Iterable[Member], loaded: Mapping[int, Dataset]) -> None:
-    """Models and trainers as those of runs; ValueError where they do not fit into memory, or an option is refused."""
-    members, size = list(members), 0
-    for member in members:
-        config = member.config
-        dataset = loaded[config.context_length]
-        try:
-            member.trainer = config.create_trainer(config.create_model(len(dataset.vocabulary)), dataset)
-        except ValueError as error:
-            setting = setting_shown(member.result.options)
-            raise ValueError(f"{error} ({setting})" if setting else str(error)) from error
-        member.unrecorded = member.trainer.losses[:0]
-        size += sum(tensor.nbytes for tensor in member.tensors().values())
-        check_memory(f"a sweep of {len(members):,} models", size)
-
-
-def _load_members(
-    sweep_dir: Path, config: SweepConfig, members: list[Member], data: Mapping[int, Fingerprint], on_read: OnRead | None
-) -> Dataset:
-    """Gives those members that go on their trainers, as they were saved; returns the data of the first of them."""
-    going_on = [members[model] for model in folder.kept_models([member.result for member in members])]
-    kept = {name: str(run_folder.place(sweep_dir, file)) for name, file in KEPT_TEXTS.items()}
-    loaded = datasets.load([member.config for member in going_on], None, kept, on_read)
-    for length, dataset in loaded.items():
-        data[length].check(dataset, config.base.texts(kept).values(), "sweep")
-    _add_trainers(going_on, loaded)
-    step = going_on[0].result.step
-    growing = {f"{m.result.model}.{name}": tensor for m in going_on for name, tensor in m.growing().items()}
-    expected = {name: tensor for name, tensor in _named(going_on).items() if name not in growing}
-    tensors = folder.load_tensors(sweep_dir, step, expected, growing)
-    for member in going_on:
-        prefix = f"{member.result.model}."
-        with blamed(sweep_dir / folder.MODELS, f" is damaged: model {member.result.model}"):
-            member.load({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
-    return loaded[going_on[0].config.context_length]
-
-
-def _named(members: Iterable[Member]) -> dict[str, Tensor]:
-    return {f"{m.result.model}.{name}": tensor for m in members for name, tensor in m.tensors().items()}
