@@ -154,7 +154,7 @@ def _train(running: Sweep, checkpoint_every: int | None, quiet: bool, top: int, 
     else:
         show(sweep_table(running.settings(), running.config, top))
     if running.best_run is None:
-        from charlm import NonFiniteLossError
+        from charlm.trainer import NonFiniteLossError
 
         raise NonFiniteLossError(
             f"all {len(running.config.configs):,} models have diverged: lower learning_rate, or set max_grad_norm"

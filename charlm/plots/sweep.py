@@ -19,7 +19,7 @@ _COLUMNS = 4
 # Values of a list that all have their number on the axis.
 _MOST_TICKS = 8
 # Of the distance between the best model and the median one: losses that are further above the best are at the edge.
-_SHOWN_DISTANCES = 4.0
+_SHOWN_DISTANCES = 8.0
 # Where models are that have no loss, as a share of the height.
 _EDGE = 0.97
 

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from charlm.sweep.config import SweepConfig
+from charlm.sweep.halving import Rung
 from charlm.sweep.results import SettingResult, SweepResult
 from charlm.sweep.training import Sweep, SweepProgress
 
-__all__ = ["SettingResult", "Sweep", "SweepConfig", "SweepProgress", "SweepResult"]
+__all__ = ["Rung", "SettingResult", "Sweep", "SweepConfig", "SweepProgress", "SweepResult"]

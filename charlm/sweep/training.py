@@ -17,9 +17,9 @@ from charlm.fingerprint import Fingerprint
 from charlm.interrupts import Interrupt, deferred_interrupt
 from charlm.population import Population
 from charlm.sweep import datasets, folder
+from charlm.sweep._members import Member, add_trainers, load_members, named_tensors
 from charlm.sweep.config import SweepConfig
 from charlm.sweep.halving import best as best_models
-from charlm.sweep.members import Member, add_trainers, load_members, named_tensors
 from charlm.sweep.results import SettingResult, SweepResult, by_setting, order
 from charlm.token_arrays import OnRead
 from charlm.training_run import record_interval, save_interval
