@@ -26,7 +26,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 KEY = "Description"
 _AFTER = ("", "emm", "jos")
 _COLOURS = 128
-_SWEPT = {"learning_rate": [0.02, 0.05, 0.1], "weight_decay": [0.01, 0.03, 0.1, 0.3, 1.0]}
+_SWEPT = {"learning_rate": [0.01, 0.02, 0.05], "weight_decay": [0.01, 0.03, 0.1, 0.3, 1.0]}
 
 
 def figures(steps: int | None = None) -> dict[str, Figure]:
