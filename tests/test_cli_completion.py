@@ -74,6 +74,26 @@ def test_runs_are_found_one_folder_below(folder: Path) -> None:
     assert completion.runs("runs.txt/") == []
 
 
+def test_sweeps_are_found_where_runs_are(folder: Path) -> None:
+    for sweep in ("names-sweep", "runs/words-sweep"):
+        (folder / sweep / "best").mkdir(parents=True)
+        (folder / sweep / "sweep.json").touch()
+        (folder / sweep / "best" / "config.json").touch()
+    assert completion.sweeps("") == ["names-sweep", "runs/words-sweep"]
+    assert completion.sweeps("runs/w") == ["runs/words-sweep"]
+    # The best model of a sweep is a run.
+    assert completion.runs("names-sweep/") == ["names-sweep/best"]
+    (parameter,) = (parameter for parameter in PROGRAM.commands["sweep"].params if parameter.name == "resume")
+    context = typer.Context(PROGRAM.commands["sweep"])
+    assert [item.value for item in parameter.shell_complete(context, "na")] == ["names-sweep"]
+
+
+def test_lists_of_words_are_completed() -> None:
+    (parameter,) = (parameter for parameter in PROGRAM.commands["sweep"].params if parameter.name == "schedule")
+    context = typer.Context(PROGRAM.commands["sweep"])
+    assert [item.value for item in parameter.shell_complete(context, "cosine,l")] == ["cosine,linear"]
+
+
 def test_in_a_folder_of_very_many_some_are_looked_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(completion, "_MOST_ENTRIES", 2)
     assert len(completion.runs("runs/")) <= 2

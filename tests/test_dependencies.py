@@ -40,6 +40,7 @@ COMMANDS = [
     ["eval", "run"],
     ["export", "run", "--to", "c"],
     ["export", "run", "--to", "html"],
+    ["sweep", "--steps", "2", "--seeds", "2", "--out", "sweep"],
     ["bench", "--backends", "eager,ops,fused", "--seconds", "0.001"],
     ["info"],
 ]

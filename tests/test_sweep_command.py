@@ -20,9 +20,10 @@ from rich.console import Console
 
 import charlm
 from charlm import checkpoint
-from charlm.cli.sweep_shown import sweep_progress
+from charlm.cli.sweep_shown import sweep_progress, sweep_table
 from charlm.search_space import LogUniform, Uniform
-from charlm.sweep import Sweep, SweepConfig, SweepProgress, folder
+from charlm.sweep import Sweep, SweepConfig, SweepProgress, SweepResult, folder
+from charlm.sweep.results import by_setting
 
 OPTIONS = (*SMALL_MLP, "--steps", 6, "--out", "sweep")
 
@@ -334,6 +335,25 @@ def test_plain_lines_are_few_and_have_it_all() -> None:
     assert re.fullmatch(r"step 20/200  best dev 2\.1034  \d+\.\d s left", lines[1])
     assert re.fullmatch(r"step 200/200  best dev 2\.1034  2 of 3 diverged  0\.0 s left", lines[-1])
     assert len(lines) == 11
+
+
+def test_a_narrow_table_keeps_what_was_tried_and_what_came_of_it() -> None:
+    base = charlm.TrainingConfig(steps=9)
+    config = SweepConfig(base=base, options={"learning_rate": [0.1, 0.2], "optimizer": ["sgd", "adamw"]}, seeds=2)
+    results = [
+        SweepResult(i, config.settings[i // 2], own.seed, 9, 2.5 + i, 2.0 + i, "done")
+        for i, own in enumerate(config.configs)
+    ]
+    settings = by_setting(results, 2)
+    whole = sweep_table(settings, config, 0, None).plain.splitlines()
+    assert whole[0].split() == ["learning-rate", "optimizer", "dev", "±", "best", "seed", "train", "models"]
+    assert [len(line) for line in whole] == 5 * [len(whole[0])]
+    assert sweep_table(settings, config, 0, len(whole[0])).plain.splitlines() == whole
+    for room in (len(whole[0]) - 1, 60, 40, 5):
+        lines = sweep_table(settings, config, 0, room).plain.splitlines()
+        assert all(long.startswith(short) for long, short in zip(whole, lines, strict=True))
+        assert "dev" in lines[0]
+        assert len(lines[0]) <= max(room, len("learning-rate  optimizer     dev"))
 
 
 def test_quiet_is_quiet() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
+import sys
 import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,9 +15,8 @@ from typer import Option
 
 from charlm import search_space
 from charlm._rules import RULES, Choice
-from charlm.cli import completion, text_options, training_options
+from charlm.cli import completion, console, text_options, training_options
 from charlm.cli.configurations import check_texts, configuration, given_options
-from charlm.cli.console import next_commands, program, show
 from charlm.cli.options import check_together, file_name, flag
 from charlm.cli.reading import reading
 from charlm.cli.sweep_shown import sweep_progress, sweep_table
@@ -113,6 +113,7 @@ def sweep(
     VALUES are one value, a list such as 0.01,0.03,0.1, or a range for --trials: log:0.001:0.3 or uniform:0:0.2.
     The best model is FOLDER/best, a run. Ctrl-C, or SIGTERM, saves the sweep and says how to continue it.
     """
+    from charlm import distributed
     from charlm.configuration import KEPT_TEXTS
     from charlm.sweep import Sweep
 
@@ -120,8 +121,8 @@ def sweep(
     own = {name: context.params[name] for name in ("trials", "draw_seed", "seeds", "halving")}
     own = {name: value for name, value in own.items() if value is not None}
     quiet = quiet or as_json
-    with termination_as_interrupt():
-        check_texts([options[name] for name in KEPT_TEXTS if name in options], resume is not None, 1)
+    with termination_as_interrupt(), distributed.joined() as processes:
+        check_texts([options[name] for name in KEPT_TEXTS if name in options], resume is not None, processes.size)
         with reading(quiet=quiet) as on_read:
             if resume is None:
                 given = [*options, *(["checkpoint_every"] if checkpoint_every is not None else [])]
@@ -137,22 +138,23 @@ def sweep(
 def _train(running: Sweep, checkpoint_every: int | None, quiet: bool, top: int, as_json: bool) -> None:
     """Trains to the end, or to Ctrl-C, and reports."""
     if not as_json:
-        show(_description(running))
+        console.show(_description(running))
     began, finished = time.monotonic(), running.finished
     try:
         with sweep_progress(len(running.config.configs), quiet=quiet) as on_progress:
             running.run(checkpoint_every, on_progress)
     except KeyboardInterrupt as interruption:
         every = [] if checkpoint_every is None else ["--checkpoint-every", str(checkpoint_every)]
-        command = shlex.join([*program(), "sweep", "--resume", str(running.sweep_dir), *every])
+        command = shlex.join([*console.program(), "sweep", "--resume", str(running.sweep_dir), *every])
         with deferred_interrupt():
-            show(f"interrupted and saved at step {running.step:,}; continue with:\n  {command}", err=True)
+            console.show(f"interrupted and saved at step {running.step:,}; continue with:\n  {command}", err=True)
         raise typer.Exit(exit_code(interruption)) from None
     seconds = time.monotonic() - began
     if as_json:
         typer.echo(json.dumps(_report(running)))
     else:
-        show(sweep_table(running.settings(), running.config, top))
+        room = console.width() if sys.stdout.isatty() else None
+        console.show(sweep_table(running.settings(), running.config, top, room))
     if running.best_run is None:
         from charlm.trainer import NonFiniteLossError
 
@@ -162,7 +164,7 @@ def _train(running: Sweep, checkpoint_every: int | None, quiet: bool, top: int, 
     if not as_json:
         drawing = (("plot", str(running.sweep_dir)), "draw the sweep")
         saved = "the best model saved"
-        show(next_commands(str(running.best_run), None if finished else seconds, saved, [drawing]))
+        console.show(console.next_commands(str(running.best_run), None if finished else seconds, saved, [drawing]))
 
 
 def _sweep_config(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,13 +57,14 @@ def sweep_progress(models: int, *, quiet: bool, to: Console | None = None) -> It
             yield on_progress
 
 
-def sweep_table(settings: Sequence[SettingResult], config: SweepConfig, top: int) -> Text:
+def sweep_table(settings: Sequence[SettingResult], config: SweepConfig, top: int, room: int | None) -> Text:
     """The settings as aligned lines, the best first, with as many columns as there is room for.
 
     Args:
         settings: sorted.
         config: of the sweep.
         top: how many to show; 0 is all.
+        room: columns of the terminal; None is any number of them.
     """
     shown = settings[:top] if top else settings
     several = config.seeds > 1
@@ -79,10 +79,9 @@ def sweep_table(settings: Sequence[SettingResult], config: SweepConfig, top: int
         columns.append(("seed", [str(setting.results[0].seed) for setting in shown]))
     columns.append(("train", [_loss(setting.loss) for setting in shown]))
     columns.append(("models" if several else "model", [_statuses(setting) for setting in shown]))
-    if sys.stdout.isatty():
-        while len(columns) > 2 and len(_lines(columns)[0]) > console.width():
-            # What was tried, and what came of it, are the last to go.
-            columns.pop(-1 if columns[-1][0] != "dev" else 0)
+    # What was tried, and what came of it, are the last to go.
+    while room is not None and columns[-1][0] != "dev" and len(_lines(columns)[0]) > room:
+        columns.pop()
     lines = _lines(columns)
     if len(shown) < len(settings):
         lines.append(f"and {len(settings) - len(shown):,} more settings: --top 0 shows all")

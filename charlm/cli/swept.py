@@ -17,7 +17,7 @@ _RANGES = {"log": LogUniform, "uniform": Uniform}
 _NONE = "none"
 
 
-def swept(option: Any, *, separator: str = ",", words: tuple[str, ...] = ()) -> Any:
+def swept(option: Any, *, separator: str = ",") -> Any:
     """What `train` declares as an option, for several values.
 
     Its value is a list of at least two, a `Uniform` or `LogUniform`, or the value that `train` takes.
@@ -25,15 +25,14 @@ def swept(option: Any, *, separator: str = ",", words: tuple[str, ...] = ()) -> 
     Args:
         option: an `Annotated` type of `charlm.cli.training_options`.
         separator: of the values in a list.
-        words: those that a shell completes.
     """
     kind, declared = get_args(option)
     one = declared.parser or _PARSERS[next(type_ for type_ in get_args(kind) if type_ in _PARSERS)]
     several = copy.copy(declared)
     several.parser = lambda text: _values(text, one, separator)
     several.metavar = f"{declared.metavar}{separator}..." if declared.parser else "VALUES"
-    if words:
-        several.autocompletion = completion.word_list(words)
+    if declared.autocompletion is not None:
+        several.autocompletion = completion.word_list(declared.autocompletion(""))
     return several
 
 
