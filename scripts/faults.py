@@ -58,6 +58,7 @@ ENGINE = "tests/test_engine.py::test_"
 BRANCHES = "tests/test_engine_branches.py::test_"
 ENGINE_POPULATION = "tests/test_engine_population.py::test_"
 TRAINING = "tests/test_training.py::test_"
+SWEEP = "tests/test_sweep.py::test_"
 POPULATION = "tests/test_population.py::test_"
 GRAPHED = "tests/test_graphed.py::test_"
 
@@ -736,6 +737,55 @@ PYTHON = [
         "totals[i] -= scores.of(i)[-1]",
         "pass",
         ("tests/test_constraints.py::test_scores_are_those_of_the_model_whatever_was_drawn_from",),
+    ),
+    Fault(
+        "a sweep that goes on at a rung records it a second time",
+        "charlm/sweep/training.py",
+        "measuring = stop > recorded and (stop % every == 0 or stop == end)",
+        "measuring = stop % every == 0 or stop == end",
+        ("tests/test_interruptions.py::test_a_process_that_is_killed_anywhere_loses_nothing_but_time",),
+    ),
+    Fault(
+        "a model that has diverged goes on at a rung",
+        "charlm/sweep/halving.py",
+        "if math.isfinite(losses[model])]",
+        "]",
+        ("tests/test_sweep_config.py::test_the_best_go_on",),
+    ),
+    Fault(
+        "rungs come one after another by their own numbers of models",
+        "charlm/sweep/halving.py",
+        "max(1, models // eta**j)",
+        "max(1, models // eta ** (j + 1))",
+        (SWEEP + "halving_keeps_the_best",),
+    ),
+    Fault(
+        "the best of the stopped models is lost with the others",
+        "charlm/sweep/folder.py",
+        "return [*training, min(stopped, key=order).model] if stopped else training",
+        "return training",
+        (SWEEP + "the_best_of_the_stopped_ones_is_kept_where_all_others_diverge",),
+    ),
+    Fault(
+        "the best model is written through a link",
+        "charlm/sweep/training.py",
+        "if run_dir.is_symlink() or not run_dir.is_dir():",
+        "if not run_dir.is_dir():",
+        (SWEEP + "nothing_is_written_through_a_link",),
+    ),
+    Fault(
+        "steps that no record has are forgotten when a sweep is interrupted",
+        "charlm/sweep/_members.py",
+        'self.unrecorded = tensors["unrecorded"].clone()',
+        'self.unrecorded = tensors["unrecorded"][:0]',
+        (SWEEP + "ctrl_c_between_two_steps_loses_none",),
+    ),
+    Fault(
+        "a longer random search tries other settings first",
+        "charlm/search_space.py",
+        "generator = random.Random(seed)",
+        "generator = random.Random(seed + trials)",
+        ("tests/test_search_space.py::test_the_first_draws_do_not_depend_on_how_many_there_are",),
     ),
     Fault(
         "the record of the checkpoint's step is dropped",

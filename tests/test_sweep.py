@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from charlm import TrainingConfig, TrainingRun, checkpoint, data
+from charlm.distributed import Processes
 from charlm.run_folder import CheckpointError
 from charlm.run_lock import RunInUseError
 from charlm.search_space import LogUniform
@@ -350,6 +351,18 @@ def test_a_text_from_a_pipe_is_kept(base: TrainingConfig, tmp_path: Path, fifty_
     assert run.load_data().all.tokens.equal(kept.all.tokens)
 
 
+def test_a_sweep_is_not_shared_by_processes(
+    base: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SweepConfig(base=base, options={"learning_rate": [0.02, 0.05]})
+    Sweep.start(config, tmp_path / "sweep").close()
+    monkeypatch.setattr("charlm.distributed.current", lambda: Processes(rank=0, size=2))
+    for begin in (lambda: Sweep.start(config, tmp_path / "other"), lambda: Sweep.resume(tmp_path / "sweep")):
+        with pytest.raises(ValueError, match=r"^a sweep trains its models in one process, but there are 2$"):
+            begin()
+    assert not (tmp_path / "other").exists()
+
+
 # Folders
 
 
@@ -443,7 +456,7 @@ def write(name: str, content: bytes) -> Callable[[Path], None]:
 
 def training_model(tensors: dict[str, torch.Tensor]) -> str:
     """The number of a model, as its tensors begin."""
-    return next(iter(tensors)).partition(".")[0]
+    return min(tensors).partition(".")[0]
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -525,7 +538,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "losses of other steps": (
         edit_tensors(lambda tensors, _: tensors.update({f"{training_model(tensors)}.unrecorded": torch.zeros(3)})),
-        ": its losses are not those of 8 steps",
+        ": its losses are not those of ",
     ),
     "a curve of infinities": (
         edit_tensors(lambda tensors, _: tensors[f"{training_model(tensors)}.curve"].fill_(math.inf)),

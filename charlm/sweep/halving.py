@@ -38,5 +38,5 @@ def rungs(models: int, steps: int, eta: int, *, after: int = 0) -> tuple[Rung, .
 
 def best(losses: Mapping[int, float], keep: int) -> set[int]:
     """The `keep` models with the lowest losses, the first ones of equals; none whose loss is not finite."""
-    finite = [model for model, loss in losses.items() if math.isfinite(loss)]
+    finite = [model for model in losses if math.isfinite(losses[model])]
     return set(sorted(finite, key=lambda model: (losses[model], model))[:keep])
