@@ -25,8 +25,9 @@ SWEPT = (
 OPTIONAL = ("max_grad_norm", "softcap")
 # Digits of a drawn number: whoever wants it again can type it.
 _DIGITS = 3
-# Draws of settings that were drawn before, in a row, after which there seem to be no others.
-_MOST_REPEATED = 10_000
+# Draws of settings that were drawn before, for each trial and in all, after which there seem to be no others. The last
+# of 100,000 equally likely ones is found after 12 draws for each of them.
+_REPEATED_FOR_EACH, _REPEATED_IN_ALL = 20, 1_000
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,7 @@ def draw(space: Mapping[str, Values], trials: int, seed: int) -> list[Setting]:
         if tuple(setting.values()) not in seen:
             seen.add(tuple(setting.values()))
             found.append(setting)
-            repeated = 0
-        elif (repeated := repeated + 1) == _MOST_REPEATED:
+        elif (repeated := repeated + 1) == _REPEATED_FOR_EACH * trials + _REPEATED_IN_ALL:
             raise ValueError(f"trials={trials} different settings could not be drawn, only {len(found)}")
     return found
 
