@@ -142,11 +142,11 @@ def test_signals_that_are_ignored_stay_ignored(run_charlm: CommandLine, names: P
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-@pytest.mark.parametrize(("command", "more", "at_least"), [("train", (), 20), ("sweep", SWEEP, 30)])
+@pytest.mark.parametrize(("command", "more"), [("train", ()), ("sweep", SWEEP)], ids=["train", "sweep"])
 def test_a_process_that_is_killed_anywhere_loses_nothing_but_time(
-    names: Path, tmp_path: Path, command: str, more: tuple[object, ...], at_least: int
+    names: Path, tmp_path: Path, command: str, more: tuple[object, ...]
 ) -> None:
-    """kill -9 at every fifth step of a run and of what it does to files, in processes forked by kill_points.py."""
+    """kill -9 at one in a few steps of training and of what is done to files, in processes forked by kill_points.py."""
     path = os.pathsep.join([str(Path(charlm.__file__).parent.parent), str(Path(__file__).parent)])
     arguments = [command, str(names), *map(str, (*OPTIONS, *more))]
     done = subprocess.run(
@@ -159,7 +159,7 @@ def test_a_process_that_is_killed_anywhere_loses_nothing_but_time(
     )
     assert done.returncode == 0, done.stderr
     runs = sorted(tmp_path.glob("run*"))
-    assert len(runs) >= at_least
+    assert len(runs) >= 20
     whole = contents(tmp_path / "whole")
     for run in runs:
         assert contents(run) == whole, run

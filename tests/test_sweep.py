@@ -598,6 +598,17 @@ def test_nothing_is_written_through_a_link(begun: Path, tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "sweep" / "best").step == STEPS
 
 
+def test_what_is_left_of_the_best_run_is_replaced(begun: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(begun, tmp_path / "clean")
+    shutil.copytree(begun, tmp_path / "sweep")
+    shutil.copytree(finished / "best", tmp_path / "sweep" / "best")
+    (tmp_path / "sweep" / "best" / "metrics.jsonl").write_text("no record\n")
+    for name in ("clean", "sweep"):
+        with Sweep.resume(tmp_path / name) as sweep:
+            sweep.run(4)
+    assert contents(tmp_path / "sweep") == contents(tmp_path / "clean")
+
+
 def test_what_is_no_sweep_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere is not a sweep folder: no such folder$"):
         Sweep.resume(tmp_path / "nowhere")

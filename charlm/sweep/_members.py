@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from charlm import checkpoint, run_folder
+from charlm import checkpoint, metrics, run_folder
 from charlm._memory import check_memory
 from charlm.configuration import KEPT_TEXTS, TrainingConfig
 from charlm.data import Dataset
@@ -108,16 +108,16 @@ class Member:
             raise ValueError(f"its losses are not those of {self.result.step} steps")
 
     def save_as_run(
-        self, folder: Path, vocabulary: Vocabulary, data: Fingerprint, texts: dict[str, bytes] | None
+        self, run_dir: Path, vocabulary: Vocabulary, data: Fingerprint, texts: dict[str, bytes] | None
     ) -> None:
         """Makes an ordinary run of it: the bytes of one that was trained by itself."""
         assert self.trainer is not None
-        folder.mkdir(exist_ok=True)
+        run_dir.mkdir(exist_ok=True)
         # What may be there of a save that was cut off.
-        checkpoint.truncate_metrics(folder, -1)
-        checkpoint.append_metrics(folder, self.curve)
+        run_folder.remove(run_dir / metrics.FILE)
+        checkpoint.append_metrics(run_dir, self.curve)
         checkpoint.save(
-            folder,
+            run_dir,
             config=self.config,
             vocabulary=vocabulary,
             model=self.trainer.model,
