@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from charlm._rules import shown
-from charlm.run_folder import CheckpointError, blamed, open_file
+from charlm.run_folder import CheckpointError, blamed, has_file, open_file
 from charlm.schema import checked, parse_json
 
 FILE = "config.json"
+# What the folder of a sweep has instead, and where the run of its best model is.
+SWEEP_FILE, BEST = "sweep.json", "best"
 FORMAT = 1
 # A vocabulary of all of Unicode takes 5 MB.
 _MAX_BYTES = 1 << 26
@@ -71,6 +73,8 @@ def read_description(run_dir: Path) -> Description:
         CheckpointError: it has not, or there is none.
     """
     path = run_dir / FILE
+    if has_file(run_dir, SWEEP_FILE) and not has_file(run_dir, FILE):
+        raise CheckpointError(f"{run_dir} is the folder of a sweep: at its end, {run_dir / BEST} is the best run")
     file, size = open_file(run_dir, FILE)
     with file:
         if size > _MAX_BYTES:

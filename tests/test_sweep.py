@@ -333,15 +333,14 @@ def test_what_cannot_change_is_named(base: TrainingConfig, tmp_path: Path) -> No
 
 
 def test_a_text_from_a_pipe_is_kept(base: TrainingConfig, tmp_path: Path, fifty_names: str) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    child = os.fork()
-    if child == 0:
-        pipe.write_text(fifty_names)
-        os._exit(0)
-    config = SweepConfig(base=replace(base, path=str(pipe)), options={"context_length": [2, 4], "hidden_dim": [3, 5]})
-    with Sweep.start(config, tmp_path / "sweep"):
-        os.waitpid(child, 0)
+    reading, writing = os.pipe()
+    os.write(writing, fifty_names.encode())
+    os.close(writing)
+    config = SweepConfig(
+        base=replace(base, path=f"/dev/fd/{reading}"), options={"context_length": [2, 4], "hidden_dim": [3, 5]}
+    )
+    Sweep.start(config, tmp_path / "sweep").close()
+    os.close(reading)
     with Sweep.resume(tmp_path / "sweep") as sweep:
         sweep.run()
     assert (tmp_path / "sweep" / "text.txt").read_text() == fifty_names

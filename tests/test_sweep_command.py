@@ -237,9 +237,9 @@ def test_what_is_resumed_keeps_what_it_is(run_charlm: CommandLine, names: Path) 
         "sweep/best is not a sweep folder, or is incomplete: it has no sweep.json"
     )
     run_charlm.output("train", names, *SMALL_MLP, "--steps", 2, "--out", "run", "--quiet")
-    assert run_charlm.error("train", "--resume", "sweep") == (
-        "sweep is not a run folder, or is incomplete: it has no config.json"
-    )
+    for command in (("sample", "sweep"), ("eval", "sweep"), ("train", "--resume", "sweep")):
+        message = "sweep is the folder of a sweep: at its end, sweep/best is the best run"
+        assert run_charlm.error(*command) == message
     assert (
         run_charlm.error("sweep", names, *SMALL_MLP, "--seeds", 2, "--out", "run")
         == "run is not empty: choose another --out"

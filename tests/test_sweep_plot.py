@@ -130,5 +130,5 @@ def test_plot_draws_a_sweep(run_charlm: CommandLine, names: Any) -> None:
     for option in (("--only", "loss"), ("--after", "a"), ("--log-steps",)):
         message = f"{option[0]} goes with a run: of a sweep there is one picture"
         assert run_charlm.error("plot", "sweep", *option) == message
-    assert run_charlm.error("plot", "sweep", "sweep/best").startswith("sweep is not a run folder")
+    assert run_charlm.error("plot", "sweep", "sweep/best").startswith("sweep is the folder of a sweep")
     assert run_charlm.output("plot", "sweep/best", "--only", "loss") == "sweep/best/loss.png\n"

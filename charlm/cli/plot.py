@@ -135,10 +135,10 @@ def _figures_of_run(
 
 
 def _is_sweep(path: str) -> bool:
-    from charlm import run_folder
-    from charlm.sweep import folder
+    from charlm.config_json import SWEEP_FILE
+    from charlm.run_folder import has_file
 
-    return run_folder.has_file(Path(path), folder.FILE)
+    return has_file(Path(path), SWEEP_FILE)
 
 
 def _figure_of_sweep(path: str) -> Figure:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from charlm import checkpoint, run_folder
 from charlm._rules import shown
-from charlm.config_json import check_format
+from charlm.config_json import SWEEP_FILE, check_format
 from charlm.configuration import KEPT_TEXTS
 from charlm.fingerprint import Fingerprint
 from charlm.run_folder import CheckpointError, blamed
@@ -31,10 +31,8 @@ from charlm.sweep.config import SweepConfig
 from charlm.sweep.results import Status, SweepResult, order
 from charlm.tensor_files import MAX_LARGE_HEADER, TensorFile, format_tensors
 
-FILE = "sweep.json"
 RESULTS = "results.jsonl"
 MODELS = "models.safetensors"
-BEST = "best"
 FORMAT = 1
 # A sweep of texts of lists, and of results a line for each model, take far less.
 _MAX_BYTES, _MAX_RESULT = 1 << 24, 1 << 12
@@ -95,7 +93,7 @@ def save(
     lines = (json.dumps(result.to_dict(), allow_nan=False) + "\n" for result in saved.results)
     files: dict[str, list[bytes]] = {
         # A path that is not UTF-8 has lone surrogates, which are written as Python does: \udcff.
-        FILE: [text.encode("utf-8", "backslashreplace")],
+        SWEEP_FILE: [text.encode("utf-8", "backslashreplace")],
         RESULTS: ["".join(lines).encode()],
         **{name: [content] for name, content in (texts or {}).items()},
     }
@@ -108,7 +106,7 @@ def save(
 
 def discard(folder: Path) -> None:
     """Removes what `save` has written, or begun to write."""
-    run_folder.discard_save(folder, (FILE, RESULTS, MODELS, *KEPT_TEXTS.values()))
+    run_folder.discard_save(folder, (SWEEP_FILE, RESULTS, MODELS, *KEPT_TEXTS.values()))
 
 
 def load(folder: Path) -> Saved:
@@ -117,8 +115,8 @@ def load(folder: Path) -> Saved:
     Raises:
         CheckpointError: it is not the folder of a sweep, or damaged, or from a newer charlm.
     """
-    path = folder / FILE
-    content = _read(folder, FILE, _MAX_BYTES)
+    path = folder / SWEEP_FILE
+    content = _read(folder, SWEEP_FILE, _MAX_BYTES)
     with blamed(path, " is not JSON"):
         values = parse_json(content)
     if not isinstance(values, dict):
@@ -162,7 +160,7 @@ def load_tensors(
         if any(count > step for count in rows.values()):
             raise CheckpointError(f"{path} is damaged: it has losses of more than the {step} steps that were done")
         sized = {name: tensor.new_empty((rows.get(name, 0), *tensor.shape[1:])) for name, tensor in growing.items()}
-        checkpoint.check_tensors(path, f"the models of {FILE}", file.tensors, {**expected, **sized})
+        checkpoint.check_tensors(path, f"the models of {SWEEP_FILE}", file.tensors, {**expected, **sized})
         return file.read()
 
 
@@ -208,7 +206,7 @@ def _check_result(found: Mapping[str, Any], number: int, config: SweepConfig) ->
     setting = config.settings[number // config.seeds]
     options = {name: _hashable(value) for name, value in found["options"].items()}
     if (found["model"], found["seed"], options) != (number, own.seed, setting):
-        raise ValueError(f"it is not of model {number} of {FILE}, with the options {shown(dict(setting))}")
+        raise ValueError(f"it is not of model {number} of {SWEEP_FILE}, with the options {shown(dict(setting))}")
     if not 0 <= found["step"] <= own.steps:
         raise ValueError(f"step must be in 0 .. {own.steps}, got {found['step']}")
     if found["status"] in ("done", "stopped") and found["dev"] is None:

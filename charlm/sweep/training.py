@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from charlm import distributed, run_folder
 from charlm._rules import check, check_type
 from charlm.claimed_folder import ClaimedFolder
+from charlm.config_json import BEST, SWEEP_FILE
 from charlm.configuration import KEPT_TEXTS, STANDARD_INPUT
 from charlm.data import Dataset
 from charlm.fingerprint import Fingerprint
@@ -181,7 +182,7 @@ class Sweep:
     @property
     def best_run(self) -> Path | None:
         """The folder of the best model, a run; None before the end, and where all models have diverged."""
-        return self.sweep_dir / folder.BEST if self.finished and _best(self.results()) is not None else None
+        return self.sweep_dir / BEST if self.finished and _best(self.results()) is not None else None
 
     def results(self) -> list[SweepResult]:
         """What came of each model so far, the best one first."""
@@ -290,7 +291,7 @@ class Sweep:
         result = _best(self.results())
         if result is not None:
             texts = folder.kept_texts(self.sweep_dir, self.config)
-            run_dir = self.sweep_dir / folder.BEST
+            run_dir = self.sweep_dir / BEST
             if run_dir.is_symlink() or not run_dir.is_dir():
                 run_folder.remove(run_dir)
             best = self._members[result.model]
@@ -339,7 +340,7 @@ class Sweep:
 
 
 def _new_claim() -> ClaimedFolder:
-    return ClaimedFolder("sweep", folder.FILE, folder.discard)
+    return ClaimedFolder("sweep", SWEEP_FILE, folder.discard)
 
 
 def _check_alone() -> None:
