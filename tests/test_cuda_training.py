@@ -1,4 +1,4 @@
-"""Training in one block of a GPU: the curve, parameters and state of eager PyTorch, whatever the options and shapes."""
+"""Training in blocks of a GPU: the curve, parameters and state of eager PyTorch, whatever the options and shapes."""
 
 from __future__ import annotations
 
@@ -292,3 +292,11 @@ def test_a_model_that_does_not_fit() -> None:
 )
 def test_what_fits_into_a_block(shape: tuple[int, int, int, int, bool], float64: bool, fits: bool) -> None:
     assert _C.trains_in_one_launch(0, *shape, float64) is fits
+
+
+def test_a_full_batch_without_entries() -> None:
+    run = on_device(make_run(SMALL, torch.float32))
+    contexts, row_ptr, targets, counts = (part.to(device) for part in run_counts())
+    rates = torch.full((1,), 0.1, dtype=torch.float64)
+    with pytest.raises(ValueError, match="counts must have a positive sum, got 0"):
+        engine.train_full_steps(run.parameters, [], contexts, 0 * row_ptr, targets[:0], counts[:0], rates)

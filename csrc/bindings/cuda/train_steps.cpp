@@ -30,8 +30,10 @@ class Call {
 
   const Device& device() const { return device_.device; }
 
-  void check_on_device(const char* name, const Tensor& tensor) const {
+  // On the device of the parameters.
+  void check_integers(const char* name, const Tensor& tensor) const {
     check_same_device(name, tensor, "the parameters", population_.parameters[0]);
+    check_integral(name, tensor);
   }
 
   // run(training, library, stream) returns the launcher's error.
@@ -88,14 +90,11 @@ class Call {
 Tensor train_on_batches(const Population& population, const Tensor& contexts, const Tensor& targets,
                         const OptionalTensor& context_index, const Tensor& batch_indices) {
   const Call call(population);
-  call.check_on_device("contexts", contexts);
-  call.check_on_device("targets", targets);
-  check_integral("contexts", contexts);
-  check_integral("targets", targets);
+  call.check_integers("contexts", contexts);
+  call.check_integers("targets", targets);
   check_integral("batch_indices", batch_indices);
   if (context_index.has_value()) {
-    call.check_on_device("context_index", *context_index);
-    check_integral("context_index", *context_index);
+    call.check_integers("context_index", *context_index);
     check(context_index->dim() == 1, "context_index must have shape (N,), got ", ShapeString(*context_index));
   }
   cuda::Batches batches;
@@ -123,14 +122,10 @@ Tensor train_on_batches(const Population& population, const Tensor& contexts, co
 Tensor train_on_all(const Population& population, const Tensor& contexts, const Tensor& row_ptr, const Tensor& targets,
                     const Tensor& counts) {
   const Call call(population);
-  const auto check_integers = [&](const char* name, const Tensor& tensor) {
-    call.check_on_device(name, tensor);
-    check_integral(name, tensor);
-  };
-  check_integers("contexts", contexts);
-  check_integers("row_ptr", row_ptr);
-  check_integers("targets", targets);
-  check_integers("counts", counts);
+  call.check_integers("contexts", contexts);
+  call.check_integers("row_ptr", row_ptr);
+  call.check_integers("targets", targets);
+  call.check_integers("counts", counts);
   cuda::FullBatch batch;
   batch.entries = targets.numel();
   constexpr int64_t kLimit = int64_t{1} << 31;  // rows and entries are numbered in 32 bits
@@ -140,6 +135,7 @@ Tensor train_on_all(const Population& population, const Tensor& contexts, const 
         ShapeString(targets));
   check(counts.sizes().equals(targets.sizes()), "counts must have the shape of targets ", ShapeString(targets),
         ", got ", ShapeString(counts));
+  check(batch.entries > 0, "counts must have a positive sum, got 0");
   check_shape("row_ptr", row_ptr, {{"U+1", contexts.size(0) + 1}});
   const Tensor begins = contiguous_as(row_ptr, ScalarType::Long), classes = contiguous_as(targets, ScalarType::Long);
   const Tensor numbers = contiguous_as(counts, ScalarType::Double), rows = with_rows(contexts);

@@ -2,7 +2,6 @@
 // memory, from which each product of a step takes it in tiles of 4 x 4. Formula and names are those of mlp_step.h; the
 // order is run_groups'.
 //
-//
 // The rows of a tile are their features: h, a 1 whose weight is bias2, and the inputs, which are a 1 whose weight is
 // bias1 and the embeddings. With these ones no bias needs code of its own; with the inputs behind h the direct
 // connection is more columns of weight2. Unlike on the CPU the first layer is not projected per token: 32 rows are few.
