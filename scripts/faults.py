@@ -771,7 +771,7 @@ PYTHON = [
         "charlm/sweep/training.py",
         "if run_dir.is_symlink() or not run_dir.is_dir():",
         "if not run_dir.is_dir():",
-        (SWEEP + "nothing_is_written_through_a_link",),
+        ("tests/test_sweep_folder.py::test_nothing_is_written_through_a_link",),
     ),
     Fault(
         "steps that no record has are forgotten when a sweep is interrupted",
