@@ -1,6 +1,6 @@
 """What the lecture's model takes on the GPU as a whole: many of them at once, and one until it is as good as asked.
 
-A model has one multiprocessor: 132 models have all of an H100, and 264 share them by two.
+A model has a multiprocessor to itself: 132 models have all of an H100, and of 264 two follow each other on each.
 """
 
 from __future__ import annotations

@@ -11,8 +11,6 @@ struct ModelShape {
   bool direct = false;
 
   bool is_bigram() const { return hidden_dim == 0; }
-  // Tensors: see MlpTensors.
-  int64_t parameters() const { return is_bigram() ? 1 : direct ? 6 : 5; }
   // The most tokens, each at a position, that so many contexts have between them.
   int64_t table_rows(int64_t contexts) const {
     return (contexts < vocab_size ? contexts : vocab_size) * context_length;
